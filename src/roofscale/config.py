@@ -1,0 +1,242 @@
+"""The run config: every knob of one training run, its only default and its unit.
+
+Precedence, lowest first: the defaults below, a file, overrides (``batch_size=8``). The same spelling serves the
+phase file, the command line and the MLflow parameter.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roofscale.errors import ConfigError, did_you_mean
+
+DATASETS = ("rid", "roofline", "airs")
+
+# Where a value only says where the same run finds its files, not what it computes.
+_NOT_IN_FINGERPRINT = frozenset({"data_root"})
+
+
+def knob(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A dataclass field with its meaning (unit included) and the values it takes."""
+    metadata = {"meaning": meaning, "low": low, "high": high, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every knob of one training run.
+
+    Raises:
+        ConfigError: a value of the wrong type, out of range, or not among the choices.
+    """
+
+    # data
+    datasets: tuple[str, ...] = knob(("rid",), "data sets to train on, in this order", choices=DATASETS)
+    data_root: str = knob("", "folder with rid/, roofline/, airs/; empty: generated data")
+    split: str = knob("published", "who is in train, val and test: the published split, or a seeded one",
+                      choices=("published", "random"))
+    split_number: int = knob(1, "which of RID's published splits", low=1, high=5)
+    max_samples: int = knob(10, "training samples of each data set (AIRS: windows); 0 = all", low=0)
+    val_samples: int = knob(40, "validation samples of each data set; 0 = all", low=0)
+    image_size: int = knob(512, "side of the square training image, px; a multiple of 32", low=32, high=4096)
+    fit: str = knob("resize", "how an image of another size meets image_size: resize, or pad and crop",
+                    choices=("resize", "crop"))
+    augment: str = knob("light", "training augmentations: none, light (flips, turns, brightness), heavy",
+                        choices=("none", "light", "heavy"))
+    on_bad_sample: str = knob("error", "a broken file: error names it and ends the run; skip counts and logs it",
+                              choices=("error", "skip"))
+    # model
+    encoder: str = knob("resnet34", "timm encoder name")
+    decoder: str = knob("unet", "segmentation-models-pytorch decoder name")
+    pretrained: bool = knob(False, "start the encoder from ImageNet weights (needs the model hub or its cache)")
+    # training
+    batch_size: int = knob(2, "samples per optimiser step per device", low=1)
+    num_workers: int = knob(2, "loader processes; 0 loads in the training process", low=0)
+    prefetch_factor: int = knob(2, "batches each loader process prepares ahead", low=1)
+    epochs: int = knob(1, "passes over each data set", low=1)
+    schedule: str = knob("sequential", "data sets one after the other, or mixed in each epoch",
+                         choices=("sequential", "mixed"))
+    lr: float = knob(1e-3, "peak learning rate of AdamW", low=0.0)
+    lr_schedule: str = knob("onecycle", "how the learning rate moves over the run", choices=("onecycle", "constant"))
+    weight_decay: float = knob(1e-2, "AdamW's decoupled weight decay", low=0.0)
+    grad_clip: float = knob(1.0, "largest gradient norm, L2; 0 = no clipping", low=0.0)
+    precision: str = knob("auto", "arithmetic of the forward pass; auto: the fastest that the device computes natively",
+                          choices=("auto", "fp32", "bf16", "fp16"))
+    channels_last: bool = knob(True, "NHWC memory format for the model and its input")
+    seed: int = knob(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
+    checkpoint_seconds: float = knob(60.0, "seconds between checkpoints; one is also written at SIGTERM", low=0.0)
+    # where and how long
+    compute: str = knob("local", "where the run executes and how much it has (see compute.yaml)")
+    threads: int = knob(0, "CPU threads of the training process; 0: as many as the compute has cores", low=0)
+    timeout_seconds: float = knob(86400.0, "longest a run may take, seconds", low=1.0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if self.image_size % 32:
+            raise ConfigError(f"image_size={self.image_size}: expected a multiple of 32, because the encoder halves "
+                              f"the image five times; try {max(32, round(self.image_size / 32) * 32)}.")
+        if not self.datasets or len(set(self.datasets)) != len(self.datasets):
+            raise ConfigError(f"datasets={list(self.datasets)}: expected one or more of {', '.join(DATASETS)}, "
+                              "each once.")
+
+    def with_overrides(self, overrides: Mapping[str, Any] | Sequence[str]) -> "RunConfig":
+        """Return a copy with ``key=value`` words, or a mapping of typed or written values, applied in order."""
+        pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)
+        return dataclasses.replace(self, **{key: parse_value(key, value) for key, value in pairs})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The config as plain JSON values, key by key in the order of the fields."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+    def written(self) -> dict[str, str]:
+        """The config as it would be written on the command line; also the MLflow parameters."""
+        return {key: _write(value) for key, value in self.as_dict().items()}
+
+    def changed_from(self, other: "RunConfig") -> dict[str, str]:
+        """The knobs, as written, in which this config differs from another."""
+        theirs = other.written()
+        return {key: value for key, value in self.written().items() if value != theirs[key]}
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that name what this config computes, whatever machine or folder it runs in."""
+        what = {key: value for key, value in self.as_dict().items() if key not in _NOT_IN_FINGERPRINT}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+FIELDS: Mapping[str, "dataclasses.Field[Any]"] = types.MappingProxyType(
+    {field.name: field for field in dataclasses.fields(RunConfig)}
+)
+_TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
+
+
+def load(file: Path | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> RunConfig:
+    """Resolve a run config: the defaults, then a YAML file, then overrides.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key or a value that does not fit.
+    """
+    config = RunConfig()
+    if file is not None:
+        config = config.with_overrides(_read_mapping(file))
+    return config.with_overrides(overrides)
+
+
+def parse_value(key: str, value: Any) -> Any:
+    """Turn a written or typed value into the type of the field ``key``.
+
+    Raises:
+        ConfigError: an unknown key, or a value that the field's type cannot take.
+    """
+    if key not in FIELDS:
+        raise ConfigError(f"{key!r} is no knob of the run config.{did_you_mean(key, FIELDS)}")
+    try:
+        return _convert(_TYPES[key], value)
+    except (ValueError, TypeError, OverflowError) as error:
+        example = _write(FIELDS[key].default) or "path/to/folder"
+        raise ConfigError(f"{key}={value!r}: expected {_type_name(_TYPES[key])} ({FIELDS[key].metadata['meaning']}), "
+                          f"such as {key}={example}.") from error
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    if kind is bool:
+        return _to_bool(value)
+    if kind is int:
+        return _to_int(value)
+    if kind is float:
+        if isinstance(value, bool):
+            raise ValueError(value)
+        return float(value)
+    if kind is str:
+        if not isinstance(value, str | int | float | Path):
+            raise ValueError(value)
+        return str(value)
+    if isinstance(value, str):
+        value = [part.strip().strip("'\"") for part in value.strip().strip("[]()").split(",") if part.strip()]
+    return tuple(str(part) for part in value)
+
+
+def _to_bool(value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).strip().lower() not in words:
+        raise ValueError(value)
+    return words[str(value).strip().lower()]
+
+
+def _to_int(value: Any) -> int:
+    """Take 8, '8' and '1e4' (PyYAML leaves that a string), but not 8.5 and not a truth value."""
+    if isinstance(value, bool):
+        raise ValueError(value)
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            value = float(value)
+    if value != int(value):
+        raise ValueError(value)
+    return int(value)
+
+
+def _write(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _type_name(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return names.get(kind, "a list separated by commas")
+
+
+def _split_override(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigError(f"{word!r}: expected key=value, such as batch_size=8.")
+    return key.strip(), value.strip()
+
+
+def _check(field: "dataclasses.Field[Any]", value: Any) -> None:
+    low, high, choices = (field.metadata[k] for k in ("low", "high", "choices"))
+    where = f"{field.name}={_write(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number.")
+    if (low is not None and value < low) or (high is not None and value > high):
+        span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise ConfigError(f"{where}: expected {span} ({field.metadata['meaning']}).")
+    for word in (value if isinstance(value, tuple) else (value,)) if choices else ():
+        if word not in choices:
+            raise ConfigError(f"{where}: expected {' or '.join(choices)}.{did_you_mean(str(word), choices)}")
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    import yaml  # only runs that name a file pay for it
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read as a run config ({error}); expected lines like 'batch_size: 8'."
+                          ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected lines like 'batch_size: 8', found {type(content).__name__}.")
+    return content

@@ -1,0 +1,163 @@
+"""What a run yielded, as plain data: the outcome, the curves, and one flat table of metrics.
+
+A training process appends **events** (one JSON object a line) to ``events.jsonl`` in its run folder; whoever runs it
+samples its resources from outside. ``runners`` joins the two into a ``Measurement``, which is a file in the run folder
+and, through ``tracking``, an MLflow run. Nothing here imports torch or mlflow.
+"""
+
+import dataclasses
+import enum
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class Outcome(enum.StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    CUDA_OOM = "cuda_oom"
+    HOST_OOM = "host_oom"
+    SHM_FULL = "shm_full"
+    DIVERGED = "diverged"
+    DATA_ERROR = "data_error"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step."""
+
+    step: int  # optimiser steps done, the first is 1
+    epoch: int  # pass over the data of this step, from 0
+    dataset: str  # where the batch came from; several joined by '+' when mixed
+    samples: int  # samples seen so far, this batch included
+    loss: float  # training loss of the batch
+    grad_norm: float  # L2, before clipping
+    lr: float
+    seconds: float  # wall time of the whole step, waiting included
+    wait_seconds: float  # of these, waiting for the loader
+    time: float  # epoch seconds (time.time) at the end of the step
+    memory_mib: float = math.nan  # host memory of the whole process tree nearest that moment
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One pass over one data set's validation samples."""
+
+    step: int  # optimiser steps done before it; 0 = before training
+    epoch: int
+    dataset: str
+    sample_ids: tuple[str, ...]
+    losses: tuple[float, ...]  # loss of each sample, same order as the ids
+    constant_losses: tuple[float, ...]  # loss of each sample under the best constant prediction (class priors)
+    metrics: Mapping[str, float]  # 'iou_roof', 'f1_roof', 'accuracy_roof', ..., 'iou' (mean over present channels)
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MemoryPoint:
+    """Host memory of the process tree at one moment."""
+
+    time: float  # epoch seconds
+    mib: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one run yielded; complete whatever the outcome, with NaN for what was never reached."""
+
+    outcome: Outcome
+    detail: str  # one line for a person: why it ended so, and what to do where it failed
+    fingerprint: str  # of the run config that ran
+    steps: tuple[StepRecord, ...] = ()
+    validations: tuple[Validation, ...] = ()
+    memory: tuple[MemoryPoint, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)  # names from METRICS, or val/<data set>/<metric>
+    facts: Mapping[str, str] = field(default_factory=dict)  # device, precision, memory source, data fingerprint, ...
+
+    def metric(self, name: str) -> float:
+        """The metric's value, NaN where the run did not yield it."""
+        return float(self.metrics.get(name, math.nan))
+
+    def save(self, file: Path) -> None:
+        """Write as JSON, atomically: a reader finds the old file or the whole new one."""
+        write_json(file, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, file: Path) -> "Measurement":
+        """Read what ``save`` wrote."""
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        return cls(
+            outcome=Outcome(raw["outcome"]),
+            detail=raw["detail"],
+            fingerprint=raw["fingerprint"],
+            steps=tuple(StepRecord(**r) for r in raw["steps"]),
+            validations=tuple(read_validation(r) for r in raw["validations"]),
+            memory=tuple(MemoryPoint(**r) for r in raw["memory"]),
+            metrics=raw["metrics"],
+            facts=raw["facts"],
+        )
+
+
+def read_validation(raw: Mapping[str, Any]) -> Validation:
+    """Build a validation from its JSON form, lists back to tuples."""
+    tuples = {key: tuple(raw[key]) for key in ("sample_ids", "losses", "constant_losses")}
+    return Validation(**{**raw, **tuples})
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON through a temporary neighbour and a rename, so that a kill never leaves half a file."""
+    temporary = file.with_name(f".{file.name}.partial")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(file)
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """A metric's unit and meaning, for tables, documents and the check of phase files."""
+
+    unit: str
+    meaning: str
+
+
+# The one list of metric names. MLflow groups by the part before the slash.
+METRICS: Mapping[str, MetricInfo] = types.MappingProxyType({
+    "memory/peak_mib": MetricInfo("MiB", "largest host memory of the process tree, reclaimable page cache left out"),
+    "memory/share": MetricInfo("share", "memory/peak_mib over the compute's memory"),
+    "memory/kernel_peak_mib": MetricInfo("MiB", "the kernel's own peak of the run's cgroup; counts page cache too"),
+    "memory/workers_mib": MetricInfo("MiB", "loader processes' part at the peak"),
+    "memory/shm_mib": MetricInfo("MiB", "largest use of shared memory (/dev/shm)"),
+    "memory/mib_per_sample": MetricInfo("MiB", "peak less what was held before the first step, over the batch size"),
+    "memory/growth_mib_per_step": MetricInfo("MiB", "lasting growth of host memory a step (Theil-Sen slope)"),
+    "speed/samples_per_s": MetricInfo("1/s", "training samples a second, from the median step"),
+    "speed/seconds_per_sample": MetricInfo("s", "seconds a training sample, from the median step"),
+    "speed/seconds_per_epoch": MetricInfo("s", "mean wall time of a training epoch, validation left out"),
+    "speed/data_stall": MetricInfo("share", "share of a step's time spent waiting for the loader, against a cached "
+                                            "batch"),
+    "speed/setup_seconds": MetricInfo("s", "from the start of the process to the first training step"),
+    "speed/run_seconds": MetricInfo("s", "the whole run, process start and validation included"),
+    "cpu/utilisation": MetricInfo("share", "CPU time of the process tree over wall time x cores of the compute"),
+    "cpu/io_wait": MetricInfo("share", "the machine's time in I/O wait over wall time x cores"),
+    "disk/read_mib_s": MetricInfo("MiB/s", "read from storage by the process tree"),
+    "disk/write_mib_s": MetricInfo("MiB/s", "written to storage by the process tree"),
+    "network/received_mib_s": MetricInfo("MiB/s", "received by the machine"),
+    "network/sent_mib_s": MetricInfo("MiB/s", "sent by the machine"),
+    "gpu/utilisation": MetricInfo("share", "time with a kernel on the GPU, mean"),
+    "gpu/memory_peak_mib": MetricInfo("MiB", "largest GPU memory reserved by the run"),
+    "gpu/memory_share": MetricInfo("share", "gpu/memory_peak_mib over the GPU's usable memory"),
+    "gpu/power_w": MetricInfo("W", "mean power of the GPU"),
+    "gpu/alloc_retries": MetricInfo("count", "times the CUDA allocator freed its cache and tried again"),
+    "train/loss": MetricInfo("", "training loss of a batch (in the summary: mean of the last tenth of the steps)"),
+    "train/grad_norm": MetricInfo("", "gradient norm before clipping, L2"),
+    "train/lr": MetricInfo("", "learning rate"),
+    "train/steps": MetricInfo("count", "optimiser steps done"),
+    "train/samples": MetricInfo("count", "training samples seen"),
+    "train/skipped_samples": MetricInfo("count", "broken samples left out under on_bad_sample=skip"),
+})
