@@ -1,0 +1,48 @@
+"""Make torchvision importable beside any torch.
+
+timm and segmentation-models-pytorch import torchvision, though neither uses its compiled operators. PyPI's torchvision
+for Linux is built against CUDA; beside a CPU-only torch its operators do not load, and the import dies where it gives
+them a shape rule: ``operator torchvision::nms does not exist``.
+"""
+
+import importlib
+import sys
+
+# The schema that torchvision itself declares for both (torchvision/csrc/ops).
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_OPERATORS = ("torchvision::nms", "torchvision::qnms")
+
+
+def import_torchvision() -> None:
+    """Import torchvision; where its operators are missing, declare the two it stumbles over and import again.
+
+    Nothing is declared up front: a build whose operators load must find its names free.
+
+    Raises:
+        ImportError, RuntimeError: torchvision cannot be imported for any other reason.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if not _is_missing_operator(error):
+            raise
+        _forget_torchvision()
+        _declare_operators()
+        importlib.import_module("torchvision")
+
+
+def _is_missing_operator(error: RuntimeError) -> bool:
+    return any(f"operator {operator} does not exist" in str(error) for operator in _OPERATORS)
+
+
+def _forget_torchvision() -> None:
+    """Drop what the failed import left behind, or the second one would find half a package."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def _declare_operators() -> None:
+    import torch
+
+    for operator in _OPERATORS:
+        torch.library.define(operator, _SCHEMA)  # torch keeps the definition alive for the life of the process

@@ -1,0 +1,37 @@
+"""What every test shares: a calm machine, and where the real samples lie."""
+
+import os
+
+# Before torch or albumentations is imported. Two OpenMP threads thrash on a busy two-core machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the working tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_samples() -> Path:
+    """The folder of real samples beside the working tree; the test is skipped where there is none."""
+    folder = ROOT.parent / "shared" / "samples"
+    if not folder.is_dir():
+        pytest.skip("real samples are not on this machine (../shared/samples)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may write to the user's MLflow store, nor to a run that an outer `mlflow run` opened."""
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
