@@ -1,0 +1,93 @@
+"""A timm encoder with a segmentation-models-pytorch decoder: images in, one logit per pixel and channel out."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from roofscale.config import RunConfig
+from roofscale.data.sample import CHANNELS
+from roofscale.errors import ConfigError, did_you_mean
+from roofscale.torch_compat import import_torchvision
+
+# ImageNet statistics of RGB in 0..255, which timm's weights expect (timm.data.constants).
+_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+class RoofNet(nn.Module):
+    """Normalise, then segment: the normalisation is part of the model, so that a logged model is whole.
+
+    ``(N,3,H,W)`` uint8, or float in 0..255, to ``(N,K,H,W)`` float32 logits over ``CHANNELS``; H and W multiples of 32.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits, whatever the precision inside."""
+        logits_NKHW: torch.Tensor = self.net((image_NCHW.float() - self.mean) / self.std)
+        return logits_NKHW.float()
+
+
+def build(config: RunConfig) -> RoofNet:
+    """Build the model of a run config with seeded weights.
+
+    Raises:
+        ConfigError: an unknown encoder or decoder, a pair that does not fit together, or unreachable weights.
+    """
+    import_torchvision()
+    import segmentation_models_pytorch as smp
+    import timm
+
+    decoders = list(smp.MODEL_ARCHITECTURES_MAPPING)
+    if config.decoder not in decoders:
+        raise ConfigError(f"decoder={config.decoder}: no decoder of segmentation-models-pytorch."
+                          f"{did_you_mean(config.decoder, decoders)}")
+    if not timm.is_model(config.encoder):
+        raise ConfigError(f"encoder={config.encoder}: no model of timm."
+                          f"{_nearest_encoder(config.encoder, timm.list_models())}")
+    torch.manual_seed(config.seed)
+    try:
+        net = smp.create_model(
+            config.decoder,
+            encoder_name=f"tu-{config.encoder}",
+            encoder_weights="imagenet" if config.pretrained else None,
+            classes=len(CHANNELS),
+        )
+    except Exception as error:  # smp, timm and the hub each raise their own
+        raise _explain(config, error) from error
+    return RoofNet(net)
+
+
+def _nearest_encoder(name: str, known: list[str]) -> str:
+    near = did_you_mean(name, known)
+    return near if near.startswith(" Did") else " List them with: python -c 'import timm; print(timm.list_models())'"
+
+
+def _explain(config: RunConfig, error: Exception) -> ConfigError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if config.pretrained:
+        return ConfigError(
+            f"pretrained=true: the weights of {config.encoder} could not be loaded ({reason}). Where the model hub "
+            "cannot be reached, fill its cache (HF_HOME) on a machine that can and copy it here, "
+            "or set pretrained=false."
+        )
+    return ConfigError(f"encoder={config.encoder} decoder={config.decoder}: they do not go together ({reason}); "
+                       "try decoder=unet, or another encoder.")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of trained values."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def memory_format(config: RunConfig) -> Any:
+    """The torch memory format that the run config asks for."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format

@@ -1,0 +1,56 @@
+"""Which device and arithmetic a run gets, from what the machine really computes natively."""
+
+from dataclasses import dataclass
+
+import torch
+
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run computes and in what arithmetic."""
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+    why: str  # one sentence for a person
+
+    def autocast(self) -> torch.autocast:
+        """The context of the forward pass and the loss."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+
+
+def choose(config: RunConfig) -> Device:
+    """Choose the device and resolve ``precision``.
+
+    ``auto`` takes bf16 where it is native (CUDA compute capability 8.0 and later; a CPU with AVX512-BF16 or AMX, where
+    it takes less than half the time of fp32), fp16 on older GPUs, and fp32 on other CPUs, which only emulate bf16.
+
+    Raises:
+        ConfigError: fp16 on a CPU, or bf16 on a GPU that lacks it.
+    """
+    if torch.cuda.is_available():
+        return _cuda(config)
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    cpu = torch.device("cpu")
+    if config.precision == "fp16":
+        raise ConfigError("precision=fp16: a CPU has no fast fp16; use precision=auto, or compute with a GPU.")
+    if config.precision != "auto":
+        slow = "" if native or config.precision == "fp32" else ", which this CPU only emulates, slowly"
+        return Device(cpu, config.precision, f"{config.precision} as asked{slow}")
+    if native:
+        return Device(cpu, "bf16", "bf16: this CPU has AVX512-BF16 or AMX")
+    return Device(cpu, "fp32", "fp32: this CPU has no native bf16 (AVX512-BF16 or AMX)")
+
+
+def _cuda(config: RunConfig) -> Device:
+    gpu = torch.device("cuda")
+    name, has_bf16 = torch.cuda.get_device_name(), torch.cuda.get_device_capability() >= (8, 0)
+    if config.precision == "bf16" and not has_bf16:
+        raise ConfigError(f"precision=bf16: {name} has no native bf16 (compute capability 8.0); use fp16 or auto.")
+    if config.precision != "auto":
+        return Device(gpu, config.precision, f"{config.precision} as asked, on {name}")
+    precision = "bf16" if has_bf16 else "fp16"
+    return Device(gpu, precision, f"{precision}: the fastest that {name} computes natively")

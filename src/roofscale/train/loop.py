@@ -1,0 +1,188 @@
+"""The training loop: build, record, fit. It knows no tracker: it is handed a function that takes events.
+
+Events are the JSON objects that ``roofscale.measurement`` describes; the same ones whether a person, a file or MLflow
+is at the other end.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from roofscale.config import RunConfig
+from roofscale.data.loader import make_loader
+from roofscale.data.sample import Batch, Source
+from roofscale.data.sources import DataSplit
+from roofscale.train import checkpoint
+from roofscale.train.trainer import Trainer
+from roofscale.train.validate import prediction_sheet, validate
+
+Emit = Callable[[str, Mapping[str, Any]], None]  # (event name, fields)
+
+_CACHED_STEPS = 5  # steps on a cached batch that data stall is measured against; their median is used
+
+
+class Interrupted(Exception):
+    """Somebody asked the run to stop; a checkpoint is on disk."""
+
+
+class Diverged(Exception):
+    """The loss or the gradients are no longer finite."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over training data."""
+
+    epoch: int
+    datasets: tuple[str, ...]  # trained on, shuffled together
+    seen: tuple[str, ...]  # trained on so far, so validated after this pass
+
+
+def passes(config: RunConfig) -> list[Pass]:
+    """The passes of a run: ``epochs`` of each data set in turn, or ``epochs`` of all mixed."""
+    if config.schedule == "mixed":
+        return [Pass(epoch, config.datasets, config.datasets) for epoch in range(config.epochs)]
+    return [
+        Pass(place * config.epochs + epoch, (name,), config.datasets[: place + 1])
+        for place, name in enumerate(config.datasets)
+        for epoch in range(config.epochs)
+    ]
+
+
+class Run:
+    """One training run in a run folder: resumes by itself from the checkpoint that it finds there."""
+
+    def __init__(
+        self, config: RunConfig, splits: Mapping[str, DataSplit], folder: Path, emit: Emit, stopping: Callable[[], bool]
+    ) -> None:
+        self.config, self.splits, self.folder, self.emit, self.stopping = config, splits, folder, emit, stopping
+        self.passes = passes(config)
+        self.steps_planned = sum(len(self._loader(one)) for one in self.passes)
+        self.trainer = Trainer(config, self.steps_planned)
+        self._saved_at = time.monotonic()
+        self._step_seconds: list[float] = []
+        self._batch: Batch | None = None
+
+    def fit(self) -> None:
+        """Train to the end, or to the first reason not to.
+
+        Raises:
+            Interrupted: ``stopping`` said so; a checkpoint is on disk.
+            Diverged: the loss or the gradients are not finite.
+            DataError: a broken sample under ``on_bad_sample=error``.
+        """
+        self._resume()
+        try:
+            if self.trainer.progress.step == 0:
+                self._validate(self.config.datasets, "before training")
+            for one in self.passes[self.trainer.progress.epoch :]:
+                self._train(one)
+                self._validate(one.seen, f"after pass {one.epoch + 1} of {len(self.passes)}")
+                self.trainer.progress.epoch += 1
+                self.trainer.progress.batch = 0
+        except Interrupted:
+            self._save()
+            raise
+        self._write_sheets()
+        self._measure_data_stall()
+
+    def _loader(self, one: Pass, skip: int = 0) -> "torch.utils.data.DataLoader[Batch]":
+        sources: list[Source] = [self.splits[name].train for name in one.datasets]
+        return make_loader(self.config, sources, epoch=one.epoch, train=True, skip_batches=skip)
+
+    def _resume(self) -> None:
+        file = self.folder / checkpoint.CHECKPOINT
+        if file.exists():
+            self.trainer.restore(checkpoint.load(file, self.config.fingerprint))
+        if (self.folder / "events.jsonl").exists():
+            self.emit("resumed", {"step": self.trainer.progress.step})
+
+    def _train(self, one: Pass) -> None:
+        progress = self.trainer.progress
+        clock = time.perf_counter()
+        for batch in self._loader(one, skip=progress.batch):
+            wait = time.perf_counter() - clock
+            progress.batch += 1
+            progress.skipped += len(batch.skipped)
+            if len(batch.ids):
+                self._step(one, batch, clock, wait)
+            self._tick()
+            if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
+                self._save()
+            clock = time.perf_counter()
+
+    def _step(self, one: Pass, batch: Batch, clock: float, wait: float) -> None:
+        progress, lr = self.trainer.progress, self.trainer.lr
+        loss, norm = self.trainer.step(batch)
+        progress.step += 1
+        progress.samples += len(batch.ids)
+        seconds = time.perf_counter() - clock
+        self._step_seconds.append(seconds)
+        self._batch = batch
+        record = {
+            "step": progress.step,
+            "epoch": one.epoch,
+            "dataset": "+".join(sorted({name.partition("/")[0] for name in batch.ids})),
+            "samples": progress.samples,
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": lr,
+            "seconds": seconds,
+            "wait_seconds": wait,
+        }
+        self.emit("step", record)
+        # Under fp16 the scaler meets infinite gradients as a matter of course, and skips that step.
+        if not np.isfinite(loss) or not (np.isfinite(norm) or self.trainer.scaler.is_enabled()):
+            raise Diverged(
+                f"loss {loss:g}, gradient norm {norm:g} at step {progress.step}: no longer finite; "
+                f"lower lr (now {self.config.lr:g}) or set precision=fp32."
+            )
+
+    def _tick(self) -> None:
+        if self.stopping():
+            raise Interrupted(f"asked to stop at step {self.trainer.progress.step} of {self.steps_planned}")
+
+    def _save(self) -> None:
+        checkpoint.save(self.trainer.state(), self.folder / checkpoint.CHECKPOINT)
+        self._saved_at = time.monotonic()
+        self.emit("note", {"text": f"checkpoint at step {self.trainer.progress.step}"})
+
+    def _validate(self, datasets: tuple[str, ...], when: str) -> None:
+        self.emit("note", {"text": f"validating {when}"})
+        found = [validate(self.trainer, self.splits[name].val, self._tick) for name in datasets]
+        for validation in found:
+            self.emit("validation", {"validation": vars(validation)})
+        mean = statistics.fmean(v.metrics["loss"] for v in found)
+        # Only passes that validated every data set can be compared for the best; 'before training' is no model.
+        if set(datasets) == set(self.config.datasets) and self.trainer.progress.step and not (
+            mean > self.trainer.progress.best
+        ):
+            self.trainer.progress.best = mean
+            content = {"fingerprint": self.config.fingerprint, "model": self.trainer.model.state_dict()}
+            checkpoint.save(content, self.folder / checkpoint.BEST)
+
+    def _write_sheets(self) -> None:
+        for name in self.config.datasets:
+            sheet = prediction_sheet(self.trainer, self.splits[name].val, self.config)
+            np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **sheet)
+
+    def _measure_data_stall(self) -> None:
+        """Repeat the last batch, in memory, after all that counts is on disk, and compare the step times.
+
+        The first step of the run pays for one-off set-up (kernel choice, allocator) and is left out on both sides.
+        """
+        if self._batch is None or len(self._step_seconds) < 3:
+            return
+        seconds = []
+        for _ in range(_CACHED_STEPS + 1):
+            clock = time.perf_counter()
+            self.trainer.step(self._batch)
+            seconds.append(time.perf_counter() - clock)
+        cached, real = statistics.median(seconds[1:]), statistics.median(self._step_seconds[1:])
+        self.emit("metrics", {"metrics": {"speed/data_stall": max(0.0, 1 - cached / real)}})

@@ -1,0 +1,42 @@
+"""Counts first, ratios later: true and false positives and negatives of each channel, summed over samples, then ratios.
+
+An absent class gives NaN and is left out of means; a channel that a data set does not label is not counted at all.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from roofscale.data.sample import CHANNELS
+
+
+def count(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: torch.Tensor) -> torch.Tensor:
+    """Count pixels at probability 0.5.
+
+    Returns:
+        ``(4,K)`` int64: tp, fp, fn, tn of each channel, over the samples that label it.
+    """
+    import segmentation_models_pytorch as smp
+
+    counts = smp.metrics.get_stats(logits_NKHW.sigmoid(), target_NKHW.long(), mode="multilabel", threshold=0.5)
+    return torch.stack([(c * labelled_NK).sum(0) for c in counts])
+
+
+def ratios(counts_4K: torch.Tensor, labelled: Sequence[bool]) -> dict[str, float]:
+    """IoU, F1 and accuracy of each labelled channel, and the means over those present.
+
+    Returns:
+        ``iou_roof``, ``f1_roof``, ``accuracy_roof``, ..., and ``iou``, ``f1``, ``accuracy``.
+    """
+    import segmentation_models_pytorch as smp
+
+    functions = {"iou": smp.metrics.iou_score, "f1": smp.metrics.f1_score, "accuracy": smp.metrics.accuracy}
+    result: dict[str, float] = {}
+    for name, function in functions.items():
+        values_K = function(*counts_4K.unsqueeze(1), reduction="none", zero_division=math.nan).squeeze(0).tolist()
+        by_channel = {c: v for c, v, known in zip(CHANNELS, values_K, labelled, strict=True) if known}
+        result |= {f"{name}_{channel}": value for channel, value in by_channel.items()}
+        present = [value for value in by_channel.values() if not math.isnan(value)]
+        result[name] = sum(present) / len(present) if present else math.nan
+    return result

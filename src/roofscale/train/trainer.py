@@ -1,0 +1,107 @@
+"""One training step and everything that it changes: model, optimiser, schedule, scaler and progress."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from roofscale import model as models
+from roofscale.config import RunConfig
+from roofscale.data.sample import Batch
+from roofscale.train import device as devices
+from roofscale.train.loss import mean_labelled, sample_losses
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the weights, all that resuming needs."""
+
+    epoch: int = 0  # passes done
+    batch: int = 0  # batches done of the pass under way
+    step: int = 0  # optimiser steps done
+    samples: int = 0  # training samples seen
+    skipped: int = 0  # broken samples left out
+    best: float = math.inf  # least mean validation loss so far
+
+
+class Trainer:
+    """The trained state of a run and the step that changes it."""
+
+    def __init__(self, config: RunConfig, total_steps: int) -> None:
+        self.config = config
+        self.where = devices.choose(config)
+        self.format = models.memory_format(config)
+        # A net that is built from a seed and then moved has the same weights on every device.
+        self.model: nn.Module = models.build(config).to(self.where.device, memory_format=self.format)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.schedule = _lr_schedule(config, self.optimizer, total_steps)
+        self.scaler = torch.amp.GradScaler(self.where.device.type, enabled=self.where.precision == "fp16")
+        self.progress = Progress()
+
+    def to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Move image, target and labelled to the device, the image in the model's memory format."""
+        to = self.where.device
+        image_NCHW = batch.image_NCHW.to(to, non_blocking=True).contiguous(memory_format=self.format)
+        return image_NCHW, batch.target_NKHW.to(to, non_blocking=True), batch.labelled_NK.to(to, non_blocking=True)
+
+    def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+        """Logits in the run's precision, returned as float32."""
+        with self.where.autocast():
+            logits_NKHW: torch.Tensor = self.model(image_NCHW)
+        return logits_NKHW
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """Take one optimiser step; return the loss and the gradient norm before clipping.
+
+        The randomness of a step (dropout) is a function of the seed and the step alone, so that a resumed run needs
+        no generator state. A non-finite loss changes nothing: the caller ends the run as diverged.
+        """
+        torch.manual_seed(self.config.seed * 1_000_003 + self.progress.step)
+        self.model.train()
+        image_NCHW, target_NKHW, labelled_NK = self.to_device(batch)
+        logits_NKHW = self.forward(image_NCHW)
+        loss = mean_labelled(sample_losses(logits_NKHW, target_NKHW, labelled_NK), labelled_NK)
+        if not torch.isfinite(loss):
+            return loss.item(), math.nan
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return loss.item(), norm.item()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds: tensors and plain values only."""
+        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return {"fingerprint": self.config.fingerprint, "progress": dataclasses.asdict(self.progress), **parts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state that ``state`` gave."""
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.progress = Progress(**state["progress"])
+
+
+_PARTS = ("model", "optimizer", "schedule", "scaler")
+
+
+def _lr_schedule(
+    config: RunConfig, optimizer: torch.optim.Optimizer, total_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.lr_schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+    # One step beyond the last, because torch's scheduler is also stepped after the last one; two at the least,
+    # because its warm-up divides by the steps between.
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=max(total_steps + 1, 4))

@@ -1,0 +1,69 @@
+"""Validation: the loss of each sample, the best constant's loss on the same sample, and ratios from counts."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from roofscale.config import RunConfig
+from roofscale.data.loader import make_loader
+from roofscale.data.sample import CHANNELS, Source
+from roofscale.measurement import Validation
+from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
+from roofscale.train.metrics import count, ratios
+from roofscale.train.trainer import Trainer
+
+Tick = Callable[[], None]  # called after each batch; raises to stop
+
+
+@torch.inference_mode()
+def validate(trainer: Trainer, source: Source, tick: Tick) -> Validation:
+    """Run the model over all of a validation split, in a fixed order, without augmentation."""
+    start = time.perf_counter()
+    trainer.model.eval()
+    counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
+    ids: list[str] = []
+    losses, shares, known = [], [], []
+    for batch in make_loader(trainer.config, [source], epoch=0, train=False):
+        image_NCHW, target_NKHW, labelled_NK = trainer.to_device(batch)
+        logits_NKHW = trainer.forward(image_NCHW)
+        losses_NK = sample_losses(logits_NKHW, target_NKHW, labelled_NK)
+        losses.append(mean_labelled(losses_NK, labelled_NK, dim=1).cpu())
+        shares.append(target_NKHW.float().mean((2, 3)).cpu())
+        known.append(labelled_NK.cpu())
+        counts_4K += count(logits_NKHW, target_NKHW, labelled_NK).cpu()
+        ids += batch.ids
+        tick()
+    constants = constant_losses(torch.cat(shares), torch.cat(known))
+    return Validation(
+        step=trainer.progress.step,
+        epoch=trainer.progress.epoch,
+        dataset=source.name,
+        sample_ids=tuple(ids),
+        losses=tuple(torch.cat(losses).tolist()),
+        constant_losses=tuple(constants.tolist()),
+        metrics={"loss": torch.cat(losses).mean().item(), **ratios(counts_4K, source.labelled)},
+        seconds=time.perf_counter() - start,
+    )
+
+
+@torch.inference_mode()
+def prediction_sheet(trainer: Trainer, source: Source, config: RunConfig, most: int = 4) -> dict[str, np.ndarray]:
+    """The first validation samples with what the model makes of them.
+
+    Returns:
+        ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16 and ``ids``.
+    """
+    trainer.model.eval()
+    images, targets, probabilities, ids = [], [], [], []
+    for batch in make_loader(config.with_overrides({"num_workers": 0}), [source], epoch=0, train=False):
+        logits_NKHW = trainer.forward(trainer.to_device(batch)[0])
+        images.append(batch.image_NCHW.permute(0, 2, 3, 1).numpy())
+        targets.append(batch.target_NKHW.numpy())
+        probabilities.append(logits_NKHW.sigmoid().half().cpu().numpy())
+        ids += batch.ids
+        if len(ids) >= most:
+            break
+    arrays = {"image": images, "target": targets, "probability": probabilities}
+    return {name: np.concatenate(parts)[:most] for name, parts in arrays.items()} | {"ids": np.array(ids[:most])}
