@@ -1,0 +1,250 @@
+"""The criteria that a phase file may ask for: name, meaning, limits with their sources, and a pure function each.
+
+The statistics live in ``train.health``; here they meet a step's measurement, the ones it is compared with, and the
+repeats of the same step under other seeds.
+
+How repeats pool: validation losses are averaged per sample over the seeds before the paired test, because the losses
+of one sample under several seeds are not independent; step times are pooled; memory counts by its worst run; curves
+are judged run by run, where any failed run fails and a run without enough evidence weighs nothing beside one with it.
+"""
+
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from roofscale.measurement import Measurement, Outcome, Validation
+from roofscale.phases.expectation import Expectation, compare
+from roofscale.train import health
+from roofscale.train.health import Finding, Verdict, combine
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number that a phase file may set."""
+
+    default: float
+    meaning: str  # unit and source included
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a criterion may look at."""
+
+    measurement: Measurement
+    previous: Measurement | None = None  # the step before
+    base: Measurement | None = None  # the first step of the phase
+    repeats: tuple[Measurement, ...] = ()  # the same step under other seeds
+    expect: tuple[Expectation, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Measurement, ...]:
+        """The measurement and its repeats."""
+        return (self.measurement, *self.repeats)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One entry of CRITERIA."""
+
+    meaning: str
+    judge: Callable[[Evidence, Mapping[str, float]], Finding]
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+
+
+def _completes(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    for run in evidence.runs:
+        if run.outcome is not Outcome.OK:
+            stopped = run.outcome is Outcome.INTERRUPTED  # says nothing about the config: run it again
+            verdict = Verdict.INSUFFICIENT_EVIDENCE if stopped else Verdict.FAILED
+            return Finding(verdict, f"{run.outcome}: {run.detail}")
+    seconds = evidence.measurement.metric("speed/run_seconds")
+    return Finding(Verdict.PASSED, "ran to its end" + (f" in {seconds:.0f} s" if math.isfinite(seconds) else ""))
+
+
+def _memory(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    shares = {"host": _worst_metric(evidence, "memory/share"), "GPU": _worst_metric(evidence, "gpu/memory_share")}
+    if math.isnan(shares["GPU"]) and all(run.metrics.get("gpu/memory_share") is None for run in evidence.runs):
+        del shares["GPU"]  # a run without a GPU
+    if not all(map(math.isfinite, shares.values())):
+        return Finding(Verdict.INSUFFICIENT_EVIDENCE, "peak memory was not measured")
+    over = any(share >= limits["max_share"] for share in shares.values())
+    peak = _worst_metric(evidence, "memory/peak_mib")
+    text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return Finding(
+        Verdict.FAILED if over else Verdict.PASSED,
+        f"peak memory {text} of the compute's"
+        + (f", {peak:.0f} MiB" if math.isfinite(peak) else "")
+        + f" (limit {limits['max_share']:.0%})",
+        {f"{name.lower()}_share": share for name, share in shares.items()},
+    )
+
+
+def _data_stall(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    stalls = [run.metric("speed/data_stall") for run in evidence.runs]
+    if not all(map(math.isfinite, stalls)):
+        return Finding(Verdict.INSUFFICIENT_EVIDENCE, "the wait for the loader was not measured")
+    stall = float(np.median(stalls))
+    return Finding(
+        Verdict.FAILED if stall > limits["max_share"] else Verdict.PASSED,
+        f"{stall:.0%} of a step's time waiting for the loader (limit {limits['max_share']:.0%})",
+        {"data_stall": stall},
+    )
+
+
+def _stable(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    return _each_run(
+        evidence, lambda run: health.stable([s.loss for s in run.steps], [s.grad_norm for s in run.steps], **limits)
+    )
+
+
+def _smooth(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    return _each_run(evidence, lambda run: health.smooth([s.loss for s in run.steps], **limits))
+
+
+def _no_leak(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    return _each_run(evidence, lambda run: health.no_leak(step_memory(run), **limits))
+
+
+def _learning(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    trained = {part for run in evidence.runs for step in run.steps for part in step.dataset.split("+")}
+    seen = {validation.dataset for run in evidence.runs for validation in run.validations}
+    if not trained:
+        return Finding(Verdict.INSUFFICIENT_EVIDENCE, "no training step was recorded")
+    findings = {dataset: _learning_of(dataset, evidence.runs, limits) for dataset in sorted(trained | (trained & seen))}
+    joined = _join(findings)
+    falls = health.trend(health.block_means(*_loss_blocks(evidence.measurement)))
+    if not math.isfinite(falls.slope):
+        return joined
+    trend = f"; training blocks {falls.slope:+.3f} each (Mann-Kendall p={falls.p_down:.1g})"
+    return Finding(
+        joined.verdict, joined.evidence + trend, {**joined.numbers, "trend_slope": falls.slope, "trend_p": falls.p_down}
+    )
+
+
+def _loss_blocks(run: Measurement) -> tuple[health.Values, int]:
+    losses = np.array([step.loss for step in run.steps])
+    return losses, max(1, min(losses.size // health.ROUGH_BLOCK, health.KENDALL_BLOCKS))
+
+
+def _learning_of(dataset: str, runs: Sequence[Measurement], limits: Mapping[str, float]) -> Finding:
+    """Pool one data set's validation over the runs: each sample's losses are averaged over the seeds."""
+    pooled: dict[str, list[tuple[float, float, float]]] = {}
+    for run in runs:
+        mine = sorted((v for v in run.validations if v.dataset == dataset), key=lambda v: v.step)
+        if not mine or mine[0].step != 0 or mine[-1].step == 0 or set(mine[0].sample_ids) != set(mine[-1].sample_ids):
+            return Finding(Verdict.INSUFFICIENT_EVIDENCE, "not validated both before and after training")
+        for sample, losses in _paired(mine[0], mine[-1]).items():
+            pooled.setdefault(sample, []).append(losses)
+    table = np.array([np.mean(rows, axis=0) for rows in pooled.values()]).reshape(-1, 3)
+    return health.learning(table[:, 0].tolist(), table[:, 1].tolist(), table[:, 2].tolist(), **limits)
+
+
+def _paired(before: Validation, after: Validation) -> dict[str, tuple[float, float, float]]:
+    """Sample id -> loss before, loss after, loss of the constant prediction."""
+    first = dict(zip(before.sample_ids, before.losses, strict=True))
+    rows = zip(after.sample_ids, after.losses, after.constant_losses, strict=True)
+    return {sample: (first[sample], loss, constant) for sample, loss, constant in rows}
+
+
+def _as_expected(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    references = {"previous": evidence.previous, "base": evidence.base, "absolute": None}
+    findings = [compare(e, evidence.runs, references[e.of]) for e in evidence.expect]
+    return Finding(
+        combine([f.verdict for f in findings]),
+        "; ".join(f.evidence for f in findings),
+        {name: value for f in findings for name, value in f.numbers.items()},
+    )
+
+
+def step_memory(run: Measurement) -> list[float]:
+    """Memory of each step, MiB: the largest sample within it, so that the phase of a step does not show as noise.
+
+    A step too short to hold a sample takes the one nearest its end.
+    """
+    times = np.array([point.time for point in run.memory])
+    levels = np.array([point.mib for point in run.memory])
+    series = []
+    for step in run.steps:
+        inside = levels[(times > step.time - step.seconds) & (times <= step.time)]
+        series.append(float(inside.max()) if inside.size else step.memory_mib)
+    return series
+
+
+def _each_run(evidence: Evidence, judge: Callable[[Measurement], Finding]) -> Finding:
+    """The finding that decides among those of the runs; one run's lack of evidence is made up by another's."""
+    findings = [judge(run) for run in evidence.runs]
+    decided = [f for f in findings if f.verdict is not Verdict.INSUFFICIENT_EVIDENCE]
+    worst = next((f for f in decided if f.verdict is Verdict.FAILED), (decided or findings)[0])
+    if len(findings) == 1:
+        return worst
+    return Finding(worst.verdict, f"{worst.evidence}; {len(findings)} seeds, {len(decided)} decided", worst.numbers)
+
+
+def _join(findings: Mapping[str, Finding]) -> Finding:
+    """All data sets must pass; names are shown only where there are several."""
+    if len(findings) == 1:
+        return next(iter(findings.values()))
+    return Finding(
+        combine([f.verdict for f in findings.values()]),
+        "; ".join(f"{name}: {f.evidence}" for name, f in findings.items()),
+        {f"{name}/{key}": value for name, f in findings.items() for key, value in f.numbers.items()},
+    )
+
+
+def _worst_metric(evidence: Evidence, name: str) -> float:
+    """The largest value over the runs; NaN as soon as one run lacks it."""
+    values = [run.metric(name) for run in evidence.runs]
+    return max(values) if all(map(math.isfinite, values)) else math.nan
+
+
+CRITERIA: Mapping[str, Criterion] = types.MappingProxyType(
+    {
+        "completes": Criterion("the run ends by itself: no OOM, no crash, no broken data", _completes),
+        "memory": Criterion(
+            "the peak stays under a share of the compute's memory, host and GPU each",
+            _memory,
+            {"max_share": Limit(0.80, "share of the memory; a fifth is kept for what the samples did not see")},
+        ),
+        "stable": Criterion(
+            "every loss and gradient norm finite, few spikes, no significant rise in the last third",
+            _stable,
+            {
+                "max_spike_share": Limit(0.05, "spikes (7 robust sigmas over a causal rolling median) over the steps"),
+                "alpha": Limit(
+                    0.005, "significance of the rise (Mann-Kendall, Hamed-Rao variance; short: Mann-Whitney)"
+                ),
+                "min_rise": Limit(0.10, "smallest rise that counts, share of the median loss of the last third"),
+            },
+        ),
+        "smooth": Criterion(
+            "no spike at all, and little roughness from block to block",
+            _smooth,
+            {"max_roughness": Limit(0.30, "mean upward move of block means, log loss; noise of 0.4 a batch gives 0.1")},
+        ),
+        "learning": Criterion(
+            "validation loss falls sample by sample, and below the best constant prediction",
+            _learning,
+            {
+                "alpha": Limit(0.01, "significance of both paired one-sided Wilcoxon tests"),
+                "min_drop": Limit(0.05, "median drop, share of the median loss before training"),
+            },
+        ),
+        "no_leak": Criterion(
+            "host memory does not keep growing after warm-up",
+            _no_leak,
+            {
+                "max_mib_per_step": Limit(10.0, "lasting growth, MiB a step; twice this must be excluded to pass"),
+                "max_growth_share": Limit(0.25, "lasting growth over the run, share of the plateau"),
+            },
+        ),
+        "data_stall": Criterion(
+            "the loader keeps up with training",
+            _data_stall,
+            {"max_share": Limit(0.20, "share of a step's time spent waiting for the loader")},
+        ),
+        "as_expected": Criterion("every expectation is borne out, noise of the steps allowed for", _as_expected),
+    }
+)

@@ -1,0 +1,70 @@
+"""The verdict of a step: what was measured, held against the step's criteria. Pure: no file, no clock, no tracking."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from roofscale.measurement import Measurement
+from roofscale.phases.criteria import CRITERIA, Evidence
+from roofscale.phases.plan import Step
+from roofscale.train.health import Verdict, combine
+
+__all__ = ["CriterionResult", "StepVerdict", "Verdict", "judge"]
+
+
+@dataclass(frozen=True)
+class CriterionResult:
+    """One criterion's verdict with its evidence."""
+
+    name: str  # of CRITERIA
+    verdict: Verdict
+    evidence: str  # one line with numbers, for a person
+    numbers: Mapping[str, float] = field(default_factory=dict)  # the same for a script; finite values only
+
+
+@dataclass(frozen=True)
+class StepVerdict:
+    """A step's verdict: failed if any criterion failed, else insufficient evidence if any lacks it, else passed."""
+
+    verdict: Verdict
+    criteria: tuple[CriterionResult, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "StepVerdict":
+        """Rebuild what ``as_dict`` gave, also after a trip through JSON."""
+        criteria = (CriterionResult(**{**entry, "verdict": Verdict(entry["verdict"])}) for entry in raw["criteria"])
+        return cls(Verdict(raw["verdict"]), tuple(criteria))
+
+    def named(self, verdict: Verdict) -> list[str]:
+        """Names of the criteria that came to ``verdict``."""
+        return [result.name for result in self.criteria if result.verdict is verdict]
+
+
+def judge(
+    step: Step,
+    measurement: Measurement,
+    previous: Measurement | None = None,
+    base: Measurement | None = None,
+    repeats: Sequence[Measurement] = (),
+) -> StepVerdict:
+    """Judge a step.
+
+    Args:
+        step: whose criteria and expectations are asked.
+        measurement: what the step's run yielded.
+        previous: the measurement of the step before, None for the first.
+        base: the measurement of the phase's first step, None for the first.
+        repeats: measurements of the same step under other seeds; their evidence is pooled (see ``criteria``).
+    """
+    evidence = Evidence(measurement, previous, base, tuple(repeats), step.expect)
+    results = []
+    for spec in step.criteria:
+        finding = CRITERIA[spec.name].judge(evidence, spec.limits)
+        numbers = {name: float(value) for name, value in finding.numbers.items() if math.isfinite(value)}
+        results.append(CriterionResult(spec.name, finding.verdict, finding.evidence, numbers))
+    return StepVerdict(combine([result.verdict for result in results]), tuple(results))

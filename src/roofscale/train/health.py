@@ -1,0 +1,370 @@
+"""Verdicts on the curves of one run, as pure functions of numbers: is the loss finite and stable, smooth, did the net
+learn, does memory leak. Nothing here knows of files, phases or torch.
+
+Every function answers ``insufficient_evidence`` where its test could not reach its significance level or its stated
+power, and never ``passed`` on a value that is not finite.
+"""
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pymannkendall
+from scipy import stats
+
+Values = npt.NDArray[np.float64]
+
+# Spikes
+SPIKE_SIGMAS = 7.0
+SPIKE_WINDOW = 9  # steps of the causal rolling median
+SPIKE_HISTORY = 3  # steps before the first that is judged
+SIGMA_FLOOR = 0.02  # of log loss: a noiseless curve must not see spikes in its rounding
+SMALL_SAMPLE = 6.0  # sigma is inflated by 1 + this / number of residuals; simulated for <= 1 % false alarms a curve
+MAD_TO_SIGMA = 1.4826  # of a normal distribution
+
+# Trends
+KENDALL_MIN = 10  # the normal approximation of Kendall's S holds from ten values (Kendall 1975, Rank Correlation)
+KENDALL_BLOCKS = 20
+RISE_REFERENCE_MIN = 6  # steps before a short last third: 4 against 6 is the first split that can reach p < 0.005
+
+# Roughness
+ROUGH_BLOCK = 5  # steps; a block mean has less than half the noise of a step
+ROUGH_BLOCKS_MIN = 5
+ROUGH_BLOCKS_MAX = 20
+
+# Learning
+LEARNING_POWER = 0.8
+LEARNING_EFFECT = 0.8  # Cohen's d of the paired differences: "large" (Cohen 1988)
+
+# Leak
+LEAK_ALPHA = 0.01
+LEAK_WARMUP = 3  # steps: the first step shows 72-92 % of the plateau, because AdamW's state is not there yet
+LEAK_WARMUP_SHARE = 0.2
+LEAK_POINTS_MAX = 200
+
+
+class Verdict(enum.StrEnum):
+    """What a criterion, or a step, came to."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    INSUFFICIENT_EVIDENCE = "insufficient_evidence"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict with its evidence."""
+
+    verdict: Verdict
+    evidence: str  # one line with numbers, for a person
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Monotonic trend of a series; p values are one-sided."""
+
+    slope: float  # Theil-Sen, per element of the series
+    p_down: float
+    p_up: float
+
+
+def combine(verdicts: Sequence[Verdict]) -> Verdict:
+    """Any failed: failed. Else any insufficient evidence, or nothing at all: that. Else passed."""
+    if Verdict.FAILED in verdicts:
+        return Verdict.FAILED
+    if not verdicts or Verdict.INSUFFICIENT_EVIDENCE in verdicts:
+        return Verdict.INSUFFICIENT_EVIDENCE
+    return Verdict.PASSED
+
+
+def stable(
+    losses: Sequence[float],
+    grad_norms: Sequence[float],
+    *,
+    max_spike_share: float = 0.05,
+    alpha: float = 0.005,
+    min_rise: float = 0.10,
+) -> Finding:
+    """Judge whether training is stable.
+
+    Every loss and gradient norm is finite; the share of spikes (see ``spikes``) is at most ``max_spike_share``; the
+    last third does not rise significantly (see ``rise``). Decidable from ten steps, the first length at which the
+    test of the rise can reach ``alpha``.
+
+    Args:
+        losses: training loss of each step.
+        grad_norms: gradient norm of each step, before clipping.
+        max_spike_share: spikes over the steps that can be judged.
+        alpha: significance of the rise.
+        min_rise: smallest rise that counts, over the median loss of the last third.
+    """
+    values, norms = _array(losses), _array(grad_norms)
+    bad = int(np.sum(~np.isfinite(values)) + np.sum(~np.isfinite(norms)))
+    if bad:
+        return Finding(
+            Verdict.FAILED,
+            f"{bad} of {values.size + norms.size} losses and gradient norms not finite",
+            {"not_finite": bad},
+        )
+    if values.size < _shortest_rise(alpha):
+        return Finding(
+            Verdict.INSUFFICIENT_EVIDENCE,
+            f"{values.size} steps; a rise can be told from noise from {_shortest_rise(alpha)} steps",
+            {"steps": values.size},
+        )
+    share = spike_share(values)
+    p, size = rise(values)
+    rising = p < alpha and size >= min_rise
+    numbers = {"spike_share": share, "rise_p": p, "rise": size, "steps": float(values.size)}
+    return Finding(
+        Verdict.FAILED if share > max_spike_share or rising else Verdict.PASSED,
+        f"all finite; spikes {share:.1%} of steps (limit {max_spike_share:.0%}); "
+        f"last third {size:+.0%} (rise p={p:.2g}, limit {alpha:g})",
+        numbers,
+    )
+
+
+def smooth(losses: Sequence[float], *, max_roughness: float = 0.30) -> Finding:
+    """Judge whether the loss goes down smoothly: no spike at all, and roughness at most ``max_roughness``.
+
+    Roughness is the mean upward move between neighbouring block means, in log loss (0.3: blocks rise by a third on
+    average). Batches of two with a relative noise of 0.4 alone give about 0.1. Decidable from five blocks of five
+    steps.
+    """
+    values = _array(losses)
+    if not np.isfinite(values).all():
+        return Finding(Verdict.FAILED, f"{int(np.sum(~np.isfinite(values)))} of {values.size} losses not finite")
+    if values.size < ROUGH_BLOCK * ROUGH_BLOCKS_MIN:
+        return Finding(
+            Verdict.INSUFFICIENT_EVIDENCE,
+            f"{values.size} steps; roughness needs {ROUGH_BLOCK * ROUGH_BLOCKS_MIN}",
+            {"steps": values.size},
+        )
+    share, rough = spike_share(values), roughness(values)
+    count = round(share * (values.size - SPIKE_HISTORY))
+    return Finding(
+        Verdict.FAILED if count or rough > max_roughness else Verdict.PASSED,
+        f"{count} spikes (limit 0); roughness {rough:.2f} (limit {max_roughness:.2f})",
+        {"spikes": count, "roughness": rough, "steps": values.size},
+    )
+
+
+def learning(
+    before: Sequence[float],
+    after: Sequence[float],
+    constant: Sequence[float],
+    *,
+    alpha: float = 0.01,
+    min_drop: float = 0.05,
+) -> Finding:
+    """Judge whether validation shows learning, sample by sample.
+
+    Two paired one-sided Wilcoxon signed-rank tests (Wilcoxon 1945): loss after training below that before it, with a
+    median drop of at least ``min_drop`` of the median before; and below the loss of the best constant prediction
+    (class priors). The second is the bar that means something: an untrained net in eval mode is absurdly bad, so
+    that nearly any training beats "before". Both must hold at ``alpha``, so noise alone passes at most at ``alpha``.
+    With fewer samples than ``learning_min_samples`` the verdict is insufficient evidence.
+
+    Args:
+        before: loss of each validation sample before training.
+        after: the same samples after training.
+        constant: the same samples under the best constant prediction.
+        alpha: significance of each test.
+        min_drop: median drop over the median loss before training.
+    """
+    first, last, bar = _array(before), _array(after), _array(constant)
+    if not all(np.isfinite(losses).all() for losses in (first, last, bar)):
+        return Finding(Verdict.FAILED, "validation losses not finite")
+    needed = learning_min_samples(alpha)
+    if last.size < needed:
+        return Finding(
+            Verdict.INSUFFICIENT_EVIDENCE,
+            f"{last.size} validation samples; the test needs {needed}",
+            {"samples": last.size},
+        )
+    drop, p_before, p_constant = float(np.median(first - last)), wilcoxon_p(first - last), wilcoxon_p(bar - last)
+    learnt = p_before < alpha and p_constant < alpha and drop >= min_drop * float(np.median(first))
+    return Finding(
+        Verdict.PASSED if learnt else Verdict.FAILED,
+        f"val loss {np.median(first):.2f} -> {np.median(last):.2f} (median drop {drop:.2f}, p={p_before:.1g}); "
+        f"constant {np.median(bar):.2f} (p={p_constant:.1g})",
+        {
+            "before": float(np.median(first)),
+            "after": float(np.median(last)),
+            "drop": drop,
+            "p_before": p_before,
+            "constant": float(np.median(bar)),
+            "p_constant": p_constant,
+            "samples": float(last.size),
+        },
+    )
+
+
+def learning_min_samples(alpha: float, power: float = LEARNING_POWER, effect: float = LEARNING_EFFECT) -> int:
+    """The fewest pairs with which the signed-rank test finds a shift of ``effect`` standard deviations.
+
+    n = (z_alpha + z_power)^2 / (3 (p' - 1/2)^2) with p' = P(X1 + X2 > 0) = Phi(sqrt(2) effect) for normal differences
+    (Noether 1987, J. Am. Stat. Assoc. 82:645).
+    """
+    above_half = stats.norm.cdf(math.sqrt(2) * effect) - 0.5
+    z_sum = float(stats.norm.isf(alpha) + stats.norm.ppf(power))
+    return math.ceil(z_sum**2 / (3 * float(above_half) ** 2))
+
+
+def wilcoxon_p(differences: Values) -> float:
+    """One-sided p of "the differences are above zero"; 1 where all are zero."""
+    if not np.any(differences):
+        return 1.0
+    return float(stats.wilcoxon(differences, alternative="greater").pvalue)
+
+
+def no_leak(memory_mib: Sequence[float], *, max_mib_per_step: float = 10.0, max_growth_share: float = 0.25) -> Finding:
+    """Judge whether host memory keeps growing after warm-up.
+
+    Theil-Sen slope with its 98 % interval (Sen 1968), so that each bound errs at most once in a hundred, on the steps
+    after warm-up, single allocations taken out first (``_without_jumps``). The limit is ``max_mib_per_step``, or
+    less in a long run, where it is the slope that adds ``max_growth_share`` of the plateau over the run. Failed: the
+    slope is over the limit and significantly above zero. Passed: the slope is within the limit and a slope of twice
+    the limit (20 MiB a step by default) is excluded. Else the evidence is insufficient.
+
+    Args:
+        memory_mib: memory of the process tree at each step, MiB; NaN where it was not sampled.
+        max_mib_per_step: lasting growth a step, MiB.
+        max_growth_share: lasting growth over the run, as a share of the plateau.
+    """
+    x, y = _plateau(_array(memory_mib))
+    needed = next(n for n in range(2, 20) if 1 / math.factorial(n) < LEAK_ALPHA)  # the rarest of n! orders
+    if y.size < needed:
+        return Finding(
+            Verdict.INSUFFICIENT_EVIDENCE,
+            f"memory of {y.size} steps after warm-up; the test needs {needed}",
+            {"points": y.size},
+        )
+    fit = stats.theilslopes(_without_jumps(y), x, alpha=1 - 2 * LEAK_ALPHA)
+    limit = min(max_mib_per_step, max_growth_share * float(np.median(y)) / (x[-1] - x[0] + 1))
+    slope, low, high = float(fit.slope), float(fit.low_slope), float(fit.high_slope)
+    verdict = Verdict.INSUFFICIENT_EVIDENCE
+    if slope > limit and low > 0:
+        verdict = Verdict.FAILED
+    elif slope <= limit and high < 2 * limit:
+        verdict = Verdict.PASSED
+    return Finding(
+        verdict,
+        f"memory {slope:+.1f} MiB a step (98 % interval {low:+.1f} to {high:+.1f}; limit "
+        f"{limit:.1f}) over {y.size} points after warm-up",
+        {"slope_mib": slope, "low_mib": low, "high_mib": high, "limit_mib": limit, "points": y.size},
+    )
+
+
+def _plateau(memory: Values) -> tuple[Values, Values]:
+    """Step numbers and memory after warm-up where sampled, in at most LEAK_POINTS_MAX block medians."""
+    warmup = max(LEAK_WARMUP, round(LEAK_WARMUP_SHARE * memory.size))
+    x, y = np.arange(memory.size, dtype=float)[warmup:], memory[warmup:]
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if y.size <= LEAK_POINTS_MAX:
+        return x, y
+    blocks = zip(np.array_split(x, LEAK_POINTS_MAX), np.array_split(y, LEAK_POINTS_MAX), strict=True)
+    pairs = np.array([(np.mean(where), np.median(level)) for where, level in blocks])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _without_jumps(memory: Values) -> Values:
+    """Take out single allocations: moves over 5 robust sigmas from the median move, one in sixteen steps at most.
+
+    A leak moves at most steps, so it stays; a buffer that is allocated once is no leak.
+    """
+    moves = np.diff(memory)
+    excess = moves - np.median(moves)
+    sigma = MAD_TO_SIGMA * float(np.median(np.abs(excess)))
+    largest = np.argsort(-np.abs(excess))[: max(1, memory.size // 16)]
+    jumps = largest[np.abs(excess[largest]) > 5 * sigma]
+    moves[jumps] = np.median(moves)
+    return np.concatenate([memory[:1], memory[0] + np.cumsum(moves)])
+
+
+def spikes(losses: Values) -> npt.NDArray[np.bool_]:
+    """Which steps are spikes: over 7 robust sigmas above the median of up to nine steps before.
+
+    In log loss, because the noise of a batch loss grows with the loss. Sigma is 1.4826 times the median absolute
+    residual (Hampel 1974), inflated for few residuals.
+
+    Returns:
+        One value for each step from the fourth on.
+    """
+    logs = np.log(np.maximum(losses, np.finfo(float).tiny))
+    medians = [float(np.median(logs[max(0, i - SPIKE_WINDOW) : i])) for i in range(SPIKE_HISTORY, logs.size)]
+    residuals = logs[SPIKE_HISTORY:] - np.array(medians)
+    if not residuals.size:
+        return np.zeros(0, dtype=np.bool_)
+    sigma = max(SIGMA_FLOOR, MAD_TO_SIGMA * float(np.median(np.abs(residuals))))
+    found: npt.NDArray[np.bool_] = residuals > SPIKE_SIGMAS * sigma * (1 + SMALL_SAMPLE / residuals.size)
+    return found
+
+
+def spike_share(losses: Values) -> float:
+    """Spikes over the steps that can be judged; 0 where none can."""
+    found = spikes(losses)
+    return float(found.mean()) if found.size else 0.0
+
+
+def rise(losses: Values) -> tuple[float, float]:
+    """One-sided p and size of a rise in the last third; size is over the median loss of that third.
+
+    From 30 steps: Mann-Kendall on the third (see ``trend``), size by its Theil-Sen slope. Shorter: exact Mann-Whitney
+    of the last third against as many steps before it (at least six), size by their medians.
+    """
+    count = math.ceil(losses.size / 3)
+    last = losses[-count:]
+    scale = max(float(np.median(np.abs(last))), float(np.finfo(float).tiny))
+    if count >= KENDALL_MIN:
+        blocks = block_means(last, min(count, KENDALL_BLOCKS))
+        found = trend(blocks)
+        return found.p_up, found.slope * (blocks.size - 1) / scale
+    reference = losses[-count - max(count, RISE_REFERENCE_MIN) : -count]
+    p = float(stats.mannwhitneyu(last, reference, alternative="greater").pvalue)
+    return p, float(np.median(last) - np.median(reference)) / scale
+
+
+def _shortest_rise(alpha: float) -> int:
+    """The fewest steps at which the test of ``rise`` can reach ``alpha``."""
+    n = 4
+    while 1 / math.comb(min(n, math.ceil(n / 3) + max(math.ceil(n / 3), RISE_REFERENCE_MIN)), math.ceil(n / 3)) > alpha:
+        n += 1
+    return n
+
+
+def roughness(losses: Values) -> float:
+    """Mean upward move between neighbouring block means, in log loss; blocks of five steps, at most twenty blocks."""
+    blocks = block_means(losses, min(losses.size // ROUGH_BLOCK, ROUGH_BLOCKS_MAX))
+    moves = np.diff(np.log(np.maximum(blocks, np.finfo(float).tiny)))
+    return float(np.maximum(moves, 0).mean())
+
+
+def block_means(values: Values, count: int) -> Values:
+    """Means of ``count`` consecutive blocks of nearly equal length."""
+    return np.array([block.mean() for block in np.array_split(values, count)])
+
+
+def trend(values: Values) -> Trend:
+    """Mann-Kendall trend (Mann 1945) with Hamed-Rao's variance for autocorrelation (1998) and Theil-Sen slope.
+
+    The larger of the plain and the corrected p value counts: on few values the correction may shrink the variance by
+    chance. NaN with fewer than ten values.
+    """
+    if values.size < KENDALL_MIN or not np.isfinite(values).all():
+        return Trend(math.nan, math.nan, math.nan)
+    plain, corrected = pymannkendall.original_test(values), pymannkendall.hamed_rao_modification_test(values)
+    z = [test.z for test in (plain, corrected) if math.isfinite(test.z)]
+    return Trend(
+        slope=float(plain.slope),
+        p_down=max(float(stats.norm.cdf(value)) for value in z),
+        p_up=max(float(stats.norm.sf(value)) for value in z),
+    )
+
+
+def _array(values: Sequence[float]) -> Values:
+    return np.asarray(values, dtype=np.float64)
