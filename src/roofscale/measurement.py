@@ -130,6 +130,7 @@ class MetricInfo:
 # The one list of metric names. MLflow groups by the part before the slash.
 METRICS: Mapping[str, MetricInfo] = types.MappingProxyType({
     "memory/peak_mib": MetricInfo("MiB", "largest host memory of the process tree, reclaimable page cache left out"),
+    "memory/used_mib": MetricInfo("MiB", "host memory of the process tree at that moment; only over time"),
     "memory/share": MetricInfo("share", "memory/peak_mib over the compute's memory"),
     "memory/kernel_peak_mib": MetricInfo("MiB", "the kernel's own peak of the run's cgroup; counts page cache too"),
     "memory/workers_mib": MetricInfo("MiB", "loader processes' part at the peak"),
@@ -151,6 +152,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType({
     "network/sent_mib_s": MetricInfo("MiB/s", "sent by the machine"),
     "gpu/utilisation": MetricInfo("share", "time with a kernel on the GPU, mean"),
     "gpu/memory_peak_mib": MetricInfo("MiB", "largest GPU memory reserved by the run"),
+    "gpu/memory_used_mib": MetricInfo("MiB", "GPU memory held by the run at that moment; only over time"),
     "gpu/memory_share": MetricInfo("share", "gpu/memory_peak_mib over the GPU's usable memory"),
     "gpu/power_w": MetricInfo("W", "mean power of the GPU"),
     "gpu/alloc_retries": MetricInfo("count", "times the CUDA allocator freed its cache and tried again"),

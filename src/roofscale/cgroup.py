@@ -1,0 +1,127 @@
+"""The kernel's control groups (v1 and v2): find the one this process runs in, and read what it says about memory.
+
+Everything here only reads. Files are documented in the kernel's admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_USED = {1: "memory.usage_in_bytes", 2: "memory.current"}
+_PEAK = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
+_KILLS = {1: "memory.oom_control", 2: "memory.events"}
+# v1 answers for one group alone unless asked for the total over its children; v2 always answers for the whole subtree.
+_STAT_PREFIX = {1: "total_", 2: ""}
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What a cgroup holds at one moment, bytes."""
+
+    working: int  # usage less inactive page cache, which the kernel takes back before it kills anything
+    shm: int  # shared memory and tmpfs pages, part of ``working``
+
+
+@dataclass(frozen=True)
+class MemoryCgroup:
+    """One cgroup with a memory controller."""
+
+    path: Path
+    version: int  # 1 or 2
+
+    def use(self) -> MemoryUse:
+        """What is held now.
+
+        Raises:
+            OSError: the cgroup is gone.
+        """
+        stat = _table(self.path / "memory.stat")
+        prefix = _STAT_PREFIX[self.version]
+        used = int((self.path / _USED[self.version]).read_text())
+        return MemoryUse(max(0, used - stat.get(f"{prefix}inactive_file", 0)), stat.get(f"{prefix}shmem", 0))
+
+    def kernel_peak(self) -> int | None:
+        """Largest usage the kernel saw, bytes, page cache included; None where it is silent (v2 before 5.19)."""
+        return _number(self.path / _PEAK[self.version])
+
+    def oom_kills(self) -> int:
+        """How many processes the kernel killed here because the memory ran out."""
+        with contextlib.suppress(OSError):
+            return _table(self.path / _KILLS[self.version]).get("oom_kill", 0)
+        return 0
+
+    def limit(self) -> int | None:
+        """The smallest limit on this group and its ancestors, bytes; None = unlimited."""
+        if self.version == 1:
+            return _table(self.path / "memory.stat").get("hierarchical_memory_limit")
+        above = (_number(folder / "memory.max") for folder in (self.path, *self.path.parents))
+        return min((limit for limit in above if limit is not None), default=None)
+
+    def processes(self) -> list[int]:
+        """Ids of the processes inside."""
+        with contextlib.suppress(OSError):
+            return [int(line) for line in (self.path / "cgroup.procs").read_text().split()]
+        return []
+
+
+def own_memory(proc: Path = Path("/proc")) -> MemoryCgroup | None:
+    """The memory cgroup of this process, or None where there is none (macOS, a v2 root without the controller)."""
+    for folder, version in _own(proc, "memory"):
+        if (folder / _USED[version]).exists():
+            return MemoryCgroup(folder, version)
+    return None
+
+
+def cpu_quota(proc: Path = Path("/proc")) -> float | None:
+    """Cores' worth of CPU time that this process's cgroup grants, or None where it sets no quota."""
+    for folder, version in _own(proc, "cpu"):
+        if version == 2:
+            with contextlib.suppress(OSError, ValueError):
+                quota, period = (folder / "cpu.max").read_text().split()
+                return int(quota) / int(period)  # 'max' is no number: no quota
+        else:
+            granted, every = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+            if granted is not None and granted > 0 and every:
+                return granted / every
+    return None
+
+
+def _own(proc: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """Yield (folder, version) of this process's cgroups that may carry ``controller``, v1 before v2."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+        mounts = (proc / "self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    for line in sorted(lines, key=lambda entry: entry.startswith("0::")):
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            yield from ((folder, 1) for folder in _mounted(mounts, "cgroup", controller, path))
+        elif not controllers:
+            yield from ((folder, 2) for folder in _mounted(mounts, "cgroup2", "", path))
+
+
+def _mounted(mounts: list[str], kind: str, option: str, path: str) -> Iterator[Path]:
+    """Yield the folders where cgroup ``path`` of a hierarchy is visible (fields as in proc(5), mountinfo)."""
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        filesystem, _, options = after.split(" ", 2)
+        if filesystem != kind or (option and option not in options.split(",")):
+            continue
+        root, mount_point = before.split(" ")[3:5]
+        inside = Path(path)
+        relative = inside.relative_to(root) if inside.is_relative_to(root) else Path()
+        yield Path(mount_point) / relative
+
+
+def _table(file: Path) -> dict[str, int]:
+    pairs = (line.split() for line in file.read_text().splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # absent, or 'max'
+        return None

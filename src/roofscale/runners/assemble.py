@@ -1,0 +1,209 @@
+"""Joins what a training process said with what was seen of it into one measurement. Pure functions."""
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from roofscale.compute import GIB, Allowance, Compute
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement, MemoryPoint, Outcome, StepRecord, Validation
+from roofscale.runners import events as event_log
+from roofscale.runners.events import Event
+
+_MIB = 2**20
+# The Theil-Sen slope looks at every pair; this many points are 125 thousand pairs.
+_MOST_POINTS_FOR_SLOPE = 500
+# The allocator, the optimiser's state and the loader's queues fill up over the first steps: not yet lasting growth.
+_WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """All that a runner saw of one run."""
+
+    outcome: Outcome
+    detail: str
+    started: float  # epoch seconds
+    ended: float
+    events: Sequence[Event]  # everything in the run folder, those of earlier processes included
+    memory: tuple[MemoryPoint, ...]
+    metrics: Mapping[str, float]  # the monitor's summary
+    source: str  # of the memory figures
+    limit: str  # of the memory, and by what means
+
+
+def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervised) -> Measurement:
+    """The measurement of a run, complete whatever the outcome."""
+    in_force = event_log.in_force(seen.events)
+    steps = tuple(with_memory(event_log.steps(in_force), seen.memory))
+    validations = tuple(event_log.validations(in_force))
+    now = [step for step in steps if step.time >= seen.started]
+    metrics = {
+        **seen.metrics,
+        **memory_metrics(now, seen, config.batch_size),
+        **speed_metrics(steps),
+        **setup_metrics(now, seen),
+        **loss_metrics(steps),
+        **validation_metrics(validations),
+        **_reported(in_force),
+    }
+    metrics |= shares(metrics, allowed.memory_bytes, size.gpu_memory_gib)
+    return Measurement(
+        outcome=seen.outcome,
+        detail=seen.detail,
+        fingerprint=config.fingerprint,
+        steps=steps,
+        validations=validations,
+        memory=seen.memory,
+        metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
+        facts=_facts(in_force, size, allowed, seen),
+    )
+
+
+def with_memory(steps: Sequence[StepRecord], memory: Sequence[MemoryPoint]) -> list[StepRecord]:
+    """The steps with the memory sampled nearest to the end of each; NaN for steps of an earlier process."""
+    if not memory:
+        return list(steps)
+    times = np.array([point.time for point in memory])
+    ends = np.array([step.time for step in steps])
+    after = np.clip(np.searchsorted(times, ends), 1, max(1, len(times) - 1))
+    nearest = np.where(np.abs(times[after - 1] - ends) <= np.abs(times[after % len(times)] - ends), after - 1, after)
+    return [
+        dataclasses.replace(step, memory_mib=memory[int(i)].mib) if step.time >= times[0] else step
+        for step, i in zip(steps, nearest, strict=True)
+    ]
+
+
+def memory_metrics(steps: Sequence[StepRecord], seen: Supervised, batch_size: int) -> dict[str, float]:
+    """Peak, MiB a sample and lasting growth. ``steps`` are those of the process that was watched."""
+    peak = seen.metrics.get("memory/peak_mib", math.nan)
+    if seen.outcome is Outcome.HOST_OOM:  # it died between two samples: the kernel saw how far it came
+        peak = max(peak, seen.metrics.get("memory/kernel_peak_mib", math.nan), key=_nan_last)
+    metrics = {"memory/peak_mib": peak, "memory/growth_mib_per_step": growth(steps)}
+    if steps:
+        first = steps[0].time - steps[0].seconds
+        before = [point.mib for point in seen.memory if point.time <= first]
+        if before:
+            metrics["memory/mib_per_sample"] = (peak - before[-1]) / batch_size
+    return metrics
+
+
+def growth(steps: Sequence[StepRecord]) -> float:
+    """Theil-Sen slope of memory over steps after the warm-up, MiB a step; NaN with fewer than five points.
+
+    Source: P. K. Sen, Estimates of the regression coefficient based on Kendall's tau, JASA 63 (1968).
+    """
+    points = [(step.step, step.memory_mib) for step in steps[_WARM_UP_STEPS:] if math.isfinite(step.memory_mib)]
+    points = points[:: math.ceil(len(points) / _MOST_POINTS_FOR_SLOPE) or 1]
+    if len(points) < 5:
+        return math.nan
+    x, y = zip(*points, strict=True)
+    return float(stats.theilslopes(y, x).slope)
+
+
+def speed_metrics(steps: Sequence[StepRecord]) -> dict[str, float]:
+    """Throughput from the median step, and the mean epoch. Every epoch's first step waits for the loader's start."""
+    sizes = samples_of(steps)
+    per_sample = [step.seconds / size for step, size in zip(steps, sizes, strict=True) if size > 0]
+    warm = [
+        step.seconds / size
+        for before, step, size in zip(steps, steps[1:], sizes[1:], strict=False)
+        if before.epoch == step.epoch and size > 0
+    ]
+    if not per_sample:
+        return {}
+    median = statistics.median(warm or per_sample)
+    return {
+        "speed/samples_per_s": 1 / median if median > 0 else math.nan,
+        "speed/seconds_per_sample": median,
+        "speed/seconds_per_epoch": epoch_seconds(steps),
+    }
+
+
+def samples_of(steps: Sequence[StepRecord]) -> list[int]:
+    """Samples in each step's batch, from the running count; the last batch of an epoch may be smaller."""
+    counts = [0, *(step.samples for step in steps)]
+    return [after - before for before, after in itertools.pairwise(counts)]
+
+
+def epoch_seconds(steps: Sequence[StepRecord]) -> float:
+    """Mean over the epochs of the seconds that their steps took together."""
+    sums: dict[int, float] = {}
+    for step in steps:
+        sums[step.epoch] = sums.get(step.epoch, 0.0) + step.seconds
+    return statistics.fmean(sums.values()) if sums else math.nan
+
+
+def setup_metrics(steps: Sequence[StepRecord], seen: Supervised) -> dict[str, float]:
+    """Seconds of the whole run and of its start, of the process that was watched."""
+    metrics = {"speed/run_seconds": seen.ended - seen.started}
+    if steps:
+        metrics["speed/setup_seconds"] = steps[0].time - steps[0].seconds - seen.started
+    return metrics
+
+
+def loss_metrics(steps: Sequence[StepRecord]) -> dict[str, float]:
+    """The end of the training curve."""
+    if not steps:
+        return {"train/steps": 0.0, "train/samples": 0.0}
+    last_tenth = steps[-max(1, len(steps) // 10) :]
+    return {
+        "train/loss": statistics.fmean(step.loss for step in last_tenth),
+        "train/grad_norm": steps[-1].grad_norm,
+        "train/lr": steps[-1].lr,
+        "train/steps": float(steps[-1].step),
+        "train/samples": float(steps[-1].samples),
+    }
+
+
+def validation_metrics(validations: Sequence[Validation]) -> dict[str, float]:
+    """``val/<data set>/<metric>`` of each data set's last validation, with its mean loss."""
+    last = {validation.dataset: validation for validation in validations}
+    metrics: dict[str, float] = {}
+    for name, validation in last.items():
+        metrics |= {f"val/{name}/{metric}": float(value) for metric, value in validation.metrics.items()}
+        if validation.losses:
+            metrics[f"val/{name}/loss"] = statistics.fmean(validation.losses)
+    return metrics
+
+
+def shares(metrics: Mapping[str, float], memory_bytes: int, gpu_memory_gib: float) -> dict[str, float]:
+    """Peaks over what there was."""
+    found = {"memory/share": metrics.get("memory/peak_mib", math.nan) / (memory_bytes / _MIB)}
+    if gpu_memory_gib:
+        found["gpu/memory_share"] = metrics.get("gpu/memory_peak_mib", math.nan) / (gpu_memory_gib * GIB / _MIB)
+    return found
+
+
+def _reported(events: Sequence[Event]) -> dict[str, float]:
+    """What only the training process can know; it knows its own GPU memory better than one who samples it."""
+    metrics: dict[str, float] = {}
+    for event in events:
+        if event["event"] == "metrics":
+            metrics |= {name: float(value) for name, value in event["metrics"].items() if value is not None}
+    return metrics
+
+
+def _facts(events: Sequence[Event], size: Compute, allowed: Allowance, seen: Supervised) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for event in events:
+        if event["event"] == "start":
+            facts |= event["facts"]
+        elif event["event"] == "resumed":
+            facts["resumed_at_step"] = str(event["step"])
+    facts |= {
+        "compute": f"{size.name}, {allowed.cores} cores, {allowed.memory_bytes / GIB:.3g} GiB",
+        "memory_limit": seen.limit,
+        "memory_source": seen.source,
+    }
+    return facts | ({"compute_note": allowed.note} if allowed.note else {})
+
+
+def _nan_last(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

@@ -1,0 +1,161 @@
+"""The local runner: one run config in, one measurement out, whatever happens in between.
+
+The run is a process of its own, so that a run that dies takes nobody with it, and so that what is measured is the run
+and not whoever looks on. The same runner works inside a container, where it is process 1.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from roofscale import cgroup, compute
+from roofscale.compute import Allowance
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement, write_json
+from roofscale.runners import launch
+from roofscale.runners.assemble import Supervised, assemble
+from roofscale.runners.events import EventTail
+from roofscale.runners.limit import MemoryLimit
+from roofscale.runners.outcome import Evidence, classify
+from roofscale.runners.supervise import Interrupt, Listener, SilentListener, Supervisor
+from roofscale.train.monitor import Monitor
+
+EVENTS = "events.jsonl"
+MEASUREMENT = "measurement.json"
+TRAIN = (sys.executable, "-m", "roofscale.train")
+_STDERR_TAIL_BYTES = 16_384
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# A watchdog has to look more often than a monitor.
+_INTERVAL_SECONDS = {True: 0.1, False: 0.2}
+
+
+@dataclass
+class LocalRunner:
+    """Runs a config in its own process on this machine, held to the memory and the cores of its compute.
+
+    A run folder that holds a checkpoint is resumed. SIGTERM and SIGINT to this process are passed on to the run, which
+    writes a checkpoint and ends (a second one ends it at once); the measurement then says ``interrupted``.
+    """
+
+    run_dir: Path  # config.json, events.jsonl, checkpoints, stderr.log, measurement.json
+    listener: Listener = field(default_factory=SilentListener)
+    command: Sequence[str] = TRAIN  # the run folder is appended
+    grace_seconds: float = 100.0  # SageMaker kills a job 120 s after it has asked it to stop
+    use_cgroup: bool = True  # False: hold the memory by the watchdog even where a cgroup can be made
+    interrupt: Interrupt = field(default_factory=Interrupt)  # ask() it from another thread to stop the run
+
+    def __call__(self, config: RunConfig) -> Measurement:
+        """Run, and save the measurement in the run folder.
+
+        Raises:
+            ConfigError: the compute is not known.
+            OSError: the run folder cannot be written, or the command cannot be started.
+        """
+        size = compute.get(config.compute)
+        allowed = compute.allowance(size)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self.run_dir / "config.json", config.as_dict())
+        parent = cgroup.own_memory() if self.use_cgroup else None
+        with MemoryLimit(allowed.memory_bytes, parent) as limit, self.interrupt.on_signals():
+            supervised = self._supervise(config, allowed, limit)
+        measurement = assemble(config, size, allowed, supervised)
+        measurement.save(self.run_dir / MEASUREMENT)
+        return measurement
+
+    def _supervise(self, config: RunConfig, allowed: Allowance, limit: MemoryLimit) -> Supervised:
+        events = EventTail(self.run_dir / EVENTS, from_end=True)
+        started = time.time()
+        with _append(self.run_dir / "stdout.log") as out, _append(self.run_dir / "stderr.log") as err:
+            stderr_start = err.tell()
+            child = self._start(config, allowed, limit, out, err)
+        supervisor = Supervisor(
+            child,
+            limit,
+            events,
+            self.listener,
+            self.interrupt,
+            timeout_seconds=config.timeout_seconds,
+            grace_seconds=self.grace_seconds,
+        )
+        try:
+            monitor = Monitor(
+                child.pid,
+                limit.group,
+                cores=allowed.cores,
+                interval=_INTERVAL_SECONDS[limit.group is None],
+                limit_mib=limit.watchdog_mib,
+                on_over=supervisor.over_limit,
+            )
+            with monitor:
+                supervisor.watch(monitor)
+        finally:
+            supervisor.kill()  # its loader processes, or all of it where something here failed
+            exit_code = child.wait()
+        supervisor.forward(monitor)
+        written = EventTail(self.run_dir / EVENTS).read()
+        outcome, detail = classify(
+            Evidence(
+                exit_code=exit_code,
+                watchdog=supervisor.watchdog,
+                timed_out=supervisor.timed_out,
+                interrupted=supervisor.interrupted,
+                oom_kills=limit.oom_kills(),
+                stderr=_tail(self.run_dir / "stderr.log", stderr_start),
+                end=supervisor.end,
+                limit=limit.description,
+                timeout_seconds=config.timeout_seconds,
+            )
+        )
+        return Supervised(
+            outcome=outcome,
+            detail=detail,
+            started=started,
+            ended=time.time(),
+            events=written,
+            memory=tuple(monitor.points),
+            metrics=monitor.summary(),
+            source=monitor.source,
+            limit=limit.description,
+        )
+
+    def _start(
+        self, config: RunConfig, allowed: Allowance, limit: MemoryLimit, out: IO[bytes], err: IO[bytes]
+    ) -> "subprocess.Popen[bytes]":
+        threads = str(config.threads or allowed.cores)
+        group = str(limit.group.path) if limit.group else ""
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                launch.__file__,
+                str(os.getpid()),
+                group,
+                str(allowed.cores),
+                *self.command,
+                str(self.run_dir),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads)},
+            start_new_session=True,
+        )
+
+
+def _append(file: Path) -> IO[bytes]:
+    return file.open("ab")
+
+
+def _tail(file: Path, start: int) -> str:
+    """The last of what was written after ``start``."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        stream.seek(max(start, file.stat().st_size - _STDERR_TAIL_BYTES))
+        return stream.read().decode(errors="replace")
+    return ""

@@ -1,0 +1,182 @@
+"""What a process and all its descendants use, read from outside.
+
+On Linux straight from /proc, because psutil opens several files for each question; elsewhere through psutil, which has
+no PSS there and no disk counters: those read as None.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import psutil
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Cheap memory counters, bytes. Pages that processes share count once for each of them."""
+
+    total: int  # resident sets summed
+    main: int  # resident set of the main process
+    main_peak: int  # largest it ever was (the kernel's VmHWM), 0 where not known
+    workers_private: int  # descendants' resident sets less what they share through files and shared memory
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """Proportional set sizes, bytes: a page shared by n processes counts 1/n in each, so the sum is the true use."""
+
+    total: int
+    workers: int
+
+
+class Tree(Protocol):
+    """A main process and its descendants. A process that is gone counts nothing; none of the calls raises for it."""
+
+    def refresh(self) -> bool:
+        """Look for new and gone processes; True where the set changed."""
+        ...
+
+    def resident(self) -> Resident: ...
+
+    def proportional(self) -> Proportional | None: ...
+
+    def cpu_seconds(self) -> float:
+        """CPU time, user and system, of the living and of the dead that were waited for."""
+        ...
+
+    def disk_bytes(self) -> tuple[int, int] | None:
+        """Bytes fetched from and sent to storage (page cache hits do not count), likewise."""
+        ...
+
+    def pids(self) -> frozenset[int]: ...
+
+
+def watch(pid: int) -> Tree:
+    """The tree under ``pid``, by the best means that the system has."""
+    return LinuxTree(pid) if Path("/proc/self/smaps_rollup").exists() else PortableTree(pid)
+
+
+class LinuxTree:
+    """``Tree`` over /proc (proc(5))."""
+
+    _PAGE = os.sysconf("SC_PAGE_SIZE")
+    _TICKS = os.sysconf("SC_CLK_TCK")
+
+    def __init__(self, pid: int) -> None:
+        self._main = pid
+        self._pids: tuple[int, ...] = (pid,)
+
+    def refresh(self) -> bool:
+        found = (self._main, *_descendants(self._main))
+        changed = set(found) != set(self._pids)
+        self._pids = found
+        return changed
+
+    def pids(self) -> frozenset[int]:
+        return frozenset(self._pids)
+
+    def resident(self) -> Resident:
+        sizes = [self._statm(pid) for pid in self._pids]
+        peak = _kib(_read(f"/proc/{self._main}/status"), b"VmHWM:")
+        workers = sum(resident - shared for resident, shared in sizes[1:])
+        return Resident(sum(resident for resident, _ in sizes), sizes[0][0], peak, workers)
+
+    def proportional(self) -> Proportional | None:
+        texts = [_read(f"/proc/{pid}/smaps_rollup") for pid in self._pids]
+        if not texts[0]:  # gone, or not ours to look into
+            return None
+        sizes = [_kib(text, b"Pss:") for text in texts]
+        return Proportional(sum(sizes), sum(sizes[1:]))
+
+    def cpu_seconds(self) -> float:
+        return sum(map(self._cpu_ticks, self._pids)) / self._TICKS
+
+    def disk_bytes(self) -> tuple[int, int] | None:
+        # On the wait for a dead child the kernel adds its counters to the parent's, as it does for CPU time.
+        texts = [_read(f"/proc/{pid}/io") for pid in self._pids]
+        if not texts[0]:
+            return None
+        return sum(_count(t, b"read_bytes:") for t in texts), sum(_count(t, b"\nwrite_bytes:") for t in texts)
+
+    def _statm(self, pid: int) -> tuple[int, int]:
+        fields = _read(f"/proc/{pid}/statm").split()
+        return (int(fields[1]) * self._PAGE, int(fields[2]) * self._PAGE) if fields else (0, 0)
+
+    def _cpu_ticks(self, pid: int) -> int:
+        # The command name in brackets may hold spaces; utime, stime, cutime, cstime are fields 14 to 17 of stat.
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        return sum(map(int, fields[11:15]))
+
+
+class PortableTree:
+    """``Tree`` through psutil, for systems without /proc."""
+
+    def __init__(self, pid: int) -> None:
+        self._processes: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            self._processes = [psutil.Process(pid)]
+        self._gone_cpu_seconds: dict[int, float] = {}
+
+    def refresh(self) -> bool:
+        before = self.pids()
+        with contextlib.suppress(psutil.Error, IndexError):
+            self._processes[1:] = self._processes[0].children(recursive=True)
+        return self.pids() != before
+
+    def pids(self) -> frozenset[int]:
+        return frozenset(process.pid for process in self._processes)
+
+    def resident(self) -> Resident:
+        sizes = [_ask(process, lambda p: int(p.memory_info().rss), 0) for process in self._processes] or [0]
+        return Resident(sum(sizes), sizes[0], 0, sum(sizes[1:]))
+
+    def proportional(self) -> Proportional | None:
+        return None
+
+    def cpu_seconds(self) -> float:
+        for process in self._processes:
+            last = self._gone_cpu_seconds.get(process.pid, 0.0)
+            self._gone_cpu_seconds[process.pid] = _ask(process, lambda p: float(sum(p.cpu_times()[:2])), last)
+        return sum(self._gone_cpu_seconds.values())
+
+    def disk_bytes(self) -> tuple[int, int] | None:
+        return None
+
+
+def _ask(process: psutil.Process, question: Callable[[psutil.Process], _T], otherwise: _T) -> _T:
+    try:
+        return question(process)
+    except psutil.Error:
+        return otherwise
+
+
+def _descendants(pid: int) -> list[int]:
+    """Children of every thread of ``pid``, and theirs; needs no scan of all processes."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            for child in _read(f"/proc/{pid}/task/{thread}/children").split():
+                found += [int(child), *_descendants(int(child))]
+    return found
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            return stream.read()
+    except OSError:  # the process is gone
+        return b""
+
+
+def _count(text: bytes, key: bytes) -> int:
+    value = text.partition(key)[2].split(maxsplit=1)
+    return int(value[0]) if value else 0
+
+
+def _kib(text: bytes, key: bytes) -> int:
+    return _count(text, key) * 1024
