@@ -1,0 +1,61 @@
+# Needs make and Python 3.11 or 3.12; everything else goes into .venv.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+BIN := .venv/bin
+
+# The stamp's name holds the pins and the place, because an environment cannot be moved. It is written last, so that
+# an environment whose installation was cut short is built again.
+STAMP := .venv/.complete-$(shell (cat requirements.txt requirements-dev.txt; pwd) | cksum | tr ' ' -)
+
+# The first Python that is new enough and can make environments.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+	&& { echo "$$python"; break; }; done)
+
+##@ Use
+.PHONY: phase1
+phase1: $(STAMP) ## climb 20, 50, 100 samples and print the verdicts; SET="batch_size=4 ..." overrides knobs
+	$(BIN)/roofscale data generate
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e phase1 --env-manager local -P set="$(SET)"
+
+.PHONY: ui
+ui: $(STAMP) ## open the results in MLflow at http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+##@ Develop
+.PHONY: test
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(STAMP) ## lint, format and type checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(STAMP) ## measure speed against its targets; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.run
+
+.PHONY: clean
+clean: ## remove .venv and caches; data, runs and results stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST)
+
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 with venv and pip found: install one (Debian: apt install" \
+		"python3.11-venv), or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
