@@ -17,8 +17,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 
 ##@ Use
 .PHONY: phase1
-phase1: $(STAMP) ## climb 20, 50, 100 samples and print the verdicts; SET="batch_size=4 ..." overrides knobs
-	$(BIN)/roofscale data generate
+phase1: $(STAMP) ## climb 20, 50, 100 samples and print the verdicts (SET="batch_size=4 ..." overrides knobs)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e phase1 --env-manager local -P set="$(SET)"
 
 .PHONY: ui
