@@ -1,0 +1,178 @@
+"""From sources to batches: order, seeds and broken files are settled here, the same whatever the worker count.
+
+Shape suffixes as in ``sample``. Every random choice is a function of the run's seed, the epoch, the data set and the
+sample's index, never of a process or of what was read before: so 0 and 4 workers give the same batches, and a resumed
+epoch the rest of the interrupted one.
+"""
+
+import logging
+import multiprocessing
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from roofscale.config import RunConfig
+from roofscale.data.augment import augment, fit
+from roofscale.data.sample import CHANNELS, Batch, Sample, Source
+from roofscale.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """One sample among several sources."""
+
+    source: int
+    index: int
+
+
+class _Loaded(NamedTuple):
+    """What a loader process hands over: errors travel as text, because DataLoader would wrap the exception."""
+
+    batch: Batch | None  # None: every sample was broken
+    skipped: list[str]  # what is wrong with each sample left out
+    error: str  # ends the run; empty: none
+
+
+class BatchLoader(DataLoader[Any]):
+    """Yields ``Batch``; raises DataError with the reader's own words in the process that trains.
+
+    ``skipped`` lists the complaints about samples left out so far (``on_bad_sample=skip``), ``position`` is the
+    ``skip_batches`` with which a new loader goes on after the last batch that this one yielded. A batch whose samples
+    are all broken is not yielded, but counts in ``position``.
+    """
+
+    def __init__(self, dataset: "_Batches", first: int, **options: Any) -> None:
+        super().__init__(dataset, sampler=range(first, len(dataset)), batch_size=None, collate_fn=_as_it_is, **options)
+        self.skipped: list[str] = []
+        self.position = first
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class here
+        for loaded in super().__iter__():
+            if loaded.error:
+                raise DataError(loaded.error)
+            self.position += 1
+            self.skipped += loaded.skipped
+            for complaint in loaded.skipped:
+                _log.warning("sample left out: %s", complaint)
+            if loaded.batch is not None:
+                yield loaded.batch
+
+
+def make_loader(
+    config: RunConfig, sources: Sequence[Source], *, epoch: int, train: bool, skip_batches: int = 0
+) -> BatchLoader:
+    """Make the loader of one pass over one source, or over several shuffled together (the mixed schedule).
+
+    Training batches are shuffled, augmented and randomly cropped; a last training batch of one sample is dropped where
+    others came before and batch_size is over 1, as BatchNorm cannot take it. Validation keeps every sample, in order.
+    Batches before ``skip_batches`` are not even read.
+    """
+    order = epoch_order(sources, config.seed, epoch) if train else file_order(sources)
+    size = config.batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    if train and size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches.pop()
+    dataset = _Batches(config, tuple(sources), tuple(batches), epoch, train)
+    options: dict[str, Any] = {
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator().manual_seed(config.seed),
+    }  # leaves the global one alone
+    if config.num_workers:
+        # fork starts in 0.2 s where spawn takes 8; no source keeps a handle open over it.
+        method = "fork" if sys.platform == "linux" else None
+        options |= {
+            "num_workers": config.num_workers,
+            "prefetch_factor": config.prefetch_factor,
+            "multiprocessing_context": multiprocessing.get_context(method),
+            "worker_init_fn": _one_thread,
+        }
+    return BatchLoader(dataset, min(skip_batches, len(batches)), **options)
+
+
+def file_order(sources: Sequence[Source]) -> list[SampleKey]:
+    """Every sample of every source, in their own order."""
+    return [SampleKey(number, index) for number, source in enumerate(sources) for index in range(len(source))]
+
+
+def epoch_order(sources: Sequence[Source], seed: int, epoch: int) -> list[SampleKey]:
+    """Every sample of every source, shuffled by seed and epoch alone."""
+    keys = file_order(sources)
+    return [keys[i] for i in np.random.default_rng((seed, epoch)).permutation(len(keys))]
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[_Loaded]):
+    """Maps the number of a batch to the batch: reading, fit, augmentation and collation, in a loader process."""
+
+    config: RunConfig
+    sources: tuple[Source, ...]
+    batches: tuple[Sequence[SampleKey], ...]
+    epoch: int
+    train: bool
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> _Loaded:
+        samples: list[Sample] = []
+        keys: list[SampleKey] = []
+        skipped: list[str] = []
+        for key in self.batches[number]:
+            try:
+                samples.append(self._prepared(key))
+                keys.append(key)
+            except DataError as error:
+                if self.config.on_bad_sample == "error":
+                    return _Loaded(None, [], str(error))
+                skipped.append(str(error))
+        return _Loaded(self._collated(samples, keys) if samples else None, skipped, "")
+
+    def _prepared(self, key: SampleKey) -> Sample:
+        """Read, fit and augment one sample; only the labelled channels take part, the others stay 0."""
+        source = self.sources[key.source]
+        sample = source.read(key.index)
+        seed = sample_seed(self.config.seed, self.epoch, source.name, key.index)
+        rng = np.random.default_rng(seed) if self.train else None
+        target = np.ascontiguousarray(sample.target_HWK[..., list(source.labelled)])
+        image, target = fit(sample.image_HWC, target, self.config.image_size, self.config.fit, rng)
+        if self.train:
+            image, target = augment(image, target, self.config.augment, seed)
+        return Sample(f"{source.name}/{sample.id}", image, target)
+
+    def _collated(self, samples: Sequence[Sample], keys: Sequence[SampleKey]) -> Batch:
+        count, side = len(samples), self.config.image_size
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        image_NCHW = torch.empty((count, 3, side, side), dtype=torch.uint8, memory_format=layout)
+        target_NKHW = torch.zeros((count, len(CHANNELS), side, side), dtype=torch.uint8)
+        labelled_NK = torch.tensor([self.sources[key.source].labelled for key in keys])
+        for i, sample in enumerate(samples):
+            image_NCHW[i] = torch.from_numpy(np.ascontiguousarray(sample.image_HWC)).permute(2, 0, 1)
+            for j, channel in enumerate(labelled_NK[i].nonzero().flatten().tolist()):
+                target_NKHW[i, channel] = torch.from_numpy(np.ascontiguousarray(sample.target_HWK[..., j]))
+        return Batch(image_NCHW, target_NKHW, labelled_NK, [sample.id for sample in samples])
+
+
+def sample_seed(seed: int, epoch: int, dataset: str, index: int) -> int:
+    """The seed of one sample's crop and augmentation in one epoch, 32 bits."""
+    words = [seed, epoch, zlib.crc32(dataset.encode()), index]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def _as_it_is(loaded: Any) -> Any:
+    """A named function in place of torch's conversion of samples, which would copy."""
+    return loaded
+
+
+def _one_thread(worker: int) -> None:
+    """Loader processes share the cores by being several; OpenCV's thread pool does not survive a fork either."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

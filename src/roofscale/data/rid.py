@@ -1,0 +1,98 @@
+"""RID, the Roof Information Dataset (Krapf et al. 2022, mediaTUM release): GeoTIFF images and reviewed PNG masks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from roofscale.data import folders, geotiff
+from roofscale.data.sample import CHANNELS, Sample
+from roofscale.errors import DataError
+
+IMAGES = "images_roof_centered_geotiff"
+SEGMENTS = "masks_segments_reviewed"
+SUPERSTRUCTURES = "masks_superstructures_reviewed"
+SPLITS = "filenames_train_val_test_split"
+PARTS = ("train", "val", "test")
+
+# 0-15: azimuths N, NNE, NE, ... clockwise; the background is the last id of either mask, never 0.
+FLAT, SEGMENT_BACKGROUND = 16, 17
+SUPERSTRUCTURE_IDS = ("pvmodule", "dormer", "window", "ladder", "chimney", "shadow", "tree", "unknown", "background")
+SUPERSTRUCTURE_BACKGROUND = SUPERSTRUCTURE_IDS.index("background")
+
+
+@dataclass
+class RidSource:
+    """Some images of RID; roof is every segment but the background, whatever its azimuth."""
+
+    folder: Path  # the one that holds images_roof_centered_geotiff
+    ids: tuple[str, ...]  # '880'
+    name: str = "rid"
+    labelled: tuple[bool, ...] = (True, False, False, False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def path(self, index: int) -> Path:
+        """The GeoTIFF of a sample."""
+        return self.folder / IMAGES / f"{self.ids[index]}.tif"
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """All files that a sample is read from: the image, then the mask."""
+        return self.path(index), self.folder / SEGMENTS / f"{self.ids[index]}.png"
+
+    def read(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            DataError: image or mask missing, broken, of different sizes or with ids other than 0 to 17.
+        """
+        image_file, mask_file = self.files(index)
+        image_HWC = geotiff.read_rgb(image_file)
+        segments_HW = geotiff.read_mask_png(mask_file, largest_id=SEGMENT_BACKGROUND)
+        geotiff.check_same_size(image_file, image_HWC.shape[:2], mask_file, segments_HW.shape[:2])
+        target_HWK = np.zeros((*segments_HW.shape, len(CHANNELS)), np.uint8)
+        target_HWK[..., 0] = segments_HW != SEGMENT_BACKGROUND
+        return Sample(self.ids[index], image_HWC, target_HWK)
+
+    def subset(self, indices: Sequence[int]) -> "RidSource":
+        """The same data set with only these samples, in this order."""
+        return RidSource(self.folder, tuple(self.ids[i] for i in indices))
+
+
+def find(root: Path) -> Path | None:
+    """The folder of RID at or under ``root``, or None."""
+    return folders.find_folder(root, lambda folder: (folder / IMAGES).is_dir())
+
+
+def split_file(folder: Path, part: str, number: int) -> Path:
+    """The file that lists train, val or test of a published split."""
+    return folder / SPLITS / f"{part}_filenames_{number}_rev.txt"
+
+
+def published_split_numbers(folder: Path) -> tuple[int, ...]:
+    """Which of the published splits 1 to 5 have all of their three files."""
+    return tuple(n for n in range(1, 6) if all(split_file(folder, part, n).is_file() for part in PARTS))
+
+
+def open_published(folder: Path, part: str, number: int) -> RidSource:
+    """Open train, val or test of a published split.
+
+    Raises:
+        DataError: the split file is missing.
+    """
+    file = split_file(folder, part, number)
+    if not file.is_file():
+        there = ", ".join(map(str, published_split_numbers(folder))) or "none"
+        raise DataError(
+            f"{file}: this split file is missing (complete published splits here: {there}). Set "
+            "split_number to one of those, or split=random."
+        )
+    return RidSource(folder, folders.read_names(file))
+
+
+def open_all(folder: Path) -> RidSource:
+    """Open every image in the folder, by number."""
+    names = {file.stem for file in (folder / IMAGES).glob("*.tif")}
+    return RidSource(folder, tuple(sorted(names, key=folders.natural_key)))

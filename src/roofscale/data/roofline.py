@@ -1,0 +1,116 @@
+"""Roofline-Extraction (Alidoost et al. 2019): one ``imdb.mat``, MATLAB v7.3 and so HDF5, with eaves, ridges and hips.
+
+It has no filled roof class and no official split.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from roofscale.data import folders
+from roofscale.data.sample import CHANNELS, Pixels, Sample
+from roofscale.errors import DataError
+
+FILE = "imdb.mat"
+ELEMENTS = ("eave", "ridge", "hip")  # the channels of imdb/elements, in the file's order
+_TARGET_CHANNELS = [CHANNELS.index(element) for element in ELEMENTS]
+
+
+class RooflineSource:
+    """Some samples of an imdb.mat, which each process opens for itself: an HDF5 handle does not survive a fork."""
+
+    name = "roofline"
+    labelled = tuple(channel in ELEMENTS for channel in CHANNELS)
+
+    def __init__(self, file: Path, indices: tuple[int, ...]) -> None:
+        self.file = file
+        self.indices = indices
+        self._handle: Any = None
+        self._owner = -1  # process id that opened the handle
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None, "_owner": -1}
+
+    def path(self, index: int) -> Path:
+        """The one file that holds every sample."""
+        return self.file
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """All files that a sample is read from."""
+        return (self.file,)
+
+    def read(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            DataError: the file cannot be read, or the values are not what they should be.
+        """
+        row = self.indices[index]
+        try:
+            imdb = self._opened()["imdb"]
+            image_CHW, elements_CHW = imdb["images"][row], imdb["elements"][row]
+        except (OSError, KeyError, ValueError, IndexError, RuntimeError) as error:
+            raise _unreadable(self.file, error, row) from error
+        image_HWC = _to_uint8(image_CHW, f"{self.file}, sample {row}")
+        return Sample(str(row), image_HWC, _to_target(elements_CHW, f"{self.file}, sample {row}"))
+
+    def subset(self, indices: Sequence[int]) -> "RooflineSource":
+        """The same data set with only these samples, in this order."""
+        return RooflineSource(self.file, tuple(self.indices[i] for i in indices))
+
+    def _opened(self) -> Any:
+        if self._handle is None or self._owner != os.getpid():
+            self._handle, self._owner = h5py.File(self.file, "r"), os.getpid()
+        return self._handle
+
+
+def find(root: Path) -> Path | None:
+    """The folder with imdb.mat at or under ``root``, or None."""
+    return folders.find_folder(root, lambda folder: (folder / FILE).is_file())
+
+
+def open_all(folder: Path) -> RooflineSource:
+    """Open every sample of the folder's imdb.mat.
+
+    Raises:
+        DataError: not HDF5, or without the arrays that the release has.
+    """
+    file = folder / FILE
+    try:
+        with h5py.File(file, "r") as handle:
+            images, elements = handle["imdb/images"].shape, handle["imdb/elements"].shape
+    except (OSError, KeyError, RuntimeError) as error:
+        raise _unreadable(file, error) from error
+    if len(images) != 4 or images[1] != 3 or images != elements:
+        raise DataError(f"{file}: imdb/images is {images} and imdb/elements {elements}; expected both (N, 3, H, W).")
+    return RooflineSource(file, tuple(range(images[0])))
+
+
+def _unreadable(file: Path, error: Exception, row: int | None = None) -> DataError:
+    where = file if row is None else f"{file}, sample {row}"
+    return DataError(
+        f"{where}: broken file ({error}); expected a MATLAB v7.3 (HDF5) file with imdb/images and "
+        "imdb/elements. Download it again."
+    )
+
+
+def _to_uint8(image_CHW: Any, where: str) -> Pixels:
+    if not np.isfinite(image_CHW).all() or image_CHW.min() < 0 or image_CHW.max() > 255:
+        raise DataError(f"{where}: image values from {image_CHW.min():g} to {image_CHW.max():g}; expected 0 to 255.")
+    return np.ascontiguousarray(np.rint(image_CHW).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _to_target(elements_CHW: Any, where: str) -> Pixels:
+    if not np.isin(elements_CHW, (0, 1)).all():
+        odd = elements_CHW[~np.isin(elements_CHW, (0, 1))].flat[0]
+        raise DataError(f"{where}: an element mask holds {odd:g}, an unknown class id; expected 0 or 1.")
+    target_HWK = np.zeros((*elements_CHW.shape[1:], len(CHANNELS)), np.uint8)
+    target_HWK[..., _TARGET_CHANNELS] = elements_CHW.transpose(1, 2, 0)
+    return target_HWK

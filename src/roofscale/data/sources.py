@@ -1,0 +1,210 @@
+"""Open the data sets that a run config names: where they lie, who is in train and val, and how many of them."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from roofscale.config import DATASETS, RunConfig
+from roofscale.data import airs, rid, roofline
+from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.sample import Source
+from roofscale.data.split import permutation, random_split
+from roofscale.errors import ConfigError, DataError
+
+_TAKING_SEED = 0  # of the order in which max_samples takes samples: not the run's, so that seeds share their samples
+_WHOLE_FILE = 8 * 2**20  # bytes; files up to this size are hashed whole, larger ones by size, first and last part
+_PART = 2**20
+_FINDERS = {"rid": rid.find, "roofline": roofline.find, "airs": airs.find}
+
+
+class FileSource(Source, Protocol):
+    """A source that knows its files, and can be narrowed down."""
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """All files that sample ``index`` is read from."""
+        ...
+
+    def subset(self, indices: Sequence[int]) -> "FileSource":
+        """The same source with only these samples, in this order."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """What one data set gives to a run."""
+
+    train: FileSource
+    val: FileSource
+
+
+def open_sources(config: RunConfig, root: Path) -> dict[str, DataSplit]:
+    """Open train and val of each data set of the config, in its order, limited to max_samples and val_samples.
+
+    The samples taken are the first of a fixed order: those of max_samples=10 are among those of 20, whatever the seed.
+    Fewer validation samples than val_samples are used as they are.
+
+    Raises:
+        ConfigError: a data set is not under the root, or has fewer than max_samples training samples.
+        DataError: a data set has no training or validation sample, or a file needed to know cannot be read.
+    """
+    return {
+        name: _limited(name, _open(name, config, find_dataset(name, root)), config, root) for name in config.datasets
+    }
+
+
+def find_dataset(name: str, root: Path) -> Path:
+    """The folder of a data set: at or under ``<root>/<name>``, or else at or under the root itself.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    found = _FINDERS[name](root / name) or _FINDERS[name](root)
+    if found is None:
+        there = present(root)
+        hint = f"Found there: {', '.join(there)}." if there else "No data set was found there."
+        raise ConfigError(
+            f"data_root={root}: expected the data set {name!r} in it or in {root / name}. {hint} Correct "
+            "data_root or datasets; an empty data_root uses generated data."
+        )
+    return found
+
+
+def present(root: Path) -> tuple[str, ...]:
+    """The data sets that lie under a root."""
+    return tuple(name for name in DATASETS if _FINDERS[name](root / name) or _FINDERS[name](root))
+
+
+def _open(name: str, config: RunConfig, folder: Path) -> DataSplit:
+    """Open all of train and val."""
+    seed = config.split_number  # not the run's seed: runs that differ in their seed are judged on the same samples
+    if name == "airs":
+        return _open_airs(config, folder, seed)
+    if name == "rid" and config.split == "published":
+        return DataSplit(
+            rid.open_published(folder, "train", config.split_number),
+            rid.open_published(folder, "val", config.split_number),
+        )
+    everything: FileSource = rid.open_all(folder) if name == "rid" else roofline.open_all(folder)
+    parts = random_split(len(everything), seed)  # Roofline has no published split
+    return DataSplit(everything.subset(parts.train), everything.subset(parts.val))
+
+
+def _open_airs(config: RunConfig, folder: Path, seed: int) -> DataSplit:
+    """Split by tiles: windows of one tile never part."""
+    train, val = airs.tiles_of(folder, "train"), airs.tiles_of(folder, "val")
+    if config.split == "random":
+        tiles = (*train, *val)
+        parts = random_split(len(tiles), seed)
+        train, val = tuple(tiles[i] for i in parts.train), tuple(tiles[i] for i in parts.val)
+    return DataSplit(airs.open_tiles(train, config.image_size), airs.open_tiles(val, config.image_size))
+
+
+def _limited(name: str, split: DataSplit, config: RunConfig, root: Path) -> DataSplit:
+    for part, source in (("training", split.train), ("validation", split.val)):
+        if not len(source):
+            raise DataError(
+                f"{root}: the data set {name!r} has no {part} sample (training {len(split.train)}, "
+                f"validation {len(split.val)}). Add data, or choose another split."
+            )
+    if config.max_samples > len(split.train):
+        others = [other for other in present(root) if other not in config.datasets]
+        also = f", or add a data set that is there too: datasets={','.join((*config.datasets, *others))}"
+        raise ConfigError(
+            f"max_samples={config.max_samples}: the data set {name!r} under {root} has "
+            f"{len(split.train)} training samples. Take at most {len(split.train)}, or 0 for all"
+            f"{also if others else ''}."
+        )
+    return DataSplit(_first(split.train, config.max_samples), _first(split.val, config.val_samples))
+
+
+def _first(source: FileSource, count: int) -> FileSource:
+    """The first of the fixed order; 0 takes all."""
+    order = permutation(len(source), _TAKING_SEED)
+    return source.subset(order[:count] if count else order)
+
+
+def resolve_root(config: RunConfig, cache: Path) -> tuple[Path, str]:
+    """Return the data root and a sentence that says what is used; generates data where the config names no root.
+
+    Raises:
+        ConfigError: the config's data_root is no folder.
+    """
+    names = ", ".join(config.datasets)
+    if config.data_root:
+        root = Path(config.data_root).expanduser()
+        if not root.is_dir():
+            raise ConfigError(
+                f"data_root={config.data_root}: there is no such folder. Correct it, or leave it empty "
+                "for generated data."
+            )
+        return root, f"Data: {names} from {root.resolve()}."
+    spec = _sample_data(config)
+    root = cache / spec.folder_name
+    generate(root, spec)
+    tiles = "-".join(map(str, spec.airs_tiles))
+    size = {
+        "rid": f"{spec.train} training, {spec.val} validation and {spec.test} test images",
+        "roofline": f"{spec.roofline_samples} images",
+        "airs": f"{tiles} tiles of {spec.airs_tile_px} px for train-val-test",
+    }
+    what = "; ".join(f"{name}: {size[name]}" for name in config.datasets)
+    return root, f"Data: no data_root given, so GENERATED images (seed {spec.seed}; {what}) in {root.resolve()}."
+
+
+def _sample_data(config: RunConfig) -> GenerateSpec:
+    """A spec with enough for the config; all runs that need no more than the usual share one generated set."""
+    usual = GenerateSpec()
+    train, val = max(usual.train, config.max_samples), max(usual.val, config.val_samples)
+    windows = math.ceil(usual.airs_tile_px / config.image_size) ** 2
+    tiles = (max(usual.airs_tiles[0], math.ceil(train / windows)), max(usual.airs_tiles[1], math.ceil(val / windows)))
+    return GenerateSpec(
+        config.datasets,
+        train,
+        val,
+        airs_tiles=(*tiles, usual.airs_tiles[2]),
+        roofline_samples=max(usual.roofline_samples, math.ceil(train / 0.8), 10 * val),
+    )
+
+
+def data_fingerprint(splits: Mapping[str, DataSplit]) -> str:
+    """Twelve hex digits that name what a run reads: sample order, file names and contents, whatever the folder.
+
+    Files up to 8 MiB count whole; of larger ones size, first and last MiB. Files that are not there count as such.
+    """
+    total = hashlib.sha256()
+    seen: dict[Path, str] = {}
+    for name, split in splits.items():
+        for part, source in (("train", split.train), ("val", split.val)):
+            total.update(f"{name} {part} {len(source)}\n".encode())
+            for index in range(len(source)):
+                files = source.files(index)
+                seen |= {file: _file_digest(file) for file in files if file not in seen}
+                total.update(f"{_place(source, index)} {' '.join(seen[file] for file in files)}\n".encode())
+    return total.hexdigest()[:12]
+
+
+def _place(source: FileSource, index: int) -> str:
+    """Which part of the file a sample is, for data sets with several samples in one file."""
+    if isinstance(source, airs.AirsSource):
+        return f"{source.path(index).name} {source.windows[index].row} {source.windows[index].col} {source.window_px}"
+    if isinstance(source, roofline.RooflineSource):
+        return str(source.indices[index])
+    return source.path(index).name
+
+
+def _file_digest(file: Path) -> str:
+    if not file.is_file():
+        return "missing"
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        if size <= _WHOLE_FILE:
+            digest.update(stream.read())
+        else:
+            digest.update(stream.read(_PART))
+            stream.seek(-_PART, 2)
+            digest.update(stream.read())
+    return digest.hexdigest()
