@@ -11,6 +11,7 @@ from pathlib import Path
 _USED = {1: "memory.usage_in_bytes", 2: "memory.current"}
 _PEAK = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
 _KILLS = {1: "memory.oom_control", 2: "memory.events"}
+_UNLIMITED_V1 = 2**62  # v1 says 2**63 less a page, whatever the page
 # v1 answers for one group alone unless asked for the total over its children; v2 always answers for the whole subtree.
 _STAT_PREFIX = {1: "total_", 2: ""}
 
@@ -54,7 +55,8 @@ class MemoryCgroup:
     def limit(self) -> int | None:
         """The smallest limit on this group and its ancestors, bytes; None = unlimited."""
         if self.version == 1:
-            return _table(self.path / "memory.stat").get("hierarchical_memory_limit")
+            limit = _table(self.path / "memory.stat").get("hierarchical_memory_limit", _UNLIMITED_V1)
+            return limit if limit < _UNLIMITED_V1 else None
         above = (_number(folder / "memory.max") for folder in (self.path, *self.path.parents))
         return min((limit for limit in above if limit is not None), default=None)
 
@@ -71,6 +73,13 @@ def own_memory(proc: Path = Path("/proc")) -> MemoryCgroup | None:
         if (folder / _USED[version]).exists():
             return MemoryCgroup(folder, version)
     return None
+
+
+def machine_oom_kills(proc: Path = Path("/proc")) -> int:
+    """Processes that the kernel killed for memory since the machine started, whoever's they were."""
+    with contextlib.suppress(OSError):
+        return _table(proc / "vmstat").get("oom_kill", 0)
+    return 0
 
 
 def cpu_quota(proc: Path = Path("/proc")) -> float | None:

@@ -154,9 +154,7 @@ def loss_metrics(steps: Sequence[StepRecord]) -> dict[str, float]:
         return {"train/steps": 0.0, "train/samples": 0.0}
     last_tenth = steps[-max(1, len(steps) // 10) :]
     return {
-        "train/loss": statistics.fmean(step.loss for step in last_tenth),
-        "train/grad_norm": steps[-1].grad_norm,
-        "train/lr": steps[-1].lr,
+        "train/final_loss": statistics.fmean(step.loss for step in last_tenth),
         "train/steps": float(steps[-1].step),
         "train/samples": float(steps[-1].samples),
     }

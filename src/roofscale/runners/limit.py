@@ -40,7 +40,7 @@ class MemoryLimit:
         self.limit_bytes = limit_bytes
         self.group: MemoryCgroup | None = None
         self._parent = parent
-        self._why_not = "" if parent else "no memory cgroup to put it in"
+        self._why_not = "" if parent else "no memory cgroup, or not asked to use it"
         self._kills_before = 0
 
     def __enter__(self) -> "MemoryLimit":
@@ -71,7 +71,7 @@ class MemoryLimit:
         gib = f"{self.limit_bytes / 2**30:.3g} GiB"
         if self.group:
             return f"cgroup v{self.group.version}, {gib}"
-        return f"watchdog at {WATCHDOG_SHARE:.0%} of {gib} ({self._why_not})"
+        return f"watchdog at {WATCHDOG_SHARE:.0%} of {gib}; {self._why_not}"
 
     def oom_kills(self) -> int:
         """Processes that the kernel killed for memory since the start, in the run's cgroup or else around it."""
@@ -85,7 +85,7 @@ class MemoryLimit:
 
     def _kills(self) -> int:
         watched = self.group or self._parent or cgroup.own_memory()
-        return watched.oom_kills() if watched else 0
+        return watched.oom_kills() if watched else cgroup.machine_oom_kills()
 
 
 def _make(parent: MemoryCgroup, limit_bytes: int) -> MemoryCgroup:

@@ -44,7 +44,7 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
     (
         # A full disk says "No space left on device" too: only with shared memory named is it /dev/shm.
         re.compile(
-            r"unable to (?:allocate|open|resize|mmap)[^\n]*shared memory|shared memory[^\n]*No space left|"
+            r"unable to (?:allocate|resize)[^\n]*shared memory|shared memory[^\n]*No space left|"
             r"/dev/shm[^\n]*No space left|No space left on device[^\n]*/dev/shm|"
             r"out of shared memory|insufficient shared memory",
             re.IGNORECASE,
@@ -54,9 +54,7 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
     ),
     (
         re.compile(
-            r"can't allocate memory|std::bad_alloc|^(?:\w+\.)*_?\w*MemoryError\b|Cannot allocate memory|"
-            r"DataLoader worker \(pid[^)]*\) is killed by signal: Killed",
-            re.MULTILINE,
+            r"can't allocate memory|std::bad_alloc|^(?:\w+\.)*\w*MemoryError\b|Cannot allocate memory", re.MULTILINE
         ),
         Outcome.HOST_OOM,
         f"the host's memory ran out; {_LESS_MEMORY}",
@@ -78,7 +76,7 @@ def _forced(evidence: Evidence) -> tuple[Outcome, str] | None:
     """What the runner did, and what the kernel counted."""
     held = f" ({evidence.limit})" if evidence.limit else ""
     if evidence.watchdog:
-        return Outcome.HOST_OOM, f"passed its memory limit and was killed by the watchdog{held}; {_LESS_MEMORY}"
+        return Outcome.HOST_OOM, f"passed its memory limit and was killed{held}; {_LESS_MEMORY}"
     if evidence.timed_out:
         return Outcome.TIMEOUT, (
             f"ended after timeout_seconds={evidence.timeout_seconds:g}; raise it, or train on "
