@@ -10,6 +10,9 @@ from roofscale.config import DATASETS
 from roofscale.errors import ConfigError, did_you_mean
 
 
+DRAWING = 2  # raised with every change that draws other pixels, so that nobody takes old images for these
+
+
 @dataclass(frozen=True)
 class GenerateSpec:
     """What to generate; the same spec gives the same files bit for bit (with the same OpenCV and NumPy).
@@ -28,6 +31,7 @@ class GenerateSpec:
     airs_tiles: tuple[int, int, int] = (7, 3, 1)  # train, val, test
     airs_tile_px: int = 2048  # side of an AIRS tile; the real ones have 10000
     seed: int = 0
+    drawing: int = DRAWING
 
     def __post_init__(self) -> None:
         for name in self.datasets:
@@ -50,7 +54,7 @@ class GenerateSpec:
         tiles = "-".join(map(str, self.airs_tiles))
         return (
             f"rid{self.image_px}-{self.train}-{self.val}-{self.test}_roofline{self.roofline_px}-"
-            f"{self.roofline_samples}_airs{self.airs_tile_px}-{tiles}_seed{self.seed}"
+            f"{self.roofline_samples}_airs{self.airs_tile_px}-{tiles}_seed{self.seed}_drawing{self.drawing}"
         )
 
     def scene_seed(self, dataset: str, index: int) -> int:

@@ -103,7 +103,8 @@ class _Town:
         )
         self.reach = side * 0.75  # covers the corners whatever the direction
         self.size = rng.uniform(0.7, 1.75)  # buildings here, relative to a house
-        self.density = rng.uniform(0.35, 1.0)  # share of parcels built on
+        self.crowd = rng.uniform(0.0, 1.0)  # 0: large plots, 1: hardly room between the houses
+        self.density = min(1.0, 0.3 + 0.7 * self.crowd + rng.uniform(0.0, 0.3))  # share of parcels built on
         self.green = rng.uniform(0.0, 1.0)
         self.cells: dict[tuple[int, int], list[Roof]] = {}  # roofs by where they are, _CELL metres a side
         self.scene = Scene(
@@ -125,7 +126,7 @@ class _Town:
     def build(self) -> Scene:
         """Lay out the streets and fill the parcels between them."""
         rng, px = self.rng, self.px
-        depth, street = rng.uniform(18, 30) * self.size**0.7 * px, rng.uniform(5, 9) * px
+        depth, street = rng.uniform(20, 30) * self.size**0.7 * (1.25 - 0.75 * self.crowd) * px, rng.uniform(5, 9) * px
         period = 2 * depth + street
         asphalt = self.pick(_PAVING[:1] + _PAVING[3:4])
         v = rng.uniform(-period, 0) - math.ceil(self.reach / period) * period
@@ -171,7 +172,7 @@ class _Town:
         """A row of parcels that fills v to v + depth; ``side`` says on which edge the street lies."""
         u = -self.reach - self.rng.uniform(0, 20) * self.px
         while u < self.reach:
-            width = self.rng.uniform(15, 28) * self.size * self.px
+            width = self.rng.uniform(16, 28) * self.size * (1.2 - 0.6 * self.crowd) * self.px
             if self._in_sight(self.frame.to((u, v), (u + width, v), (u + width, v + depth), (u, v + depth))):
                 self._parcel(u, v, width, depth, side)
             u += width
@@ -231,7 +232,7 @@ class _Town:
 
     def _house(self, u: float, width: float, street_edge: float, into: float, depth: float) -> None:
         rng, px = self.rng, self.px
-        a = min(rng.uniform(5, 9) * self.size * px, width / 2 - 1.5 * px, depth / 2 - 3 * px)
+        a = min(rng.uniform(5, 9) * self.size * px, width / 2 - (1.5 - 1.3 * self.crowd) * px, depth / 2 - 2 * px)
         b = min(rng.uniform(4, 6) * self.size * px, a * rng.uniform(0.6, 0.98))
         if b < 2 * px:
             return
@@ -286,5 +287,9 @@ class _Town:
 
 
 def _overlap(one: Points, other: Points) -> bool:
-    """Whether the bounding boxes of two outlines overlap (outlines are compact, so little is lost)."""
-    return bool((one.min(0) < other.max(0)).all() and (other.min(0) < one.max(0)).all())
+    """Whether the convex hulls of two outlines overlap."""
+    if (one.min(0) >= other.max(0)).any() or (other.min(0) >= one.max(0)).any():
+        return False
+    hulls = (cv2.convexHull(outline.astype(np.float32)) for outline in (one, other))
+    area, _ = cv2.intersectConvexConvex(*hulls)
+    return bool(area > 0)
