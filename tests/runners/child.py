@@ -27,8 +27,18 @@ class Events:
 
     def steps(self, first: int = 1, last: int = 4) -> None:
         for step in range(first, last + 1):
-            self.emit("step", step=step, epoch=0, dataset="rid", samples=2 * step, loss=1 / step, grad_norm=1.0,
-                      lr=1e-3, seconds=0.01, wait_seconds=0.001)
+            self.emit(
+                "step",
+                step=step,
+                epoch=0,
+                dataset="rid",
+                samples=2 * step,
+                loss=1 / step,
+                grad_norm=1.0,
+                lr=1e-3,
+                seconds=0.01,
+                wait_seconds=0.001,
+            )
 
     def end(self, outcome: str, detail: str = "") -> None:
         self.emit("end", outcome=outcome, detail=detail)
@@ -46,8 +56,16 @@ def ok(events: Events, folder: Path) -> None:
     held = touch(100)
     time.sleep(0.5)
     events.steps()
-    validation = {"step": 4, "epoch": 0, "dataset": "rid", "sample_ids": ["a", "b"], "losses": [0.2, 0.4],
-                  "constant_losses": [0.6, 0.6], "metrics": {"iou_roof": 0.5}, "seconds": 0.1}
+    validation = {
+        "step": 4,
+        "epoch": 0,
+        "dataset": "rid",
+        "sample_ids": ["a", "b"],
+        "losses": [0.2, 0.4],
+        "constant_losses": [0.6, 0.6],
+        "metrics": {"iou_roof": 0.5},
+        "seconds": 0.1,
+    }
     events.emit("validation", validation=validation)
     events.emit("metrics", metrics={"speed/data_stall": 0.02})
     events.end("ok", f"{len(held)} bytes held")
@@ -91,8 +109,10 @@ def shm_full(events: Events, folder: Path) -> None:
 def cuda_oom(events: Events, folder: Path) -> None:
     import torch
 
-    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
-                                      "21.99 GiB of which 1.18 GiB is free.")
+    raise torch.cuda.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+        "21.99 GiB of which 1.18 GiB is free."
+    )
 
 
 def data_error(events: Events, folder: Path) -> None:

@@ -29,7 +29,15 @@ def event(record: StepRecord) -> dict[str, object]:
 
 def seen(**changes: object) -> Supervised:
     whole = Supervised(
-        outcome=Outcome.OK, detail="", started=90.0, ended=120.0, events=[], memory=(), metrics={}, source="s", limit="l"
+        outcome=Outcome.OK,
+        detail="",
+        started=90.0,
+        ended=120.0,
+        events=[],
+        memory=(),
+        metrics={},
+        source="s",
+        limit="l",
     )
     return dataclasses.replace(whole, **changes)
 
@@ -112,7 +120,7 @@ def test_the_whole_measurement_speaks_in_known_names() -> None:
     assert found.metric("val/rid/iou") == 0.7
     assert found.metric("val/rid/loss") == 0.25
     assert "val/rid/iou_hip" not in found.metrics
-    assert found.metric("train/loss") == pytest.approx((1 / 19 + 1 / 20) / 2)
+    assert found.metric("train/final_loss") == pytest.approx((1 / 19 + 1 / 20) / 2)
     assert found.metric("train/steps") == 20
     assert found.metric("train/samples") == 40
     assert found.metric("memory/share") == 0.5

@@ -98,7 +98,8 @@ def test_kills_are_counted_from_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-def test_the_real_kernel_takes_it_and_lets_go_of_it() -> None:
+def test_the_real_kernel_takes_it_and_lets_go_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # it takes the kernel a moment
     own = cgroup.own_memory()
     with MemoryLimit(GIB, own) as limit:
         if limit.group is None:

@@ -88,9 +88,7 @@ def test_ok_yields_a_whole_measurement(run: Run, tmp_path: Path) -> None:
 
 
 @LINUX
-def test_run_is_held_to_the_cores_of_its_compute(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_is_held_to_the_cores_of_its_compute(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from roofscale import compute
 
     one = compute.Compute("tiny", vcpus=1, memory_gib=2)
@@ -273,8 +271,16 @@ def test_the_child_dies_with_a_killed_parent(parent: Callable) -> None:
 
 
 def test_a_resumed_run_counts_its_earlier_steps(run: Run, tmp_path: Path) -> None:
-    step = {"event": "step", "epoch": 0, "dataset": "rid", "grad_norm": 1.0, "lr": 1e-3, "seconds": 0.01,
-            "wait_seconds": 0.0, "time": 1.0}
+    step = {
+        "event": "step",
+        "epoch": 0,
+        "dataset": "rid",
+        "grad_norm": 1.0,
+        "lr": 1e-3,
+        "seconds": 0.01,
+        "wait_seconds": 0.0,
+        "time": 1.0,
+    }
     earlier = [{**step, "step": n, "samples": 2 * n, "loss": 9.0} for n in (1, 2, 3)]
     (tmp_path / "events.jsonl").write_text("\n".join([*map(json.dumps, earlier), '{"event": "st']))
     listener = Recorder()

@@ -13,9 +13,7 @@ from roofscale.runners.outcome import Evidence, classify
 OK_END = {"outcome": "ok", "detail": "100 steps"}
 # As torch 2.13 words them.
 CUDA_OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of ..."
-SHM_FULL = (
-    "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)"
-)
+SHM_FULL = "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)"
 BUS_ERROR = (
     "RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
     "workers are out of shared memory. Please try to raise your shared memory limit."

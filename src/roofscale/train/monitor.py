@@ -45,8 +45,14 @@ class ResourceSample:
 class Monitor:
     """Watches process ``pid`` and its descendants from a thread of its own until the ``with`` block ends.
 
-    ``on_over`` is called from that thread, once, as soon as the memory passes ``limit_mib``; a cheap reading over the
-    limit is confirmed by an exact one first.
+    Args:
+        group: the cgroup that holds the process and nothing else; None = sum up the process tree.
+        cores: what CPU utilisation is a share of.
+        interval: seconds between looks at the memory.
+        row_seconds: seconds between rows.
+        limit_mib, on_over: ``on_over`` is called from the monitor's thread, once, as soon as the memory passes the
+            limit; a cheap reading over the limit is confirmed by an exact one first.
+        tree: how to look at the processes, if not by the best means that the system has.
     """
 
     def __init__(
@@ -59,12 +65,13 @@ class Monitor:
         row_seconds: float = 2.0,
         limit_mib: float = math.inf,
         on_over: Callable[[], None] | None = None,
+        tree: proctree.Tree | None = None,
     ) -> None:
         self.rows: deque[ResourceSample] = deque()  # taken away from the left by whoever shows them
         self.points: list[MemoryPoint] = []
         self.peak_mib = self.workers_mib = self.shm_mib = math.nan
         self._group = group
-        self._tree = proctree.watch(pid)
+        self._tree = tree or proctree.watch(pid)
         self._gpus = Gpus()
         self._interval, self._row_seconds, self._limit_mib, self._on_over = interval, row_seconds, limit_mib, on_over
         self._exact = _Exact(self._tree)
