@@ -14,8 +14,8 @@ import numpy as np
 from rasterio.windows import Window
 
 from roofscale.data import folders, geotiff
+from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Pixels, Sample
-from roofscale.errors import DataError
 
 PARTS = ("train", "val", "test")
 VISUAL = "_vis"  # ending of the twins for looking at: 0/255 instead of 0/1
@@ -69,14 +69,15 @@ class AirsSource:
         """Read one window of image and label.
 
         Raises:
-            DataError: a file missing or broken, sizes that differ, or a label other than 0 and 1.
+            FileProblem: a file missing or broken, sizes that differ, or a label other than 0 and 1.
         """
         where = self.windows[index]
         image_HWC, roof_HW = self._read_both(where)
         if roof_HW.max(initial=0) > 1:
-            raise DataError(
-                f"{where.tile.label}: unknown class id {roof_HW.max()}; expected 0 or 1. Use the plain "
-                f"labels, not their '{VISUAL}' twins."
+            raise FileProblem(
+                Kind.UNKNOWN_ID,
+                where.tile.label,
+                f"unknown class id {roof_HW.max()}; expected 0 or 1. Use the plain labels, not their '{VISUAL}' twins.",
             )
         if max(image_HWC.shape[:2]) >= self.window_px:
             image_HWC, roof_HW = _padded(image_HWC, self.window_px), _padded(roof_HW, self.window_px)
@@ -144,7 +145,7 @@ def _grid(tile: Tile, window_px: int) -> list[TileWindow]:
     try:
         with geotiff.opened(tile.image) as dataset:
             height, width = dataset.shape
-    except DataError:
+    except FileProblem:
         return [TileWindow(tile, 0, 0, 0, 0)]
     return [
         TileWindow(tile, row * window_px, col * window_px, height, width)

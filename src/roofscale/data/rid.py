@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from roofscale.data import folders, geotiff
+from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Sample
-from roofscale.errors import DataError
 
 IMAGES = "images_roof_centered_geotiff"
 SEGMENTS = "masks_segments_reviewed"
@@ -46,7 +46,7 @@ class RidSource:
         """Read one sample.
 
         Raises:
-            DataError: image or mask missing, broken, of different sizes or with ids other than 0 to 17.
+            FileProblem: image or mask missing, broken, of different sizes or with ids other than 0 to 17.
         """
         image_file, mask_file = self.files(index)
         image_HWC = geotiff.read_rgb(image_file)
@@ -80,14 +80,16 @@ def open_published(folder: Path, part: str, number: int) -> RidSource:
     """Open train, val or test of a published split.
 
     Raises:
-        DataError: the split file is missing.
+        FileProblem: the split file is missing.
     """
     file = split_file(folder, part, number)
     if not file.is_file():
         there = ", ".join(map(str, published_split_numbers(folder))) or "none"
-        raise DataError(
-            f"{file}: this split file is missing (complete published splits here: {there}). Set "
-            "split_number to one of those, or split=random."
+        raise FileProblem(
+            Kind.MISSING,
+            file,
+            f"this split file is missing (complete published splits here: {there}). Set "
+            "split_number to one of those, or split=random.",
         )
     return RidSource(folder, folders.read_names(file))
 

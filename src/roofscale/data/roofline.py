@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 
 from roofscale.data import folders
+from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Pixels, Sample
-from roofscale.errors import DataError
 
 FILE = "imdb.mat"
 ELEMENTS = ("eave", "ridge", "hip")  # the channels of imdb/elements, in the file's order
@@ -50,7 +50,7 @@ class RooflineSource:
         """Read one sample.
 
         Raises:
-            DataError: the file cannot be read, or the values are not what they should be.
+            FileProblem: the file cannot be read, or the values are not what they should be.
         """
         row = self.indices[index]
         try:
@@ -58,8 +58,8 @@ class RooflineSource:
             image_CHW, elements_CHW = imdb["images"][row], imdb["elements"][row]
         except (OSError, KeyError, ValueError, IndexError, RuntimeError) as error:
             raise _unreadable(self.file, error, row) from error
-        image_HWC = _to_uint8(image_CHW, f"{self.file}, sample {row}")
-        return Sample(str(row), image_HWC, _to_target(elements_CHW, f"{self.file}, sample {row}"))
+        image_HWC = _to_uint8(image_CHW, self.file, row)
+        return Sample(str(row), image_HWC, _to_target(elements_CHW, self.file, row))
 
     def subset(self, indices: Sequence[int]) -> "RooflineSource":
         """The same data set with only these samples, in this order."""
@@ -80,7 +80,7 @@ def open_all(folder: Path) -> RooflineSource:
     """Open every sample of the folder's imdb.mat.
 
     Raises:
-        DataError: not HDF5, or without the arrays that the release has.
+        FileProblem: not HDF5, or without the arrays that the release has.
     """
     file = folder / FILE
     try:
@@ -89,28 +89,36 @@ def open_all(folder: Path) -> RooflineSource:
     except (OSError, KeyError, RuntimeError) as error:
         raise _unreadable(file, error) from error
     if len(images) != 4 or images[1] != 3 or images != elements:
-        raise DataError(f"{file}: imdb/images is {images} and imdb/elements {elements}; expected both (N, 3, H, W).")
+        raise FileProblem(
+            Kind.BROKEN, file, f"imdb/images is {images} and imdb/elements {elements}; expected both (N, 3, H, W)."
+        )
     return RooflineSource(file, tuple(range(images[0])))
 
 
-def _unreadable(file: Path, error: Exception, row: int | None = None) -> DataError:
-    where = file if row is None else f"{file}, sample {row}"
-    return DataError(
-        f"{where}: broken file ({error}); expected a MATLAB v7.3 (HDF5) file with imdb/images and "
-        "imdb/elements. Download it again."
+def _unreadable(file: Path, error: Exception, row: int | None = None) -> FileProblem:
+    where = "" if row is None else f"sample {row}: "
+    return FileProblem(
+        Kind.BROKEN,
+        file,
+        f"{where}broken file ({error}); expected a MATLAB v7.3 (HDF5) file with imdb/images and "
+        "imdb/elements. Download it again.",
     )
 
 
-def _to_uint8(image_CHW: Any, where: str) -> Pixels:
+def _to_uint8(image_CHW: Any, file: Path, row: int) -> Pixels:
     if not np.isfinite(image_CHW).all() or image_CHW.min() < 0 or image_CHW.max() > 255:
-        raise DataError(f"{where}: image values from {image_CHW.min():g} to {image_CHW.max():g}; expected 0 to 255.")
+        raise FileProblem(
+            Kind.BROKEN,
+            file,
+            f"sample {row}: image values from {image_CHW.min():g} to {image_CHW.max():g}; expected 0 to 255.",
+        )
     return np.ascontiguousarray(np.rint(image_CHW).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _to_target(elements_CHW: Any, where: str) -> Pixels:
+def _to_target(elements_CHW: Any, file: Path, row: int) -> Pixels:
     if not np.isin(elements_CHW, (0, 1)).all():
         odd = elements_CHW[~np.isin(elements_CHW, (0, 1))].flat[0]
-        raise DataError(f"{where}: an element mask holds {odd:g}, an unknown class id; expected 0 or 1.")
+        raise FileProblem(Kind.UNKNOWN_ID, file, f"sample {row}: an element mask holds {odd:g}; expected 0 or 1.")
     target_HWK = np.zeros((*elements_CHW.shape[1:], len(CHANNELS)), np.uint8)
     target_HWK[..., _TARGET_CHANNELS] = elements_CHW.transpose(1, 2, 0)
     return target_HWK

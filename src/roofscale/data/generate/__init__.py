@@ -43,7 +43,7 @@ def _generate_one(folder: Path, spec: GenerateSpec, write: Callable[[Path, Gener
     totals = {"rid": spec.train + spec.val + spec.test, "roofline": spec.roofline_samples, "airs": sum(spec.airs_tiles)}
     try:
         for _ in tqdm(
-            write(partial, spec), f"generating {folder.name}", totals[spec.datasets[0]], file=sys.stderr, leave=False
+            write(partial, spec), f"generating {folder.name}", totals[spec.datasets[0]], file=sys.stderr, leave=False, disable=None
         ):
             pass
         (partial / _NOTE).write_text(json.dumps(dataclasses.asdict(spec), indent=1))

@@ -9,7 +9,6 @@ import numpy as np
 from roofscale.config import DATASETS
 from roofscale.errors import ConfigError, did_you_mean
 
-
 DRAWING = 2  # raised with every change that draws other pixels, so that nobody takes old images for these
 
 

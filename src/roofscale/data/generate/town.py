@@ -290,6 +290,6 @@ def _overlap(one: Points, other: Points) -> bool:
     """Whether the convex hulls of two outlines overlap."""
     if (one.min(0) >= other.max(0)).any() or (other.min(0) >= one.max(0)).any():
         return False
-    hulls = (cv2.convexHull(outline.astype(np.float32)) for outline in (one, other))
-    area, _ = cv2.intersectConvexConvex(*hulls)
+    hull, other_hull = (cv2.convexHull(outline.astype(np.float32)) for outline in (one, other))
+    area, _ = cv2.intersectConvexConvex(hull, other_hull)
     return bool(area > 0)
