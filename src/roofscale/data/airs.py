@@ -73,12 +73,7 @@ class AirsSource:
         """
         where = self.windows[index]
         image_HWC, roof_HW = self._read_both(where)
-        if roof_HW.max(initial=0) > 1:
-            raise FileProblem(
-                Kind.UNKNOWN_ID,
-                where.tile.label,
-                f"unknown class id {roof_HW.max()}; expected 0 or 1. Use the plain labels, not their '{VISUAL}' twins.",
-            )
+        check_ids(where.tile.label, int(roof_HW.max(initial=0)))
         if max(image_HWC.shape[:2]) >= self.window_px:
             image_HWC, roof_HW = _padded(image_HWC, self.window_px), _padded(roof_HW, self.window_px)
         target_HWK = np.zeros((*roof_HW.shape, len(CHANNELS)), np.uint8)
@@ -105,6 +100,16 @@ class AirsSource:
             return np.ascontiguousarray(image.read((1, 2, 3), window=window).transpose(1, 2, 0)), label.read(
                 1, window=window
             )
+
+
+def check_ids(label: Path, largest: int) -> None:
+    """Raise FileProblem where a label's largest value is more than 1."""
+    if largest > 1:
+        raise FileProblem(
+            Kind.UNKNOWN_ID,
+            label,
+            f"unknown class id {largest}; expected 0 or 1. Use the plain labels, not their '{VISUAL}' twins.",
+        )
 
 
 def find(root: Path) -> Path | None:

@@ -42,10 +42,12 @@ def _generate_one(folder: Path, spec: GenerateSpec, write: Callable[[Path, Gener
     shutil.rmtree(partial, ignore_errors=True)
     totals = {"rid": spec.train + spec.val + spec.test, "roofline": spec.roofline_samples, "airs": sum(spec.airs_tiles)}
     try:
-        for _ in tqdm(
-            write(partial, spec), f"generating {folder.name}", totals[spec.datasets[0]], file=sys.stderr, leave=False, disable=None
-        ):
-            pass
+        bar = tqdm(
+            total=totals[spec.datasets[0]], desc=f"generating {folder.name}", file=sys.stderr, leave=False, disable=None
+        )
+        with bar:
+            for _ in write(partial, spec):
+                bar.update()
         (partial / _NOTE).write_text(json.dumps(dataclasses.asdict(spec), indent=1))
         _publish(partial, folder, spec)
     finally:
