@@ -47,18 +47,26 @@ class RunConfig:
     # data
     datasets: tuple[str, ...] = knob(("rid",), "data sets to train on, in this order", choices=DATASETS)
     data_root: str = knob("", "folder with rid/, roofline/, airs/; empty: generated data")
-    split: str = knob("published", "who is in train, val and test: the published split, or a seeded one",
-                      choices=("published", "random"))
+    split: str = knob(
+        "published",
+        "who is in train, val and test: the published split, or a seeded one",
+        choices=("published", "random"),
+    )
     split_number: int = knob(1, "which of RID's published splits", low=1, high=5)
     max_samples: int = knob(10, "training samples of each data set (AIRS: windows); 0 = all", low=0)
     val_samples: int = knob(40, "validation samples of each data set; 0 = all", low=0)
     image_size: int = knob(512, "side of the square training image, px; a multiple of 32", low=32, high=4096)
-    fit: str = knob("resize", "how an image of another size meets image_size: resize, or pad and crop",
-                    choices=("resize", "crop"))
-    augment: str = knob("light", "training augmentations: none, light (flips, turns, brightness), heavy",
-                        choices=("none", "light", "heavy"))
-    on_bad_sample: str = knob("error", "a broken file: error names it and ends the run; skip counts and logs it",
-                              choices=("error", "skip"))
+    fit: str = knob(
+        "resize", "how an image of another size meets image_size: resize, or pad and crop", choices=("resize", "crop")
+    )
+    augment: str = knob(
+        "light",
+        "training augmentations: none, light (flips, turns, brightness), heavy",
+        choices=("none", "light", "heavy"),
+    )
+    on_bad_sample: str = knob(
+        "error", "a broken file: error names it and ends the run; skip counts and logs it", choices=("error", "skip")
+    )
     # model
     encoder: str = knob("resnet34", "timm encoder name")
     decoder: str = knob("unet", "segmentation-models-pytorch decoder name")
@@ -68,14 +76,18 @@ class RunConfig:
     num_workers: int = knob(2, "loader processes; 0 loads in the training process", low=0)
     prefetch_factor: int = knob(2, "batches each loader process prepares ahead", low=1)
     epochs: int = knob(1, "passes over each data set", low=1)
-    schedule: str = knob("sequential", "data sets one after the other, or mixed in each epoch",
-                         choices=("sequential", "mixed"))
+    schedule: str = knob(
+        "sequential", "data sets one after the other, or mixed in each epoch", choices=("sequential", "mixed")
+    )
     lr: float = knob(1e-3, "peak learning rate of AdamW", low=0.0)
     lr_schedule: str = knob("onecycle", "how the learning rate moves over the run", choices=("onecycle", "constant"))
     weight_decay: float = knob(1e-2, "AdamW's decoupled weight decay", low=0.0)
     grad_clip: float = knob(1.0, "largest gradient norm, L2; 0 = no clipping", low=0.0)
-    precision: str = knob("auto", "arithmetic of the forward pass; auto: the fastest that the device computes natively",
-                          choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = knob(
+        "auto",
+        "arithmetic of the forward pass; auto: the fastest that the device computes natively",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
     channels_last: bool = knob(True, "NHWC memory format for the model and its input")
     seed: int = knob(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     checkpoint_seconds: float = knob(60.0, "seconds between checkpoints; one is also written at SIGTERM", low=0.0)
@@ -88,11 +100,14 @@ class RunConfig:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
         if self.image_size % 32:
-            raise ConfigError(f"image_size={self.image_size}: expected a multiple of 32, because the encoder halves "
-                              f"the image five times; try {max(32, round(self.image_size / 32) * 32)}.")
+            raise ConfigError(
+                f"image_size={self.image_size}: expected a multiple of 32, because the encoder halves "
+                f"the image five times; try {max(32, round(self.image_size / 32) * 32)}."
+            )
         if not self.datasets or len(set(self.datasets)) != len(self.datasets):
-            raise ConfigError(f"datasets={list(self.datasets)}: expected one or more of {', '.join(DATASETS)}, "
-                              "each once.")
+            raise ConfigError(
+                f"datasets={list(self.datasets)}: expected one or more of {', '.join(DATASETS)}, each once."
+            )
 
     def with_overrides(self, overrides: Mapping[str, Any] | Sequence[str]) -> "RunConfig":
         """Return a copy with ``key=value`` words, or a mapping of typed or written values, applied in order."""
@@ -149,8 +164,10 @@ def parse_value(key: str, value: Any) -> Any:
         return _convert(_TYPES[key], value)
     except (ValueError, TypeError, OverflowError) as error:
         example = _write(FIELDS[key].default) or "path/to/folder"
-        raise ConfigError(f"{key}={value!r}: expected {_type_name(_TYPES[key])} ({FIELDS[key].metadata['meaning']}), "
-                          f"such as {key}={example}.") from error
+        raise ConfigError(
+            f"{key}={value!r}: expected {_type_name(_TYPES[key])} ({FIELDS[key].metadata['meaning']}), "
+            f"such as {key}={example}."
+        ) from error
 
 
 def _convert(kind: Any, value: Any) -> Any:
@@ -235,8 +252,9 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read as a run config ({error}); expected lines like 'batch_size: 8'."
-                          ) from error
+        raise ConfigError(
+            f"{file}: cannot be read as a run config ({error}); expected lines like 'batch_size: 8'."
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected lines like 'batch_size: 8', found {type(content).__name__}.")
     return content

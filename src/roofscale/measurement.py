@@ -128,39 +128,46 @@ class MetricInfo:
 
 
 # The one list of metric names. MLflow groups by the part before the slash.
-METRICS: Mapping[str, MetricInfo] = types.MappingProxyType({
-    "memory/peak_mib": MetricInfo("MiB", "largest host memory of the process tree, reclaimable page cache left out"),
-    "memory/used_mib": MetricInfo("MiB", "host memory of the process tree at that moment; only over time"),
-    "memory/share": MetricInfo("share", "memory/peak_mib over the compute's memory"),
-    "memory/kernel_peak_mib": MetricInfo("MiB", "the kernel's own peak of the run's cgroup; counts page cache too"),
-    "memory/workers_mib": MetricInfo("MiB", "loader processes' part at the peak"),
-    "memory/shm_mib": MetricInfo("MiB", "largest use of shared memory (/dev/shm)"),
-    "memory/mib_per_sample": MetricInfo("MiB", "peak less what was held before the first step, over the batch size"),
-    "memory/growth_mib_per_step": MetricInfo("MiB", "lasting growth of host memory a step (Theil-Sen slope)"),
-    "speed/samples_per_s": MetricInfo("1/s", "training samples a second, from the median step"),
-    "speed/seconds_per_sample": MetricInfo("s", "seconds a training sample, from the median step"),
-    "speed/seconds_per_epoch": MetricInfo("s", "mean wall time of a training epoch, validation left out"),
-    "speed/data_stall": MetricInfo("share", "share of a step's time spent waiting for the loader, against a cached "
-                                            "batch"),
-    "speed/setup_seconds": MetricInfo("s", "from the start of the process to the first training step"),
-    "speed/run_seconds": MetricInfo("s", "the whole run, process start and validation included"),
-    "cpu/utilisation": MetricInfo("share", "CPU time of the process tree over wall time x cores of the compute"),
-    "cpu/io_wait": MetricInfo("share", "the machine's time in I/O wait over wall time x cores"),
-    "disk/read_mib_s": MetricInfo("MiB/s", "read from storage by the process tree"),
-    "disk/write_mib_s": MetricInfo("MiB/s", "written to storage by the process tree"),
-    "network/received_mib_s": MetricInfo("MiB/s", "received by the machine"),
-    "network/sent_mib_s": MetricInfo("MiB/s", "sent by the machine"),
-    "gpu/utilisation": MetricInfo("share", "time with a kernel on the GPU, mean"),
-    "gpu/memory_peak_mib": MetricInfo("MiB", "largest GPU memory reserved by the run"),
-    "gpu/memory_used_mib": MetricInfo("MiB", "GPU memory held by the run at that moment; only over time"),
-    "gpu/memory_share": MetricInfo("share", "gpu/memory_peak_mib over the GPU's usable memory"),
-    "gpu/power_w": MetricInfo("W", "mean power of the GPU"),
-    "gpu/alloc_retries": MetricInfo("count", "times the CUDA allocator freed its cache and tried again"),
-    "train/loss": MetricInfo("", "training loss of a batch, step by step"),
-    "train/final_loss": MetricInfo("", "mean training loss of the last tenth of the steps"),
-    "train/grad_norm": MetricInfo("", "gradient norm before clipping, L2"),
-    "train/lr": MetricInfo("", "learning rate"),
-    "train/steps": MetricInfo("count", "optimiser steps done"),
-    "train/samples": MetricInfo("count", "training samples seen"),
-    "train/skipped_samples": MetricInfo("count", "broken samples left out under on_bad_sample=skip"),
-})
+METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
+    {
+        "memory/peak_mib": MetricInfo(
+            "MiB", "largest host memory of the process tree, reclaimable page cache left out"
+        ),
+        "memory/used_mib": MetricInfo("MiB", "host memory of the process tree at that moment; only over time"),
+        "memory/share": MetricInfo("share", "memory/peak_mib over the compute's memory"),
+        "memory/kernel_peak_mib": MetricInfo("MiB", "the kernel's own peak of the run's cgroup; counts page cache too"),
+        "memory/workers_mib": MetricInfo("MiB", "loader processes' part at the peak"),
+        "memory/shm_mib": MetricInfo("MiB", "largest use of shared memory (/dev/shm)"),
+        "memory/mib_per_sample": MetricInfo(
+            "MiB", "peak less what was held before the first step, over the batch size"
+        ),
+        "memory/growth_mib_per_step": MetricInfo("MiB", "lasting growth of host memory a step (Theil-Sen slope)"),
+        "speed/samples_per_s": MetricInfo("1/s", "training samples a second, from the median step"),
+        "speed/seconds_per_sample": MetricInfo("s", "seconds a training sample, from the median step"),
+        "speed/seconds_per_epoch": MetricInfo("s", "mean wall time of a training epoch, validation left out"),
+        "speed/data_stall": MetricInfo(
+            "share", "share of a step's time spent waiting for the loader, against a cached batch"
+        ),
+        "speed/setup_seconds": MetricInfo("s", "from the start of the process to the first training step"),
+        "speed/run_seconds": MetricInfo("s", "the whole run, process start and validation included"),
+        "cpu/utilisation": MetricInfo("share", "CPU time of the process tree over wall time x cores of the compute"),
+        "cpu/io_wait": MetricInfo("share", "the machine's time in I/O wait over wall time x cores"),
+        "disk/read_mib_s": MetricInfo("MiB/s", "read from storage by the process tree"),
+        "disk/write_mib_s": MetricInfo("MiB/s", "written to storage by the process tree"),
+        "network/received_mib_s": MetricInfo("MiB/s", "received by the machine"),
+        "network/sent_mib_s": MetricInfo("MiB/s", "sent by the machine"),
+        "gpu/utilisation": MetricInfo("share", "time with a kernel on the GPU, mean"),
+        "gpu/memory_peak_mib": MetricInfo("MiB", "largest GPU memory reserved by the run"),
+        "gpu/memory_used_mib": MetricInfo("MiB", "GPU memory held by the run at that moment; only over time"),
+        "gpu/memory_share": MetricInfo("share", "gpu/memory_peak_mib over the GPU's usable memory"),
+        "gpu/power_w": MetricInfo("W", "mean power of the GPU"),
+        "gpu/alloc_retries": MetricInfo("count", "times the CUDA allocator freed its cache and tried again"),
+        "train/loss": MetricInfo("", "training loss of a batch, step by step"),
+        "train/final_loss": MetricInfo("", "mean training loss of the last tenth of the steps"),
+        "train/grad_norm": MetricInfo("", "gradient norm before clipping, L2"),
+        "train/lr": MetricInfo("", "learning rate"),
+        "train/steps": MetricInfo("count", "optimiser steps done"),
+        "train/samples": MetricInfo("count", "training samples seen"),
+        "train/skipped_samples": MetricInfo("count", "broken samples left out under on_bad_sample=skip"),
+    }
+)

@@ -8,7 +8,7 @@ from torch import nn
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError, did_you_mean
-from roofscale.torch_compat import import_torchvision
+from roofscale.torch_compat import segmentation_models
 
 # ImageNet statistics of RGB in 0..255, which timm's weights expect (timm.data.constants).
 _MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -42,17 +42,19 @@ def build(config: RunConfig) -> RoofNet:
     Raises:
         ConfigError: an unknown encoder or decoder, a pair that does not fit together, or unreachable weights.
     """
-    import_torchvision()
-    import segmentation_models_pytorch as smp
+    smp = segmentation_models()
     import timm
 
     decoders = list(smp.MODEL_ARCHITECTURES_MAPPING)
     if config.decoder not in decoders:
-        raise ConfigError(f"decoder={config.decoder}: no decoder of segmentation-models-pytorch."
-                          f"{did_you_mean(config.decoder, decoders)}")
+        raise ConfigError(
+            f"decoder={config.decoder}: no decoder of segmentation-models-pytorch."
+            f"{did_you_mean(config.decoder, decoders)}"
+        )
     if not timm.is_model(config.encoder):
-        raise ConfigError(f"encoder={config.encoder}: no model of timm."
-                          f"{_nearest_encoder(config.encoder, timm.list_models())}")
+        raise ConfigError(
+            f"encoder={config.encoder}: no model of timm.{_nearest_encoder(config.encoder, timm.list_models())}"
+        )
     torch.manual_seed(config.seed)
     try:
         net = smp.create_model(
@@ -79,8 +81,10 @@ def _explain(config: RunConfig, error: Exception) -> ConfigError:
             "cannot be reached, fill its cache (HF_HOME) on a machine that can and copy it here, "
             "or set pretrained=false."
         )
-    return ConfigError(f"encoder={config.encoder} decoder={config.decoder}: they do not go together ({reason}); "
-                       "try decoder=unet, or another encoder.")
+    return ConfigError(
+        f"encoder={config.encoder} decoder={config.decoder}: they do not go together ({reason}); "
+        "try decoder=unet, or another encoder."
+    )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -7,6 +7,7 @@ them a shape rule: ``operator torchvision::nms does not exist``.
 
 import importlib
 import sys
+from typing import Any
 
 # The schema that torchvision itself declares for both (torchvision/csrc/ops).
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -46,3 +47,9 @@ def _declare_operators() -> None:
 
     for operator in _OPERATORS:
         torch.library.define(operator, _SCHEMA)  # torch keeps the definition alive for the life of the process
+
+
+def segmentation_models() -> Any:
+    """The module segmentation_models_pytorch, imported beside whatever torchvision there is."""
+    import_torchvision()
+    return importlib.import_module("segmentation_models_pytorch")

@@ -28,8 +28,9 @@ class EventFile:
 
     def __init__(self, file: Path) -> None:
         self._stream = file.open("a", encoding="utf-8", buffering=1)
-        # A killed process may have left half a line.
-        self._stream.write("\n" if self._stream.tell() else "")
+        self.continued = self._stream.tell() > 0  # an earlier process of this run wrote here
+        if self.continued:
+            self._stream.write("\n")  # it may have been killed in the middle of a line
 
     def emit(self, event: str, fields: Mapping[str, Any]) -> None:
         """Write one event, stamped with the time."""
@@ -74,9 +75,18 @@ def prepare(folder: Path, events: EventFile, stopping: Any) -> Run:
     events.emit("note", {"text": said})
     splits = open_sources(config, root)
     run = Run(config, splits, folder, events.emit, stopping)
+    inputs = [
+        {
+            "name": name,
+            "digest": data_fingerprint({name: split}),
+            "source": str(root.resolve()),
+            "samples": {"train": len(split.train), "val": len(split.val)},
+        }
+        for name, split in splits.items()
+    ]
     facts = {
         "data": said,
-        "data_fingerprint": data_fingerprint(splits),
+        "data_fingerprint": "+".join(f"{used['name']}:{used['digest']}" for used in inputs),
         "device": str(run.trainer.where.device),
         "precision": run.trainer.where.precision,
         "precision_why": run.trainer.where.why,
@@ -84,7 +94,10 @@ def prepare(folder: Path, events: EventFile, stopping: Any) -> Run:
         "parameters": str(count_parameters(run.trainer.model)),
         "torch": torch.__version__,
     }
-    events.emit("start", {"facts": facts, "steps_planned": run.steps_planned, "batch_size": config.batch_size})
+    start = {"facts": facts, "inputs": inputs, "steps_planned": run.steps_planned, "batch_size": config.batch_size}
+    events.emit("start", start)
+    if events.continued:
+        events.emit("resumed", {"step": run.trainer.progress.step})
     return run
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from roofscale.config import RunConfig
-from roofscale.data.loader import make_loader
+from roofscale.data.loader import BatchLoader, make_loader
 from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
 from roofscale.train import checkpoint
@@ -65,6 +64,8 @@ class Run:
         self.passes = passes(config)
         self.steps_planned = sum(len(self._loader(one)) for one in self.passes)
         self.trainer = Trainer(config, self.steps_planned)
+        if (folder / checkpoint.CHECKPOINT).exists():
+            self.trainer.restore(checkpoint.load(folder / checkpoint.CHECKPOINT, config.fingerprint))
         self._saved_at = time.monotonic()
         self._step_seconds: list[float] = []
         self._batch: Batch | None = None
@@ -77,7 +78,6 @@ class Run:
             Diverged: the loss or the gradients are not finite.
             DataError: a broken sample under ``on_bad_sample=error``.
         """
-        self._resume()
         try:
             if self.trainer.progress.step == 0:
                 self._validate(self.config.datasets, "before training")
@@ -92,26 +92,20 @@ class Run:
         self._write_sheets()
         self._measure_data_stall()
 
-    def _loader(self, one: Pass, skip: int = 0) -> "torch.utils.data.DataLoader[Batch]":
+    def _loader(self, one: Pass, skip: int = 0) -> BatchLoader:
         sources: list[Source] = [self.splits[name].train for name in one.datasets]
         return make_loader(self.config, sources, epoch=one.epoch, train=True, skip_batches=skip)
 
-    def _resume(self) -> None:
-        file = self.folder / checkpoint.CHECKPOINT
-        if file.exists():
-            self.trainer.restore(checkpoint.load(file, self.config.fingerprint))
-        if (self.folder / "events.jsonl").exists():
-            self.emit("resumed", {"step": self.trainer.progress.step})
-
     def _train(self, one: Pass) -> None:
         progress = self.trainer.progress
+        loader = self._loader(one, skip=progress.batch)
+        skipped_before = progress.skipped
         clock = time.perf_counter()
-        for batch in self._loader(one, skip=progress.batch):
+        for batch in loader:
             wait = time.perf_counter() - clock
-            progress.batch += 1
-            progress.skipped += len(batch.skipped)
-            if len(batch.ids):
-                self._step(one, batch, clock, wait)
+            self._step(one, batch, clock, wait)
+            progress.batch = loader.position
+            progress.skipped = skipped_before + len(loader.skipped)
             self._tick()
             if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
                 self._save()
@@ -120,6 +114,7 @@ class Run:
     def _step(self, one: Pass, batch: Batch, clock: float, wait: float) -> None:
         progress, lr = self.trainer.progress, self.trainer.lr
         loss, norm = self.trainer.step(batch)
+        self.trainer.schedule.step()
         progress.step += 1
         progress.samples += len(batch.ids)
         seconds = time.perf_counter() - clock
@@ -160,8 +155,10 @@ class Run:
             self.emit("validation", {"validation": vars(validation)})
         mean = statistics.fmean(v.metrics["loss"] for v in found)
         # Only passes that validated every data set can be compared for the best; 'before training' is no model.
-        if set(datasets) == set(self.config.datasets) and self.trainer.progress.step and not (
-            mean > self.trainer.progress.best
+        if (
+            set(datasets) == set(self.config.datasets)
+            and self.trainer.progress.step
+            and not (mean > self.trainer.progress.best)
         ):
             self.trainer.progress.best = mean
             content = {"fingerprint": self.config.fingerprint, "model": self.trainer.model.state_dict()}
@@ -169,7 +166,7 @@ class Run:
 
     def _write_sheets(self) -> None:
         for name in self.config.datasets:
-            sheet = prediction_sheet(self.trainer, self.splits[name].val, self.config)
+            sheet = prediction_sheet(self.trainer, self.splits[name].val)
             np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **sheet)
 
     def _measure_data_stall(self) -> None:

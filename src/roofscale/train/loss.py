@@ -6,6 +6,8 @@ Shape suffixes: N batch, K channels, H height, W width.
 import torch
 from torch.nn import functional as F
 
+from roofscale.torch_compat import segmentation_models
+
 
 def sample_losses(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: torch.Tensor) -> torch.Tensor:
     """BCE + soft Dice of each sample and channel, 0 where the channel is not labelled.
@@ -21,8 +23,7 @@ def sample_losses(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled
     Returns:
         ``(N,K)`` float32.
     """
-    import segmentation_models_pytorch as smp
-
+    smp = segmentation_models()
     target_NKHW = target_NKHW.to(logits_NKHW.dtype)
     bce_NK = F.binary_cross_entropy_with_logits(logits_NKHW, target_NKHW, reduction="none").mean((2, 3))
     dice_NK = 1 - smp.losses._functional.soft_dice_score(logits_NKHW.sigmoid(), target_NKHW, eps=1e-7, dims=(2, 3))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from roofscale.data.sample import CHANNELS
+from roofscale.torch_compat import segmentation_models
 
 
 def count(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: torch.Tensor) -> torch.Tensor:
@@ -17,8 +18,7 @@ def count(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: tor
     Returns:
         ``(4,K)`` int64: tp, fp, fn, tn of each channel, over the samples that label it.
     """
-    import segmentation_models_pytorch as smp
-
+    smp = segmentation_models()
     counts = smp.metrics.get_stats(logits_NKHW.sigmoid(), target_NKHW.long(), mode="multilabel", threshold=0.5)
     return torch.stack([(c * labelled_NK).sum(0) for c in counts])
 
@@ -29,8 +29,7 @@ def ratios(counts_4K: torch.Tensor, labelled: Sequence[bool]) -> dict[str, float
     Returns:
         ``iou_roof``, ``f1_roof``, ``accuracy_roof``, ..., and ``iou``, ``f1``, ``accuracy``.
     """
-    import segmentation_models_pytorch as smp
-
+    smp = segmentation_models()
     functions = {"iou": smp.metrics.iou_score, "f1": smp.metrics.f1_score, "accuracy": smp.metrics.accuracy}
     result: dict[str, float] = {}
     for name, function in functions.items():

@@ -27,10 +27,11 @@ from roofscale.train import proctree
 from roofscale.train.gpu import Gpus, GpuUse
 
 MIB = 2**20
-# Each exact look may take this share of one core; the time to the next follows from what the last one cost.
-_EXACT_SHARE = 0.005
+# Exact looks together may take this share of one core, less where a cgroup knows the total and only the workers' part
+# is asked for; the time to the next follows from what the last one cost.
+_EXACT_SHARE = {"total": 0.005, "workers": 0.001}
 _EXACT_SECONDS = (2.0, 10.0)  # never sooner (after the tree changed), never sooner (otherwise)
-_TREE_SECONDS = 0.5  # between looks for new processes
+_TREE_SECONDS = 1.0  # between looks for new processes
 _MOST_POINTS = 4096  # of the memory curve; beyond it every second one is dropped
 
 
@@ -74,7 +75,7 @@ class Monitor:
         self._tree = tree or proctree.watch(pid)
         self._gpus = Gpus()
         self._interval, self._row_seconds, self._limit_mib, self._on_over = interval, row_seconds, limit_mib, on_over
-        self._exact = _Exact(self._tree)
+        self._exact = _Exact(self._tree, _EXACT_SHARE["workers" if group else "total"])
         self._main_peak = 0
         self._shm_before = _shm_used()
         self._point_seconds = interval
@@ -190,7 +191,8 @@ class Monitor:
 class _Exact:
     """Turns summed resident sets into true use by a correction that is renewed from PSS now and then."""
 
-    def __init__(self, tree: proctree.Tree) -> None:
+    def __init__(self, tree: proctree.Tree, core_share: float) -> None:
+        self._core_share = core_share
         self.known = False
         self.correction = 0  # bytes to add to the resident sets' sum; negative where pages are shared
         self.wanted = True  # the set of processes changed since the last look
@@ -202,7 +204,7 @@ class _Exact:
     def look(self, resident: proctree.Resident, *, now: bool = False) -> None:
         """Look exactly where it is due, or at once."""
         started = time.monotonic()
-        due = max(_EXACT_SECONDS[0 if self.wanted else 1], self._cost / _EXACT_SHARE)
+        due = max(_EXACT_SECONDS[0 if self.wanted else 1], self._cost / self._core_share)
         if not now and started - self._last < due:
             return
         exact = self._tree.proportional()

@@ -59,7 +59,8 @@ class Trainer:
         """Take one optimiser step; return the loss and the gradient norm before clipping.
 
         The randomness of a step (dropout) is a function of the seed and the step alone, so that a resumed run needs
-        no generator state. A non-finite loss changes nothing: the caller ends the run as diverged.
+        no generator state. A non-finite loss changes nothing: the caller ends the run as diverged. The caller also
+        moves ``schedule`` on.
         """
         torch.manual_seed(self.config.seed * 1_000_003 + self.progress.step)
         self.model.train()
@@ -74,7 +75,6 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
         return loss.item(), norm.item()
 
     @property

@@ -1,12 +1,12 @@
 """Validation: the loss of each sample, the best constant's loss on the same sample, and ratios from counts."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from roofscale.config import RunConfig
 from roofscale.data.loader import make_loader
 from roofscale.data.sample import CHANNELS, Source
 from roofscale.measurement import Validation
@@ -49,15 +49,16 @@ def validate(trainer: Trainer, source: Source, tick: Tick) -> Validation:
 
 
 @torch.inference_mode()
-def prediction_sheet(trainer: Trainer, source: Source, config: RunConfig, most: int = 4) -> dict[str, np.ndarray]:
+def prediction_sheet(trainer: Trainer, source: Source, most: int = 4) -> dict[str, np.ndarray]:
     """The first validation samples with what the model makes of them.
 
     Returns:
-        ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16 and ``ids``.
+        ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
+        ``labelled`` (K,) bool.
     """
     trainer.model.eval()
     images, targets, probabilities, ids = [], [], [], []
-    for batch in make_loader(config.with_overrides({"num_workers": 0}), [source], epoch=0, train=False):
+    for batch in make_loader(dataclasses.replace(trainer.config, num_workers=0), [source], epoch=0, train=False):
         logits_NKHW = trainer.forward(trainer.to_device(batch)[0])
         images.append(batch.image_NCHW.permute(0, 2, 3, 1).numpy())
         targets.append(batch.target_NKHW.numpy())
@@ -66,4 +67,5 @@ def prediction_sheet(trainer: Trainer, source: Source, config: RunConfig, most: 
         if len(ids) >= most:
             break
     arrays = {"image": images, "target": targets, "probability": probabilities}
-    return {name: np.concatenate(parts)[:most] for name, parts in arrays.items()} | {"ids": np.array(ids[:most])}
+    plain = {"ids": np.array(ids[:most]), "labelled": np.array(source.labelled)}
+    return {name: np.concatenate(parts)[:most] for name, parts in arrays.items()} | plain

@@ -1,0 +1,180 @@
+"""The command line: parse, call, print. What is heavy is imported inside the commands, so that --help is quick."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from roofscale import __version__
+from roofscale.errors import RoofscaleError
+
+RUNS = Path("runs")
+GENERATED = Path("data/generated")
+PHASES = Path("experiments")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script on standard output.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A user's error is one clear message and exit 2, not a traceback."""
+    try:
+        yield
+    except RoofscaleError as error:
+        raise click.ClickException(str(error)) from error
+
+
+class Group(click.Group):
+    """Commands whose user errors are printed plainly."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _plain_errors():
+            return super().invoke(ctx)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Scale a segmentation training from a small CPU instance to GPUs, one judged step at a time."""
+
+
+@main.command()
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of knobs; KEY=VALUE wins over it.")
+@click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text.")
+@click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge; short for compute=...")
+@click.option("--knobs", is_flag=True, help="List every knob with its default and meaning.")
+@click.option("--fresh", is_flag=True, help="Begin anew even if the same run was left half done.")
+@dry_run_option
+@json_option
+def train(
+    overrides: Sequence[str],
+    file: Path | None,
+    more: Sequence[str],
+    compute: str,
+    knobs: bool,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run one training, held to its compute's memory, measured and tracked."""
+    from roofscale import commands, config
+
+    if knobs:
+        commands.print_knobs(as_json)
+        return
+    with _project_run() as results_are_in:
+        resolved = config.load(file, [*_words(more, compute), *overrides])
+        if dry_run:
+            commands.print_config(resolved, as_json)
+            return
+        run_id, code = commands.train_once(resolved, RUNS, GENERATED, fresh, as_json)
+        results_are_in(run_id)
+    sys.exit(code)
+
+
+@main.command()
+@click.argument("number", type=click.IntRange(1, 5))
+@click.option("--file", type=click.Path(path_type=Path), help="Phase file; else experiments/phase<N>.yaml.")
+@click.option("--overlay", type=click.Path(path_type=Path), help="Overlay whose base and policies win.")
+@click.option("--set", "more", multiple=True, help="KEY=VALUE words for every step, several in one text.")
+@click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge.")
+@click.option("--fresh", is_flag=True, help="Begin a new attempt even if one was left half done.")
+@dry_run_option
+@json_option
+def phase(
+    number: int,
+    file: Path | None,
+    overlay: Path | None,
+    more: Sequence[str],
+    compute: str,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Climb a phase: run its steps, judge each, and write down what was found."""
+    from roofscale import commands
+    from roofscale.phases.plan import load_phase
+
+    with _project_run() as results_are_in:
+        found = load_phase(file or PHASES / f"phase{number}.yaml", overlay)
+        plan = found.resolve(overrides=_words(more, compute))
+        if dry_run:
+            commands.print_plan(found, plan, as_json)
+            return
+        climbed = commands.climb_phase(found, plan, RUNS, GENERATED, PHASES / "STRATEGY.md", fresh, as_json)
+        results_are_in(climbed.run_id)
+    sys.exit(commands.exit_code(climbed))
+
+
+@main.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show where every phase stands: attempts, steps, verdicts, and what is half done."""
+    from roofscale import commands
+
+    commands.print_status(RUNS, as_json)
+
+
+@main.group(cls=Group)
+def data() -> None:
+    """Generate and check data sets."""
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--datasets", default="rid,roofline,airs", show_default=True, help="Which to write.")
+@click.option("--train", "train_samples", default=100, show_default=True, help="Training samples of each.")
+@click.option("--val", "val_samples", default=40, show_default=True, help="Validation samples of each.")
+@click.option("--test", "test_samples", default=20, show_default=True, help="Test samples of each.")
+@click.option("--tile-size", default=1024, show_default=True, help="Side of an AIRS tile, px; the real ones: 10000.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same pixels.")
+@dry_run_option
+@json_option
+def generate(folder: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Write generated data sets into FOLDER, in the layouts of the real ones."""
+    from roofscale import commands
+
+    commands.generate_data(folder, dry_run, as_json, **options)
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@json_option
+def check(folder: Path, as_json: bool) -> None:
+    """Recognise the data sets in FOLDER and name every file that is broken, missing, mismatched, empty or leaking."""
+    from roofscale import commands
+
+    sys.exit(0 if commands.check_data(folder, as_json) else 1)
+
+
+def _words(more: Sequence[str], compute: str) -> list[str]:
+    """Overrides from --set texts, split like a shell splits words, and from --compute."""
+    words = [word for text in more for word in shlex.split(text)]
+    return [*words, f"compute={compute}"] if compute else words
+
+
+@contextmanager
+def _project_run() -> Iterator[Any]:
+    """Inside ``mlflow run``: point its own run to the one that holds the results, and let the empty one go."""
+    pointers: list[str] = []
+    if "MLFLOW_RUN_ID" not in os.environ:
+        yield pointers.append
+        return
+    from roofscale.tracking import ProjectRun
+
+    around = ProjectRun.take_over()
+    try:
+        yield pointers.append
+    finally:
+        around.settle(pointers[-1] if pointers else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What an attempt at a phase leaves on disk, so that the same command goes on where a kill left it.
+
+``runs/<experiment>/<attempt>/attempt.json`` names the plan and the MLflow run; each step has a folder beside it with the
+run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdict.json``. Attempts are only ever added.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roofscale.errors import RoofscaleError
+from roofscale.measurement import Measurement, write_json
+from roofscale.phases.judge import StepVerdict
+
+
+class Busy(RoofscaleError):
+    """Another process is climbing this phase."""
+
+
+@dataclass(frozen=True)
+class StepFolder:
+    """The folder of one run of one step."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run that the step was begun under."""
+        file = self.path / "run.json"
+        return str(read_json(file)["run_id"]) if file.exists() else None
+
+    def begin(self, run_id: str) -> None:
+        """Note the MLflow run, so that a resumed step goes on in it."""
+        write_json(self.path / "run.json", {"run_id": run_id})
+
+    @property
+    def verdict(self) -> StepVerdict | None:
+        """The verdict, or None where the step is still to be run or under way."""
+        file = self.path / "verdict.json"
+        return StepVerdict.from_dict(read_json(file)) if file.exists() else None
+
+    def judge(self, verdict: StepVerdict) -> None:
+        """Note the verdict; with it the step is done."""
+        write_json(self.path / "verdict.json", verdict.as_dict())
+
+    @property
+    def measurement(self) -> Measurement:
+        """What the run yielded."""
+        return Measurement.load(self.path / "measurement.json")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a phase."""
+
+    path: Path
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), and ``verdict`` once it is over."""
+        return read_json(self.path / "attempt.json")
+
+    def update(self, **fields: Any) -> None:
+        """Add or replace fields."""
+        write_json(self.path / "attempt.json", {**self.content, **fields})
+
+    def step(self, number: int, name: str, repeat: int = 0) -> StepFolder:
+        """The folder of a step's first run, or of its ``repeat``-th further one; made if need be."""
+        folder = self.path / (f"{number:02d}-{name}" + (f"-repeat{repeat}" if repeat else ""))
+        folder.mkdir(exist_ok=True)
+        return StepFolder(folder)
+
+
+class Attempts:
+    """All attempts at one phase: ``runs/<experiment>``."""
+
+    def __init__(self, runs: Path, experiment: str) -> None:
+        self.path = runs / experiment
+
+    def all(self) -> list[Attempt]:
+        """The attempts, oldest first."""
+        return [Attempt(file.parent) for file in sorted(self.path.glob("*/attempt.json"))]
+
+    def unfinished(self, plan: str) -> Attempt | None:
+        """The newest attempt, if it is at this very plan and was not brought to an end."""
+        newest = self.all()[-1:]
+        return next((a for a in newest if a.content["plan"] == plan and not a.content.get("verdict")), None)
+
+    def new(self, plan: str, run_id: str, created: str, steps: list[str]) -> Attempt:
+        """Begin the next attempt."""
+        number = max((int(folder.name) for folder in self.path.glob("[0-9]*")), default=0) + 1
+        folder = self.path / f"{number:03d}"
+        folder.mkdir(parents=True)
+        write_json(folder / "attempt.json", {"plan": plan, "run_id": run_id, "created": created, "steps": steps})
+        return Attempt(folder)
+
+    @property
+    def last_good_file(self) -> Path:
+        """The resolved config of the newest passed step, which rollback returns to."""
+        return self.path / "last_good.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the phase for this process; the lock falls with it, however it ends.
+
+        Raises:
+            Busy: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(
+                    f"{self.path}: another process is climbing this phase; wait for it, or stop it first, or "
+                    "work in another folder."
+                ) from None
+            yield
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,72 @@
+"""What a person sees while a run or a phase goes on."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from tqdm import tqdm
+
+from roofscale.train.monitor import ResourceSample
+
+# A bar that is written to a file or a log would fill it line by line.
+_WIDTH_OF_A_LOG = 140
+_SECONDS_BETWEEN_LINES = 0.1 if sys.stderr.isatty() else 15.0
+
+
+def console(quiet: bool = False) -> Console:
+    """Standard output; with ``quiet`` standard error, because standard output is a script's."""
+    width = None if (sys.stderr if quiet else sys.stdout).isatty() else _WIDTH_OF_A_LOG
+    return Console(stderr=quiet, width=width, highlight=False)
+
+
+class ProgressBar:
+    """A listener that draws one bar a run: steps done, loss and memory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bar: tqdm[None] | None = None
+        self._shown: dict[str, str] = {}
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Move the bar."""
+        kind = event["event"]
+        if kind == "start":
+            self._bar = tqdm(
+                total=event["steps_planned"], desc=self._name, unit="step", mininterval=_SECONDS_BETWEEN_LINES
+            )
+        if self._bar is None:
+            return
+        if kind == "step":
+            self._show(loss=f"{event['loss']:.3f}")
+            self._bar.update(event["step"] - self._bar.n)
+        elif kind == "note":
+            self._bar.set_description(f"{self._name}: {event['text']}", refresh=sys.stderr.isatty())
+        elif kind == "end":
+            self._bar.set_description(f"{self._name}: {event['outcome']}")
+            self._bar.close()
+
+    def resources(self, sample: ResourceSample) -> None:
+        """Show the memory."""
+        peak = sample.metrics.get("memory/peak_mib")
+        if self._bar is not None and peak is not None:
+            self._show(memory=f"{peak:,.0f} MiB")
+
+    def _show(self, **fields: str) -> None:
+        assert self._bar is not None
+        self._shown |= fields
+        self._bar.set_postfix(self._shown, refresh=False)
+
+
+def as_json(content: Any) -> str:
+    """JSON for a script: NaN becomes null, because strict readers refuse it."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and value != value else value
+
+    return json.dumps(clean(content), indent=1, default=str)

@@ -1,0 +1,39 @@
+"""Put what a run yielded where people look for it: figures, pictures and the model in its MLflow run."""
+
+from pathlib import Path
+
+import numpy as np
+
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement, Outcome
+from roofscale.report.figures import run_figures, sheet_figure
+from roofscale.tracking import TrackedRun
+from roofscale.train import checkpoint
+
+
+def publish_run(run: TrackedRun, config: RunConfig, measurement: Measurement, folder: Path) -> None:
+    """Log figures, prediction sheets, the measurement, and the best model of a run that went well."""
+    for name, figure in run_figures(measurement).items():
+        run.figure(figure, f"figures/{name}")
+    for dataset in config.datasets:
+        sheet = folder / f"sheet-{dataset}.npz"
+        if sheet.exists():
+            with np.load(sheet, allow_pickle=False) as arrays:
+                run.figure(sheet_figure(arrays), f"figures/predictions-{dataset}.png")
+    for file in ("measurement.json", "stderr.log"):
+        if (folder / file).exists() and (folder / file).stat().st_size:
+            run.artifact(folder / file)
+    best = folder / checkpoint.BEST
+    if measurement.outcome is Outcome.OK and best.exists():
+        _publish_model(run, config, best)
+        # The weights are in MLflow now, and the run is over: a hundred megabytes a step would be left lying.
+        best.unlink()
+        (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+
+
+def _publish_model(run: TrackedRun, config: RunConfig, best: Path) -> None:
+    from roofscale import model as models
+
+    model = models.build(config.with_overrides({"pretrained": False}))
+    model.load_state_dict(checkpoint.load(best, config.fingerprint)["model"])
+    run.model(model, config.image_size)

@@ -1,0 +1,104 @@
+"""A run that is stopped and resumed ends bit for bit where an uninterrupted one does."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from roofscale.config import RunConfig
+from roofscale.data.generate import GenerateSpec, generate
+from roofscale.errors import ConfigError
+from roofscale.train import checkpoint
+
+SMALL = {
+    "image_size": 64,
+    "encoder": "resnet18",
+    "max_samples": 12,
+    "val_samples": 4,
+    "epochs": 2,
+    "num_workers": 2,
+    "checkpoint_seconds": 0.0,
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    spec = GenerateSpec(
+        datasets=("rid", "roofline"), train=12, val=4, test=0, roofline_samples=20, image_px=64, roofline_px=64
+    )
+    generate(folder, spec)
+    return folder
+
+
+def start(folder: Path, config: RunConfig) -> "subprocess.Popen[bytes]":
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.as_dict()))
+    return subprocess.Popen([sys.executable, "-m", "roofscale.train", str(folder)], stderr=subprocess.PIPE)
+
+
+def events(folder: Path) -> list[dict[str, object]]:
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if line]
+
+
+def stop_after(folder: Path, process: "subprocess.Popen[bytes]", step: int, how: signal.Signals) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        done = (folder / "events.jsonl").exists() and (folder / "events.jsonl").read_text().count('"event": "step"')
+        if done and done >= step:
+            process.send_signal(how)
+            break
+        time.sleep(0.01)
+    process.wait(120)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    root: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    config = RunConfig().with_overrides({**SMALL, "datasets": ["rid", "roofline"], "data_root": str(root)})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    first = start(whole, config)
+    stop_after(broken, start(broken, config), 8, how)
+    interrupted_at = max(e["step"] for e in events(broken) if e["event"] == "step")  # type: ignore[type-var]
+    assert first.wait(300) == 0, first.stderr and first.stderr.read()
+    again = start(broken, config)
+    assert again.wait(300) == 0, again.stderr and again.stderr.read()
+
+    resumed = next(e for e in events(broken) if e["event"] == "resumed")
+    assert 0 < resumed["step"] <= interrupted_at  # type: ignore[operator]
+    one, two = (torch.load(folder / checkpoint.BEST, weights_only=True)["model"] for folder in (whole, broken))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    losses = [{e["step"]: e["loss"] for e in events(folder) if e["event"] == "step"} for folder in (whole, broken)]
+    assert losses[0] == losses[1]
+    last = [[e["validation"] for e in events(folder) if e["event"] == "validation"][-1] for folder in (whole, broken)]
+    assert last[0]["losses"] == last[1]["losses"]  # type: ignore[index]
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
+    checkpoint.save({"fingerprint": "one"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConfigError, match="only be resumed unchanged"):
+        checkpoint.load(tmp_path / "checkpoint.pt", "another")
+
+
+def test_a_failed_save_leaves_the_checkpoint_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "checkpoint.pt"
+    checkpoint.save({"fingerprint": "a", "n": 1}, file)
+
+    def full(content: object, stream: object) -> None:
+        stream.write(b"half of it")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save({"fingerprint": "a", "n": 2}, file)
+    assert checkpoint.load(file, "a")["n"] == 1
+    assert list(tmp_path.iterdir()) == [file]
