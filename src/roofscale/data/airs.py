@@ -74,7 +74,7 @@ class AirsSource:
         where = self.windows[index]
         image_HWC, roof_HW = self._read_both(where)
         check_ids(where.tile.label, int(roof_HW.max(initial=0)))
-        if max(image_HWC.shape[:2]) >= self.window_px:
+        if max(where.tile_height, where.tile_width) >= self.window_px:
             image_HWC, roof_HW = _padded(image_HWC, self.window_px), _padded(roof_HW, self.window_px)
         target_HWK = np.zeros((*roof_HW.shape, len(CHANNELS)), np.uint8)
         target_HWK[..., 0] = roof_HW
