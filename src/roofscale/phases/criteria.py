@@ -55,11 +55,12 @@ class Criterion:
 
 
 def _completes(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    for run in evidence.runs:
-        if run.outcome is not Outcome.OK:
-            stopped = run.outcome is Outcome.INTERRUPTED  # says nothing about the config: run it again
-            verdict = Verdict.INSUFFICIENT_EVIDENCE if stopped else Verdict.FAILED
-            return Finding(verdict, f"{run.outcome}: {run.detail}")
+    ended_early = [run for run in evidence.runs if run.outcome is not Outcome.OK]
+    # an interruption says nothing about the config, so that any other outcome counts before it
+    for run in sorted(ended_early, key=lambda run: run.outcome is Outcome.INTERRUPTED):
+        stopped = run.outcome is Outcome.INTERRUPTED
+        verdict = Verdict.INSUFFICIENT_EVIDENCE if stopped else Verdict.FAILED
+        return Finding(verdict, f"{run.outcome}: {run.detail}")
     seconds = evidence.measurement.metric("speed/run_seconds")
     return Finding(Verdict.PASSED, "ran to its end" + (f" in {seconds:.0f} s" if math.isfinite(seconds) else ""))
 
@@ -109,37 +110,41 @@ def _no_leak(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def _learning(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    trained = {part for run in evidence.runs for step in run.steps for part in step.dataset.split("+")}
-    seen = {validation.dataset for run in evidence.runs for validation in run.validations}
-    if not trained:
-        return Finding(Verdict.INSUFFICIENT_EVIDENCE, "no training step was recorded")
-    findings = {dataset: _learning_of(dataset, evidence.runs, limits) for dataset in sorted(trained | (trained & seen))}
-    joined = _join(findings)
-    falls = health.trend(health.block_means(*_loss_blocks(evidence.measurement)))
+    joined = _each_dataset(evidence, lambda before, after, constant: health.learning(before, after, constant, **limits))
+    losses = np.array([step.loss for step in evidence.measurement.steps])
+    blocks = min(losses.size // health.ROUGH_BLOCK, health.KENDALL_BLOCKS)
+    falls = health.trend(health.block_means(losses, blocks) if blocks else losses)
     if not math.isfinite(falls.slope):
         return joined
-    trend = f"; training blocks {falls.slope:+.3f} each (Mann-Kendall p={falls.p_down:.1g})"
-    return Finding(
-        joined.verdict, joined.evidence + trend, {**joined.numbers, "trend_slope": falls.slope, "trend_p": falls.p_down}
-    )
+    trend = f"; training loss {falls.slope:+.3f} a block of steps (Mann-Kendall p={falls.p_down:.1g})"
+    numbers = {**joined.numbers, "trend_slope": falls.slope, "trend_p": falls.p_down}
+    return Finding(joined.verdict, joined.evidence + trend, numbers)
 
 
-def _loss_blocks(run: Measurement) -> tuple[health.Values, int]:
-    losses = np.array([step.loss for step in run.steps])
-    return losses, max(1, min(losses.size // health.ROUGH_BLOCK, health.KENDALL_BLOCKS))
+def _bounded(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    return _each_dataset(evidence, lambda before, after, constant: health.bounded(before, after, constant, **limits))
 
 
-def _learning_of(dataset: str, runs: Sequence[Measurement], limits: Mapping[str, float]) -> Finding:
-    """Pool one data set's validation over the runs: each sample's losses are averaged over the seeds."""
+def _each_dataset(evidence: Evidence, judge: Callable[..., Finding]) -> Finding:
+    """Judge the validation losses (before, after, constant) of each data set trained on; all must pass."""
+    trained = {part for run in evidence.runs for step in run.steps for part in step.dataset.split("+")}
+    if not trained:
+        return Finding(Verdict.INSUFFICIENT_EVIDENCE, "no training step was recorded")
+    tables = {dataset: _pool_validation(dataset, evidence.runs) for dataset in sorted(trained)}
+    missing = Finding(Verdict.INSUFFICIENT_EVIDENCE, "not validated both before and after training")
+    return _join({name: missing if table is None else judge(*table.T) for name, table in tables.items()})
+
+
+def _pool_validation(dataset: str, runs: Sequence[Measurement]) -> health.Values | None:
+    """Loss before, after and of the constant for each sample (rows), averaged over the runs that saw the sample."""
     pooled: dict[str, list[tuple[float, float, float]]] = {}
     for run in runs:
         mine = sorted((v for v in run.validations if v.dataset == dataset), key=lambda v: v.step)
         if not mine or mine[0].step != 0 or mine[-1].step == 0 or set(mine[0].sample_ids) != set(mine[-1].sample_ids):
-            return Finding(Verdict.INSUFFICIENT_EVIDENCE, "not validated both before and after training")
+            return None
         for sample, losses in _paired(mine[0], mine[-1]).items():
             pooled.setdefault(sample, []).append(losses)
-    table = np.array([np.mean(rows, axis=0) for rows in pooled.values()]).reshape(-1, 3)
-    return health.learning(table[:, 0].tolist(), table[:, 1].tolist(), table[:, 2].tolist(), **limits)
+    return np.array([np.mean(rows, axis=0) for rows in pooled.values()]).reshape(-1, 3)
 
 
 def _paired(before: Validation, after: Validation) -> dict[str, tuple[float, float, float]]:
@@ -217,6 +222,15 @@ CRITERIA: Mapping[str, Criterion] = types.MappingProxyType(
                     0.005, "significance of the rise (Mann-Kendall, Hamed-Rao variance; short: Mann-Whitney)"
                 ),
                 "min_rise": Limit(0.10, "smallest rise that counts, share of the median loss of the last third"),
+            },
+        ),
+        "bounded": Criterion(
+            "validation does not blow up: after training its loss is not far above the constant prediction's",
+            _bounded,
+            {
+                "max_ratio": Limit(
+                    3.0, "median loss after, over the worse of untrained and constant; see health.bounded"
+                )
             },
         ),
         "smooth": Criterion(

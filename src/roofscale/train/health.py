@@ -255,8 +255,9 @@ def no_leak(memory_mib: Sequence[float], *, max_mib_per_step: float = 10.0, max_
     Theil-Sen slope with its 98 % interval (Sen 1968), so that each bound errs at most once in a hundred, on the steps
     after warm-up, single allocations taken out first (``_without_jumps``). The limit is ``max_mib_per_step``, or
     less in a long run, where it is the slope that adds ``max_growth_share`` of the plateau over the run. Failed: the
-    slope is over the limit, significantly above zero, and over half the limit in both halves. Passed: the slope is within the limit and a slope of twice
-    the limit (20 MiB a step by default) is excluded. Else the evidence is insufficient.
+    slope is over the limit, significantly above zero, and over half the limit in both halves. Passed: the slope is
+    within the limit, and a slope of twice the limit (20 MiB a step by default) is excluded. Else the evidence is
+    insufficient.
 
     Args:
         memory_mib: memory of the process tree at each step, MiB; NaN where it was not sampled.
@@ -325,11 +326,12 @@ def spikes(losses: Values) -> npt.NDArray[np.bool_]:
     Returns:
         One value for each step from the fourth on.
     """
-    logs = np.log(np.maximum(losses, np.finfo(float).tiny))
-    medians = [float(np.median(logs[max(0, i - SPIKE_WINDOW) : i])) for i in range(SPIKE_HISTORY, logs.size)]
-    residuals = logs[SPIKE_HISTORY:] - np.array(medians)
-    if not residuals.size:
+    if losses.size <= SPIKE_HISTORY:
         return np.zeros(0, dtype=np.bool_)
+    logs = np.log(np.maximum(losses, np.finfo(float).tiny))
+    history = np.concatenate([np.full(SPIKE_WINDOW, np.nan), logs])[:-1]  # nanmedian takes what there is
+    windows = np.lib.stride_tricks.sliding_window_view(history, SPIKE_WINDOW)[SPIKE_HISTORY:]
+    residuals = logs[SPIKE_HISTORY:] - np.nanmedian(windows, axis=1)
     sigma = max(SIGMA_FLOOR, MAD_TO_SIGMA * float(stats.median_abs_deviation(residuals)))
     found: npt.NDArray[np.bool_] = residuals > SPIKE_SIGMAS * sigma * (1 + SMALL_SAMPLE / residuals.size)
     return found

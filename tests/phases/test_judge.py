@@ -1,0 +1,217 @@
+"""Verdicts of steps: from measurements to passed, failed or insufficient evidence, and the evidence in words."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from tests.curves import loss_curve, memory_curve, validation_losses
+
+from roofscale.measurement import Measurement, MemoryPoint, Outcome, StepRecord, Validation
+from roofscale.phases.criteria import CRITERIA, step_memory
+from roofscale.phases.expectation import Expectation
+from roofscale.phases.judge import StepVerdict, Verdict, judge
+from roofscale.phases.plan import CriterionSpec, Step, load_phase
+
+PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
+
+
+def measurement(count=50, seed=0, *, losses=None, seconds=1.5, dataset="rid", gain=0.5, leak=0.0, **metrics):
+    """A healthy run of ``count`` steps, but for what is said."""
+    random = np.random.default_rng(seed)
+    losses = loss_curve(random, count) if losses is None else losses
+    memory = memory_curve(random, count, leak=leak)
+    took = seconds * random.normal(1, 0.05, count)
+    took[0] *= 1.5
+    ends = 1e9 + np.cumsum(took)
+    steps = tuple(
+        StepRecord(
+            i + 1,
+            0,
+            dataset,
+            2 * i + 2,
+            float(losses[i]),
+            1.0,
+            1e-3,
+            float(took[i]),
+            0.01,
+            float(ends[i]),
+            float(memory[i]),
+        )
+        for i in range(count)
+    )
+    found = {
+        "memory/share": 0.1,
+        "memory/peak_mib": float(memory.max()),
+        "speed/data_stall": 0.02,
+        "speed/seconds_per_epoch": float(took.sum()),
+        "speed/run_seconds": 99.0,
+        **metrics,
+    }
+    return Measurement(Outcome.OK, "", "0" * 12, steps, validations(random, dataset, count, gain), (), found, {})
+
+
+def validations(random, dataset, count, gain):
+    before, after, constant = validation_losses(random, gain=gain)
+    ids = tuple(map(str, range(len(before))))
+    return tuple(
+        Validation(step, 0, dataset, ids, tuple(losses), tuple(constant), {}, 1.0)
+        for step, losses in ((0, before), (count, after))
+    )
+
+
+def step(*names, expect=()):
+    criteria = [CriterionSpec(n, {k: limit.default for k, limit in CRITERIA[n].limits.items()}) for n in names]
+    return Step("one", {}, tuple(expect), tuple(criteria), "stop", "repeat", 2)
+
+
+def verdict_of(name, run, **others):
+    expect = others.pop("expect", ())
+    return judge(step(name, expect=expect), run, **others).criteria[0]
+
+
+def climb(root, **faults):
+    """Verdicts of the shipped phase on simulated runs."""
+    found, runs = [], []
+    for number, (one, config) in enumerate(load_phase(root / "experiments" / "phase1.yaml").resolve()):
+        count = config.max_samples // 2
+        run = measurement(count, seed=faults.get("seed", 0) * 10 + number, **faults.get(one.name, {}))
+        found.append(judge(one, run, runs[-1] if runs else None, runs[0] if runs else None))
+        runs.append(run)
+    return found
+
+
+def test_a_healthy_climb_of_the_shipped_phase_passes_on_merit(root):
+    verdicts = [[v.verdict for v in climb(root, seed=seed)] for seed in range(20)]
+    assert sum(set(found) == {PASSED} for found in verdicts) >= 19, verdicts
+
+
+@pytest.mark.parametrize(
+    ("fault", "caught_by"),
+    [
+        ({"samples-50": {"leak": 20.0}}, "no_leak"),
+        ({"samples-100": {"gain": 0.0}}, "learning"),
+        ({"base-10": {"speed/data_stall": 0.9}}, "data_stall"),
+        ({"samples-20": {"memory/share": 0.81}}, "memory"),
+        ({"samples-20": {"gain": -1e6}}, "bounded"),
+        ({"samples-50": {"seconds": 6.0}}, "as_expected"),
+    ],
+)
+def test_a_planted_fault_fails_at_its_criterion_in_every_seed(root, fault, caught_by):
+    name = next(iter(fault))
+    place = ["base-10", "samples-20", "samples-50", "samples-100"].index(name)
+    for seed in range(10):
+        verdict = climb(root, seed=seed, **fault)[place]
+        assert verdict.verdict is FAILED
+        assert caught_by in verdict.named(FAILED)
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_only_a_run_that_ended_well_completes(outcome):
+    run = dataclasses.replace(measurement(), outcome=outcome, detail="why")
+    expected = {Outcome.OK: PASSED, Outcome.INTERRUPTED: INSUFFICIENT}.get(outcome, FAILED)
+    result = verdict_of("completes", run)
+    assert result.verdict is expected
+    assert outcome is Outcome.OK or result.evidence == f"{outcome}: why"
+    assert verdict_of("completes", measurement(), repeats=[run]).verdict is expected
+
+
+@pytest.mark.parametrize(
+    "name", ["memory", "data_stall", "no_leak", "learning", "as_expected", "stable", "smooth", "bounded"]
+)
+def test_nothing_measured_never_passes(name):
+    nothing = Measurement(Outcome.HOST_OOM, "killed", "0" * 12)
+    expect = [Expectation("memory/peak_mib", "previous", 1.0, 0.2)]
+    assert verdict_of(name, nothing, previous=measurement(), expect=expect).verdict is INSUFFICIENT
+    spoilt = measurement(**{"memory/share": math.nan, "speed/data_stall": math.nan, "memory/peak_mib": math.inf})
+    if name in ("memory", "data_stall", "as_expected"):
+        assert verdict_of(name, spoilt, previous=measurement(), expect=expect).verdict is INSUFFICIENT
+
+
+def test_memory_holds_host_and_gpu_each():
+    assert verdict_of("memory", measurement(**{"memory/share": 0.79})).verdict is PASSED
+    assert verdict_of("memory", measurement(**{"memory/share": 0.80})).verdict is FAILED
+    assert verdict_of("memory", measurement(**{"gpu/memory_share": 0.9})).verdict is FAILED
+    assert verdict_of("memory", measurement(), repeats=[measurement(**{"memory/share": 0.9})]).verdict is FAILED
+
+
+def test_every_data_set_that_was_trained_on_must_be_learnt():
+    run = measurement(gain=0.5)
+    airs = validations(np.random.default_rng(1), "airs", 50, 0.0)
+    both = tuple(dataclasses.replace(s, dataset="airs+rid") for s in run.steps)
+    mixed = dataclasses.replace(run, steps=both, validations=run.validations + airs)
+    result = verdict_of("learning", mixed)
+    assert result.verdict is FAILED
+    assert "airs: val loss" in result.evidence
+    assert "rid: val loss" in result.evidence
+    assert verdict_of("learning", dataclasses.replace(run, validations=run.validations + airs)).verdict is PASSED
+    assert verdict_of("learning", dataclasses.replace(mixed, validations=run.validations)).verdict is INSUFFICIENT
+
+
+def test_learning_says_its_evidence_in_one_line_with_the_trend_beside_it():
+    result = verdict_of("learning", measurement())
+    assert result.verdict is PASSED
+    assert "\n" not in result.evidence
+    for words in ("val loss 1.", "(median drop 0.", "; constant 1.", "Mann-Kendall p="):
+        assert words in result.evidence
+    assert result.numbers["samples"] == 40
+
+
+def test_repeats_average_each_sample_over_seeds_instead_of_counting_it_twice():
+    weak = [measurement(seed=seed, gain=0.0) for seed in range(3)]
+    alone, pooled = verdict_of("learning", weak[0]), verdict_of("learning", weak[0], repeats=weak[1:])
+    assert pooled.numbers["samples"] == alone.numbers["samples"] == 40
+    means = np.mean([run.validations[1].losses for run in weak], axis=0)
+    assert pooled.numbers["after"] == pytest.approx(np.median(means))
+
+
+def test_a_repeat_with_evidence_makes_up_for_a_run_without_but_not_for_a_failure():
+    short, good, bad = measurement(8), measurement(50), measurement(50, losses=np.full(50, math.nan))
+    assert verdict_of("stable", short).verdict is INSUFFICIENT
+    assert verdict_of("stable", short, repeats=[good]).verdict is PASSED
+    assert verdict_of("stable", short, repeats=[good, bad]).verdict is FAILED
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(1.5, PASSED), (3.5, FAILED), (0.3, FAILED), (1.5 * 1.4, INSUFFICIENT)]
+)
+def test_a_ratio_of_times_on_the_edge_of_the_tolerance_is_insufficient_evidence(seconds, expected):
+    expect = [Expectation("speed/seconds_per_epoch", "previous", 2.0, 0.4)]
+    result = verdict_of("as_expected", measurement(10, 1, seconds=seconds), previous=measurement(5, 2), expect=expect)
+    assert result.verdict is expected, result.evidence
+
+
+def test_expectations_compare_with_what_they_name():
+    run, previous, base = (measurement(**{"memory/peak_mib": mib}) for mib in (4000.0, 2000.0, 1000.0))
+    for of, value in (("previous", 2.0), ("base", 4.0), ("absolute", 4000.0)):
+        close = [Expectation("memory/peak_mib", of, value, 0.1)]
+        far = [Expectation("memory/peak_mib", of, value * 1.5, 0.1)]
+        assert verdict_of("as_expected", run, previous=previous, base=base, expect=close).verdict is PASSED
+        assert verdict_of("as_expected", run, previous=previous, base=base, expect=far).verdict is FAILED
+    alone = verdict_of("as_expected", run, expect=[Expectation("memory/peak_mib", "previous", 2.0, 0.1)])
+    assert alone.verdict is INSUFFICIENT
+    assert "no previous step" in alone.evidence
+
+
+def test_memory_of_a_step_is_the_largest_sample_within_it():
+    run = measurement(3)
+    ends = [s.time for s in run.steps]
+    points = (MemoryPoint(ends[0] - 0.1, 900.0), MemoryPoint(ends[1] - 0.5, 950.0), MemoryPoint(ends[1] - 0.1, 700.0))
+    run = dataclasses.replace(run, memory=points)
+    assert step_memory(run) == [900.0, 950.0, run.steps[2].memory_mib]
+
+
+def test_a_verdict_survives_json():
+    verdict = judge(step("completes", "learning", "stable", "smooth", "no_leak"), measurement())
+    again = StepVerdict.from_dict(json.loads(json.dumps(verdict.as_dict(), allow_nan=False)))
+    assert again == verdict
+    assert all(math.isfinite(v) for c in verdict.criteria for v in c.numbers.values())
+    assert again.verdict is PASSED
+
+
+def test_failed_outweighs_insufficient_outweighs_passed():
+    short = measurement(8)
+    assert judge(step("completes", "stable"), short).verdict is INSUFFICIENT
+    stalled = measurement(8, **{"speed/data_stall": 0.9})
+    assert judge(step("completes", "stable", "data_stall"), stalled).verdict is FAILED

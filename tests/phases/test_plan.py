@@ -1,0 +1,170 @@
+"""Phase files: what they come to, and how each mistake in one is refused with its line and the nearest right name."""
+
+import dataclasses
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.phases.criteria import CRITERIA
+from roofscale.phases.plan import load_phase, repeat_config
+
+GOOD = """\
+phase: 1
+name: tiny
+question: Does it hold?
+base:
+  lr: 1e-4
+watch: [memory/share, val/rid/iou_roof]
+on_insufficient: repeat
+steps:
+  - name: first
+    set: {max_samples: 10}
+    criteria: {completes: , memory: {max_share: 0.5}}
+  - name: second
+    set: {max_samples: 20}
+    on_insufficient: continue
+    expect:
+      speed/seconds_per_epoch: {value: 2, of: previous, tolerance: 0.3}
+    criteria:
+      stable:
+      as_expected:
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "phase.yaml"
+    file.write_text(textwrap.dedent(text), encoding="utf-8")
+    return file
+
+
+def test_the_shipped_phase_1_is_the_missions(root):
+    phase = load_phase(root / "experiments" / "phase1.yaml")
+    plan = phase.resolve()
+    assert phase.number == 1
+    assert [config.max_samples for _, config in plan] == [10, 20, 50, 100]
+    times = [e.value for step, _ in plan for e in step.expect if e.metric == "speed/seconds_per_epoch"]
+    assert times == [2.0, 2.5, 2.0]
+    asked = [{spec.name for spec in step.criteria} for step, _ in plan]
+    assert all({"completes", "memory", "data_stall"} <= names for names in asked)
+    assert [("stable" in n, "smooth" in n, "learning" in n) for n in asked] == [
+        (False, False, False),
+        (True, False, False),
+        (True, True, False),
+        (True, True, True),
+    ]
+    assert all(
+        spec.limits["max_share"] == 0.80 for step in phase.steps for spec in step.criteria if spec.name == "memory"
+    )
+
+
+def test_limits_and_policies_are_filled_in(tmp_path):
+    first, second = load_phase(write(tmp_path, GOOD)).steps
+    assert {spec.name: dict(spec.limits) for spec in first.criteria} == {"completes": {}, "memory": {"max_share": 0.5}}
+    defaults = {name: limit.default for name, limit in CRITERIA["stable"].limits.items()}
+    assert second.criteria[0].limits == defaults
+    assert (first.on_insufficient, second.on_insufficient, second.on_failure) == ("repeat", "continue", "stop")
+
+
+def test_precedence_is_config_base_user_step(tmp_path):
+    phase = load_phase(write(tmp_path, GOOD))
+    config = RunConfig(lr=0.5, encoder="resnet18", max_samples=7)
+    (_, first), (_, second) = phase.resolve(config)
+    assert (first.lr, first.encoder, first.max_samples, second.max_samples) == (1e-4, "resnet18", 10, 20)
+    (_, first), _ = phase.resolve(config, ["lr=0.25", "seed=3"])
+    assert (first.lr, first.seed) == (0.25, 3)
+
+
+@pytest.mark.parametrize("overrides", [["max_samples=5"], {"max_samples": 5}])
+def test_an_override_that_would_undo_the_ladder_is_refused(tmp_path, overrides):
+    with pytest.raises(ConfigError, match=r"max_samples cannot be overridden in phase 1.*first 10, second 20"):
+        load_phase(write(tmp_path, GOOD)).resolve(overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("base:", "bases:", 4, "Did you mean 'base'"),
+        ("lr: 1e-4", "lrr: 1e-4", 5, "Did you mean 'lr'"),
+        ("lr: 1e-4", "lr: fast", 5, "expected a number"),
+        ("lr: 1e-4", "image_size: 100", 5, "multiple of 32"),
+        ("memory/share,", "memory/shares,", 6, "Did you mean 'memory/share'"),
+        ("val/rid/iou_roof", "val/rid/iuo", 6, "Did you mean 'val/rid/iou'"),
+        ("on_insufficient: repeat", "on_insufficient: repaet", 7, "Did you mean 'repeat'"),
+        ("max_samples: 10", "max_sample: 10", 10, "Did you mean 'max_samples'"),
+        ("memory: {", "memoryy: {", 11, "Did you mean 'memory'"),
+        ("max_share: 0.5", "max_shares: 0.5", 11, "Did you mean 'max_share'"),
+        ("max_share: 0.5", "max_share: .nan", 11, "finite"),
+        ("max_share: 0.5", "max_share: half", 11, "expected a number"),
+        ("completes: ,", "completes: {x: 1},", 11, "no limits"),
+        ("name: second", "name: first", 12, "its own name"),
+        ("speed/seconds_per_epoch", "speed/second_per_epoch", 16, "Did you mean 'speed/seconds_per_epoch'"),
+        ("of: previous", "of: previos", 16, "Did you mean 'previous'"),
+        ("tolerance: 0.3", "tolerence: 0.3", 16, "Did you mean 'tolerance'"),
+        (", tolerance: 0.3", "", 16, "needs 'tolerance'"),
+        ("tolerance: 0.3", "tolerance: 30", 16, "share between 0 and 1"),
+        ("value: 2", "value: 0", 16, "above 0"),
+        ("      as_expected:\n", "", 12, "need each other"),
+        ("name: tiny\n", "name: tiny\nname: again\n", 3, "second time"),
+        ("steps:", "steps: {}\nsteps:", 9, "second time"),
+        ("phase: 1\n", "", 1, "needs the key 'phase'"),
+        ("phase: 1", "phase: one", 1, "expected a number"),
+        ("[memory/share", "[[memory/share", 6, "YAML"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_line(tmp_path, old, new, line, says):
+    assert old in GOOD
+    file = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(ConfigError) as refused:
+        load_phase(file)
+    message = str(refused.value)
+    if says == "YAML":  # where a parser gives up is its own affair
+        assert message.startswith(f"{file}:")
+    else:
+        assert message.startswith(f"{file}:{line}:")
+    assert says in message
+
+
+def test_the_first_step_has_nothing_to_compare_with(tmp_path):
+    steps = GOOD.replace(
+        "criteria: {completes: , memory",
+        "expect: {memory/share: {value: 1, of: previous, tolerance: 0.1}}\n    criteria: {as_expected: , memory",
+    )
+    with pytest.raises(ConfigError, match="nothing before it"):
+        load_phase(write(tmp_path, steps))
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "phase: 1\nname: x\nsteps: []\n", "phase: 1\nname: x\nsteps: 3\n"])
+def test_what_is_no_phase_file_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError):
+        load_phase(write(tmp_path, text))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_phase(tmp_path / "absent.yaml")
+
+
+def test_an_overlay_wins_over_the_phase_and_its_steps(tmp_path):
+    file, overlay = write(tmp_path, GOOD), tmp_path / "smoke.yaml"
+    overlay.write_text("base: {image_size: 64, lr: 0.5}\non_insufficient: stop\nmax_repeats: 0\n")
+    phase = load_phase(file, overlay)
+    assert {config.image_size for _, config in phase.resolve()} == {64}
+    assert phase.resolve()[0][1].lr == 0.5
+    assert [(s.on_insufficient, s.max_repeats) for s in phase.steps] == [("stop", 0), ("stop", 0)]
+    assert phase.fingerprint != load_phase(file).fingerprint
+    overlay.write_text("steps: []\n")
+    with pytest.raises(ConfigError, match="key of an overlay"):
+        load_phase(file, overlay)
+
+
+def test_the_fingerprint_names_the_content_and_not_the_comments(tmp_path):
+    plain = load_phase(write(tmp_path, GOOD)).fingerprint
+    assert load_phase(write(tmp_path, "# a remark\n" + GOOD)).fingerprint == plain
+    assert load_phase(write(tmp_path, GOOD.replace("tolerance: 0.3", "tolerance: 0.4"))).fingerprint != plain
+
+
+def test_repeats_change_the_seed_and_nothing_else():
+    config = RunConfig(seed=2**31 - 1)
+    seeds = {repeat_config(config, k).seed for k in range(4)}
+    assert len(seeds) == 4
+    assert dataclasses.replace(repeat_config(config, 1), seed=config.seed) == config
