@@ -1,0 +1,1 @@
+"""Speed and accuracy against stated targets; ``make bench`` runs all, ``python -m benchmarks.NAME`` one."""
