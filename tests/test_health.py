@@ -11,6 +11,7 @@ from tests.curves import loss_curve, memory_curve, most_events, validation_losse
 
 from roofscale.train import health
 from roofscale.train.health import Verdict
+from roofscale.train.leak import no_leak
 
 TRIALS = 120
 SHORT, LONG = (10, 25, 50), (200, 2000)
@@ -45,7 +46,7 @@ def test_a_healthy_phase_passes_its_curve_criteria_jointly():
         curves = {count: loss_curve(random, count, sd=random.uniform(0.2, 0.4)) for count in SHORT}
         memories = [memory_curve(random, count) for count in (25, 50)]
         findings = [health.stable(c, norms(c)) for c in curves.values()]
-        findings += [health.smooth(curves[count]) for count in (25, 50)] + [health.no_leak(m) for m in memories]
+        findings += [health.smooth(curves[count]) for count in (25, 50)] + [no_leak(m) for m in memories]
         good += all(finding.verdict is Verdict.PASSED for finding in findings)
     assert good >= 0.95 * TRIALS
 
@@ -109,8 +110,8 @@ def test_too_few_steps_are_insufficient_evidence():
     assert health.stable(losses, norms(losses)).verdict is Verdict.INSUFFICIENT_EVIDENCE
     assert health.stable([], []).verdict is Verdict.INSUFFICIENT_EVIDENCE
     assert health.smooth(loss_curve(np.random.default_rng(0), 24)).verdict is Verdict.INSUFFICIENT_EVIDENCE
-    assert health.no_leak([1000.0] * 7).verdict is Verdict.INSUFFICIENT_EVIDENCE
-    assert health.no_leak([math.nan] * 50).verdict is Verdict.INSUFFICIENT_EVIDENCE
+    assert no_leak([1000.0] * 7).verdict is Verdict.INSUFFICIENT_EVIDENCE
+    assert no_leak([math.nan] * 50).verdict is Verdict.INSUFFICIENT_EVIDENCE
 
 
 def test_learning_by_chance_passes_at_most_one_in_twenty_and_real_learning_passes():
@@ -161,8 +162,8 @@ def test_validation_that_blows_up_is_not_bounded():
 @pytest.mark.parametrize("count", [25, 50, 200])
 def test_a_plateau_is_no_leak_and_twenty_mib_a_step_is(count, sd):
     random = np.random.default_rng(count)
-    plateaus = [health.no_leak(memory_curve(random, count, sd=sd)).verdict for _ in range(100)]
-    leaks = [health.no_leak(memory_curve(random, count, sd=sd, leak=20.0)).verdict for _ in range(100)]
+    plateaus = [no_leak(memory_curve(random, count, sd=sd)).verdict for _ in range(100)]
+    leaks = [no_leak(memory_curve(random, count, sd=sd, leak=20.0)).verdict for _ in range(100)]
     assert plateaus.count(Verdict.FAILED) <= most_events(100, 0.01)
     assert plateaus.count(Verdict.PASSED) >= 97
     assert leaks.count(Verdict.FAILED) >= 97
@@ -172,22 +173,22 @@ def test_a_plateau_is_no_leak_and_twenty_mib_a_step_is(count, sd):
 @pytest.mark.parametrize("count", [25, 50])
 def test_a_single_allocation_is_no_leak(count):
     random = np.random.default_rng(count)
-    verdicts = [health.no_leak(memory_curve(random, count, sd=10.0, allocations=1)).verdict for _ in range(100)]
+    verdicts = [no_leak(memory_curve(random, count, sd=10.0, allocations=1)).verdict for _ in range(100)]
     assert verdicts.count(Verdict.FAILED) <= most_events(100, FALSE_ALARMS)
     assert verdicts.count(Verdict.PASSED) >= 95
 
 
 def test_a_leak_hides_in_noise_only_as_insufficient_evidence():
     random = np.random.default_rng(0)
-    verdicts = [health.no_leak(memory_curve(random, 10, sd=60.0, leak=20.0)).verdict for _ in range(200)]
+    verdicts = [no_leak(memory_curve(random, 10, sd=60.0, leak=20.0)).verdict for _ in range(200)]
     assert verdicts.count(Verdict.INSUFFICIENT_EVIDENCE) > 100
     assert verdicts.count(Verdict.PASSED) <= most_events(200, 0.05)
 
 
 def test_a_slow_leak_counts_over_a_long_run():
     memory = memory_curve(np.random.default_rng(0), 2000, leak=2.0)
-    assert health.no_leak(memory).verdict is Verdict.FAILED
-    assert health.no_leak(memory_curve(np.random.default_rng(0), 2000, leak=0.01)).verdict is Verdict.PASSED
+    assert no_leak(memory).verdict is Verdict.FAILED
+    assert no_leak(memory_curve(np.random.default_rng(0), 2000, leak=0.01)).verdict is Verdict.PASSED
 
 
 def test_the_trend_agrees_with_the_exact_kendall_test_on_independent_values():

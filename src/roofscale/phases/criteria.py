@@ -1,7 +1,7 @@
 """The criteria that a phase file may ask for: name, meaning, limits with their sources, and a pure function each.
 
-The statistics live in ``train.health``; here they meet a step's measurement, the ones it is compared with, and the
-repeats of the same step under other seeds.
+The statistics live in ``train.health`` and ``train.leak``; here they meet a step's measurement, the ones it is
+compared with, and the repeats of the same step under other seeds.
 
 How repeats pool: validation losses are averaged per sample over the seeds before the paired test, because the losses
 of one sample under several seeds are not independent; step times are pooled; memory counts by its worst run; curves
@@ -19,6 +19,7 @@ from roofscale.measurement import Measurement, Outcome, Validation
 from roofscale.phases.expectation import Expectation, compare
 from roofscale.train import health
 from roofscale.train.health import Finding, Verdict, combine
+from roofscale.train.leak import no_leak
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _smooth(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def _no_leak(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    return _each_run(evidence, lambda run: health.no_leak(step_memory(run), **limits))
+    return _each_run(evidence, lambda run: no_leak(step_memory(run), **limits))
 
 
 def _learning(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
