@@ -25,13 +25,13 @@ def main(names: Sequence[str]) -> int:
     found: dict[str, Any] = {"machine": machine(), "results": [], "broken": []}
     for name in names or ALL:
         print(f"{name} ...", file=sys.stderr)
-        done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, cwd=ROOT, check=False
-        )
-        if done.returncode:
-            found["broken"].append(name)
-        else:
-            found["results"] += json.loads(done.stdout)["results"]
+        with scratch_folder() as folder:
+            out = folder / "results.json"
+            done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", str(out)], cwd=ROOT, check=False)
+            if done.returncode:
+                found["broken"].append(name)
+            else:
+                found["results"] += json.loads(out.read_text(encoding="utf-8"))["results"]
     _write(found, "-".join(["", *names]))
     return 1 if found["broken"] else 0
 

@@ -17,8 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Pinned though no file has an import statement for it.
-ONLY_BY_NAME = {"torchvision", "nvidia-ml-py"}  # importlib.import_module, in torch_compat.py and train/gpu.py
+# Pinned for the command line, not for import.
 TOOLS = {"ruff", "mypy", "types-pyyaml", "pre-commit"}
 
 
@@ -42,17 +41,24 @@ def read_yaml(name: str) -> dict:
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
+def imported_names(file: Path) -> set[str]:
+    """Top-level modules that a file imports, by statement or by ``importlib.import_module("name")``."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            names |= {word.value for word in node.args if isinstance(word, ast.Constant)}
+    return {name.partition(".")[0] for name in names}
+
+
 def imported_packages(*folders: str) -> set[str]:
     """Names of the distributions that the files of these folders import, standard library and our own left out."""
-    names = set()
-    for folder in folders:
-        for file in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    names |= {alias.name.partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom) and node.module:
-                    names.add(node.module.partition(".")[0])
-    own = {"roofscale", "tests", "benchmarks", "conftest", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    names = set().union(*map(imported_names, files))
+    own = {"roofscale", "tests", "benchmarks"} | {path.stem for path in (ROOT / "tests").rglob("*")}
     where = importlib.metadata.packages_distributions()
     outside = names - own - set(sys.stdlib_module_names)
     return {one_of([canonicalize_name(found) for found in where.get(name, [name])]) for name in outside}
@@ -126,5 +132,5 @@ def test_every_import_of_tests_and_benchmarks_is_pinned() -> None:
 
 def test_every_pin_is_used() -> None:
     run = {canonicalize_name(pin.name) for pin in RUN}
-    assert run - set(ONLY_BY_NAME) <= imported_packages("src")
+    assert run <= imported_packages("src")
     assert set(PINS) - run - TOOLS <= imported_packages("tests", "benchmarks")

@@ -1,0 +1,110 @@
+"""False alarms and caught faults of the curve criteria, counted on simulated runs of each length.
+
+``python -m benchmarks.criteria_power [--trials 200] [--out FILE]`` from the top of the working tree prints a table and
+writes JSON. A false alarm is a failed verdict on a healthy or noise-only curve; ``undecided`` counts insufficient evidence.
+"""
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from roofscale.train import health
+from roofscale.train.health import Finding, Values, Verdict
+from roofscale.train.leak import no_leak
+from tests.curves import loss_curve, memory_curve, validation_losses
+
+LENGTHS = (10, 25, 50, 200)
+NOISE = (0.2, 0.4)  # relative noise of a batch loss, drawn uniformly for each curve
+
+Random = np.random.Generator
+Case = Callable[[Random, int], Finding]
+
+
+def _curve(random: Random, count: int, decays: bool = True) -> Values:
+    return loss_curve(random, count, decays=decays, sd=random.uniform(*NOISE))
+
+
+def _stable(losses: Values) -> Finding:
+    return health.stable(losses, np.ones_like(losses))
+
+
+def _explodes(random: Random, count: int) -> Values:
+    losses, third = _curve(random, count), math.ceil(count / 3)
+    losses[-third:] *= np.geomspace(2, 30, third)
+    return losses
+
+
+def _spike(random: Random, count: int) -> Values:
+    losses = _curve(random, count)
+    losses[random.integers(count // 2, count)] *= 15
+    return losses
+
+
+def _swings(random: Random, count: int) -> Values:
+    return _curve(random, count) * np.where(np.arange(count) // health.ROUGH_BLOCK % 2, 3.0, 1.0)
+
+
+HEALTHY: dict[str, Case] = {
+    "stable, decay": lambda r, n: _stable(_curve(r, n)),
+    "stable, noise only": lambda r, n: _stable(_curve(r, n, decays=False)),
+    "smooth, decay": lambda r, n: health.smooth(_curve(r, n)),
+    "smooth, noise only": lambda r, n: health.smooth(_curve(r, n, decays=False)),
+    "no_leak, noise 15 MiB": lambda r, n: no_leak(memory_curve(r, n)),
+    "no_leak, noise 40 MiB": lambda r, n: no_leak(memory_curve(r, n, sd=40.0)),
+    "no_leak, one allocation": lambda r, n: no_leak(memory_curve(r, n, allocations=1)),
+    "learning, far from the constant": lambda r, n: health.learning(*validation_losses(r, gain=0.15)),
+}
+FAULTY: dict[str, Case] = {
+    "stable, rise x30 in the last third": lambda r, n: _stable(_explodes(r, n)),
+    "smooth, one spike x15": lambda r, n: health.smooth(_spike(r, n)),
+    "smooth, swings x3": lambda r, n: health.smooth(_swings(r, n)),
+    "no_leak, 20 MiB a step, noise 15 MiB": lambda r, n: no_leak(memory_curve(r, n, leak=20.0)),
+    "no_leak, 20 MiB a step, noise 40 MiB": lambda r, n: no_leak(memory_curve(r, n, sd=40.0, leak=20.0)),
+    "learning, only how much roof": lambda r, n: health.learning(*validation_losses(r, gain=0.0)),
+}
+
+
+def rates(case: Case, count: int, trials: int) -> dict[str, float]:
+    """Share of each verdict over simulated runs of ``count`` steps, seeded by the length."""
+    random = np.random.default_rng(count)
+    found = Counter(case(random, count).verdict for _ in range(trials))
+    return {verdict: found[verdict] / trials for verdict in Verdict}
+
+
+def table(rows: dict[str, dict[int, dict[str, float]]]) -> str:
+    """Markdown: for each length the share that failed, and that is undecided."""
+    lines = [
+        "| criterion, case | " + " | ".join(f"{n} steps" for n in LENGTHS) + " |",
+        "|---" * (len(LENGTHS) + 1) + "|",
+    ]
+    for name, by_length in rows.items():
+        cells = [
+            f"{r[Verdict.FAILED]:.1%} ({r[Verdict.INSUFFICIENT_EVIDENCE]:.0%} undecided)" for r in by_length.values()
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Count, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = {
+        kind: {name: {n: rates(case, n, options.trials) for n in LENGTHS} for name, case in cases.items()}
+        for kind, cases in (("healthy", HEALTHY), ("faulty", FAULTY))
+    }
+    print(f"Healthy: share failed (false alarms), {options.trials} runs each\n\n{table(found['healthy'])}\n")
+    print(f"Faulty: share failed (caught)\n\n{table(found['faulty'])}")
+    if options.out:
+        options.out.write_text(json.dumps({"trials": options.trials, **found}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
