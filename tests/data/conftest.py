@@ -5,20 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.data.small import SMALL
 
-from roofscale.data.generate import GenerateSpec, generate
-
-SMALL = GenerateSpec(
-    datasets=("rid", "roofline", "airs"),
-    train=9,
-    val=3,
-    test=2,
-    image_px=96,
-    roofline_px=64,
-    roofline_samples=20,
-    airs_tiles=(2, 1, 1),
-    airs_tile_px=272,
-)
+from roofscale.data.generate import generate
 
 
 @pytest.fixture(scope="session")

@@ -86,20 +86,21 @@ class AirsSource:
 
     def _read_both(self, where: TileWindow) -> tuple[Pixels, Pixels]:
         """Read the part of the window that lies on the tile: (H,W,3) image and (H,W) label."""
-        tile = where.tile
-        with geotiff.opened(tile.image) as image, geotiff.opened(tile.label) as label:
-            geotiff.check_rgb(tile.image, image)
-            geotiff.check_band(tile.label, label)
-            geotiff.check_same_size(tile.image, image.shape, tile.label, label.shape)
-            window = Window(
-                where.col,
-                where.row,
-                min(self.window_px, image.width - where.col),
-                min(self.window_px, image.height - where.row),
-            )
-            return np.ascontiguousarray(image.read((1, 2, 3), window=window).transpose(1, 2, 0)), label.read(
-                1, window=window
-            )
+        image_file, label_file = where.tile.image, where.tile.label
+        with geotiff.opened(image_file) as image:
+            geotiff.check_rgb(image_file, image)
+            shape, window = image.shape, self._clipped(where, image.shape)
+            image_HWC = np.ascontiguousarray(image.read((1, 2, 3), window=window).transpose(1, 2, 0))
+        with geotiff.opened(label_file) as label:
+            geotiff.check_band(label_file, label)
+            geotiff.check_same_size(image_file, shape, label_file, label.shape)
+            return image_HWC, label.read(1, window=window)
+
+    def _clipped(self, where: TileWindow, shape: tuple[int, int]) -> Window:
+        height, width = (
+            min(self.window_px, size - start) for size, start in zip(shape, (where.row, where.col), strict=True)
+        )
+        return Window(where.col, where.row, width, height)
 
 
 def check_ids(label: Path, largest: int) -> None:

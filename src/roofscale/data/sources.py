@@ -144,13 +144,7 @@ def resolve_root(config: RunConfig, cache: Path) -> tuple[Path, str]:
     spec = _sample_data(config)
     root = cache / spec.folder_name
     generate(root, spec)
-    tiles = "-".join(map(str, spec.airs_tiles))
-    size = {
-        "rid": f"{spec.train} training, {spec.val} validation and {spec.test} test images",
-        "roofline": f"{spec.roofline_samples} images",
-        "airs": f"{tiles} tiles of {spec.airs_tile_px} px for train-val-test",
-    }
-    what = "; ".join(f"{name}: {size[name]}" for name in config.datasets)
+    what = "; ".join(f"{name}: {spec.describe(name)}" for name in config.datasets)
     return root, f"Data: no data_root given, so GENERATED images (seed {spec.seed}; {what}) in {root.resolve()}."
 
 

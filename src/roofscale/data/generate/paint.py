@@ -1,7 +1,8 @@
 """Paint a planned scene, or a window of it, as an aerial image with its masks.
 
-What is painted at a place depends on the scene and on the place alone, never on the window, so that a large tile can
-be painted strip by strip. Arrays are (H, W, 3) float32 RGB, 0 to 255, until the end.
+What is painted at a place depends on the scene and on the place, not on the window, so that a large tile can be painted
+block by block: segments agree exactly where blocks meet, edges of the ground within a px, as OpenCV rounds when it
+clips. Arrays are (H, W, 3) float32 RGB, 0 to 255, until the end.
 """
 
 import functools
@@ -24,6 +25,7 @@ from roofscale.data.generate.roofs import (
     WINDOW,
     Colour,
     Facet,
+    Fitting,
     Points,
     Roof,
     shadow_of,
@@ -124,7 +126,7 @@ class _Brush:
         return bool(high[0] >= 0 and high[1] >= 0 and low[0] < self.window.width and low[1] < self.window.height)
 
     def _local(self, points: Points) -> npt.NDArray[np.int32]:
-        return np.rint(points - self.origin).astype(np.int32)
+        return np.floor(points - self.origin + 0.5).astype(np.int32)  # rint would depend on the window's parity
 
     def _texture(self, octaves: int, shift: int) -> Canvas:
         w = self.window
@@ -170,36 +172,50 @@ class _Brush:
         for channel, lines in enumerate((roof.eaves, roof.ridges, roof.hips)):
             self._lines(lines, channel, roof.colour)
         for fitting in roof.fittings:
-            if fitting.kind == DORMER:
-                for facet in fitting.facets:
-                    self._facet(facet, roof.colour, roof)
-            elif fitting.kind == SHADOW:
-                self._darken(fitting.polygon)
-            else:
-                colour = _FITTING_COLOURS[fitting.kind]
-                cv2.fillPoly(self.image, [self._local(fitting.polygon)], colour)
-                if fitting.kind == PV:
-                    cv2.polylines(self.image, [self._local(fitting.polygon)], True, (92, 104, 132), 1)
-            cv2.fillPoly(self.superstructures, [self._local(fitting.polygon)], fitting.kind)
+            if self.sees(fitting.polygon):
+                self._fitting(fitting, roof)
 
-    def _box(self, points: Points) -> tuple[slice, slice, npt.NDArray[np.int32]]:
-        """The part of the canvas around a polygon, and the polygon in that part's coordinates."""
+    def _fitting(self, fitting: Fitting, roof: Roof) -> None:
+        rows, cols, inside = self._stencil(fitting.polygon)
+        if fitting.kind == DORMER:
+            for facet in fitting.facets:
+                self._facet(facet, roof.colour, roof)
+        elif fitting.kind == SHADOW:
+            self.image[rows, cols][inside] *= _SHADE
+        else:
+            self.image[rows, cols][inside] = _FITTING_COLOURS[fitting.kind]
+        if fitting.kind == PV:
+            cv2.polylines(self.image, [self._local(fitting.polygon)], True, (92, 104, 132), 1)
+        self.superstructures[rows, cols][inside] = fitting.kind
+
+    def _box(self, points: Points) -> tuple[slice, slice]:
+        """The part of the canvas around some points."""
         local = self._local(points)
         low = np.clip(local.min(0), 0, (self.window.width, self.window.height))
         high = np.clip(local.max(0) + 1, 0, (self.window.width, self.window.height))
-        return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0])), (local - low).astype(np.int32)
+        return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
+
+    def _stencil(self, points: Points) -> tuple[slice, slice, npt.NDArray[np.bool_]]:
+        """The part of the canvas around a polygon, and which of its px lie in the polygon.
+
+        The polygon is filled whole and then cut: OpenCV fills one that it has to clip a little differently, and
+        labels must agree where windows meet.
+        """
+        rows, cols = self._box(points)
+        local = self._local(points)
+        left, top = local.min(0).tolist()
+        width, height = (local.max(0) - local.min(0) + 1).tolist()
+        inside = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(inside, [local - (left, top)], 1)
+        return rows, cols, inside[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left].astype(bool)
 
     def _facet(self, facet: Facet, colour: Colour, roof: Roof) -> None:
-        rows, cols, polygon = self._box(facet.polygon)
-        part = self.image[rows, cols]
-        if not part.size:
+        if not self.sees(facet.polygon):
             return
-        inside = np.zeros(part.shape[:2], np.uint8)
-        cv2.fillPoly(inside, [polygon], 1)
-        material = self._material(facet, roof, rows, cols)
-        painted = np.asarray(colour, np.float32) * material[..., None]
-        np.copyto(part, painted, where=inside[..., None].astype(bool))
-        self.segments[rows, cols][inside.astype(bool)] = facet.segment_id
+        rows, cols, inside = self._stencil(facet.polygon)
+        painted = np.asarray(colour, np.float32) * self._material(facet, roof, rows, cols)[..., None]
+        np.copyto(self.image[rows, cols], painted, where=inside[..., None])
+        self.segments[rows, cols][inside] = facet.segment_id
 
     def _material(self, facet: Facet, roof: Roof, rows: slice, cols: slice) -> Canvas:
         """Brightness of a facet's px: light by azimuth, courses of tiles or ribs, weathering."""
@@ -221,19 +237,11 @@ class _Brush:
             cv2.line(self.elements[channel], start, end, 1, LINE_PX)
             cv2.line(self.image, start, end, tuple(value * bright for value in colour), 1)
 
-    def _darken(self, points: Points) -> None:
-        rows, cols, polygon = self._box(points)
-        part = self.image[rows, cols]
-        if part.size:
-            inside = np.zeros(part.shape[:2], np.uint8)
-            cv2.fillPoly(inside, [polygon], 1)
-            part[inside.astype(bool)] *= _SHADE
-
     def tree(self, tree: Tree) -> None:
         """Paint a crown: a ragged disc, bright towards the sun; where it hides roof it is marked as RID marks it."""
         reach = tree.radius * 1.3
         corners = np.array(((tree.x - reach, tree.y - reach), (tree.x + reach, tree.y + reach)))
-        rows, cols, _ = self._box(corners)
+        rows, cols = self._box(corners)
         part = self.image[rows, cols]
         if not part.size:
             return

@@ -9,7 +9,7 @@ import numpy as np
 from roofscale.config import DATASETS
 from roofscale.errors import ConfigError, did_you_mean
 
-DRAWING = 2  # raised with every change that draws other pixels, so that nobody takes old images for these
+DRAWING = 3  # raised with every change that draws other pixels, so that nobody takes old images for these
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,15 @@ class GenerateSpec:
             f"rid{self.image_px}-{self.train}-{self.val}-{self.test}_roofline{self.roofline_px}-"
             f"{self.roofline_samples}_airs{self.airs_tile_px}-{tiles}_seed{self.seed}_drawing{self.drawing}"
         )
+
+    def describe(self, dataset: str) -> str:
+        """How much of one data set, for a person."""
+        tiles = "-".join(map(str, self.airs_tiles))
+        return {
+            "rid": f"{self.train} training, {self.val} validation and {self.test} test images",
+            "roofline": f"{self.roofline_samples} images",
+            "airs": f"{tiles} tiles of {self.airs_tile_px} px for train-val-test",
+        }[dataset]
 
     def scene_seed(self, dataset: str, index: int) -> int:
         """The seed of one image, unlike that of any other image of any data set."""
