@@ -98,5 +98,5 @@ def test_a_group_that_is_gone_reads_as_empty(tmp_path: Path) -> None:
     assert gone.oom_kills() == 0
     assert gone.kernel_peak() is None
     assert gone.processes() == []
-    with pytest.raises(OSError, match="memory.stat"):
+    with pytest.raises(OSError, match=r"memory\.stat"):
         gone.use()

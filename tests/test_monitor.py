@@ -131,7 +131,7 @@ def test_the_watchdog_believes_only_an_exact_reading(exact: float | None, killed
     calls: list[int] = []
     tree = FakeTree([(100, 0), (200, 0), (210, 0), (220, 0)], exact)
     monitor = Monitor(1, limit_mib=150, on_over=lambda: calls.append(1), tree=tree)
-    monitor._exact._last = time.monotonic()  # a regular exact look is not due
+    monitor._exact._due = math.inf  # no regular exact look comes to its help
     for _ in range(4):
         monitor._sample()
     assert calls == [1] * killed
@@ -284,3 +284,22 @@ def test_gpu_figures_reach_rows_and_summary(nvml: Any, start: Start) -> None:
     assert summary["gpu/memory_peak_mib"] == 8192
     assert summary["gpu/utilisation"] == pytest.approx(0.6)
     assert monitor.rows[-1].metrics["gpu/memory_used_mib"] == 8192
+
+
+@LINUX
+def test_figures_hold_while_workers_come_and_go(start: Start) -> None:
+    """Forks of a 300 MiB process hold next to nothing of their own, at every moment of their lives."""
+    code = HOLD.format(mib=300) + (
+        "import os, time, threading\n"
+        "def come_and_go():\n"
+        "  for _ in range(3):\n"
+        "    time.sleep(0.4)\n"
+        "    pids = []\n"
+        "    while len(pids) < 3 and 0 not in pids: pids.append(os.fork())\n"
+        "    if 0 in pids: time.sleep(0.4); os._exit(0)\n"
+        "    for p in pids: os.waitpid(p, 0)\n"
+        "threading.Thread(target=come_and_go, daemon=True).start()\n"
+    )
+    monitor = watch(start(code).pid, 3.0)
+    assert max(point.mib for point in monitor.points) < 400
+    assert min(point.mib for point in monitor.points) > 290

@@ -108,8 +108,8 @@ def _read(evidence: Evidence) -> tuple[Outcome, str] | None:
 
 def _recognise(text: str) -> tuple[Outcome, str] | None:
     for pattern, outcome, remedy in _SAID:
-        if found := pattern.search(text):
-            return outcome, f"{remedy}: {_line_around(text, found.start())}"
+        if found := list(pattern.finditer(text)):  # the last: a traceback shows source lines before the message
+            return outcome, f"{remedy}: {_line_around(text, found[-1].start())}"
     return None
 
 

@@ -30,7 +30,8 @@ MIB = 2**20
 # Exact looks together may take this share of one core, less where a cgroup knows the total and only the workers' part
 # is asked for; the time to the next follows from what the last one cost.
 _EXACT_SHARE = {"total": 0.005, "workers": 0.001}
-_EXACT_SECONDS = (2.0, 10.0)  # never sooner (after the tree changed), never sooner (otherwise)
+_SETTLING_SECONDS = (2.0, 8.0)  # between exact looks after processes came or went, whatever they cost
+_STEADY_SECONDS = 10.0  # at least, between them otherwise
 _TREE_SECONDS = 1.0  # between looks for new processes
 _MOST_POINTS = 4096  # of the memory curve; beyond it every second one is dropped
 
@@ -131,21 +132,24 @@ class Monitor:
 
     def _sample(self) -> None:
         now = time.monotonic()
-        if now >= self._next_tree:
-            self._exact.wanted |= self._tree.refresh()
-            self._next_tree = now + _TREE_SECONDS
         resident = self._tree.resident()
-        if resident.total:  # zero once the main process is gone
-            self._exact.look(resident)
+        if resident.lost or now >= self._next_tree:
+            self._next_tree = now + _TREE_SECONDS
+            if self._tree.refresh():
+                self._exact.expire()
+                resident = self._tree.resident()
+        if resident.main and not resident.lost:  # a sum over half of them would say nothing
             self._note_memory(resident)
         if now >= self._next_row:
             self._next_row = now + self._row_seconds
             self._add_row()
 
     def _note_memory(self, resident: proctree.Resident) -> None:
+        if not self._exact.look():
+            return
         mib, shm_mib = self._memory_mib(resident)
         if mib > self._limit_mib and self._on_over:
-            self._exact.look(resident, now=True)
+            self._exact.look(now=True)
             mib, _ = self._memory_mib(resident)
             if mib > self._limit_mib:
                 self._on_over()
@@ -157,7 +161,8 @@ class Monitor:
         self.shm_mib = _larger(self.shm_mib, shm_mib)
         if not mib + missed <= self.peak_mib:
             self.peak_mib = mib + missed
-            self.workers_mib = self._exact.workers(resident) / MIB
+            workers = resident.workers_private if self._exact.workers is None else self._exact.workers
+            self.workers_mib = workers / MIB
 
     def _memory_mib(self, resident: proctree.Resident) -> tuple[float, float]:
         if self._group:
@@ -189,35 +194,42 @@ class Monitor:
 
 
 class _Exact:
-    """Turns summed resident sets into true use by a correction that is renewed from PSS now and then."""
+    """Turns summed resident sets into true use by a correction that is renewed from PSS now and then.
+
+    The correction is what the processes share, so it holds for one set of processes only; and while a fork goes on to
+    write to the pages that it shares with its parent, the resident sets stay as they are but less and less is shared.
+    """
 
     def __init__(self, tree: proctree.Tree, core_share: float) -> None:
-        self._core_share = core_share
         self.known = False
         self.correction = 0  # bytes to add to the resident sets' sum; negative where pages are shared
-        self.wanted = True  # the set of processes changed since the last look
-        self._tree = tree
-        self._last = -math.inf
-        self._cost = 0.0
-        self._workers_ratio = math.nan
+        self.workers: int | None = None  # bytes of the descendants; None = not known
+        self._tree, self._core_share = tree, core_share
+        self._due = -math.inf
+        self._settling = list(_SETTLING_SECONDS)
 
-    def look(self, resident: proctree.Resident, *, now: bool = False) -> None:
-        """Look exactly where it is due, or at once."""
+    def expire(self) -> None:
+        """The set of processes is another: look at once, and again soon."""
+        self._due = -math.inf
+        self._settling = list(_SETTLING_SECONDS)
+
+    def look(self, *, now: bool = False) -> bool:
+        """Look exactly where it is due, or at once; False where it was due and processes went away meanwhile."""
         started = time.monotonic()
-        due = max(_EXACT_SECONDS[0 if self.wanted else 1], self._cost / self._core_share)
-        if not now and started - self._last < due:
-            return
+        if not now and started < self._due:
+            return True
         exact = self._tree.proportional()
-        self._last, self._cost, self.wanted = started, time.monotonic() - started, False
+        resident = self._tree.resident()
+        if resident.lost:
+            return False
+        ended = time.monotonic()
+        budget = (ended - started) / self._core_share
+        self._due = ended + (self._settling.pop(0) if self._settling else max(_STEADY_SECONDS, budget))
         if exact:
             self.known = True
             self.correction = exact.total - resident.total
-            self._workers_ratio = exact.workers / resident.workers_private if resident.workers_private else math.nan
-
-    def workers(self, resident: proctree.Resident) -> float:
-        """The workers' part, bytes: private pages, scaled by what the last exact look found."""
-        ratio = self._workers_ratio
-        return resident.workers_private * (ratio if math.isfinite(ratio) else 1.0)
+            self.workers = exact.workers
+        return True
 
 
 @dataclass(frozen=True)

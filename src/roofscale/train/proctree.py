@@ -24,6 +24,7 @@ class Resident:
     main: int  # resident set of the main process
     main_peak: int  # largest it ever was (the kernel's VmHWM), 0 where not known
     workers_private: int  # descendants' resident sets less what they share through files and shared memory
+    lost: bool = False  # one of the processes is gone since the last look for them
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class LinuxTree:
         self._pids: tuple[int, ...] = (pid,)
 
     def refresh(self) -> bool:
-        found = (self._main, *_descendants(self._main))
+        living = (pid for pid in _descendants(self._main) if self._statm(pid)[0])  # the dead linger until waited for
+        found = (self._main, *living)
         changed = set(found) != set(self._pids)
         self._pids = found
         return changed
@@ -84,7 +86,8 @@ class LinuxTree:
         sizes = [self._statm(pid) for pid in self._pids]
         peak = _kib(_read(f"/proc/{self._main}/status"), b"VmHWM:")
         workers = sum(resident - shared for resident, shared in sizes[1:])
-        return Resident(sum(resident for resident, _ in sizes), sizes[0][0], peak, workers)
+        lost = any(resident == 0 for resident, _ in sizes)
+        return Resident(sum(resident for resident, _ in sizes), sizes[0][0], peak, workers, lost)
 
     def proportional(self) -> Proportional | None:
         texts = [_read(f"/proc/{pid}/smaps_rollup") for pid in self._pids]
