@@ -1,7 +1,7 @@
 """False alarms and caught faults of the curve criteria, counted on simulated runs of each length.
 
 ``python -m benchmarks.criteria_power [--trials 200] [--out FILE]`` from the top of the working tree prints a table and
-writes JSON. A false alarm is a failed verdict on a healthy or noise-only curve; ``undecided`` counts insufficient evidence.
+writes JSON. A false alarm is a failed verdict on a healthy or noise-only curve; ``undecided`` is insufficient evidence.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tests.curves import loss_curve, memory_curve, validation_losses
 
 from roofscale.train import health
 from roofscale.train.health import Finding, Values, Verdict
 from roofscale.train.leak import no_leak
-from tests.curves import loss_curve, memory_curve, validation_losses
 
 LENGTHS = (10, 25, 50, 200)
 NOISE = (0.2, 0.4)  # relative noise of a batch loss, drawn uniformly for each curve

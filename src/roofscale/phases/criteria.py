@@ -230,7 +230,7 @@ CRITERIA: Mapping[str, Criterion] = types.MappingProxyType(
             _bounded,
             {
                 "max_ratio": Limit(
-                    3.0, "median loss after, over the worse of untrained and constant; see health.bounded"
+                    2.0, "median loss after, over the worse of untrained and constant; see health.bounded"
                 )
             },
         ),
