@@ -34,7 +34,7 @@ class Tile:
         return self.image.stem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are 400 of them in a full-size tile
 class TileWindow:
     """A square of one tile, by its upper left corner in px; the tile's size is 0 x 0 where its header is broken."""
 
@@ -90,7 +90,7 @@ class AirsSource:
         with geotiff.opened(image_file) as image:
             geotiff.check_rgb(image_file, image)
             shape, window = image.shape, self._clipped(where, image.shape)
-            image_HWC = np.ascontiguousarray(image.read((1, 2, 3), window=window).transpose(1, 2, 0))
+            image_HWC = geotiff.interleaved(image.read((1, 2, 3), window=window))
         with geotiff.opened(label_file) as label:
             geotiff.check_band(label_file, label)
             geotiff.check_same_size(image_file, shape, label_file, label.shape)

@@ -1,5 +1,6 @@
 """Find a data set under a folder, however deep its download nested it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,17 +10,22 @@ _DEEPEST = 3  # <root>/rid/RID_dataset/..., <root>/airs/AIRS/trainval/...
 def find_folder(root: Path, is_it: Callable[[Path], bool], deepest: int = _DEEPEST) -> Path | None:
     """Return the first folder at or under ``root`` for which ``is_it`` holds, breadth first and by name."""
     level = [root] if root.is_dir() else []
-    for _ in range(deepest + 1):
+    for depth in range(deepest + 1):
         for folder in level:
             if is_it(folder):
                 return folder
-        level = [
-            child
-            for folder in level
-            for child in sorted(folder.iterdir())
-            if child.is_dir() and not child.name.startswith(".")
-        ]
+        if depth < deepest:
+            level = [child for folder in level for child in _subfolders(folder)]
     return None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, by name; none where it may not be looked into."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir())
+    except OSError:
+        return []
 
 
 def read_names(file: Path) -> tuple[str, ...]:

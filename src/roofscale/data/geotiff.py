@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import rasterio
@@ -57,7 +58,13 @@ def read_rgb(path: Path, window: Window | None = None) -> Pixels:
     with opened(path) as dataset:
         check_rgb(path, dataset)
         bands: Pixels = dataset.read((1, 2, 3), window=window)
-    return np.ascontiguousarray(bands.transpose(1, 2, 0))
+    return interleaved(bands)
+
+
+def interleaved(bands_CHW: Pixels) -> Pixels:
+    """(C,H,W) to contiguous (H,W,C); a fraction of the time of NumPy's transposed copy."""
+    merged: Pixels = cv2.merge(list(bands_CHW))
+    return merged
 
 
 def check_rgb(path: Path, dataset: Any) -> None:

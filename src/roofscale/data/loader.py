@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from roofscale.config import RunConfig
 from roofscale.data.augment import augment, fit
-from roofscale.data.sample import CHANNELS, Batch, Sample, Source
+from roofscale.data.sample import CHANNELS, Batch, Pixels, Sample, Source
 from roofscale.errors import DataError
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SampleKey:
     """One sample among several sources."""
 
@@ -142,7 +142,7 @@ class _Batches(Dataset[_Loaded]):
         sample = source.read(key.index)
         seed = sample_seed(self.config.seed, self.epoch, source.name, key.index)
         rng = np.random.default_rng(seed) if self.train else None
-        target = np.ascontiguousarray(sample.target_HWK[..., list(source.labelled)])
+        target = _channels(sample.target_HWK, source.labelled)
         image, target = fit(sample.image_HWC, target, self.config.image_size, self.config.fit, rng)
         if self.train:
             image, target = augment(image, target, self.config.augment, seed)
@@ -159,6 +159,12 @@ class _Batches(Dataset[_Loaded]):
             for j, channel in enumerate(labelled_NK[i].nonzero().flatten().tolist()):
                 target_NKHW[i, channel] = torch.from_numpy(np.ascontiguousarray(sample.target_HWK[..., j]))
         return Batch(image_NCHW, target_NKHW, labelled_NK, [sample.id for sample in samples])
+
+
+def _channels(target_HWK: Pixels, labelled: tuple[bool, ...]) -> Pixels:
+    """The labelled channels alone, (H,W,k); OpenCV takes them apart several times faster than NumPy's indexing."""
+    kept = [cv2.extractChannel(target_HWK, channel) for channel, has in enumerate(labelled) if has]
+    return np.asarray(cv2.merge(kept), np.uint8).reshape(*target_HWK.shape[:2], len(kept))
 
 
 def sample_seed(seed: int, epoch: int, dataset: str, index: int) -> int:

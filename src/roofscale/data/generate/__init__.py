@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 from tqdm import tqdm
 
 from roofscale.data.generate.spec import GenerateSpec
@@ -38,8 +39,8 @@ def generate(root: Path, spec: GenerateSpec) -> tuple[Path, ...]:
 def _generate_one(folder: Path, spec: GenerateSpec, write: Callable[[Path, GenerateSpec], Iterator[int]]) -> Path:
     if is_generated(folder, spec):
         return folder
+    _sweep(folder)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     totals = {"rid": spec.train + spec.val + spec.test, "roofline": spec.roofline_samples, "airs": sum(spec.airs_tiles)}
     try:
         bar = tqdm(
@@ -53,6 +54,14 @@ def _generate_one(folder: Path, spec: GenerateSpec, write: Callable[[Path, Gener
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that are no more left unfinished."""
+    for partial in folder.parent.glob(f".{folder.name}.partial-*"):
+        owner = int(partial.name.rpartition("-")[2])
+        if owner == os.getpid() or not psutil.pid_exists(owner):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _publish(partial: Path, folder: Path, spec: GenerateSpec) -> None:
