@@ -64,17 +64,18 @@ def train(
     as_json: bool,
 ) -> None:
     """Run one training, held to its compute's memory, measured and tracked."""
-    from roofscale import commands, config
+    from roofscale import config
+    from roofscale.commands import run, show
 
     if knobs:
-        commands.print_knobs(as_json)
+        show.print_knobs(as_json)
         return
     with _project_run() as results_are_in:
         resolved = config.load(file, [*_words(more, compute), *overrides])
         if dry_run:
-            commands.print_config(resolved, as_json)
+            show.print_config(resolved, as_json)
             return
-        run_id, code = commands.train_once(resolved, RUNS, GENERATED, fresh, as_json)
+        run_id, code = run.train_once(resolved, RUNS, GENERATED, fresh, as_json)
         results_are_in(run_id)
     sys.exit(code)
 
@@ -99,27 +100,27 @@ def phase(
     as_json: bool,
 ) -> None:
     """Climb a phase: run its steps, judge each, and write down what was found."""
-    from roofscale import commands
+    from roofscale.commands import run, show
     from roofscale.phases.plan import load_phase
 
     with _project_run() as results_are_in:
         found = load_phase(file or PHASES / f"phase{number}.yaml", overlay)
         plan = found.resolve(overrides=_words(more, compute))
         if dry_run:
-            commands.print_plan(found, plan, as_json)
+            show.print_plan(found, plan, as_json)
             return
-        climbed = commands.climb_phase(found, plan, RUNS, GENERATED, PHASES / "STRATEGY.md", fresh, as_json)
+        climbed = run.climb_phase(found, plan, RUNS, GENERATED, PHASES / "STRATEGY.md", fresh, as_json)
         results_are_in(climbed.run_id)
-    sys.exit(commands.exit_code(climbed))
+    sys.exit(run.exit_code(climbed))
 
 
 @main.command()
 @json_option
 def status(as_json: bool) -> None:
     """Show where every phase stands: attempts, steps, verdicts, and what is half done."""
-    from roofscale import commands
+    from roofscale.commands import show
 
-    commands.print_status(RUNS, as_json)
+    show.print_status(RUNS, as_json)
 
 
 @main.group(cls=Group)
@@ -130,18 +131,23 @@ def data() -> None:
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--datasets", default="rid,roofline,airs", show_default=True, help="Which to write.")
-@click.option("--train", "train_samples", default=100, show_default=True, help="Training samples of each.")
-@click.option("--val", "val_samples", default=40, show_default=True, help="Validation samples of each.")
-@click.option("--test", "test_samples", default=20, show_default=True, help="Test samples of each.")
-@click.option("--tile-size", default=1024, show_default=True, help="Side of an AIRS tile, px; the real ones: 10000.")
+@click.option("--train", default=100, show_default=True, help="RID training images.")
+@click.option("--val", default=40, show_default=True, help="RID validation images.")
+@click.option("--test", default=20, show_default=True, help="RID test images.")
+@click.option("--roofline-samples", default=400, show_default=True, help="Roofline images.")
+@click.option("--airs-tiles", default=(7, 3, 1), show_default=True, nargs=3, type=int, help="AIRS train, val, test.")
+@click.option("--airs-tile-px", default=2048, show_default=True, help="Side of an AIRS tile; the real ones: 10000.")
+@click.option("--image-px", default=512, show_default=True, help="Side of a RID image.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same pixels.")
 @dry_run_option
 @json_option
-def generate(folder: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+def generate(folder: Path, datasets: str, dry_run: bool, as_json: bool, **amounts: Any) -> None:
     """Write generated data sets into FOLDER, in the layouts of the real ones."""
-    from roofscale import commands
+    from roofscale.commands import data as commands
+    from roofscale.data.generate import GenerateSpec
 
-    commands.generate_data(folder, dry_run, as_json, **options)
+    spec = GenerateSpec(datasets=tuple(datasets.split(",")), **amounts)
+    commands.generate_data(folder, spec, dry_run, as_json)
 
 
 @data.command()
@@ -149,7 +155,7 @@ def generate(folder: Path, dry_run: bool, as_json: bool, **options: Any) -> None
 @json_option
 def check(folder: Path, as_json: bool) -> None:
     """Recognise the data sets in FOLDER and name every file that is broken, missing, mismatched, empty or leaking."""
-    from roofscale import commands
+    from roofscale.commands import data as commands
 
     sys.exit(0 if commands.check_data(folder, as_json) else 1)
 

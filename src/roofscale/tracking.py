@@ -179,7 +179,7 @@ class TrackedRun:
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
         """MLflow's own system metrics of the whole machine, for as long as the block lasts."""
-        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True)
+        monitor: Any = SystemMetricsMonitor(self.run_id, resume_logging=True)  # type: ignore[no-untyped-call]
         monitor.start()
         try:
             yield

@@ -1,7 +1,7 @@
 """What an attempt at a phase leaves on disk, so that the same command goes on where a kill left it.
 
-``runs/<experiment>/<attempt>/attempt.json`` names the plan and the MLflow run; each step has a folder beside it with the
-run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdict.json``. Attempts are only ever added.
+``runs/<experiment>/<attempt>/attempt.json`` names the plan and the MLflow run; each step has a folder beside it with
+the run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdict.json``. Attempts are only ever added.
 """
 
 import fcntl

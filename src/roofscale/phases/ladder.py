@@ -6,7 +6,7 @@ the verdict. Whatever kills it before the last line, the same command takes the 
 
 import datetime
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.phases.attempt import Attempt, Attempts, StepFolder
 from roofscale.phases.judge import StepVerdict, Verdict, judge
-from roofscale.phases.plan import Phase, Step, repeat_config
+from roofscale.phases.plan import Phase, Plan, Step, repeat_config
 from roofscale.runners.events import Event, EventTail
 from roofscale.runners.local import EVENTS
 from roofscale.runners.supervise import Listener
@@ -92,7 +92,7 @@ class Ladder:
     """The climb of one phase with everything that it needs from outside."""
 
     phase: Phase
-    plan: Sequence[tuple[Step, RunConfig]]
+    plan: Plan
     tracker: Tracker
     attempts: Attempts
     make_runner: Callable[[Path, Listener], Runner]

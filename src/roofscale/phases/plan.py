@@ -97,6 +97,9 @@ class Phase:
                 )
 
 
+Plan = Sequence[tuple[Step, RunConfig]]  # what ``Phase.resolve`` gives
+
+
 def repeat_config(config: RunConfig, repeat: int) -> RunConfig:
     """The config of a step's ``repeat``-th further run, from 1: the same under another seed."""
     seed = (config.seed + repeat * _SEED_STRIDE) % 2**31

@@ -28,7 +28,8 @@ def sample_losses(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled
     bce_NK = F.binary_cross_entropy_with_logits(logits_NKHW, target_NKHW, reduction="none").mean((2, 3))
     dice_NK = 1 - smp.losses._functional.soft_dice_score(logits_NKHW.sigmoid(), target_NKHW, eps=1e-7, dims=(2, 3))
     present_NK = target_NKHW.amax((2, 3)) > 0
-    return (bce_NK + dice_NK * present_NK) * labelled_NK
+    losses_NK: torch.Tensor = (bce_NK + dice_NK * present_NK) * labelled_NK
+    return losses_NK
 
 
 def mean_labelled(losses_NK: torch.Tensor, labelled_NK: torch.Tensor, dim: int | None = None) -> torch.Tensor:

@@ -35,7 +35,8 @@ class Trainer:
         self.where = devices.choose(config)
         self.format = models.memory_format(config)
         # A net that is built from a seed and then moved has the same weights on every device.
-        self.model: nn.Module = models.build(config).to(self.where.device, memory_format=self.format)
+        self.model: nn.Module = models.build(config).to(self.where.device)
+        self.model.to(memory_format=self.format)  # type: ignore[call-overload]  # missing from torch's stubs
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )

@@ -1,22 +1,20 @@
-"""What each command of ``cli`` does: put the parts together, and print."""
+"""Commands that run: one training, or a phase."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
-from roofscale.config import FIELDS, RunConfig
+from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources, resolve_root
 from roofscale.measurement import METRICS, Measurement, Outcome
-from roofscale.phases.attempt import Attempts, StepFolder, read_json
+from roofscale.phases.attempt import Attempts, StepFolder
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import ClimbResult, Ladder, Listeners, StepResult
-from roofscale.phases.plan import Phase, Step
+from roofscale.phases.plan import Phase, Plan, Step
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import publish_run
@@ -26,7 +24,6 @@ from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker
 
-Plan = Sequence[tuple[Step, RunConfig]]
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 _EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
 
@@ -39,55 +36,6 @@ def experiment_name(phase: int) -> str:
 def exit_code(climbed: ClimbResult) -> int:
     """0 passed, 1 failed, 3 insufficient evidence, 130 interrupted."""
     return _INTERRUPTED if climbed.interrupted else _EXIT[climbed.verdict]
-
-
-def print_knobs(to_json: bool) -> None:
-    """List every knob of the run config."""
-    defaults = RunConfig().written()
-    if to_json:
-        print(as_json({name: {"default": defaults[name], **field.metadata} for name, field in FIELDS.items()}))
-        return
-    table = Table("knob", "default", "meaning")
-    for name, field in FIELDS.items():
-        table.add_row(name, defaults[name], field.metadata["meaning"])
-    console().print(table)
-
-
-def print_config(config: RunConfig, to_json: bool) -> None:
-    """Say what a training would run."""
-    compute.get(config.compute)  # refuses an unknown one
-    if to_json:
-        print(as_json({"config": config.as_dict(), "fingerprint": config.fingerprint}))
-        return
-    changed = config.changed_from(RunConfig())
-    table = Table("knob", "value", title=f"run config {config.fingerprint}", title_justify="left")
-    for name, value in config.written().items():
-        table.add_row(name, value, style="bold" if name in changed else "")
-    console().print(table)
-
-
-def print_plan(phase: Phase, plan: Plan, to_json: bool) -> None:
-    """Say what a phase would run, what it expects and how it would be judged."""
-    for _, config in plan:
-        compute.get(config.compute)
-    if to_json:
-        print(as_json({"phase": phase, "steps": [{"step": s, "config": c.as_dict()} for s, c in plan]}))
-        return
-    out = console()
-    out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {phase.question}")
-    print_config(plan[0][1], to_json=False)
-    table = Table("step", "changes", "expects", "criteria", "then", title="steps", title_justify="left")
-    for step, config in plan:
-        expects = "\n".join(f"{e.metric} {e.describe()}" for e in step.expect)
-        criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
-        then = f"failed: {step.on_failure}\ninsufficient: {step.on_insufficient}"
-        changes = "\n".join(f"{k}={config.written()[k]}" for k in step.set)
-        table.add_row(step.name, changes, expects, criteria, then, end_section=True)
-    out.print(table)
-
-
-def _limits(limits: Any) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in limits.items())
 
 
 def train_once(config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool) -> tuple[str, int]:
@@ -248,47 +196,3 @@ def _print_where(out: Console, tracker: Tracker, folder: Path) -> None:
     out.print(f"  make ui           compare the runs in MLflow, experiment {tracker.experiment} ({tracker.uri})")
     out.print(f"  {folder}  what each run left: events, measurement, log")
     out.print("  roofscale status  where every phase stands")
-
-
-def print_status(runs: Path, to_json: bool) -> None:
-    """Show every phase's attempts with their steps."""
-    rows = [_attempt_status(path) for path in sorted(runs.glob("roofscale-phase*/[0-9]*/attempt.json"))]
-    if to_json:
-        print(as_json(rows))
-        return
-    out = console()
-    if not rows:
-        out.print(f"No phase was begun in {runs.resolve()}. Begin with: roofscale phase 1")
-        return
-    table = Table("experiment", "attempt", "begun", "step", "stands at")
-    for row in rows:
-        first = (row["experiment"], row["attempt"], row["created"])
-        for step, stands in row["steps"].items():
-            table.add_row(*first, step, stands)
-            first = ("", "", "")
-        table.add_section()
-    out.print(table)
-
-
-def _attempt_status(file: Path) -> dict[str, Any]:
-    content = read_json(file)
-    steps = {}
-    for place, name in enumerate(content["steps"], 1):
-        folders = [StepFolder(folder) for folder in sorted(file.parent.glob(f"{place:02d}-{name}*"))]
-        steps[name] = _step_status(folders[-1]) if folders else "not begun"
-    return {
-        "experiment": file.parent.parent.name,
-        "attempt": file.parent.name,
-        "created": content["created"],
-        "run_id": content["run_id"],
-        "verdict": content.get("verdict"),
-        "steps": steps,
-    }
-
-
-def _step_status(folder: StepFolder) -> str:
-    if folder.verdict:
-        return WORDS[folder.verdict.verdict]
-    events = folder.path / "events.jsonl"
-    idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
-    return f"under way or stopped{idle}; the same command goes on with it"

@@ -1,0 +1,1 @@
+"""What each command of ``cli`` does: put the parts together, and print."""

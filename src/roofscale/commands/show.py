@@ -1,0 +1,115 @@
+"""Commands that only look: the knobs, what would run, and where everything stands."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from roofscale import compute
+from roofscale.config import FIELDS, RunConfig
+from roofscale.phases.attempt import StepFolder, read_json
+from roofscale.phases.expectation import Expectation
+from roofscale.phases.plan import Phase, Plan
+from roofscale.report.console import as_json, console
+from roofscale.report.table import WORDS
+
+
+def print_knobs(to_json: bool) -> None:
+    """List every knob of the run config."""
+    defaults = RunConfig().written()
+    if to_json:
+        print(as_json({name: {"default": defaults[name], **field.metadata} for name, field in FIELDS.items()}))
+        return
+    table = Table("knob", "default", "meaning")
+    for name, field in FIELDS.items():
+        table.add_row(name, defaults[name], field.metadata["meaning"])
+    console().print(table)
+
+
+def print_config(config: RunConfig, to_json: bool) -> None:
+    """Say what a training would run."""
+    compute.get(config.compute)  # refuses an unknown one
+    if to_json:
+        print(as_json({"config": config.as_dict(), "fingerprint": config.fingerprint}))
+        return
+    changed = config.changed_from(RunConfig())
+    table = Table("knob", "value", title=f"run config {config.fingerprint}", title_justify="left")
+    for name, value in config.written().items():
+        table.add_row(name, value, style="bold" if name in changed else "")
+    console().print(table)
+
+
+def print_plan(phase: Phase, plan: Plan, to_json: bool) -> None:
+    """Say what a phase would run, what it expects and how it would be judged."""
+    for _, config in plan:
+        compute.get(config.compute)
+    if to_json:
+        print(as_json({"phase": asdict(phase), "steps": [{"step": s.name, "config": c.as_dict()} for s, c in plan]}))
+        return
+    out = console()
+    out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
+    print_config(plan[0][1], to_json=False)
+    table = Table("step", "changes", "expects", "criteria", "then", title="steps", title_justify="left")
+    for step, config in plan:
+        expects = "\n".join(_expectation(e) for e in step.expect)
+        criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
+        then = f"failed: {step.on_failure}\ninsufficient: {step.on_insufficient}"
+        changes = "\n".join(f"{k}={config.written()[k]}" for k in step.set)
+        table.add_row(step.name, changes, expects, criteria, then, end_section=True)
+    out.print(table)
+
+
+def _expectation(expected: Expectation) -> str:
+    of = "" if expected.of == "absolute" else f" x {expected.of}"
+    return f"{expected.metric} {expected.value:g}{of} +-{expected.tolerance:.0%}"
+
+
+def _limits(limits: Any) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in limits.items())
+
+
+def print_status(runs: Path, to_json: bool) -> None:
+    """Show every phase's attempts with their steps."""
+    rows = [_attempt_status(path) for path in sorted(runs.glob("roofscale-phase*/[0-9]*/attempt.json"))]
+    if to_json:
+        print(as_json(rows))
+        return
+    out = console()
+    if not rows:
+        out.print(f"No phase was begun in {runs.resolve()}. Begin with: roofscale phase 1")
+        return
+    table = Table("experiment", "attempt", "begun", "step", "stands at")
+    for row in rows:
+        first = (row["experiment"], row["attempt"], row["created"])
+        for step, stands in row["steps"].items():
+            table.add_row(*first, step, stands)
+            first = ("", "", "")
+        table.add_section()
+    out.print(table)
+
+
+def _attempt_status(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    steps = {}
+    for place, name in enumerate(content["steps"], 1):
+        folders = [StepFolder(folder) for folder in sorted(file.parent.glob(f"{place:02d}-{name}*"))]
+        steps[name] = _step_status(folders[-1]) if folders else "not begun"
+    return {
+        "experiment": file.parent.parent.name,
+        "attempt": file.parent.name,
+        "created": content["created"],
+        "run_id": content["run_id"],
+        "verdict": content.get("verdict"),
+        "steps": steps,
+    }
+
+
+def _step_status(folder: StepFolder) -> str:
+    if folder.verdict:
+        return WORDS[folder.verdict.verdict]
+    events = folder.path / "events.jsonl"
+    idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
+    return f"under way or stopped{idle}; the same command goes on with it"
