@@ -46,7 +46,8 @@ def _spike(random: Random, count: int) -> Values:
 
 
 def _swings(random: Random, count: int) -> Values:
-    return _curve(random, count) * np.where(np.arange(count) // health.ROUGH_BLOCK % 2, 3.0, 1.0)
+    width = max(health.ROUGH_BLOCK, count // health.ROUGH_BLOCKS_MAX)
+    return _curve(random, count) * np.where(np.arange(count) // width % 2, 3.0, 1.0)
 
 
 HEALTHY: dict[str, Case] = {
