@@ -82,13 +82,13 @@ def test_growth_of_a_long_run_is_quick_and_right() -> None:
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1, max_size=20, unique=True), st.floats(-10, 1010))
-def test_memory_of_a_step_is_the_nearest_sample(times: list[float], end: float) -> None:
+def test_memory_of_a_step_is_the_last_sample_by_its_end(times: list[float], end: float) -> None:
     memory = [MemoryPoint(t, t) for t in sorted(times)]
     (found,) = a.with_memory([step(1, time=end)], memory)
     if end < min(times):
         assert math.isnan(found.memory_mib)
     else:
-        assert abs(found.memory_mib - end) == min(abs(t - end) for t in times)
+        assert found.memory_mib == max(t for t in times if t <= end)
 
 
 def test_mib_per_sample_is_what_the_steps_added() -> None:

@@ -1,5 +1,6 @@
 """Joins what a training process said with what was seen of it into one measurement. Pure functions."""
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -7,7 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from scipy import stats
 
 from roofscale.compute import GIB, Allowance, Compute
@@ -67,16 +67,15 @@ def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervi
 
 
 def with_memory(steps: Sequence[StepRecord], memory: Sequence[MemoryPoint]) -> list[StepRecord]:
-    """The steps with the memory sampled nearest to the end of each; NaN for steps of an earlier process."""
-    if not memory:
-        return list(steps)
-    times = np.array([point.time for point in memory])
-    ends = np.array([step.time for step in steps])
-    after = np.clip(np.searchsorted(times, ends), 1, max(1, len(times) - 1))
-    nearest = np.where(np.abs(times[after - 1] - ends) <= np.abs(times[after % len(times)] - ends), after - 1, after)
+    """The steps with the memory last sampled by the end of each; NaN for steps before the first sample.
+
+    Not with a sample after it: behind an epoch's last step the loader is already being taken down.
+    """
+    times = [point.time for point in memory]
+    found = (bisect.bisect_right(times, step.time) - 1 for step in steps)
     return [
-        dataclasses.replace(step, memory_mib=memory[int(i)].mib) if step.time >= times[0] else step
-        for step, i in zip(steps, nearest, strict=True)
+        dataclasses.replace(step, memory_mib=memory[i].mib) if i >= 0 else step
+        for step, i in zip(steps, found, strict=True)
     ]
 
 

@@ -105,7 +105,8 @@ class LocalRunner:
                 watchdog=supervisor.watchdog,
                 timed_out=supervisor.timed_out,
                 interrupted=supervisor.interrupted,
-                oom_kills=limit.oom_kills(),
+                # Around the run's cgroup, a kill may have hit somebody else: it says nothing of a run that ended well.
+                oom_kills=limit.oom_kills() if limit.group or exit_code else 0,
                 stderr=_tail(self.run_dir / "stderr.log", stderr_start),
                 end=supervisor.end,
                 limit=limit.description,

@@ -129,7 +129,7 @@ class Supervisor:
 
     def _end_if_due(self) -> None:
         now = time.monotonic()
-        if self._limit.oom_kills():
+        if self._limit.group and self._limit.oom_kills():
             self.kill()  # a cgroup of version 1 loses one process; the rest would hang or blame something else
         if self._kill_at is None:
             self.interrupted = self._interrupt.count > 0
