@@ -129,6 +129,14 @@ def test_host_oom_by_the_watchdog(run: Run, how: str) -> None:
     assert measured.metric("train/final_loss") == pytest.approx(1 / 4)
 
 
+def test_somebody_elses_oom_kill_is_not_held_against_a_run_that_ended_well(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryLimit, "oom_kills", lambda self: 1)
+    assert run("ok").outcome is Outcome.OK
+    assert run("exception").outcome is Outcome.HOST_OOM
+
+
 @LINUX
 @pytest.mark.parametrize("use_cgroup", [True, False])
 def test_peak_of_a_known_allocation(run: Run, use_cgroup: bool) -> None:

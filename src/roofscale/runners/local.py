@@ -83,42 +83,16 @@ class LocalRunner:
             timeout_seconds=config.timeout_seconds,
             grace_seconds=self.grace_seconds,
         )
-        try:
-            monitor = Monitor(
-                child.pid,
-                limit.group,
-                cores=allowed.cores,
-                interval=_INTERVAL_SECONDS[limit.group is None],
-                limit_mib=limit.watchdog_mib,
-                on_over=supervisor.over_limit,
-            )
-            with monitor:
-                supervisor.watch(monitor)
-        finally:
-            supervisor.kill()  # its loader processes, or all of it where something here failed
-            exit_code = child.wait()
+        monitor = _watch(child, supervisor, allowed, limit)
         supervisor.forward(monitor)
-        written = EventTail(self.run_dir / EVENTS).read()
-        outcome, detail = classify(
-            Evidence(
-                exit_code=exit_code,
-                watchdog=supervisor.watchdog,
-                timed_out=supervisor.timed_out,
-                interrupted=supervisor.interrupted,
-                # Around the run's cgroup, a kill may have hit somebody else: it says nothing of a run that ended well.
-                oom_kills=limit.oom_kills() if limit.group or exit_code else 0,
-                stderr=_tail(self.run_dir / "stderr.log", stderr_start),
-                end=supervisor.end,
-                limit=limit.description,
-                timeout_seconds=config.timeout_seconds,
-            )
-        )
+        stderr = _tail(self.run_dir / "stderr.log", stderr_start)
+        outcome, detail = classify(_evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds))
         return Supervised(
             outcome=outcome,
             detail=detail,
             started=started,
             ended=time.time(),
-            events=written,
+            events=EventTail(self.run_dir / EVENTS).read(),
             memory=tuple(monitor.points),
             metrics=monitor.summary(),
             source=monitor.source,
@@ -148,6 +122,40 @@ class LocalRunner:
             env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads)},
             start_new_session=True,
         )
+
+
+def _watch(child: "subprocess.Popen[bytes]", supervisor: Supervisor, allowed: Allowance, limit: MemoryLimit) -> Monitor:
+    """Watch the child to its end, and leave nothing of it behind, whatever fails here."""
+    try:
+        monitor = Monitor(
+            child.pid,
+            limit.group,
+            cores=allowed.cores,
+            interval=_INTERVAL_SECONDS[limit.group is None],
+            limit_mib=limit.watchdog_mib,
+            on_over=supervisor.over_limit,
+        )
+        with monitor:
+            supervisor.watch(monitor)
+    finally:
+        supervisor.kill()  # its loader processes, or all of it where something here failed
+        child.wait()
+    return monitor
+
+
+def _evidence(exit_code: int, supervisor: Supervisor, limit: MemoryLimit, stderr: str, timeout: float) -> Evidence:
+    return Evidence(
+        exit_code=exit_code,
+        watchdog=supervisor.watchdog,
+        timed_out=supervisor.timed_out,
+        interrupted=supervisor.interrupted,
+        # Around the run's cgroup, a kill may have hit somebody else: it says nothing of a run that ended well.
+        oom_kills=limit.oom_kills() if limit.group or exit_code else 0,
+        stderr=stderr,
+        end=supervisor.end,
+        limit=limit.description,
+        timeout_seconds=timeout,
+    )
 
 
 def _append(file: Path) -> IO[bytes]:

@@ -30,7 +30,7 @@ MIB = 2**20
 # Exact looks together may take this share of one core, less where a cgroup knows the total and only the workers' part
 # is asked for; the time to the next follows from what the last one cost.
 _EXACT_SHARE = {"total": 0.005, "workers": 0.001}
-_SETTLING_SECONDS = (2.0, 8.0)  # between exact looks after processes came or went, whatever they cost
+_SETTLING_SECONDS = (3.0,)  # between exact looks after processes came or went, whatever they cost
 _STEADY_SECONDS = 10.0  # at least, between them otherwise
 _TREE_SECONDS = 1.0  # between looks for new processes
 _MOST_POINTS = 4096  # of the memory curve; beyond it every second one is dropped
