@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 from tqdm import tqdm
 
 from roofscale.data.generate.spec import GenerateSpec
@@ -58,6 +57,8 @@ def _generate_one(folder: Path, spec: GenerateSpec, write: Callable[[Path, Gener
 
 def _sweep(folder: Path) -> None:
     """Remove what processes that are no more left unfinished."""
+    import psutil  # only where data is generated; training reads this package too
+
     for partial in folder.parent.glob(f".{folder.name}.partial-*"):
         owner = int(partial.name.rpartition("-")[2])
         if owner == os.getpid() or not psutil.pid_exists(owner):
