@@ -41,6 +41,7 @@ check: $(STAMP) ## lint, format and type checks
 
 .PHONY: bench
 bench: $(STAMP) ## measure speed against its targets; writes benchmarks/results/
+	$(PIP_INSTALL) -r requirements-bench.txt
 	$(BIN)/python -m benchmarks.run
 
 .PHONY: clean

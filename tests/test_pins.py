@@ -1,4 +1,4 @@
-"""requirements.txt and requirements-dev.txt are the only places that pin a version, and they pin what is used."""
+"""requirements.txt, -dev.txt and -bench.txt are the only places that pin a version, and they pin what is used."""
 
 import ast
 import importlib.metadata
@@ -30,7 +30,9 @@ def lines_of(name: str) -> list[str]:
 
 RUN = [Requirement(line) for line in lines_of("requirements.txt")]
 DEV = [Requirement(line) for line in lines_of("requirements-dev.txt")]
-PINS = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in RUN + DEV}
+BENCH = [Requirement(line) for line in lines_of("requirements-bench.txt")]
+EVERYDAY = {canonicalize_name(pin.name) for pin in RUN + DEV}
+PINS = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in RUN + DEV + BENCH}
 
 
 def read_toml() -> dict:
@@ -69,7 +71,7 @@ def one_of(distributions: list[str]) -> str:
     return next((name for name in distributions if name in PINS), distributions[0])
 
 
-@pytest.mark.parametrize("pin", RUN + DEV, ids=lambda pin: pin.name)
+@pytest.mark.parametrize("pin", RUN + DEV + BENCH, ids=lambda pin: pin.name)
 def test_every_line_is_one_exact_public_version(pin: Requirement) -> None:
     (specifier,) = pin.specifier
     assert specifier.operator == "=="
@@ -77,7 +79,7 @@ def test_every_line_is_one_exact_public_version(pin: Requirement) -> None:
 
 
 def test_nothing_is_pinned_twice() -> None:
-    assert len(PINS) == len(RUN) + len(DEV)
+    assert len(PINS) == len(RUN) + len(DEV) + len(BENCH)
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
 
 
@@ -117,7 +119,7 @@ def test_no_other_file_says_another_version() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", sorted(PINS))
+@pytest.mark.parametrize("name", sorted(EVERYDAY))
 def test_this_environment_is_the_pinned_one(name: str) -> None:
     assert Version(importlib.metadata.version(name)).public == PINS[name]
 

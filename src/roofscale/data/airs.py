@@ -5,7 +5,6 @@ no roof; a tile smaller than a window is one sample of its own size. Windows wit
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,11 +163,3 @@ def _padded(array: Pixels, side: int) -> Pixels:
     """Fill up with 0 at the right and at the bottom."""
     missing = [(0, side - array.shape[0]), (0, side - array.shape[1]), (0, 0)][: array.ndim]
     return np.pad(array, missing) if any(after for _, after in missing) else array
-
-
-def windows_per_second(source: AirsSource, indices: Sequence[int]) -> float:
-    """Read these windows once and return how many a second that was; for benchmarks."""
-    start = time.perf_counter()
-    for index in indices:
-        source.read(index)
-    return len(indices) / (time.perf_counter() - start)
