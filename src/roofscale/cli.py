@@ -65,7 +65,7 @@ def train(
 ) -> None:
     """Run one training, held to its compute's memory, measured and tracked."""
     from roofscale import config
-    from roofscale.commands import run, show
+    from roofscale.commands import show
 
     if knobs:
         show.print_knobs(as_json)
@@ -75,6 +75,8 @@ def train(
         if dry_run:
             show.print_config(resolved, as_json)
             return
+        from roofscale.commands import run
+
         run_id, code = run.train_once(resolved, RUNS, GENERATED, fresh, as_json)
         results_are_in(run_id)
     sys.exit(code)
@@ -100,7 +102,7 @@ def phase(
     as_json: bool,
 ) -> None:
     """Climb a phase: run its steps, judge each, and write down what was found."""
-    from roofscale.commands import run, show
+    from roofscale.commands import show
     from roofscale.phases.plan import load_phase
 
     with _project_run() as results_are_in:
@@ -109,6 +111,8 @@ def phase(
         if dry_run:
             show.print_plan(found, plan, as_json)
             return
+        from roofscale.commands import run
+
         climbed = run.climb_phase(found, plan, RUNS, GENERATED, PHASES / "STRATEGY.md", fresh, as_json)
         results_are_in(climbed.run_id)
     sys.exit(run.exit_code(climbed))
