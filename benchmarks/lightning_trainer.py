@@ -124,7 +124,7 @@ class _EventClock:
 def _iou(config: RunConfig, split: DataSplit, module: PlainModule) -> float:
     trainer = Trainer(config, total_steps=1)
     trainer.model.load_state_dict(module.net.state_dict())
-    return validate(trainer, split.val, lambda: None).metrics["iou"]
+    return validate(trainer, split.val, lambda: None)[0].metrics["iou"]
 
 
 def measure() -> list[Result]:

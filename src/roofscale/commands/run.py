@@ -19,7 +19,7 @@ from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import publish_run
 from roofscale.report.strategy import phase_section, update_strategy
-from roofscale.report.table import WORDS, number, verdict_table
+from roofscale.report.table import number, verdict_table
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker
@@ -134,7 +134,7 @@ class _Onlooker:
         publish_run(run, result.config, result.measurement, result.folder)
         wanting = [f"{c.name}: {c.evidence}" for c in result.verdict.criteria if c.verdict is not Verdict.PASSED]
         said = "; ".join(wanting) or result.measurement.detail
-        self._out.print(f"  {WORDS[result.verdict.verdict]}: {escape(said)}")
+        self._out.print(f"  {result.verdict.verdict.words}: {escape(said)}")
 
 
 def _with_data(configs: Sequence[RunConfig], cache: Path, out: Console) -> list[RunConfig]:
@@ -175,7 +175,7 @@ def _print_climb(out: Console, climbed: ClimbResult, tracker: Tracker, to_json: 
         )
         return
     out.print()
-    title = f"Phase {climbed.phase.number}: {WORDS[climbed.verdict]}"
+    title = f"Phase {climbed.phase.number}: {climbed.verdict.words}"
     out.print(verdict_table(title, climbed.results))
     if climbed.interrupted:
         out.print("Interrupted; the same command goes on where it stopped.")

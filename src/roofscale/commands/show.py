@@ -14,7 +14,6 @@ from roofscale.phases.attempt import StepFolder, read_json
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.plan import Phase, Plan
 from roofscale.report.console import as_json, console
-from roofscale.report.table import WORDS
 
 
 def print_knobs(to_json: bool) -> None:
@@ -109,7 +108,7 @@ def _attempt_status(file: Path) -> dict[str, Any]:
 
 def _step_status(folder: StepFolder) -> str:
     if folder.verdict:
-        return WORDS[folder.verdict.verdict]
+        return folder.verdict.verdict.words
     events = folder.path / "events.jsonl"
     idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
     return f"under way or stopped{idle}; the same command goes on with it"

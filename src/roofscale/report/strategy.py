@@ -7,7 +7,7 @@ from tabulate import tabulate
 from roofscale.config import RunConfig
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import ClimbResult, StepResult
-from roofscale.report.table import WORDS, measured_markdown, verdict_markdown
+from roofscale.report.table import measured_markdown, verdict_markdown
 
 _TITLE = """# Scaling strategy
 
@@ -19,7 +19,7 @@ What each phase expected, what was measured, and what follows. The sections betw
 def phase_section(climbed: ClimbResult, experiment: str) -> str:
     """One phase's results in Markdown: the verdicts with their evidence, the measurements, issues, and what is next."""
     phase = climbed.phase
-    outcome = "interrupted" if climbed.interrupted else WORDS[climbed.verdict]
+    outcome = "interrupted" if climbed.interrupted else climbed.verdict.words
     parts = [
         f"## Phase {phase.number}: {phase.name}: {outcome}",
         phase.question,
@@ -61,7 +61,7 @@ def _provenance(results: tuple[StepResult, ...]) -> str:
 
 def _issues(results: tuple[StepResult, ...]) -> str:
     rows = [
-        (result.step.name, criterion.name, WORDS[criterion.verdict], criterion.evidence)
+        (result.step.name, criterion.name, criterion.verdict.words, criterion.evidence)
         for result in results
         for criterion in result.verdict.criteria
         if criterion.verdict is not Verdict.PASSED

@@ -12,7 +12,6 @@ from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import StepResult
 
 _STYLE = {Verdict.PASSED: "green", Verdict.FAILED: "bold red", Verdict.INSUFFICIENT_EVIDENCE: "yellow"}
-WORDS = {Verdict.PASSED: "passed", Verdict.FAILED: "FAILED", Verdict.INSUFFICIENT_EVIDENCE: "insufficient evidence"}
 
 
 def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
@@ -24,7 +23,7 @@ def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
         rows = result.verdict.criteria
         for place, criterion in enumerate(rows):
             name = Text(result.step.name, style=_STYLE[result.verdict.verdict]) if place == 0 else ""
-            verdict = Text(WORDS[criterion.verdict], style=_STYLE[criterion.verdict])
+            verdict = Text(criterion.verdict.words, style=_STYLE[criterion.verdict])
             table.add_row(name, criterion.name, verdict, criterion.evidence, end_section=place == len(rows) - 1)
     return table
 
@@ -32,7 +31,7 @@ def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
 def verdict_markdown(results: Sequence[StepResult]) -> str:
     """The same table in Markdown."""
     rows = [
-        (result.step.name if place == 0 else "", criterion.name, WORDS[criterion.verdict], criterion.evidence)
+        (result.step.name if place == 0 else "", criterion.name, criterion.verdict.words, criterion.evidence)
         for result in results
         for place, criterion in enumerate(result.verdict.criteria)
     ]

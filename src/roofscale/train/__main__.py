@@ -46,7 +46,7 @@ def main(folder: Path) -> int:
     try:
         run = prepare(folder, events, lambda: bool(asked_to_stop))
         run.fit()
-        metrics: dict[str, float] = {"train/skipped_samples": run.trainer.progress.skipped}
+        metrics: dict[str, float] = {"train/skipped_samples": len(run.trainer.progress.skipped)}
         if torch.cuda.is_available():
             metrics["gpu/memory_peak_mib"] = torch.cuda.max_memory_reserved() / 2**20
             metrics["gpu/alloc_retries"] = torch.cuda.memory_stats()["num_alloc_retries"]

@@ -47,6 +47,11 @@ class Verdict(enum.StrEnum):
     FAILED = "failed"
     INSUFFICIENT_EVIDENCE = "insufficient_evidence"
 
+    @property
+    def words(self) -> str:
+        """As a person would write it."""
+        return self.value.replace("_", " ")
+
 
 @dataclass(frozen=True)
 class Finding:

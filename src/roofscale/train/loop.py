@@ -6,7 +6,7 @@ is at the other end.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,13 +99,12 @@ class Run:
     def _train(self, one: Pass) -> None:
         progress = self.trainer.progress
         loader = self._loader(one, skip=progress.batch)
-        skipped_before = progress.skipped
         clock = time.perf_counter()
         for batch in loader:
             wait = time.perf_counter() - clock
             self._step(one, batch, clock, wait)
             progress.batch = loader.position
-            progress.skipped = skipped_before + len(loader.skipped)
+            self._leave_out(loader.skipped)
             self._tick()
             if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
                 self._save()
@@ -139,6 +138,10 @@ class Run:
                 f"lower lr (now {self.config.lr:g}) or set precision=fp32."
             )
 
+    def _leave_out(self, complaints: Iterable[str]) -> None:
+        for complaint in self.trainer.progress.leave_out(complaints):
+            self.emit("note", {"text": f"sample left out: {complaint}"})
+
     def _tick(self) -> None:
         if self.stopping():
             raise Interrupted(f"asked to stop at step {self.trainer.progress.step} of {self.steps_planned}")
@@ -150,9 +153,12 @@ class Run:
 
     def _validate(self, datasets: tuple[str, ...], when: str) -> None:
         self.emit("note", {"text": f"validating {when}"})
-        found = [validate(self.trainer, self.splits[name].val, self._tick) for name in datasets]
-        for validation in found:
+        found = []
+        for name in datasets:
+            validation, skipped = validate(self.trainer, self.splits[name].val, self._tick)
+            self._leave_out(skipped)
             self.emit("validation", {"validation": vars(validation)})
+            found.append(validation)
         mean = statistics.fmean(v.metrics["loss"] for v in found)
         # Only passes that validated every data set can be compared for the best; 'before training' is no model.
         if (

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,8 +24,14 @@ class Progress:
     batch: int = 0  # batches done of the pass under way
     step: int = 0  # optimiser steps done
     samples: int = 0  # training samples seen
-    skipped: int = 0  # broken samples left out
+    skipped: list[str] = field(default_factory=list)  # what is wrong with each broken sample left out, once each
     best: float = math.inf  # least mean validation loss so far
+
+    def leave_out(self, complaints: Iterable[str]) -> list[str]:
+        """Count broken samples; return those not counted before."""
+        new = [complaint for complaint in complaints if complaint not in self.skipped]
+        self.skipped += new
+        return new
 
 
 class Trainer:

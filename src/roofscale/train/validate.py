@@ -9,6 +9,7 @@ import torch
 
 from roofscale.data.loader import make_loader
 from roofscale.data.sample import CHANNELS, Source
+from roofscale.errors import DataError
 from roofscale.measurement import Validation
 from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
 from roofscale.train.metrics import count, ratios
@@ -18,14 +19,22 @@ Tick = Callable[[], None]  # called after each batch; raises to stop
 
 
 @torch.inference_mode()
-def validate(trainer: Trainer, source: Source, tick: Tick) -> Validation:
-    """Run the model over all of a validation split, in a fixed order, without augmentation."""
+def validate(trainer: Trainer, source: Source, tick: Tick) -> tuple[Validation, list[str]]:
+    """Run the model over all of a validation split, in a fixed order, without augmentation.
+
+    Returns:
+        The validation, and what is wrong with each sample left out (``on_bad_sample=skip``).
+
+    Raises:
+        DataError: a broken sample under ``on_bad_sample=error``, or not one that is whole.
+    """
     start = time.perf_counter()
     trainer.model.eval()
     counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
     ids: list[str] = []
     losses, shares, known = [], [], []
-    for batch in make_loader(trainer.config, [source], epoch=0, train=False):
+    loader = make_loader(trainer.config, [source], epoch=0, train=False)
+    for batch in loader:
         image_NCHW, target_NKHW, labelled_NK = trainer.to_device(batch)
         logits_NKHW = trainer.forward(image_NCHW)
         losses_NK = sample_losses(logits_NKHW, target_NKHW, labelled_NK)
@@ -35,8 +44,10 @@ def validate(trainer: Trainer, source: Source, tick: Tick) -> Validation:
         counts_4K += count(logits_NKHW, target_NKHW, labelled_NK).cpu()
         ids += batch.ids
         tick()
+    if not ids:
+        raise DataError(f"validation of {source.name}: every sample is broken. {' '.join(loader.skipped[:3])}")
     constants = constant_losses(torch.cat(shares), torch.cat(known))
-    return Validation(
+    validation = Validation(
         step=trainer.progress.step,
         epoch=trainer.progress.epoch,
         dataset=source.name,
@@ -46,6 +57,7 @@ def validate(trainer: Trainer, source: Source, tick: Tick) -> Validation:
         metrics={"loss": torch.cat(losses).mean().item(), **ratios(counts_4K, source.labelled)},
         seconds=time.perf_counter() - start,
     )
+    return validation, loader.skipped
 
 
 @torch.inference_mode()
