@@ -142,12 +142,11 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
             "MiB", "peak less what was held before the first step, over the batch size"
         ),
         "memory/growth_mib_per_step": MetricInfo("MiB", "lasting growth of host memory a step (Theil-Sen slope)"),
-        "speed/samples_per_s": MetricInfo("1/s", "training samples a second, from the median step"),
-        "speed/seconds_per_sample": MetricInfo("s", "seconds a training sample, from the median step"),
+        "speed/samples_per_s": MetricInfo("1/s", "training samples a second; each epoch's first step left out"),
+        "speed/seconds_per_sample": MetricInfo("s", "seconds a training sample; each epoch's first step left out"),
         "speed/seconds_per_epoch": MetricInfo("s", "mean wall time of a training epoch, validation left out"),
-        "speed/data_stall": MetricInfo(
-            "share", "share of a step's time spent waiting for the loader, against a cached batch"
-        ),
+        "speed/data_stall": MetricInfo("share", "share of a step's time that the same step on a cached batch saves"),
+        "speed/loader_wait": MetricInfo("share", "share of the steps' time spent waiting for the loader's next batch"),
         "speed/setup_seconds": MetricInfo("s", "from the start of the process to the first training step"),
         "speed/run_seconds": MetricInfo("s", "the whole run, process start and validation included"),
         "cpu/utilisation": MetricInfo("share", "CPU time of the process tree over wall time x cores of the compute"),

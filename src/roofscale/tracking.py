@@ -4,6 +4,7 @@ One MLflow experiment a phase, one parent run an attempt, one child run a step. 
 MLflow; the training process writes events, which arrive here.
 """
 
+import getpass
 import json
 import logging
 import math
@@ -57,7 +58,9 @@ class Tracker:
         found = self.client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
+        # The UI opens an experiment of this kind on its training runs, not on traces of language models.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
 
     @property
     def uri(self) -> str:
@@ -67,7 +70,8 @@ class Tracker:
     def start(self, name: str, tags: Mapping[str, str], parent: "TrackedRun | None" = None) -> "TrackedRun":
         """Open a run; with ``parent``, a child of it."""
         nested = {"mlflow.parentRunId": parent.run_id} if parent else {}
-        run = self.client.create_run(self.experiment_id, tags={**tags, **nested}, run_name=name)
+        source = {"mlflow.source.name": "roofscale", "mlflow.source.type": "PROJECT", "mlflow.user": getpass.getuser()}
+        run = self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name)
         return TrackedRun(self.client, run.info.run_id)
 
     def resume(self, run_id: str) -> "TrackedRun | None":
@@ -121,13 +125,17 @@ class TrackedRun:
 
     def resources(self, sample: ResourceSample) -> None:
         """Take one sample of the process tree's resources; its series run over seconds, not training steps."""
-        seconds = int(sample.time - self._started)
-        self._log({f"over_time/{name}": value for name, value in sample.metrics.items()}, seconds, sample.time)
+        self._log(sample.metrics, int(sample.time - self._started), sample.time)
 
     def summary(self, measurement: Measurement) -> None:
-        """Log what the run yielded as a whole, and how it ended."""
-        totals = {name: value for name, value in measurement.metrics.items() if not name.startswith("val/")}
-        self._log(totals, len(measurement.steps), time.time())
+        """Log what the run yielded as a whole, and how it ended.
+
+        A metric that was also followed over time gets its total as the last point, which is what lists of runs show.
+        """
+        now = time.time()
+        for name, value in measurement.metrics.items():
+            if not name.startswith("val/"):
+                self._log({name: value}, self._last_step.get(name, -1) + 1, now)
         self.flush()
         self.tags({**measurement.facts, "outcome": measurement.outcome, "outcome_detail": measurement.detail})
 

@@ -45,6 +45,7 @@ def measurement(count=50, seed=0, *, losses=None, seconds=1.5, dataset="rid", ga
         "memory/share": 0.1,
         "memory/peak_mib": float(memory.max()),
         "speed/data_stall": 0.02,
+        "speed/loader_wait": 0.01,
         "speed/seconds_per_epoch": float(took.sum()),
         "speed/run_seconds": 99.0,
         **metrics,
@@ -92,7 +93,7 @@ def test_a_healthy_climb_of_the_shipped_phase_passes_on_merit(root):
     [
         ({"samples-50": {"leak": 20.0}}, "no_leak"),
         ({"samples-100": {"gain": 0.0}}, "learning"),
-        ({"base-10": {"speed/data_stall": 0.9}}, "data_stall"),
+        ({"base-10": {"speed/data_stall": 0.9, "speed/loader_wait": 0.9}}, "data_stall"),
         ({"samples-20": {"memory/share": 0.81}}, "memory"),
         ({"samples-20": {"gain": -1e6}}, "bounded"),
         ({"samples-50": {"seconds": 6.0}}, "as_expected"),
@@ -213,5 +214,11 @@ def test_a_verdict_survives_json():
 def test_failed_outweighs_insufficient_outweighs_passed():
     short = measurement(8)
     assert judge(step("completes", "stable"), short).verdict is INSUFFICIENT
-    stalled = measurement(8, **{"speed/data_stall": 0.9})
+    stalled = measurement(8, **{"speed/data_stall": 0.9, "speed/loader_wait": 0.9})
     assert judge(step("completes", "stable", "data_stall"), stalled).verdict is FAILED
+
+
+@pytest.mark.parametrize(("stall", "wait"), [(0.4, 0.01), (0.01, 0.4)])
+def test_a_busy_machine_is_not_blamed_on_the_loader(stall: float, wait: float) -> None:
+    found = judge(step("data_stall"), measurement(8, **{"speed/data_stall": stall, "speed/loader_wait": wait}))
+    assert found.verdict is PASSED

@@ -42,7 +42,15 @@ def seen(**changes: object) -> Supervised:
     return dataclasses.replace(whole, **changes)
 
 
-def test_throughput_is_of_the_median_step_without_each_epochs_first() -> None:
+def test_a_wait_in_every_other_step_counts_in_full() -> None:
+    seconds = [0.5, 0.1, 0.5, 0.1, 0.5]
+    steps = [dataclasses.replace(step(i, seconds=s), wait_seconds=s - 0.1) for i, s in enumerate(seconds, 1)]
+    metrics = a.speed_metrics(steps)
+    assert metrics["speed/loader_wait"] == pytest.approx(0.8 / 1.2)
+    assert metrics["speed/samples_per_s"] == pytest.approx(8 / 1.2)
+
+
+def test_throughput_leaves_each_epochs_first_step_out() -> None:
     steps = [step(1, seconds=9), step(2, seconds=0.4), step(3, seconds=0.6), step(4, epoch=1, seconds=7),
              step(5, epoch=1, seconds=0.5)]  # fmt: skip
     metrics = a.speed_metrics(steps)

@@ -142,7 +142,7 @@ def _with_data(configs: Sequence[RunConfig], cache: Path, out: Console) -> list[
     compute.get(configs[0].compute)
     greediest = max(configs, key=lambda config: config.max_samples or float("inf"))
     root, said = resolve_root(greediest, cache)
-    out.print(escape(said))
+    out.print(f"Data: {escape(said)}")
     settled = [config.with_overrides({"data_root": str(root)}) for config in configs]
     for config in settled:
         open_sources(config, root)

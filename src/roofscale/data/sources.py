@@ -9,7 +9,7 @@ from typing import Protocol
 
 from roofscale.config import DATASETS, RunConfig
 from roofscale.data import airs, rid, roofline
-from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.generate import GenerateSpec, generate, was_generated
 from roofscale.data.sample import Source
 from roofscale.data.split import permutation, random_split
 from roofscale.errors import ConfigError, DataError
@@ -140,12 +140,19 @@ def resolve_root(config: RunConfig, cache: Path) -> tuple[Path, str]:
                 f"data_root={config.data_root}: there is no such folder. Correct it, or leave it empty "
                 "for generated data."
             )
-        return root, f"Data: {names} from {root.resolve()}."
+        made = "GENERATED images in " if any(was_generated(root / name) for name in config.datasets) else ""
+        return root, f"{names} from {made}{_shown(root)}."
     spec = _sample_data(config)
     root = cache / spec.folder_name
     generate(root, spec)
     what = "; ".join(f"{name}: {spec.describe(name)}" for name in config.datasets)
-    return root, f"Data: no data_root given, so GENERATED images (seed {spec.seed}; {what}) in {root.resolve()}."
+    return root, f"no data_root given, so GENERATED images (seed {spec.seed}; {what}) in {_shown(root)}."
+
+
+def _shown(folder: Path) -> Path:
+    """Relative where it lies in the current folder, so that a report does not name somebody's home."""
+    whole = folder.resolve()
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
 
 
 def _sample_data(config: RunConfig) -> GenerateSpec:

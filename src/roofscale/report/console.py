@@ -49,9 +49,9 @@ class ProgressBar:
 
     def resources(self, sample: ResourceSample) -> None:
         """Show the memory."""
-        peak = sample.metrics.get("memory/peak_mib")
-        if self._bar is not None and peak is not None:
-            self._show(memory=f"{peak:,.0f} MiB")
+        used = sample.metrics.get("memory/used_mib")
+        if self._bar is not None and used is not None:
+            self._show(memory=f"{used:,.0f} MiB")
 
     def _show(self, **fields: str) -> None:
         assert self._bar is not None

@@ -28,10 +28,18 @@ def loss_figure(measurement: Measurement) -> Figure | None:
     median = [np.median(losses[max(0, i - width) : i + width + 1]) for i in range(len(losses))]
     axes.plot(steps, losses, ".", color="0.75", label="training, each batch")
     axes.plot(steps, median, color="tab:blue", label="training, running median")
-    for name in dict.fromkeys(v.dataset for v in measurement.validations):
+    for place, name in enumerate(dict.fromkeys(v.dataset for v in measurement.validations), 1):
         found = [v for v in measurement.validations if v.dataset == name]
-        axes.plot([v.step for v in found], [v.metrics["loss"] for v in found], "o-", label=f"validation, {name}")
-        axes.axhline(float(np.mean(found[-1].constant_losses)), ls=":", color="0.4", label=f"best constant, {name}")
+        axes.plot(
+            [v.step for v in found],
+            [v.metrics["loss"] for v in found],
+            "o-",
+            color=f"C{place}",
+            label=f"validation, {name}",
+        )
+        axes.axhline(
+            float(np.mean(found[-1].constant_losses)), ls=":", color=f"C{place}", label=f"best constant, {name}"
+        )
     # The untrained net's validation loss can be so far off that nothing else would be seen.
     axes.set_ylim(0, 1.1 * max(float(np.nanmax(losses)), *(v.metrics["loss"] for v in measurement.validations[1:]), 0))
     axes.legend()

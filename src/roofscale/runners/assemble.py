@@ -107,21 +107,21 @@ def growth(steps: Sequence[StepRecord]) -> float:
 
 
 def speed_metrics(steps: Sequence[StepRecord]) -> dict[str, float]:
-    """Throughput from the median step, and the mean epoch. Every epoch's first step waits for the loader's start."""
-    sizes = samples_of(steps)
-    per_sample = [step.seconds / size for step, size in zip(steps, sizes, strict=True) if size > 0]
-    warm = [
-        step.seconds / size
-        for before, step, size in zip(steps, steps[1:], sizes[1:], strict=False)
-        if before.epoch == step.epoch and size > 0
-    ]
-    if not per_sample:
+    """Throughput and the wait for the loader over all steps but each epoch's first, which waits for the loader's start.
+
+    Totals, not medians: with W loader processes only one step in W may have to wait, and a median would not see it.
+    """
+    timed = list(zip(steps, samples_of(steps), strict=True))
+    warm = [(step, size) for before, (step, size) in zip(steps, timed[1:], strict=False) if before.epoch == step.epoch]
+    seconds = math.fsum(step.seconds for step, _ in warm or timed)
+    samples = sum(size for _, size in warm or timed)
+    if not (seconds > 0 and samples > 0):
         return {}
-    median = statistics.median(warm or per_sample)
     return {
-        "speed/samples_per_s": 1 / median if median > 0 else math.nan,
-        "speed/seconds_per_sample": median,
+        "speed/samples_per_s": samples / seconds,
+        "speed/seconds_per_sample": seconds / samples,
         "speed/seconds_per_epoch": epoch_seconds(steps),
+        "speed/loader_wait": math.fsum(step.wait_seconds for step, _ in warm or timed) / seconds,
     }
 
 

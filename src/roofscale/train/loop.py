@@ -178,7 +178,8 @@ class Run:
     def _measure_data_stall(self) -> None:
         """Repeat the last batch, in memory, after all that counts is on disk, and compare the step times.
 
-        The first step of the run pays for one-off set-up (kernel choice, allocator) and is left out on both sides.
+        The first step of the run pays for one-off set-up (kernel choice, allocator) and is left out on both sides. The
+        mean of the real steps, because with W loader processes only one step in W may have to wait.
         """
         if self._batch is None or len(self._step_seconds) < 3:
             return
@@ -187,5 +188,5 @@ class Run:
             clock = time.perf_counter()
             self.trainer.step(self._batch)
             seconds.append(time.perf_counter() - clock)
-        cached, real = statistics.median(seconds[1:]), statistics.median(self._step_seconds[1:])
+        cached, real = statistics.median(seconds[1:]), statistics.fmean(self._step_seconds[1:])
         self.emit("metrics", {"metrics": {"speed/data_stall": max(0.0, 1 - cached / real)}})

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from roofscale.data.generate.spec import GenerateSpec
 
-__all__ = ["GenerateSpec", "generate"]
+__all__ = ["GenerateSpec", "generate", "was_generated"]
 
 _NOTE = "generated.json"  # in each data set's folder: the spec that it was made from
 
@@ -71,6 +71,11 @@ def _publish(partial: Path, folder: Path, spec: GenerateSpec) -> None:
     except OSError:
         if not is_generated(folder, spec):  # no other process was faster: something else is in the way
             raise
+
+
+def was_generated(folder: Path) -> bool:
+    """Whether a data set's folder holds generated images, of whatever spec."""
+    return (folder / _NOTE).is_file()
 
 
 def is_generated(folder: Path, spec: GenerateSpec) -> bool:
