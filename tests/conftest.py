@@ -7,6 +7,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,19 @@ def _own_tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MLflow database with its tables and nothing in them: making one takes seconds, copying it does not."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    make = "from mlflow import MlflowClient; MlflowClient().search_experiments()"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{file}"}
+    subprocess.run([sys.executable, "-c", make], env=environment, check=True, capture_output=True)
+    return file
+
+
+@pytest.fixture
+def tracking_store(empty_store: Path, tmp_path: Path) -> None:
+    """Where this test's MLflow store will be looked for, put a ready one."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")

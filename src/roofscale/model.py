@@ -60,7 +60,7 @@ def build(config: RunConfig) -> RoofNet:
         net = smp.create_model(
             config.decoder,
             encoder_name=f"tu-{config.encoder}",
-            encoder_weights="imagenet" if config.pretrained else None,
+            encoder_weights=config.pretrained or None,
             classes=len(CHANNELS),
         )
     except Exception as error:  # smp, timm and the hub each raise their own

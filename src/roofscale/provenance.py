@@ -9,7 +9,8 @@ def git_state(folder: Path) -> dict[str, str]:
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    dirty = bool(_git(folder, "status", "--porcelain"))
+    # A phase rewrites its own record in the working tree; that is no change of the code.
+    dirty = bool(_git(folder, "status", "--porcelain", "--", ".", ":!experiments/STRATEGY.md"))
     return {"git_commit": commit, "git_dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}
 
 

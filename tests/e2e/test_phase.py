@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,16 +60,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "made"
 
 
-def prepare(folder: Path) -> list[str]:
+def prepare(folder: Path, store: Path) -> list[str]:
+    shutil.copy(store, folder / "mlflow.db")
     (folder / "experiments").mkdir()
     (folder / "experiments" / "phase1.yaml").write_text(PHASE)
     return ["phase", "1"]
 
 
 @pytest.fixture(scope="module")
-def climbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def climbed(data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("phase")
-    done = roofscale(folder, *prepare(folder), "--set", f"data_root={data}", "--json")
+    done = roofscale(folder, *prepare(folder, empty_store), "--set", f"data_root={data}", "--json")
     assert done.returncode == 3, done.stderr  # six validation samples are too few for a verdict on learning
     return folder, json.loads(done.stdout)
 
@@ -141,8 +143,8 @@ def test_status_says_where_everything_stands(climbed: tuple[Path, dict[str, Any]
     assert "insufficient evidence" in roofscale(folder, "status").stdout
 
 
-def test_a_dry_run_says_what_would_run_and_runs_nothing(data: Path, tmp_path: Path) -> None:
-    words = [*prepare(tmp_path), "--set", f"data_root={data} lr=1e-4", "--dry-run"]
+def test_a_dry_run_says_what_would_run_and_runs_nothing(data: Path, tmp_path: Path, empty_store: Path) -> None:
+    words = [*prepare(tmp_path, empty_store), "--set", f"data_root={data} lr=1e-4", "--dry-run"]
     plan = json.loads(roofscale(tmp_path, *words, "--json").stdout)
     assert [step["config"]["max_samples"] for step in plan["steps"]] == [4, 16]
     assert {step["config"]["lr"] for step in plan["steps"]} == {1e-4}
@@ -160,12 +162,26 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(data: Path, tmp_path: Pa
         (["--file", "absent.yaml"], "absent.yaml"),
     ],
 )
-def test_a_users_mistake_is_one_clear_message(tmp_path: Path, words: list[str], says: str) -> None:
-    done = roofscale(tmp_path, *prepare(tmp_path), *words)
+def test_a_users_mistake_is_one_clear_message(tmp_path: Path, empty_store: Path, words: list[str], says: str) -> None:
+    done = roofscale(tmp_path, *prepare(tmp_path, empty_store), *words)
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_over_its_memory_is_killed_judged_and_closed_as_failed(
+    data: Path, tmp_path: Path, empty_store: Path
+) -> None:
+    words = [*prepare(tmp_path, empty_store), "--set", f"data_root={data}", "--compute", "local:0.4", "--json"]
+    done = roofscale(tmp_path, *words)
+    assert done.returncode == 1
+    (step,) = json.loads(done.stdout)["steps"]
+    assert step["outcome"] == "host_oom"
+    run = client(tmp_path).get_run(step["run_id"])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["outcome"] == "host_oom"
+    assert run.data.metrics["memory/peak_mib"] > 200
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:
@@ -177,9 +193,9 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
 def test_a_phase_that_was_ended_goes_on_with_the_step_under_way(
-    data: Path, tmp_path: Path, how: signal.Signals, code: int
+    data: Path, tmp_path: Path, empty_store: Path, how: signal.Signals, code: int
 ) -> None:
-    words = [sys.executable, "-m", "roofscale", *prepare(tmp_path), "--set", f"data_root={data}", "--json"]
+    words = [sys.executable, "-m", "roofscale", *prepare(tmp_path, empty_store), "--set", f"data_root={data}", "--json"]
     events = tmp_path / "runs" / "roofscale-phase1" / "001" / "02-more" / "events.jsonl"
     first = subprocess.Popen(words, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.DEVNULL)
     try:

@@ -94,6 +94,7 @@ def climb_phase(
     configs = _with_data([config for _, config in plan], cache, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
     tracker = Tracker(experiment_name(phase.number))
+    git = git_state(Path.cwd())
     ladder = Ladder(
         phase=phase,
         plan=plan,
@@ -101,10 +102,10 @@ def climb_phase(
         attempts=Attempts(runs, tracker.experiment),
         make_runner=LocalRunner,
         audience=_Onlooker(out),
-        tags=git_state(Path.cwd()),
+        tags=git,
     )
     climbed = ladder.climb(fresh)
-    section = phase_section(climbed, tracker.experiment)
+    section = phase_section(climbed, tracker.experiment, git.get("git_commit", ""))
     parent = TrackedRun(tracker.client, climbed.run_id)
     parent.describe(section)
     if not climbed.interrupted:

@@ -33,7 +33,7 @@ _PHASE_KEYS = ("phase", "name", "question", "base", "watch", "steps", *_POLICY_K
 _OVERLAY_KEYS = ("base", *_POLICY_KEYS)
 _STEP_KEYS = ("name", "set", "expect", "criteria", *_POLICY_KEYS)
 _EXPECT_KEYS = ("value", "of", "tolerance")
-_VALIDATION_METRIC = re.compile(rf"val/({'|'.join(run_config.DATASETS)})/(loss|(iou|f1|accuracy)(_[a-z]+)?)")
+_VALIDATION_METRIC = re.compile(rf"val/(\*|{'|'.join(run_config.DATASETS)})/(loss|(iou|f1|accuracy)(_[a-z]+)?)")
 
 
 @dataclass(frozen=True)

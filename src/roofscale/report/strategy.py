@@ -16,18 +16,26 @@ What each phase expected, what was measured, and what follows. The sections betw
 """
 
 
-def phase_section(climbed: ClimbResult, experiment: str) -> str:
-    """One phase's results in Markdown: the verdicts with their evidence, the measurements, issues, and what is next."""
+def phase_section(climbed: ClimbResult, experiment: str, commit: str) -> str:
+    """One phase's results in Markdown: the verdicts with their evidence, the measurements, issues, and what is next.
+
+    Args:
+        climbed: the attempt.
+        experiment: its MLflow experiment.
+        commit: what code ran; empty where that is not known.
+    """
     phase = climbed.phase
     outcome = "interrupted" if climbed.interrupted else climbed.verdict.words
     parts = [
         f"## Phase {phase.number}: {phase.name}: {outcome}",
         phase.question,
-        f"MLflow experiment `{experiment}`, run `{climbed.run_id}`." + _provenance(climbed.results),
+        f"MLflow experiment `{experiment}`, run `{climbed.run_id}`"
+        + (f", commit `{commit}`." if commit else ".")
+        + _provenance(climbed.results),
         "### Verdicts",
         verdict_markdown(climbed.results),
         "### Measured",
-        measured_markdown(climbed.results, phase.watch),
+        measured_markdown(climbed.results, _watched(climbed)),
         "### Issues",
         _issues(climbed.results),
         "### Next",
@@ -57,6 +65,12 @@ def _provenance(results: tuple[StepResult, ...]) -> str:
     facts = results[-1].measurement.facts
     known = [(word, facts.get(word)) for word in ("data", "compute", "device", "precision", "memory_source")]
     return "\n\n" + "\n".join(f"- {word.replace('_', ' ')}: {value}" for word, value in known if value)
+
+
+def _watched(climbed: ClimbResult) -> list[str]:
+    """The metrics to show; ``val/*/iou`` stands for that of each data set trained on."""
+    names = dict.fromkeys(name for result in climbed.results for name in result.config.datasets)
+    return [metric.replace("*", name) for metric in climbed.phase.watch for name in (names if "*" in metric else ("",))]
 
 
 def _issues(results: tuple[StepResult, ...]) -> str:
