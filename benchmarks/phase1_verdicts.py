@@ -45,20 +45,20 @@ class _Silent:
         """Publish nothing."""
 
 
-def climb(folder: Path, overrides: dict[str, Any], fault: str) -> ClimbResult:
-    """Climb phase 1 once in a folder of its own, with a fault in the training process."""
+def climb(folder: Path, overrides: dict[str, Any], fault: str, only: str) -> ClimbResult:
+    """Climb phase 1, or ``only`` one step of it, once in a folder of its own, with a fault in the training process."""
     from roofscale.tracking import Tracker
 
     phase = load_phase(ROOT / "experiments" / "phase1.yaml")
     plan = phase.resolve(overrides=overrides)
     root, _ = resolve_root(max((config for _, config in plan), key=lambda c: c.max_samples), ROOT / "data/generated")
-    plan = [(step, config.with_overrides({"data_root": str(root)})) for step, config in plan]
+    plan = [(step, c.with_overrides({"data_root": str(root)})) for step, c in plan if only in ("", step.name)]
     command = (sys.executable, "-m", "benchmarks.faulty_train", fault)
     make: Callable[[Path, Listener], Callable[[RunConfig], Measurement]] = partial(LocalRunner, command=command)
     return Ladder(phase, plan, Tracker("verdicts"), Attempts(folder, "verdicts"), make, _Silent(), {}).climb()
 
 
-def one(seed: int, fault: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def one(seed: int, fault: str, overrides: dict[str, Any], only: str) -> dict[str, Any]:
     """One climb's verdict, and what failed it."""
     settings = {**overrides, "seed": seed}
     planted = fault
@@ -69,7 +69,7 @@ def one(seed: int, fault: str, overrides: dict[str, Any]) -> dict[str, Any]:
         planted = f"loader={_slow_read_seconds(settings):.4f}"
     with scratch_folder() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        climbed = climb(folder, settings, planted)
+        climbed = climb(folder, settings, planted, only)
     failed = {
         result.step.name: {c.name: c.evidence for c in result.verdict.criteria if c.verdict is not Verdict.PASSED}
         for result in climbed.results
@@ -79,7 +79,7 @@ def one(seed: int, fault: str, overrides: dict[str, Any]) -> dict[str, Any]:
     right = climbed.verdict is Verdict.PASSED if fault == "none" else caught
     repeats = {result.step.name: len(result.repeats) for result in climbed.results}
     return {"seed": seed, "fault": fault, "verdict": climbed.verdict, "right": right, "not_passed": failed,
-            "repeats": repeats, "settings": {k: str(v) for k, v in settings.items()}}  # fmt: skip
+            "repeats": repeats, "only": only, "settings": {k: str(v) for k, v in settings.items()}}  # fmt: skip
 
 
 def _slow_read_seconds(settings: dict[str, Any]) -> float:
@@ -97,13 +97,14 @@ def main() -> int:
     parser.add_argument("--fault", choices=("none", *CATCHES), default="none")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="one step instead of the whole phase, to save time with a fault")
     parser.add_argument("--set", default="", help="overrides, KEY=VALUE words")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/phase1_verdicts.jsonl")
     asked = parser.parse_args()
     overrides = dict(word.split("=", 1) for word in asked.set.split())
     right = 0
     for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-        found = one(seed, asked.fault, overrides)
+        found = one(seed, asked.fault, overrides, asked.only)
         right += found["right"]
         with asked.out.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(found) + "\n")

@@ -303,3 +303,14 @@ def test_figures_hold_while_workers_come_and_go(start: Start) -> None:
     monitor = watch(start(code).pid, 3.0)
     assert max(point.mib for point in monitor.points) < 400
     assert min(point.mib for point in monitor.points) > 290
+
+
+def test_time_that_went_to_other_work_is_told_from_ours_and_from_idle() -> None:
+    before = monitors._Counters(0.0, 0.0, 0.0, 0.0, 0.0, (0.0, 0.0), (0.0, 0.0))
+    after = monitors._Counters(10.0, 8.0, 1.0, 6.0, 20.0, (0.0, 0.0), (0.0, 0.0))  # two cores, ten seconds
+    rates = monitors._Rates.__new__(monitors._Rates)
+    rates._cores = 2
+    found = rates._between(before, after)
+    assert found["cpu/others"] == pytest.approx((20 - 6 - 8) / 20)
+    assert found["cpu/utilisation"] == pytest.approx(0.4)
+    assert found["cpu/io_wait"] == pytest.approx(0.05)

@@ -150,6 +150,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "speed/setup_seconds": MetricInfo("s", "from the start of the process to the first training step"),
         "speed/run_seconds": MetricInfo("s", "the whole run, process start and validation included"),
         "cpu/utilisation": MetricInfo("share", "CPU time of the process tree over wall time x cores of the compute"),
+        "cpu/others": MetricInfo("share", "the machine's time over all cores that went to anything but the run"),
         "cpu/io_wait": MetricInfo("share", "the machine's time in I/O wait over wall time x cores"),
         "disk/read_mib_s": MetricInfo("MiB/s", "read from storage by the process tree"),
         "disk/write_mib_s": MetricInfo("MiB/s", "written to storage by the process tree"),

@@ -222,3 +222,9 @@ def test_failed_outweighs_insufficient_outweighs_passed():
 def test_a_busy_machine_is_not_blamed_on_the_loader(stall: float, wait: float) -> None:
     found = judge(step("data_stall"), measurement(8, **{"speed/data_stall": stall, "speed/loader_wait": wait}))
     assert found.verdict is PASSED
+
+
+@pytest.mark.parametrize(("others", "verdict"), [(0.02, FAILED), (0.5, INSUFFICIENT), (math.nan, FAILED)])
+def test_a_failure_by_time_on_a_busy_machine_proves_nothing(others: float, verdict: Verdict) -> None:
+    stalled = {"speed/data_stall": 0.9, "speed/loader_wait": 0.9, "cpu/others": others}
+    assert judge(step("data_stall"), measurement(8, **stalled)).verdict is verdict

@@ -16,10 +16,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from roofscale.measurement import Measurement, Outcome, Validation
-from roofscale.phases.expectation import Expectation, compare
+from roofscale.phases.expectation import Expectation, compare, is_timed
 from roofscale.train import health
 from roofscale.train.health import Finding, Verdict, combine
 from roofscale.train.leak import no_leak
+
+# Share of the machine's time. A run that wants every core loses about as much of its speed; half the tightest tolerance
+# of a shipped phase file (0.20).
+BUSY = 0.10
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,22 @@ def _data_stall(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     wait = float(np.median([run.metric("speed/loader_wait") for run in evidence.runs]))
     if not (math.isfinite(stall) and math.isfinite(wait)):
         return Finding(Verdict.INSUFFICIENT_EVIDENCE, "the wait for the loader was not measured")
-    return Finding(
+    finding = Finding(
         Verdict.FAILED if min(stall, wait) > limits["max_share"] else Verdict.PASSED,
         f"{wait:.0%} of the steps' time waiting for the loader; a cached batch saves {stall:.0%} (both over "
         f"{limits['max_share']:.0%} fails)",
         {"data_stall": stall, "loader_wait": wait},
     )
+    return _unless_busy(finding, evidence.runs)
+
+
+def _unless_busy(finding: Finding, runs: Sequence[Measurement]) -> Finding:
+    """A failure by time is no evidence where the machine gave much of its time to other work."""
+    others = max((run.metric("cpu/others") for run in runs), default=math.nan)
+    if finding.verdict is not Verdict.FAILED or not others > BUSY:
+        return finding
+    said = f"{finding.evidence}; but {others:.0%} of the machine went to other work (over {BUSY:.0%} proves nothing)"
+    return Finding(Verdict.INSUFFICIENT_EVIDENCE, said, {**finding.numbers, "others": others})
 
 
 def _stable(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
@@ -163,7 +177,12 @@ def _paired(before: Validation, after: Validation) -> dict[str, tuple[float, flo
 
 def _as_expected(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     references = {"previous": evidence.previous, "base": evidence.base, "absolute": None}
-    findings = [compare(e, evidence.runs, references[e.of]) for e in evidence.expect]
+    findings = []
+    for expected in evidence.expect:
+        reference = references[expected.of]
+        finding = compare(expected, evidence.runs, reference)
+        runs = [*evidence.runs, *([reference] if reference else [])]
+        findings.append(_unless_busy(finding, runs) if is_timed(expected.metric) else finding)
     return Finding(
         combine([f.verdict for f in findings]),
         "; ".join(f.evidence for f in findings),

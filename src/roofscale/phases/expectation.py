@@ -39,6 +39,11 @@ class Expectation:
         return self.value * (1 - self.tolerance), self.value * (1 + self.tolerance)
 
 
+def is_timed(metric: str) -> bool:
+    """Whether a metric comes from the seconds of the steps, which a busy machine stretches."""
+    return metric in _TIMED
+
+
 def compare(expectation: Expectation, runs: Sequence[Measurement], reference: Measurement | None) -> Finding:
     """Hold the runs of a step (one, or several seeds, whose evidence is pooled) against one expectation."""
     name, of = expectation.metric, expectation.of

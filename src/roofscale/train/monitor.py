@@ -239,6 +239,7 @@ class _Counters:
     time: float  # monotonic seconds
     cpu: float  # seconds
     io_wait: float  # seconds of the machine, over all its cores
+    idle: float  # seconds of the machine with nothing to compute, waits for I/O included
     machine: float  # seconds of all kinds of the machine, over all its cores
     disk: tuple[float, float]  # bytes read, written
     network: tuple[float, float]  # bytes received, sent
@@ -266,6 +267,7 @@ class _Rates:
             time=time.monotonic(),
             cpu=self._tree.cpu_seconds(),
             io_wait=getattr(times, "iowait", math.nan),
+            idle=times.idle + getattr(times, "iowait", 0.0),
             machine=sum(times[:8]),  # the ninth and tenth, guests, are inside user and nice already
             disk=(float(disk[0]), float(disk[1])) if disk else before.disk if before else (math.nan, math.nan),
             network=(float(sum(link.bytes_recv for link in links)), float(sum(link.bytes_sent for link in links))),
@@ -276,9 +278,12 @@ class _Rates:
         seconds = b.time - a.time
         if seconds <= 0:
             return {}
+        machine = max(b.machine - a.machine, 1e-9)
+        busy = b.machine - a.machine - (b.idle - a.idle)
         return {
             "cpu/utilisation": (b.cpu - a.cpu) / (seconds * self._cores),
-            "cpu/io_wait": (b.io_wait - a.io_wait) / max(b.machine - a.machine, 1e-9),
+            "cpu/others": max(0.0, busy - (b.cpu - a.cpu)) / machine,
+            "cpu/io_wait": (b.io_wait - a.io_wait) / machine,
             "disk/read_mib_s": (b.disk[0] - a.disk[0]) / MIB / seconds,
             "disk/write_mib_s": (b.disk[1] - a.disk[1]) / MIB / seconds,
             "network/received_mib_s": (b.network[0] - a.network[0]) / MIB / seconds,
@@ -292,6 +297,7 @@ def _never_back(now: _Counters, before: _Counters) -> _Counters:
         now.time,
         max(now.cpu, before.cpu),
         now.io_wait,
+        now.idle,
         now.machine,
         (_larger(now.disk[0], before.disk[0]), _larger(now.disk[1], before.disk[1])),
         now.network,
