@@ -14,7 +14,7 @@ from roofscale.measurement import Outcome, write_json
 from roofscale.runners.local import EVENTS, TRAIN, LocalRunner
 from roofscale.tracking import Tracker
 
-ROUNDS = 4
+ROUNDS = 3
 CONFIG = RunConfig(image_size=512, max_samples=60, val_samples=2, checkpoint_seconds=3600)
 
 
