@@ -71,12 +71,15 @@ class Told:
 def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
     tracker = Tracker("tried")
 
-    def climbed(told: Told, on_failure: str = "stop", on_insufficient: str = "stop", **options: Any) -> ClimbResult:
+    def climbed(
+        told: Told, on_failure: str = "stop", on_insufficient: str = "stop", data_root: str = "", **options: Any
+    ) -> ClimbResult:
         file = tmp_path / "phase.yaml"
         file.write_text(PHASE % (on_failure, on_insufficient))
         phase = load_phase(file)
         attempts = Attempts(tmp_path / "runs", "tried")
-        return Ladder(phase, phase.resolve(), tracker, attempts, told, Silent(), {}).climb(**options)
+        plan = phase.resolve(overrides={"data_root": data_root})
+        return Ladder(phase, plan, tracker, attempts, told, Silent(), {}).climb(**options)
 
     return climbed
 
@@ -117,6 +120,8 @@ def test_insufficient_evidence_is_repeated_under_other_seeds_and_bounded(climb: 
     seeds = [seed for samples, seed in told.ran if samples == 4]
     assert len(seeds) == len(set(seeds)) == 3
     assert steps(climbed)["two"] is Verdict.INSUFFICIENT_EVIDENCE
+    run = Tracker("tried").client.get_run(climbed.results[1].run_id)
+    assert (run.data.tags["verdict"], run.data.tags["repeats"]) == ("insufficient_evidence", "2")
     assert climbed.verdict is Verdict.INSUFFICIENT_EVIDENCE
 
 
@@ -142,7 +147,8 @@ def test_a_finished_attempt_or_a_changed_plan_begins_a_new_one(climb: Callable[.
     stopped = Told({4: [Outcome.INTERRUPTED]})
     folders += [climb(stopped).attempt, climb(stopped).attempt]
     folders += [climb(stopped, on_failure="continue").attempt, climb(stopped, fresh=True).attempt]
-    assert [folder.name for folder in folders] == ["001", "002", "003", "003", "004", "005"]
+    folders += [climb(stopped, data_root="elsewhere").attempt]
+    assert [folder.name for folder in folders] == ["001", "002", "003", "003", "004", "005", "006"]
 
 
 def test_a_second_ladder_on_the_same_phase_is_turned_away(climb: Callable[..., ClimbResult], tmp_path: Path) -> None:

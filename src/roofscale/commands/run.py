@@ -11,7 +11,7 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources, resolve_root
 from roofscale.measurement import METRICS, Measurement, Outcome
-from roofscale.phases.attempt import Attempts, StepFolder
+from roofscale.phases.attempt import Attempts, StepFolder, read_json
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import ClimbResult, Ladder, Listeners, StepResult
 from roofscale.phases.plan import Phase, Plan, Step
@@ -77,8 +77,10 @@ def _train_folder(runs: Path, config: RunConfig, fresh: bool) -> StepFolder:
     earlier = sorted(runs.glob(f"{config.fingerprint}-*"))
     if earlier and not fresh:
         newest = StepFolder(earlier[-1])
+        begun = newest.path / "config.json"
+        same = begun.exists() and read_json(begun) == config.as_dict()  # data_root is not in the fingerprint
         measured = (newest.path / "measurement.json").exists()
-        if not measured or newest.measurement.outcome is Outcome.INTERRUPTED:
+        if same and (not measured or newest.measurement.outcome is Outcome.INTERRUPTED):
             return newest
     folder = runs / f"{config.fingerprint}-{len(earlier) + 1:03d}"
     folder.mkdir(parents=True)

@@ -6,6 +6,7 @@ the verdict. Whatever kills it before the last line, the same command takes the 
 
 import datetime
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,8 @@ class Ladder:
             return climbed
 
     def _open(self, fresh: bool) -> tuple[Attempt, TrackedRun]:
-        said = "".join([self.phase.fingerprint, *(config.fingerprint for _, config in self.plan)])
+        # The whole configs, because another data_root is another attempt, though it is the same run config.
+        said = json.dumps([self.phase.fingerprint, *(config.as_dict() for _, config in self.plan)])
         fingerprint = hashlib.sha256(said.encode()).hexdigest()[:12]
         attempt = None if fresh else self.attempts.unfinished(fingerprint)
         parent = self.tracker.resume(attempt.content["run_id"]) if attempt else None
@@ -165,6 +167,8 @@ class Ladder:
             wanting = verdict.verdict is Verdict.INSUFFICIENT_EVIDENCE and step.on_insufficient == "repeat"
             if not wanting:
                 break
+        if runs[1:]:  # the first run was filed before its repeats could speak
+            TrackedRun(self.tracker.client, first_run).tags({"verdict": verdict.verdict, "repeats": str(len(runs) - 1)})
         return StepResult(step, config, runs[0], verdict, first_run, first_folder, tuple(runs[1:]))
 
     def _run(
