@@ -41,8 +41,8 @@ check: $(STAMP) ## lint, format and type checks
 
 .PHONY: bench
 bench: $(STAMP) ## measure speed against its targets; writes benchmarks/results/
-	$(PIP_INSTALL) -r requirements-bench.txt
-	$(BIN)/python -m benchmarks.run
+	$(PIP_INSTALL) --no-deps --upgrade --target .bench -r requirements-bench.txt
+	PYTHONPATH=.bench $(BIN)/python -m benchmarks.run
 
 .PHONY: clean
 clean: ## remove .venv and caches; data, runs and results stay
