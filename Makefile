@@ -46,7 +46,7 @@ bench: $(STAMP) ## measure speed against its targets; writes benchmarks/results/
 
 .PHONY: clean
 clean: ## remove .venv and caches; data, runs and results stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf .venv .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help
