@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _FLUSH_SECONDS = 2.0  # a buffered batch costs 0.4 ms a step, a synchronous call 4 ms
 _BATCH = 1000  # most metrics that MLflow takes in one call
-_TAG_LENGTH = 5000  # most characters of a tag that every MLflow store keeps
+_TAG_LENGTH = 8000  # most characters of a tag that MLflow takes
 _DEFAULT_EXPERIMENT = "0"  # MLflow's id of the experiment 'Default'
 _STEP_SERIES = {  # metric: field of a step event
     "train/loss": "loss",

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from tabulate import tabulate
-
 from roofscale.config import RunConfig
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import ClimbResult, StepResult
-from roofscale.report.table import measured_markdown, verdict_markdown
+from roofscale.report.table import markdown, measured_markdown, verdict_markdown
 
 _TITLE = """# Scaling strategy
 
@@ -85,7 +83,7 @@ def _issues(results: tuple[StepResult, ...]) -> str:
         for result in results
         if result.measurement.outcome != "ok"
     ]
-    return tabulate(rows, headers=("step", "what", "verdict", "evidence"), tablefmt="github") if rows else "None."
+    return markdown(("step", "what", "verdict", "evidence"), rows) if rows else "None."
 
 
 def _next(climbed: ClimbResult) -> str:

@@ -1,6 +1,7 @@
 """The verdict table of a phase: on the terminal, and as the description of its MLflow run."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -17,8 +18,9 @@ _STYLE = {Verdict.PASSED: "green", Verdict.FAILED: "bold red", Verdict.INSUFFICI
 def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
     """A row a criterion, grouped by step, with the evidence in words and numbers."""
     table = Table(title=title, title_justify="left", expand=True)
-    for heading, ratio in (("step", 2), ("criterion", 2), ("verdict", 2), ("evidence", 8)):
-        table.add_column(heading, ratio=ratio, overflow="fold")
+    for heading in ("step", "criterion", "verdict"):
+        table.add_column(heading)
+    table.add_column("evidence", ratio=1, overflow="fold")  # takes what the others leave
     for result in results:
         rows = result.verdict.criteria
         for place, criterion in enumerate(rows):
@@ -35,15 +37,19 @@ def verdict_markdown(results: Sequence[StepResult]) -> str:
         for result in results
         for place, criterion in enumerate(result.verdict.criteria)
     ]
-    return tabulate(rows, headers=("step", "criterion", "verdict", "evidence"), tablefmt="github")
+    return markdown(("step", "criterion", "verdict", "evidence"), rows)
 
 
 def measured_markdown(results: Sequence[StepResult], metrics: Sequence[str]) -> str:
     """What was measured: a row a metric, a column a step."""
     rows = [[_heading(name), *(number(r.measurement.metric(name)) for r in results)] for name in metrics]
-    return tabulate(
-        rows, headers=["measured", *(r.step.name for r in results)], tablefmt="github", disable_numparse=True
-    )
+    return markdown(["measured", *(r.step.name for r in results)], rows)
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown without the padding that would double its length: MLflow cuts long descriptions off."""
+    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    return re.sub(r"-{4,}", "---", re.sub(r" {2,}", " ", table))
 
 
 def number(value: float) -> str:
