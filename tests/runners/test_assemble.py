@@ -56,7 +56,8 @@ def test_throughput_leaves_each_epochs_first_step_out() -> None:
     metrics = a.speed_metrics(steps)
     assert metrics["speed/seconds_per_sample"] == pytest.approx(0.25)
     assert metrics["speed/samples_per_s"] == pytest.approx(4)
-    assert metrics["speed/seconds_per_epoch"] == pytest.approx((10.0 + 7.5) / 2)
+    assert metrics["speed/seconds_per_epoch"] == pytest.approx((3 * 0.5 + 2 * 0.5) / 2)
+    assert metrics["speed/start_up_seconds"] == pytest.approx(9 - 0.5)
 
 
 def test_a_single_step_is_better_than_nothing() -> None:

@@ -18,7 +18,7 @@ from roofscale.train.health import Finding, Verdict
 REFERENCES = ("previous", "base", "absolute")
 CONFIDENCE = 0.90  # of the interval: each of the two one-sided tests at 5 %
 RESAMPLES = 2000
-MIN_STEPS = 4  # the first, which is kept, and three to resample
+MIN_STEPS = 4  # the first, which is left out, and three to resample
 
 # Metrics that come from the mean seconds of the steps, with its power
 _TIMED: Mapping[str, int] = {"speed/seconds_per_epoch": 1, "speed/seconds_per_sample": 1, "speed/samples_per_s": -1}
@@ -101,8 +101,8 @@ def _relative_spread(
 def _bootstrap(name: str, runs: Sequence[Measurement]) -> npt.NDArray[np.float64] | None:
     """The statistic behind a timed metric under resampling of its steps' seconds.
 
-    The first step of a run pays for start-up and is no sample of the others: it is kept as it is. The spread is
-    inflated by n / (n - 1), since a resample's variance is that much too small.
+    The first step of a run pays for start-up and is no sample of the others: it is left out, as in the metric. The
+    spread is inflated by n / (n - 1), since a resample's variance is that much too small.
     """
     if any(len(run.steps) < MIN_STEPS for run in runs):
         return None
@@ -114,7 +114,6 @@ def _bootstrap(name: str, runs: Sequence[Measurement]) -> npt.NDArray[np.float64
             return None
         later = random.choice(seconds[1:], (RESAMPLES, seconds.size - 1))
         centre, inflation = seconds[1:].mean(), math.sqrt((seconds.size - 1) / (seconds.size - 2))
-        later = np.maximum(centre + (later - centre) * inflation, seconds.min() / 10)
-        parts.append(np.column_stack([np.full(RESAMPLES, seconds[0]), later]))
+        parts.append(np.maximum(centre + (later - centre) * inflation, seconds.min() / 10))
     draws: npt.NDArray[np.float64] = np.mean(np.concatenate(parts, axis=1), axis=1) ** _TIMED[name]
     return draws
