@@ -70,6 +70,8 @@ def one(seed: int, fault: str, overrides: dict[str, Any], only: str) -> dict[str
     with scratch_folder() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         climbed = climb(folder, settings, planted, only)
+    if climbed.interrupted:  # the ladder took the signal; without this the next seed would begin
+        raise KeyboardInterrupt
     failed = {
         result.step.name: {c.name: c.evidence for c in result.verdict.criteria if c.verdict is not Verdict.PASSED}
         for result in climbed.results
