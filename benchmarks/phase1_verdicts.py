@@ -27,7 +27,7 @@ from roofscale.runners.supervise import Listener, SilentListener
 
 # The criteria that should catch each fault; the first to be met ends the phase.
 CATCHES = {
-    "lr": {"stable", "bounded", "smooth", "learning", "completes"},
+    "lr": {"bounded"},
     "masks": {"learning"},
     "leak": {"no_leak"},
     "loader": {"data_stall"},
