@@ -146,6 +146,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "speed/seconds_per_sample": MetricInfo("s", "seconds a training sample; each epoch's first step left out"),
         "speed/seconds_per_epoch": MetricInfo("s", "mean wall time of a training epoch, its start-up left out"),
         "speed/data_stall": MetricInfo("share", "share of a step's time that the same step on a cached batch saves"),
+        "speed/cached_seconds_per_sample": MetricInfo("s", "seconds a sample of the same step on a cached batch"),
         "speed/loader_wait": MetricInfo("share", "share of the steps' time spent waiting for the loader's next batch"),
         "speed/start_up_seconds": MetricInfo("s", "what the first step took beyond the others: loader start, kernels"),
         "speed/setup_seconds": MetricInfo("s", "from the start of the process to the first training step"),

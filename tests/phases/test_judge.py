@@ -228,3 +228,11 @@ def test_a_busy_machine_is_not_blamed_on_the_loader(stall: float, wait: float) -
 def test_a_failure_by_time_on_a_busy_machine_proves_nothing(others: float, verdict: Verdict) -> None:
     stalled = {"speed/data_stall": 0.9, "speed/loader_wait": 0.9, "cpu/others": others}
     assert judge(step("data_stall"), measurement(8, **stalled)).verdict is verdict
+
+
+@pytest.mark.parametrize(("pace", "verdict"), [(0.10, FAILED), (0.16, INSUFFICIENT), (math.nan, FAILED)])
+def test_a_machine_that_changed_its_pace_proves_nothing_about_time(pace: float, verdict: Verdict) -> None:
+    expect = (Expectation("speed/seconds_per_epoch", "previous", 2.0, 0.1),)
+    before = measurement(20, **{"speed/cached_seconds_per_sample": 0.10, "speed/seconds_per_epoch": 1.0})
+    slow = measurement(20, **{"speed/cached_seconds_per_sample": pace, "speed/seconds_per_epoch": 4.0})
+    assert verdict_of("as_expected", slow, previous=before, expect=expect).verdict is verdict

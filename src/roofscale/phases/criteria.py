@@ -24,6 +24,7 @@ from roofscale.train.leak import no_leak
 # Share of the machine's time. A run that wants every core loses about as much of its speed; half the tightest tolerance
 # of a shipped phase file (0.20).
 BUSY = 0.10
+DRIFT = 1.2  # ratio of paces; likewise half the tightest tolerance, either way
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,26 @@ def _data_stall(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
         f"{limits['max_share']:.0%} fails)",
         {"data_stall": stall, "loader_wait": wait},
     )
-    return _unless_busy(finding, evidence.runs)
+    return _unless_disturbed(finding, evidence.runs)
 
 
-def _unless_busy(finding: Finding, runs: Sequence[Measurement]) -> Finding:
-    """A failure by time is no evidence where the machine gave much of its time to other work."""
-    others = max((run.metric("cpu/others") for run in runs), default=math.nan)
-    if finding.verdict is not Verdict.FAILED or not others > BUSY:
+def _unless_disturbed(finding: Finding, runs: Sequence[Measurement]) -> Finding:
+    """A failure by time is no evidence where the machine gave much of its time to other work, or changed its pace.
+
+    The pace is that of the cached batch: no loader and no data set can change it, but a neighbour on a shared host can.
+    """
+    if finding.verdict is not Verdict.FAILED:
         return finding
-    said = f"{finding.evidence}; but {others:.0%} of the machine went to other work (over {BUSY:.0%} proves nothing)"
-    return Finding(Verdict.INSUFFICIENT_EVIDENCE, said, {**finding.numbers, "others": others})
+    others = max((run.metric("cpu/others") for run in runs), default=math.nan)
+    if others > BUSY:
+        why = f"{others:.0%} of the machine went to other work (over {BUSY:.0%} proves nothing)"
+        return Finding(Verdict.INSUFFICIENT_EVIDENCE, f"{finding.evidence}; but {why}", finding.numbers)
+    paces = [run.metric("speed/cached_seconds_per_sample") for run in runs]
+    drift = max(paces) / min(paces) if all(pace > 0 for pace in paces) else math.nan
+    if drift > DRIFT:
+        why = f"a cached batch took {drift:.2f} x as long in one run as in another (over {DRIFT:g} proves nothing)"
+        return Finding(Verdict.INSUFFICIENT_EVIDENCE, f"{finding.evidence}; but {why}", finding.numbers)
+    return finding
 
 
 def _stable(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
@@ -182,7 +193,7 @@ def _as_expected(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
         reference = references[expected.of]
         finding = compare(expected, evidence.runs, reference)
         runs = [*evidence.runs, *([reference] if reference else [])]
-        findings.append(_unless_busy(finding, runs) if is_timed(expected.metric) else finding)
+        findings.append(_unless_disturbed(finding, runs) if is_timed(expected.metric) else finding)
     return Finding(
         combine([f.verdict for f in findings]),
         "; ".join(f.evidence for f in findings),

@@ -189,4 +189,8 @@ class Run:
             self.trainer.step(self._batch)
             seconds.append(time.perf_counter() - clock)
         cached, real = statistics.median(seconds[1:]), statistics.fmean(self._step_seconds[1:])
-        self.emit("metrics", {"metrics": {"speed/data_stall": max(0.0, 1 - cached / real)}})
+        found = {
+            "speed/data_stall": max(0.0, 1 - cached / real),
+            "speed/cached_seconds_per_sample": cached / len(self._batch.ids),
+        }
+        self.emit("metrics", {"metrics": found})
