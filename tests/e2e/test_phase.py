@@ -118,7 +118,7 @@ def test_figures_and_a_loadable_model_are_artifacts(
     figures = {Path(item.path).name for item in client(folder).list_artifacts(run_id, "figures")}
     assert figures == {"loss.png", "memory.png", "throughput.png", "predictions-rid.png"}
     monkeypatch.chdir(folder)  # the default store keeps artifacts relative to where it was made
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     model = mlflow.pytorch.load_model(f"runs:/{run_id}/model")
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 3, 96, 96), dtype=np.uint8))
     with torch.inference_mode():
