@@ -27,7 +27,7 @@ on_failure: stop
 steps:
   - name: base
     set: {max_samples: 4}
-    criteria: {completes: , memory: {max_share: 0.8}}
+    criteria: {completes: , memory_margin: {max_share: 0.8}}
   - name: more
     set: {max_samples: 16}
     expect: {speed/seconds_per_epoch: {value: 4, of: previous, tolerance: 0.9}}
@@ -83,7 +83,7 @@ def test_the_verdict_says_what_is_known_and_what_is_not(climbed: tuple[Path, dic
     _, found = climbed
     assert found["verdict"] == "insufficient_evidence"
     verdicts = {step["step"]: {c["name"]: c["verdict"] for c in step["criteria"]} for step in found["steps"]}
-    assert verdicts["base"] == {"completes": "passed", "memory": "passed"}
+    assert verdicts["base"] == {"completes": "passed", "memory_margin": "passed"}
     assert verdicts["more"]["learning"] == "insufficient_evidence"
 
 

@@ -94,7 +94,7 @@ def test_a_healthy_climb_of_the_shipped_phase_passes_on_merit(root):
         ({"samples-50": {"leak": 20.0}}, "no_leak"),
         ({"samples-100": {"gain": 0.0}}, "learning"),
         ({"base-10": {"speed/data_stall": 0.9, "speed/loader_wait": 0.9}}, "data_stall"),
-        ({"samples-20": {"memory/share": 0.81}}, "memory"),
+        ({"samples-20": {"memory/share": 0.81}}, "memory_margin"),
         ({"samples-20": {"gain": -1e6}}, "bounded"),
         ({"samples-50": {"seconds": 6.0}}, "as_expected"),
     ],
@@ -119,22 +119,22 @@ def test_only_a_run_that_ended_well_completes(outcome):
 
 
 @pytest.mark.parametrize(
-    "name", ["memory", "data_stall", "no_leak", "learning", "as_expected", "stable", "smooth", "bounded"]
+    "name", ["memory_margin", "data_stall", "no_leak", "learning", "as_expected", "stable", "smooth", "bounded"]
 )
 def test_nothing_measured_never_passes(name):
     nothing = Measurement(Outcome.HOST_OOM, "killed", "0" * 12)
     expect = [Expectation("memory/peak_mib", "previous", 1.0, 0.2)]
     assert verdict_of(name, nothing, previous=measurement(), expect=expect).verdict is INSUFFICIENT
     spoilt = measurement(**{"memory/share": math.nan, "speed/data_stall": math.nan, "memory/peak_mib": math.inf})
-    if name in ("memory", "data_stall", "as_expected"):
+    if name in ("memory_margin", "data_stall", "as_expected"):
         assert verdict_of(name, spoilt, previous=measurement(), expect=expect).verdict is INSUFFICIENT
 
 
 def test_memory_holds_host_and_gpu_each():
-    assert verdict_of("memory", measurement(**{"memory/share": 0.79})).verdict is PASSED
-    assert verdict_of("memory", measurement(**{"memory/share": 0.80})).verdict is FAILED
-    assert verdict_of("memory", measurement(**{"gpu/memory_share": 0.9})).verdict is FAILED
-    assert verdict_of("memory", measurement(), repeats=[measurement(**{"memory/share": 0.9})]).verdict is FAILED
+    assert verdict_of("memory_margin", measurement(**{"memory/share": 0.79})).verdict is PASSED
+    assert verdict_of("memory_margin", measurement(**{"memory/share": 0.80})).verdict is FAILED
+    assert verdict_of("memory_margin", measurement(**{"gpu/memory_share": 0.9})).verdict is FAILED
+    assert verdict_of("memory_margin", measurement(), repeats=[measurement(**{"memory/share": 0.9})]).verdict is FAILED
 
 
 def test_every_data_set_that_was_trained_on_must_be_learnt():

@@ -22,13 +22,13 @@ name: tried
 steps:
   - name: one
     set: {max_samples: 2}
-    criteria: {completes: , memory: {max_share: 0.8}}
+    criteria: {completes: , memory_margin: {max_share: 0.8}}
   - name: two
     set: {max_samples: 4}
     on_failure: %s
     on_insufficient: %s
     max_repeats: 2
-    criteria: {completes: , memory: {max_share: 0.8}}
+    criteria: {completes: , memory_margin: {max_share: 0.8}}
   - name: three
     set: {max_samples: 8}
     criteria: {completes: }

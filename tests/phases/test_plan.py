@@ -22,7 +22,7 @@ on_insufficient: repeat
 steps:
   - name: first
     set: {max_samples: 10}
-    criteria: {completes: , memory: {max_share: 0.5}}
+    criteria: {completes: , memory_margin: {max_share: 0.5}}
   - name: second
     set: {max_samples: 20}
     on_insufficient: continue
@@ -48,7 +48,7 @@ def test_the_shipped_phase_1_is_the_missions(root):
     times = [e.value for step, _ in plan for e in step.expect if e.metric == "speed/seconds_per_epoch"]
     assert times == [2.0, 2.5, 2.0]
     asked = [{spec.name for spec in step.criteria} for step, _ in plan]
-    assert all({"completes", "memory", "data_stall"} <= names for names in asked)
+    assert all({"completes", "memory_margin", "data_stall"} <= names for names in asked)
     assert [("stable" in n, "smooth" in n, "learning" in n) for n in asked] == [
         (False, False, False),
         (True, False, False),
@@ -56,13 +56,19 @@ def test_the_shipped_phase_1_is_the_missions(root):
         (True, True, True),
     ]
     assert all(
-        spec.limits["max_share"] == 0.80 for step in phase.steps for spec in step.criteria if spec.name == "memory"
+        spec.limits["max_share"] == 0.80
+        for step in phase.steps
+        for spec in step.criteria
+        if spec.name == "memory_margin"
     )
 
 
 def test_limits_and_policies_are_filled_in(tmp_path):
     first, second = load_phase(write(tmp_path, GOOD)).steps
-    assert {spec.name: dict(spec.limits) for spec in first.criteria} == {"completes": {}, "memory": {"max_share": 0.5}}
+    assert {spec.name: dict(spec.limits) for spec in first.criteria} == {
+        "completes": {},
+        "memory_margin": {"max_share": 0.5},
+    }
     defaults = {name: limit.default for name, limit in CRITERIA["stable"].limits.items()}
     assert second.criteria[0].limits == defaults
     assert (first.on_insufficient, second.on_insufficient, second.on_failure) == ("repeat", "continue", "stop")
@@ -94,7 +100,7 @@ def test_an_override_that_would_undo_the_ladder_is_refused(tmp_path, overrides):
         ("val/rid/iou_roof", "val/rid/iuo", 6, "Did you mean 'val/rid/iou'"),
         ("on_insufficient: repeat", "on_insufficient: repaet", 7, "Did you mean 'repeat'"),
         ("max_samples: 10", "max_sample: 10", 10, "Did you mean 'max_samples'"),
-        ("memory: {", "memoryy: {", 11, "Did you mean 'memory'"),
+        ("memory_margin: {", "memory_margn: {", 11, "Did you mean 'memory_margin'"),
         ("max_share: 0.5", "max_shares: 0.5", 11, "Did you mean 'max_share'"),
         ("max_share: 0.5", "max_share: .nan", 11, "finite"),
         ("max_share: 0.5", "max_share: half", 11, "expected a number"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, Validation
 from roofscale.phases.expectation import Expectation, compare, is_timed
 from roofscale.train import health
@@ -36,6 +37,14 @@ class Limit:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """An earlier step of the phase: the config and the measurement of the run that decided it."""
+
+    config: RunConfig
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that a criterion may look at."""
 
@@ -44,6 +53,8 @@ class Evidence:
     base: Measurement | None = None  # the first step of the phase
     repeats: tuple[Measurement, ...] = ()  # the same step under other seeds
     expect: tuple[Expectation, ...] = ()
+    config: RunConfig | None = None  # of the measurement; None where nobody knows it
+    history: tuple[Rung, ...] = ()  # the earlier steps of the phase, in order
 
     @property
     def runs(self) -> tuple[Measurement, ...]:
@@ -71,7 +82,7 @@ def _completes(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     return Finding(Verdict.PASSED, "ran to its end" + (f" in {seconds:.0f} s" if math.isfinite(seconds) else ""))
 
 
-def _memory(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+def _memory_margin(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     shares = {"host": _worst_metric(evidence, "memory/share"), "GPU": _worst_metric(evidence, "gpu/memory_share")}
     if math.isnan(shares["GPU"]) and all(run.metrics.get("gpu/memory_share") is None for run in evidence.runs):
         del shares["GPU"]  # a run without a GPU
@@ -245,9 +256,9 @@ def _worst_metric(evidence: Evidence, name: str) -> float:
 CRITERIA: Mapping[str, Criterion] = types.MappingProxyType(
     {
         "completes": Criterion("the run ends by itself: no OOM, no crash, no broken data", _completes),
-        "memory": Criterion(
+        "memory_margin": Criterion(
             "the peak stays under a share of the compute's memory, host and GPU each",
-            _memory,
+            _memory_margin,
             {"max_share": Limit(0.80, "share of the memory; a fifth is kept for what the samples did not see")},
         ),
         "stable": Criterion(

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
-from roofscale.phases.criteria import CRITERIA, Evidence
+from roofscale.phases.criteria import CRITERIA, Evidence, Rung
 from roofscale.phases.plan import Step
 from roofscale.train.health import Verdict, combine
 
@@ -51,6 +52,9 @@ def judge(
     previous: Measurement | None = None,
     base: Measurement | None = None,
     repeats: Sequence[Measurement] = (),
+    *,
+    config: RunConfig | None = None,
+    history: Sequence[Rung] = (),
 ) -> StepVerdict:
     """Judge a step.
 
@@ -60,8 +64,10 @@ def judge(
         previous: the measurement of the step before, None for the first.
         base: the measurement of the phase's first step, None for the first.
         repeats: measurements of the same step under other seeds; their evidence is pooled (see ``criteria``).
+        config: the run config that yielded the measurement, None where nobody knows it.
+        history: the runs that decided the earlier steps of the phase, in order.
     """
-    evidence = Evidence(measurement, previous, base, tuple(repeats), step.expect)
+    evidence = Evidence(measurement, previous, base, tuple(repeats), step.expect, config, tuple(history))
     results = []
     for spec in step.criteria:
         finding = CRITERIA[spec.name].judge(evidence, spec.limits)
