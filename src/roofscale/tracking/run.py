@@ -1,32 +1,21 @@
-"""The one file that knows MLflow: experiments, attempts, steps, and the way back to them after a kill.
+"""One MLflow run: what is logged into it while it goes on, and what it leaves."""
 
-One MLflow experiment a phase, one parent run an attempt, one child run a step. Only the supervising process talks to
-MLflow; the training process writes events, which arrive here.
-"""
-
-import getpass
 import json
-import logging
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, Outcome
-from roofscale.train.monitor import ResourceSample
+from roofscale.measurement import Measurement, Outcome, ResourceSample
+from roofscale.tracking.registry import promote
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +24,6 @@ if TYPE_CHECKING:
 _FLUSH_SECONDS = 2.0  # a buffered batch costs 0.4 ms a step, a synchronous call 4 ms
 _BATCH = 1000  # most metrics that MLflow takes in one call
 _TAG_LENGTH = 8000  # most characters of a tag that MLflow takes
-_DEFAULT_EXPERIMENT = "0"  # MLflow's id of the experiment 'Default'
 _STEP_SERIES = {  # metric: field of a step event
     "train/loss": "loss",
     "train/grad_norm": "grad_norm",
@@ -43,46 +31,6 @@ _STEP_SERIES = {  # metric: field of a step event
     "step/seconds": "seconds",
     "step/wait_seconds": "wait_seconds",
 }
-
-
-# What MLflow says of its own doings would drown what a run has to say.
-logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-
-class Tracker:
-    """An experiment on the MLflow tracking server that ``MLFLOW_TRACKING_URI`` names, or a local database."""
-
-    def __init__(self, experiment: str) -> None:
-        self.experiment = experiment
-        self.client = MlflowClient()
-        found = self.client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        # The UI opens an experiment of this kind on its training runs, not on traces of language models.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
-        self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
-
-    @property
-    def uri(self) -> str:
-        """Where this is tracked."""
-        return str(mlflow.get_tracking_uri())
-
-    def start(self, name: str, tags: Mapping[str, str], parent: "TrackedRun | None" = None) -> "TrackedRun":
-        """Open a run; with ``parent``, a child of it."""
-        nested = {"mlflow.parentRunId": parent.run_id} if parent else {}
-        source = {"mlflow.source.name": "roofscale", "mlflow.source.type": "PROJECT", "mlflow.user": getpass.getuser()}
-        run = self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name)
-        return TrackedRun(self.client, run.info.run_id)
-
-    def resume(self, run_id: str) -> "TrackedRun | None":
-        """Open a run again that an earlier process left; None where the server no longer has it."""
-        try:
-            if self.client.get_run(run_id).info.lifecycle_stage == "deleted":
-                return None
-        except MlflowException:
-            return None
-        self.client.update_run(run_id, status="RUNNING")
-        return TrackedRun(self.client, run_id)
 
 
 class TrackedRun:
@@ -146,6 +94,14 @@ class TrackedRun:
     def artifact(self, file: Path, folder: str | None = None) -> None:
         """Log a file as an artifact."""
         self.client.log_artifact(self.run_id, str(file), folder)
+
+    def text(self, content: str, path: str) -> None:
+        """Log a text as an artifact."""
+        self.client.log_text(self.run_id, content, path)
+
+    def promote(self, *aliases: str) -> None:
+        """Register the run's model, if it has one, and point these aliases to it; doing it again changes nothing."""
+        promote(self.client, self.run_id, aliases)
 
     def finish(self, outcome: Outcome) -> None:
         """Close the run: FINISHED, KILLED where somebody interrupted it, else FAILED."""
@@ -223,48 +179,3 @@ class TrackedRun:
                 pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
             )
         self.client.update_run(self.run_id, status="RUNNING")
-
-
-@dataclass(frozen=True)
-class ProjectRun:
-    """The run that ``mlflow run`` opens by itself around an entry point."""
-
-    client: MlflowClient
-    run_id: str
-
-    @classmethod
-    def take_over(cls) -> "ProjectRun":
-        """Take it out of the environment, so that nothing else logs into it by accident."""
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
-        return cls(MlflowClient(), os.environ.pop("MLFLOW_RUN_ID"))
-
-    def settle(self, pointer: str) -> None:
-        """Point to the run that holds the results, and let the empty one be removed from the experiment 'Default'.
-
-        ``mlflow run`` closes its run after we have ended, and fails if it is gone by then; so a process of its own
-        outlives us, waits for that, and deletes it.
-        """
-        if pointer:
-            self.client.set_tag(self.run_id, "roofscale.run", pointer)
-        if self.client.get_run(self.run_id).info.experiment_id == _DEFAULT_EXPERIMENT:
-            nowhere = subprocess.DEVNULL
-            subprocess.Popen(
-                [sys.executable, "-m", "roofscale.tracking", self.run_id],
-                start_new_session=True,
-                stdin=nowhere,
-                stdout=nowhere,
-                stderr=nowhere,
-            )
-
-
-def _remove_when_closed(run_id: str) -> None:
-    client = MlflowClient()
-    for _ in range(120):
-        if client.get_run(run_id).info.status != "RUNNING":
-            client.delete_run(run_id)
-            return
-        time.sleep(0.5)
-
-
-if __name__ == "__main__":
-    _remove_when_closed(sys.argv[1])

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from roofscale.measurement import Measurement, Outcome
+from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.tracking import TrackedRun, Tracker
-from roofscale.train.monitor import ResourceSample
 
 
 @pytest.fixture

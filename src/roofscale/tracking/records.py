@@ -1,0 +1,87 @@
+"""Runs as the tracking server has them, to be read; nothing here changes or creates anything there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from roofscale.tracking.registry import REGISTERED_MODEL
+from roofscale.tracking.server import was_ever_used
+
+_PAGE = 1000  # runs asked for at once; 50000 is the most that MLflow takes
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One MLflow run as the server has it."""
+
+    run_id: str
+    name: str
+    parent_id: str | None
+    status: str  # RUNNING, FINISHED, FAILED or KILLED
+    started: float  # epoch seconds
+    ended: float | None  # epoch seconds
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]  # the last point of each
+
+
+def record_of(run: Run) -> RunRecord:
+    """The record of a run that MLflow's client gave."""
+    info, data = run.info, run.data
+    return RunRecord(
+        run_id=info.run_id,
+        name=info.run_name or "",
+        parent_id=data.tags.get("mlflow.parentRunId"),
+        status=info.status,
+        started=info.start_time / 1000,
+        ended=info.end_time / 1000 if info.end_time else None,
+        tags=dict(data.tags),
+        params=dict(data.params),
+        metrics=dict(data.metrics),
+    )
+
+
+def search(client: MlflowClient, experiment_id: str, condition: str, order: str) -> list[RunRecord]:
+    """All runs of an experiment that meet a condition and are not deleted, page by page."""
+    found: list[RunRecord] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=_PAGE, order_by=[order], page_token=token)
+        found += map(record_of, page)
+        token = page.token
+        if not token:
+            return found
+
+
+def get_run(run_id: str) -> RunRecord | None:
+    """The run with this id; None where the server does not have it, or where it is deleted."""
+    if not was_ever_used():
+        return None
+    try:
+        run = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        if is_absent(error):
+            return None
+        raise
+    return None if run.info.lifecycle_stage == "deleted" else record_of(run)
+
+
+def aliased(alias: str) -> RunRecord | None:
+    """The run whose model an alias of the registered model ``roofscale`` points to; None where there is none."""
+    if not was_ever_used():
+        return None
+    try:
+        version = MlflowClient().get_model_version_by_alias(REGISTERED_MODEL, alias)
+    except MlflowException as error:
+        if is_absent(error):
+            return None
+        raise
+    return get_run(version.run_id) if version.run_id else None
+
+
+def is_absent(error: MlflowException) -> bool:
+    """Whether the server said that there is no such thing; MLflow says so of an alias with 'invalid parameter'."""
+    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
