@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from roofscale.cgroup import MemoryCgroup
-from roofscale.measurement import METRICS
+from roofscale.measurement import METRICS, MemoryPoint
 from roofscale.runners.limit import MemoryLimit
 from roofscale.train import monitor as monitors
-from roofscale.train import proctree
+from roofscale.train import proctree, rates
 from roofscale.train.gpu import Gpus
 from roofscale.train.monitor import Monitor
 
@@ -165,6 +165,8 @@ def test_cpu_utilisation_of_one_busy_core(start: Start) -> None:
 def test_rows_come_at_their_own_pace_and_speak_in_known_names(start: Start) -> None:
     monitor = watch(start(HOLD.format(mib=50)).pid, 1.0, row_seconds=0.3)
     assert 3 <= len(monitor.rows) <= 6
+    assert len(monitor.resources) >= 3
+    assert all(row in monitor.rows for row in monitor.resources)
     assert {name for row in monitor.rows for name in row.metrics} <= set(METRICS)
     assert monitor.rows[-1].metrics["memory/used_mib"] > 50
     assert "cpu/utilisation" in monitor.rows[-1].metrics
@@ -177,15 +179,14 @@ def test_a_process_that_is_gone_ends_nothing() -> None:
     assert math.isnan(monitor.summary()["memory/peak_mib"])
 
 
-def test_the_memory_curve_of_a_long_run_is_thinned_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitors, "_MOST_POINTS", 64)
-    monitor = Monitor(1)
+def test_the_memory_curve_of_a_long_run_is_thinned_not_cut() -> None:
+    curve = monitors.Thinned[MemoryPoint](0.2, 64)
     for tick in range(2000):
-        monitor._keep(monitors.MemoryPoint(time=tick * 0.2, mib=tick))
-    assert 20 <= len(monitor.points) <= 64
-    assert monitor.points[0].mib == 0
-    assert monitor.points[-1].mib > 1900
-    gaps = [b.time - a.time for a, b in itertools.pairwise(monitor.points)]
+        curve.add(MemoryPoint(time=tick * 0.2, mib=tick))
+    assert 20 <= len(curve.values) <= 64
+    assert curve.values[0].mib == 0
+    assert curve.values[-1].mib > 1900
+    gaps = [b.time - a.time for a, b in itertools.pairwise(curve.values)]
     assert max(gaps) < 2.5 * min(gaps)
 
 
@@ -306,11 +307,11 @@ def test_figures_hold_while_workers_come_and_go(start: Start) -> None:
 
 
 def test_time_that_went_to_other_work_is_told_from_ours_and_from_idle() -> None:
-    before = monitors._Counters(0.0, 0.0, 0.0, 0.0, 0.0, (0.0, 0.0), (0.0, 0.0))
-    after = monitors._Counters(10.0, 8.0, 1.0, 6.0, 20.0, (0.0, 0.0), (0.0, 0.0))  # two cores, ten seconds
-    rates = monitors._Rates.__new__(monitors._Rates)
-    rates._cores = 2
-    found = rates._between(before, after)
+    before = rates.Counters(0.0, 0.0, 0.0, 0.0, 0.0, (0.0, 0.0), (0.0, 0.0))
+    after = rates.Counters(10.0, 8.0, 1.0, 6.0, 20.0, (0.0, 0.0), (0.0, 0.0))  # two cores, ten seconds
+    watched = rates.Rates.__new__(rates.Rates)
+    watched._cores = 2
+    found = watched._between(before, after)
     assert found["cpu/others"] == pytest.approx((20 - 6 - 8) / 20)
     assert found["cpu/utilisation"] == pytest.approx(0.4)
     assert found["cpu/io_wait"] == pytest.approx(0.05)

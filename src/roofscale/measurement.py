@@ -70,6 +70,14 @@ class MemoryPoint:
 
 
 @dataclass(frozen=True)
+class ResourceSample:
+    """What was in use over the seconds since the last sample; NaN where the system does not tell."""
+
+    time: float  # epoch seconds
+    metrics: Mapping[str, float]  # names from METRICS
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What one run yielded; complete whatever the outcome, with NaN for what was never reached."""
 
@@ -81,6 +89,7 @@ class Measurement:
     memory: tuple[MemoryPoint, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)  # names from METRICS, or val/<data set>/<metric>
     facts: Mapping[str, str] = field(default_factory=dict)  # device, precision, memory source, data fingerprint, ...
+    resources: tuple[ResourceSample, ...] = ()  # one every two seconds, fewer in a long run
 
     def metric(self, name: str) -> float:
         """The metric's value, NaN where the run did not yield it."""
@@ -103,6 +112,7 @@ class Measurement:
             memory=tuple(MemoryPoint(**r) for r in raw["memory"]),
             metrics=raw["metrics"],
             facts=raw["facts"],
+            resources=tuple(ResourceSample(**r) for r in raw.get("resources", ())),  # an older file has none
         )
 
 
@@ -138,6 +148,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "memory/kernel_peak_mib": MetricInfo("MiB", "the kernel's own peak of the run's cgroup; counts page cache too"),
         "memory/workers_mib": MetricInfo("MiB", "loader processes' part at the peak"),
         "memory/shm_mib": MetricInfo("MiB", "largest use of shared memory (/dev/shm)"),
+        "memory/shm_share": MetricInfo("share", "/dev/shm in use over its size, at its fullest, whoever fills it"),
         "memory/mib_per_sample": MetricInfo(
             "MiB", "peak less what was held before the first step, over the batch size"
         ),

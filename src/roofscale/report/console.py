@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from tqdm import tqdm
 
-from roofscale.train.monitor import ResourceSample
+from roofscale.measurement import ResourceSample
 
 # A bar that is written to a file or a log would fill it line by line.
 _WIDTH_OF_A_LOG = 140

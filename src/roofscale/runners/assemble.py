@@ -12,7 +12,7 @@ from scipy import stats
 
 from roofscale.compute import GIB, Allowance, Compute
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, MemoryPoint, Outcome, StepRecord, Validation
+from roofscale.measurement import Measurement, MemoryPoint, Outcome, ResourceSample, StepRecord, Validation
 from roofscale.runners import events as event_log
 from roofscale.runners.events import Event
 
@@ -36,6 +36,7 @@ class Supervised:
     metrics: Mapping[str, float]  # the monitor's summary
     source: str  # of the memory figures
     limit: str  # of the memory, and by what means
+    resources: tuple[ResourceSample, ...] = ()
 
 
 def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervised) -> Measurement:
@@ -63,6 +64,7 @@ def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervi
         memory=seen.memory,
         metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
         facts=_facts(in_force, size, allowed, seen),
+        resources=seen.resources,
     )
 
 

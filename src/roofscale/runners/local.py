@@ -93,10 +93,11 @@ class LocalRunner:
             started=started,
             ended=time.time(),
             events=EventTail(self.run_dir / EVENTS).read(),
-            memory=tuple(monitor.points),
+            memory=monitor.points,
             metrics=monitor.summary(),
             source=monitor.source,
             limit=limit.description,
+            resources=monitor.resources,
         )
 
     def _start(

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
+from roofscale.measurement import ResourceSample
 from roofscale.runners.events import Event, EventTail
 from roofscale.runners.limit import MemoryLimit
-from roofscale.train.monitor import Monitor, ResourceSample
+from roofscale.train.monitor import Monitor
 
 _POLL_SECONDS = 0.1
 

@@ -15,16 +15,16 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-
-import psutil
+from typing import Generic, TypeVar
 
 from roofscale.cgroup import MemoryCgroup
-from roofscale.measurement import MemoryPoint
+from roofscale.measurement import MemoryPoint, ResourceSample
 from roofscale.train import proctree
 from roofscale.train.gpu import Gpus, GpuUse
+from roofscale.train.rates import Rates, larger
 
 MIB = 2**20
 # Exact looks together may take this share of one core, less where a cgroup knows the total and only the workers' part
@@ -33,15 +33,10 @@ _EXACT_SHARE = {"total": 0.005, "workers": 0.001}
 _SETTLING_SECONDS = (3.0,)  # between exact looks after processes came or went, whatever they cost
 _STEADY_SECONDS = 10.0  # at least, between them otherwise
 _TREE_SECONDS = 1.0  # between looks for new processes
-_MOST_POINTS = 4096  # of the memory curve; beyond it every second one is dropped
+_MOST_POINTS = 4096  # of the memory curve
+_MOST_ROWS = 1024  # of the resources over time
 
-
-@dataclass(frozen=True)
-class ResourceSample:
-    """What was in use over the seconds since the last sample; NaN where the system does not tell."""
-
-    time: float  # epoch seconds
-    metrics: Mapping[str, float]  # names from METRICS
+Timed = TypeVar("Timed", MemoryPoint, ResourceSample)
 
 
 class Monitor:
@@ -70,18 +65,19 @@ class Monitor:
         tree: proctree.Tree | None = None,
     ) -> None:
         self.rows: deque[ResourceSample] = deque()  # taken away from the left by whoever shows them
-        self.points: list[MemoryPoint] = []
-        self.peak_mib = self.workers_mib = self.shm_mib = math.nan
+        self._points = Thinned[MemoryPoint](interval, _MOST_POINTS)
+        self._resources = Thinned[ResourceSample](row_seconds, _MOST_ROWS)
+        self.peak_mib = self.workers_mib = self.shm_mib = self.shm_share = math.nan
         self._group = group
         self._tree = tree or proctree.watch(pid)
         self._gpus = Gpus()
         self._interval, self._row_seconds, self._limit_mib, self._on_over = interval, row_seconds, limit_mib, on_over
         self._exact = _Exact(self._tree, _EXACT_SHARE["workers" if group else "total"])
         self._main_peak = 0
-        self._shm_before = _shm_used()
-        self._point_seconds = interval
-        self._next_tree = self._next_row = 0.0
-        self._rates = _Rates(self._tree, cores)
+        self._shm_before = _Shm.now().used
+        self._next_tree = 0.0
+        self._next_row = time.monotonic() + row_seconds  # a rate over no time says nothing
+        self._rates = Rates(self._tree, cores)
         self._gpu: list[GpuUse] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="roofscale-monitor", daemon=True)
@@ -100,6 +96,16 @@ class Monitor:
         self._gpus.close()
 
     @property
+    def points(self) -> tuple[MemoryPoint, ...]:
+        """The memory over time."""
+        return tuple(self._points.values)
+
+    @property
+    def resources(self) -> tuple[ResourceSample, ...]:
+        """Everything else over time."""
+        return tuple(self._resources.values)
+
+    @property
     def source(self) -> str:
         """Where the memory figures come from, for a person."""
         if self._group:
@@ -116,6 +122,7 @@ class Monitor:
             "memory/kernel_peak_mib": kernel / MIB if kernel is not None else math.nan,
             "memory/workers_mib": self.workers_mib,
             "memory/shm_mib": self.shm_mib,
+            "memory/shm_share": self.shm_share,
             **self._rates.overall(),
         }
         if self._gpu:
@@ -147,42 +154,36 @@ class Monitor:
     def _note_memory(self, resident: proctree.Resident) -> None:
         if not self._exact.look():
             return
-        mib, shm_mib = self._memory_mib(resident)
+        shm = _Shm.now()
+        mib, shm_mib = self._memory_mib(resident, shm)
         if mib > self._limit_mib and self._on_over:
             self._exact.look(now=True)
-            mib, _ = self._memory_mib(resident)
+            mib, _ = self._memory_mib(resident, shm)
             if mib > self._limit_mib:
                 self._on_over()
                 self._on_over = None
-        self._keep(MemoryPoint(time.time(), mib))
+        self._points.add(MemoryPoint(time.time(), mib))
         # The kernel remembers the main process's largest size: a peak between two samples shows in it.
         missed = max(0, resident.main_peak - resident.main) / MIB if resident.main_peak > self._main_peak > 0 else 0.0
         self._main_peak = max(self._main_peak, resident.main_peak)
-        self.shm_mib = _larger(self.shm_mib, shm_mib)
+        self.shm_mib = larger(self.shm_mib, shm_mib)
+        self.shm_share = larger(self.shm_share, shm.share)
         if not mib + missed <= self.peak_mib:
             self.peak_mib = mib + missed
             workers = resident.workers_private if self._exact.workers is None else self._exact.workers
             self.workers_mib = workers / MIB
 
-    def _memory_mib(self, resident: proctree.Resident) -> tuple[float, float]:
+    def _memory_mib(self, resident: proctree.Resident, shm: "_Shm") -> tuple[float, float]:
         if self._group:
             with contextlib.suppress(OSError):
                 use = self._group.use()
                 return use.working / MIB, use.shm / MIB
-        return (resident.total + self._exact.correction) / MIB, max(0, _shm_used() - self._shm_before) / MIB
-
-    def _keep(self, point: MemoryPoint) -> None:
-        if self.points and point.time - self.points[-1].time < 0.9 * self._point_seconds:
-            return
-        self.points.append(point)
-        if len(self.points) > _MOST_POINTS:
-            del self.points[1::2]
-            self._point_seconds *= 2
+        return (resident.total + self._exact.correction) / MIB, max(0, shm.used - self._shm_before) / MIB
 
     def _add_row(self) -> None:
         metrics = self._rates.since_last()
-        if self.points:
-            metrics["memory/used_mib"] = self.points[-1].mib
+        if self._points.values:
+            metrics["memory/used_mib"] = self._points.values[-1].mib
         if gpu := self._gpus.use(self._tree.pids()):
             self._gpu.append(gpu)
             metrics |= {
@@ -190,7 +191,26 @@ class Monitor:
                 "gpu/power_w": gpu.power_w,
                 "gpu/memory_used_mib": gpu.memory_bytes / MIB,
             }
-        self.rows.append(ResourceSample(time.time(), metrics))
+        row = ResourceSample(time.time(), metrics)
+        self.rows.append(row)
+        self._resources.add(row)
+
+
+class Thinned(Generic[Timed]):
+    """Values over time, ``seconds`` apart or more: beyond ``most`` every second one goes, and twice as far apart."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self.values: list[Timed] = []
+        self._seconds, self._most = seconds, most
+
+    def add(self, value: Timed) -> None:
+        """Keep a value, unless it comes too soon after the last."""
+        if self.values and value.time - self.values[-1].time < 0.9 * self._seconds:
+            return
+        self.values.append(value)
+        if len(self.values) > self._most:
+            del self.values[1::2]
+            self._seconds *= 2
 
 
 class _Exact:
@@ -233,87 +253,20 @@ class _Exact:
 
 
 @dataclass(frozen=True)
-class _Counters:
-    """Running totals, from which rates are differences."""
+class _Shm:
+    """What is in /dev/shm, whoever put it there."""
 
-    time: float  # monotonic seconds
-    cpu: float  # seconds
-    io_wait: float  # seconds of the machine, over all its cores
-    idle: float  # seconds of the machine with nothing to compute, waits for I/O included
-    machine: float  # seconds of all kinds of the machine, over all its cores
-    disk: tuple[float, float]  # bytes read, written
-    network: tuple[float, float]  # bytes received, sent
+    used: int  # bytes; 0 where there is no such folder
+    share: float  # of its size; NaN where there is none
 
-
-class _Rates:
-    """CPU, disk and network use over a stretch of time, as differences of counters that never go back."""
-
-    def __init__(self, tree: proctree.Tree, cores: int) -> None:
-        self._tree, self._cores = tree, cores
-        self._first = self._last = self._read(None)
-
-    def since_last(self) -> dict[str, float]:
-        before, self._last = self._last, self._read(self._last)
-        return self._between(before, self._last)
-
-    def overall(self) -> dict[str, float]:
-        return self._between(self._first, self._last)
-
-    def _read(self, before: _Counters | None) -> _Counters:
-        times = psutil.cpu_times()
-        disk = self._tree.disk_bytes()
-        links = [link for name, link in psutil.net_io_counters(pernic=True).items() if not name.startswith("lo")]
-        now = _Counters(
-            time=time.monotonic(),
-            cpu=self._tree.cpu_seconds(),
-            io_wait=getattr(times, "iowait", math.nan),
-            idle=times.idle + getattr(times, "iowait", 0.0),
-            machine=sum(times[:8]),  # the ninth and tenth, guests, are inside user and nice already
-            disk=(float(disk[0]), float(disk[1])) if disk else before.disk if before else (math.nan, math.nan),
-            network=(float(sum(link.bytes_recv for link in links)), float(sum(link.bytes_sent for link in links))),
-        )
-        return _never_back(now, before) if before else now
-
-    def _between(self, a: _Counters, b: _Counters) -> dict[str, float]:
-        seconds = b.time - a.time
-        if seconds <= 0:
-            return {}
-        machine = max(b.machine - a.machine, 1e-9)
-        busy = b.machine - a.machine - (b.idle - a.idle)
-        return {
-            "cpu/utilisation": (b.cpu - a.cpu) / (seconds * self._cores),
-            "cpu/others": max(0.0, busy - (b.cpu - a.cpu)) / machine,
-            "cpu/io_wait": (b.io_wait - a.io_wait) / machine,
-            "disk/read_mib_s": (b.disk[0] - a.disk[0]) / MIB / seconds,
-            "disk/write_mib_s": (b.disk[1] - a.disk[1]) / MIB / seconds,
-            "network/received_mib_s": (b.network[0] - a.network[0]) / MIB / seconds,
-            "network/sent_mib_s": (b.network[1] - a.network[1]) / MIB / seconds,
-        }
-
-
-def _never_back(now: _Counters, before: _Counters) -> _Counters:
-    """Between a process's death and the wait for it, its share is missing from the sums for a moment."""
-    return _Counters(
-        now.time,
-        max(now.cpu, before.cpu),
-        now.io_wait,
-        now.idle,
-        now.machine,
-        (_larger(now.disk[0], before.disk[0]), _larger(now.disk[1], before.disk[1])),
-        now.network,
-    )
-
-
-def _shm_used() -> int:
-    try:
-        shm = os.statvfs("/dev/shm")
-    except OSError:
-        return 0
-    return (shm.f_blocks - shm.f_bfree) * shm.f_frsize
-
-
-def _larger(a: float, b: float) -> float:
-    return b if math.isnan(a) else a if math.isnan(b) else max(a, b)
+    @classmethod
+    def now(cls) -> "_Shm":
+        try:
+            shm = os.statvfs("/dev/shm")
+        except OSError:
+            return cls(0, math.nan)
+        used = shm.f_blocks - shm.f_bfree
+        return cls(used * shm.f_frsize, used / shm.f_blocks if shm.f_blocks else math.nan)
 
 
 def _mean(values: list[float]) -> float:
