@@ -56,6 +56,10 @@ class Tracker:
         self.client.update_run(run_id, status="RUNNING")
         return TrackedRun(self.client, run_id)
 
+    def open(self, run_id: str) -> TrackedRun:
+        """A run as it stands, over or not, to say more of it."""
+        return TrackedRun(self.client, run_id)
+
     def attempts(self) -> list[RunRecord]:
         """The runs of this experiment that are nobody's child, newest first; deleted ones are left out."""
         runs = search(self.client, self.experiment_id, "", "attributes.start_time DESC")
