@@ -60,13 +60,14 @@ def compare(expectation: Expectation, runs: Sequence[Measurement], reference: Me
     shown = f"{measured:.3g}" if of == "absolute" else f"{measured:.2f} x {of}"
     interval = "" if low == high else f", {CONFIDENCE:.0%} interval {low:.2f} to {high:.2f}"
     return Finding(
-        _place(low, high, *expectation.band),
+        place(low, high, *expectation.band),
         f"{name} {shown}{interval} (expected {expectation.value:g} +-{expectation.tolerance:.0%})",
         {name: measured, f"{name}/low": low, f"{name}/high": high},
     )
 
 
-def _place(low: float, high: float, smallest: float, largest: float) -> Verdict:
+def place(low: float, high: float, smallest: float, largest: float) -> Verdict:
+    """Where an interval lies to a band: within it passed, outside of it failed, across its edge not enough evidence."""
     if smallest <= low and high <= largest:
         return Verdict.PASSED
     if high < smallest or largest < low:
