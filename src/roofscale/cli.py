@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,28 @@ PHASES = Path("experiments")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script on standard output.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
+
+
+def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that climbs."""
+    options = [
+        click.option("--overlay", default="", help="Overlay whose knobs and policies win, such as smoke.yaml."),
+        click.option("--set", "more", multiple=True, help="KEY=VALUE words for every step, several in one text."),
+        click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge."),
+        switch("--from-defaults", "Start from the defaults, not from what the phase before has learnt."),
+        switch("--fresh", "Begin a new attempt even if one was left half done, and forget what ran out of memory."),
+        switch("--force", "Go on where a requirement of the phase, such as the gate, is not met; it is recorded."),
+        dry_run_option,
+        json_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def switch(name: str, text: str) -> Callable[..., Any]:
+    """A switch that an MLproject can pass a value to as well: --fresh, or --fresh true."""
+    return click.option(name, type=bool, is_flag=False, flag_value=True, default=False, help=text)
 
 
 @contextmanager
@@ -85,37 +107,46 @@ def train(
 @main.command()
 @click.argument("number", type=click.IntRange(1, 5))
 @click.option("--file", type=click.Path(path_type=Path), help="Phase file; else experiments/phase<N>.yaml.")
-@click.option("--overlay", type=click.Path(path_type=Path), help="Overlay whose base and policies win.")
-@click.option("--set", "more", multiple=True, help="KEY=VALUE words for every step, several in one text.")
-@click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge.")
-@click.option("--fresh", is_flag=True, help="Begin a new attempt even if one was left half done.")
-@dry_run_option
-@json_option
-def phase(
-    number: int,
-    file: Path | None,
-    overlay: Path | None,
-    more: Sequence[str],
-    compute: str,
-    fresh: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@climb_options
+def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
     """Climb a phase: run its steps, judge each, and write down what was found."""
-    from roofscale.commands import show
-    from roofscale.phases.plan import load_phase
+    from roofscale.commands import phase as commands
 
     with _project_run() as results_are_in:
-        found = load_phase(file or PHASES / f"phase{number}.yaml", overlay)
-        plan = found.resolve(overrides=_words(more, compute))
+        order = commands.Order(**_order(**wishes))
         if dry_run:
-            show.print_plan(found, plan, as_json)
+            commands.preview(order.load(number, file), order)
             return
-        from roofscale.commands import run
+        climbed = commands.climb_phase(number, order, file)
+        if climbed:
+            results_are_in(climbed.run_id)
+    sys.exit(commands.exit_code(climbed) if climbed else 1)
 
-        climbed = run.climb_phase(found, plan, RUNS, GENERATED, PHASES / "STRATEGY.md", fresh, as_json)
-        results_are_in(climbed.run_id)
-    sys.exit(run.exit_code(climbed))
+
+@main.command()
+@climb_options
+def climb(dry_run: bool, **wishes: Any) -> None:
+    """Climb all phases in order, each from what the one before has learnt."""
+    from roofscale.commands import phase as commands
+
+    with _project_run() as results_are_in:
+        order = commands.Order(**_order(**wishes))
+        if dry_run:
+            commands.preview_all(order)
+            return
+        climbs, code = commands.climb_all(order)
+        for climbed in climbs[-1:]:
+            results_are_in(climbed.run_id)
+    sys.exit(code)
+
+
+@main.command()
+@json_option
+def gate(as_json: bool) -> None:
+    """Say whether the GPU phase may begin: each condition with the run that proves it, or what would supply it."""
+    from roofscale.commands.gate import print_gate
+
+    sys.exit(0 if print_gate(as_json) else 1)
 
 
 @main.command()
@@ -168,6 +199,23 @@ def _words(more: Sequence[str], compute: str) -> list[str]:
     """Overrides from --set texts, split like a shell splits words, and from --compute."""
     words = [word for text in more for word in shlex.split(text)]
     return [*words, f"compute={compute}"] if compute else words
+
+
+def _order(
+    more: Sequence[str], compute: str, overlay: str, from_defaults: bool, fresh: bool, force: bool, as_json: bool
+) -> dict[str, Any]:
+    """What ``commands.phase.Order`` takes, from the options of ``climb_options``."""
+    return {
+        "overrides": _words(more, compute),
+        "experiments": PHASES,
+        "runs": RUNS,
+        "cache": GENERATED,
+        "overlay": Path(overlay) if overlay else None,
+        "from_defaults": from_defaults,
+        "fresh": fresh,
+        "force": force,
+        "to_json": as_json,
+    }
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from roofscale.tracking import TrackedRun, Tracker
 PHASE = """
 phase: 1
 name: tried
+max_retreats: 0
 steps:
   - name: one
     set: {max_samples: 2}

@@ -1,6 +1,7 @@
 """Commands that only look: the knobs, what would run, and where everything stands."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from rich.table import Table
 
 from roofscale import compute
 from roofscale.config import FIELDS, RunConfig
+from roofscale.forecast.time import Timed, TimeForecast, forecast_time
 from roofscale.phases.attempt import StepFolder, read_json
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.plan import Phase, Plan
+from roofscale.phases.record import judged_runs, read_config
 from roofscale.report.console import as_json, console
 
 
@@ -41,24 +44,61 @@ def print_config(config: RunConfig, to_json: bool) -> None:
     console().print(table)
 
 
-def print_plan(phase: Phase, plan: Plan, to_json: bool) -> None:
-    """Say what a phase would run, what it expects and how it would be judged."""
-    for _, config in plan:
-        compute.get(config.compute)
+def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
+    """Say what a phase would run, what it expects, how it would be judged, and what time and money that would take.
+
+    Args:
+        phase: the phase.
+        plan: its steps with the configs they would run.
+        start: a sentence that says what the phase starts from.
+    """
+    timed = timed_runs()
+    forecasts = [forecast_time(config, compute.get(config.compute), timed) for _, config in plan]
     if to_json:
-        print(as_json({"phase": asdict(phase), "steps": [{"step": s.name, "config": c.as_dict()} for s, c in plan]}))
+        steps = [
+            {"step": step.name, "config": config.as_dict(), "forecast": asdict(forecast) if forecast else None}
+            for (step, config), forecast in zip(plan, forecasts, strict=True)
+        ]
+        print(as_json({"phase": asdict(phase), "start": start, "steps": steps}))
         return
     out = console()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
+    out.print(escape(start))
     print_config(plan[0][1], to_json=False)
-    table = Table("step", "changes", "expects", "criteria", "then", title="steps", title_justify="left")
-    for step, config in plan:
+    table = Table("step", "changes", "expects", "criteria", "then", "forecast", title="steps", title_justify="left")
+    for (step, config), forecast in zip(plan, forecasts, strict=True):
         expects = "\n".join(_expectation(e) for e in step.expect)
         criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
-        then = f"failed: {step.on_failure}\ninsufficient: {step.on_insufficient}"
+        then = f"failed: smaller, {step.max_retreats} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
         changes = "\n".join(f"{k}={config.written()[k]}" for k in step.set)
-        table.add_row(step.name, changes, expects, criteria, then, end_section=True)
+        table.add_row(step.name, changes, expects, criteria, then, _time_and_cost(forecast), end_section=True)
     out.print(table)
+    out.print(_total(forecasts))
+
+
+def timed_runs() -> list[Timed]:
+    """Every judged run on the tracking server, with what it took."""
+    runs = [run for phase in range(1, 6) for run in judged_runs(phase) if "ruled_out_by" not in run.tags]
+    return [Timed(read_config(run), run.metrics, run.run_id) for run in runs]
+
+
+def _time_and_cost(forecast: TimeForecast | None) -> str:
+    if forecast is None:
+        return "unknown: no similar run on record"
+    money = "" if forecast.usd is None else f"\n{forecast.usd:.2f} USD"
+    scaled = "\n(scaled)" if forecast.scaled else ""
+    return f"{forecast.seconds:,.0f} s{money}{scaled}"
+
+
+def _total(forecasts: Sequence[TimeForecast | None]) -> str:
+    known = [forecast for forecast in forecasts if forecast]
+    if not known:
+        return "No forecast of time and cost: no similar run is on record. The first step of phase 1 makes one."
+    minutes = sum(forecast.seconds for forecast in known) / 60
+    money = [forecast.usd for forecast in known if forecast.usd is not None]
+    cost = f", {sum(money):.2f} USD" if len(money) == len(known) else ""
+    sources = ", ".join(dict.fromkeys(forecast.source for forecast in known))
+    return f"Forecast of {len(known)} of {len(forecasts)} steps: {minutes:,.1f} minutes{cost}, from runs {sources}."
 
 
 def _expectation(expected: Expectation) -> str:

@@ -6,7 +6,7 @@ the run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdic
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,18 +61,31 @@ class Attempt:
 
     @property
     def content(self) -> dict[str, Any]:
-        """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), and ``verdict`` once it is over."""
+        """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), ``said`` (the phase file), ``notes``, and
+        ``verdict`` once it is over."""
         return read_json(self.path / "attempt.json")
 
     def update(self, **fields: Any) -> None:
         """Add or replace fields."""
         write_json(self.path / "attempt.json", {**self.content, **fields})
 
-    def step(self, number: int, name: str, repeat: int = 0) -> StepFolder:
-        """The folder of a step's first run, or of its ``repeat``-th further one; made if need be."""
-        folder = self.path / (f"{number:02d}-{name}" + (f"-repeat{repeat}" if repeat else ""))
+    def keep_notes(self, notes: Sequence[str]) -> tuple[str, ...]:
+        """Note what a reader of the verdict has to know; return all that was noted since the attempt began."""
+        kept = tuple(dict.fromkeys([*self.content.get("notes", ()), *notes]))
+        self.update(notes=list(kept))
+        return kept
+
+    def step(self, number: int, name: str, retreat: int = 0, repeat: int = 0) -> StepFolder:
+        """The folder of a step's first run, or of a further one (smaller increment, other seed); made if need be."""
+        further = (f"-retreat{retreat}" if retreat else "") + (f"-repeat{repeat}" if repeat else "")
+        folder = self.path / f"{number:02d}-{name}{further}"
         folder.mkdir(exist_ok=True)
         return StepFolder(folder)
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether any step was judged."""
+        return any(self.path.glob("*/verdict.json"))
 
 
 class Attempts:
@@ -90,12 +103,13 @@ class Attempts:
         newest = self.all()[-1:]
         return next((a for a in newest if a.content["plan"] == plan and not a.content.get("verdict")), None)
 
-    def new(self, plan: str, run_id: str, created: str, steps: list[str]) -> Attempt:
-        """Begin the next attempt."""
+    def new(self, plan: str, run_id: str, created: str, steps: list[str], said: Mapping[str, Any]) -> Attempt:
+        """Begin the next attempt at a plan (its fingerprint) of a phase file (what it says)."""
         number = max((int(folder.name) for folder in self.path.glob("[0-9]*")), default=0) + 1
         folder = self.path / f"{number:03d}"
         folder.mkdir(parents=True)
-        write_json(folder / "attempt.json", {"plan": plan, "run_id": run_id, "created": created, "steps": steps})
+        content = {"plan": plan, "run_id": run_id, "created": created, "steps": steps, "said": said}
+        write_json(folder / "attempt.json", content)
         return Attempt(folder)
 
     @property
@@ -126,3 +140,24 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
+
+
+def plan_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two phase files, as they were read: one line for each key or step."""
+    steps = [{step["name"]: step for step in said.get("steps", ())} for said in (before, after)]
+    lines = _differences("", *({k: v for k, v in said.items() if k != "steps"} for said in (before, after)))
+    for name in dict.fromkeys([*steps[0], *steps[1]]):
+        old, new = (said.get(name) for said in steps)
+        if old is None or new is None:
+            lines.append(f"step {name} was {'added' if old is None else 'taken out'}")
+        else:
+            lines += _differences(f"step {name}, ", old, new)
+    return lines
+
+
+def _differences(where: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{where}{key}: {json.dumps(before.get(key))} became {json.dumps(after.get(key))}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]

@@ -1,6 +1,25 @@
-"""The gate before the GPU: what has to be known from the CPU phases before money is spent. Pure, over runs as tracked."""
+"""The gate before the GPU: what the CPU phases have to have shown before money is spent. Pure, over runs as tracked.
 
+It asks the runs' own verdicts and figures, not whether a phase passed as a whole: a batch of 8 that is no faster on a
+CPU is still known to be stable there.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from roofscale.config import DATASETS
+from roofscale.phases.retreat import OUT_OF_MEMORY
+from roofscale.tracking import RunRecord
+
+# The mission's numbers.
+SAMPLES = 100
+BATCH = 8
+CPU_PHASES = (1, 2, 3, 4)
+
+_SOUND = ("completes", "stable", "memory_margin")  # criteria that a run must have passed to prove anything
+_TROUBLE = ("memory_margin", "no_leak")
+Runs = Mapping[int, Sequence[RunRecord]]  # phase -> its judged runs, those of the newest attempt first
+Proof = Callable[[RunRecord], bool]
 
 
 @dataclass(frozen=True)
@@ -25,3 +44,119 @@ class GateReport:
     def open(self) -> bool:
         """Whether phase 5 may begin."""
         return bool(self.conditions) and all(condition.met for condition in self.conditions)
+
+
+def gate_report(runs: Runs, tracking_uri: str) -> GateReport:
+    """Hold the judged runs of the CPU phases against the mission's conditions."""
+    return GateReport((*_size_conditions(runs), _no_memory_trouble(runs), *_known_conditions(runs)), tracking_uri)
+
+
+def _size_conditions(runs: Runs) -> Iterable[Condition]:
+    """Stable on a CPU with enough samples, a large enough batch, and all data sets: each, and all in one run."""
+    asked: dict[str, tuple[Proof, int]] = {
+        f"stable on a CPU with at least {SAMPLES} samples": (_enough_samples, 1),
+        f"stable on a CPU with batches of at least {BATCH}": (_large_batch, 2),
+        "stable on a CPU with all data sets": (_all_datasets, 4),
+        "all of these in one run": (lambda run: _enough_samples(run) and _large_batch(run) and _all_datasets(run), 4),
+    }
+    sound = [run for phase in sorted(runs, reverse=True) for run in runs[phase] if _is_sound(run)]
+    for name, (holds, phase) in asked.items():
+        proof = next((run for run in sound if holds(run)), None)
+        if proof:
+            yield Condition(name, True, _shown(proof), proof.run_id)
+        else:
+            yield Condition(name, False, f"none of {len(sound)} sound runs shows it", remedy=_climb(phase))
+
+
+def _is_sound(run: RunRecord) -> bool:
+    passed = all(run.tags.get(f"verdict.{name}") == "passed" for name in _SOUND)
+    return passed and run.tags.get("outcome") == "ok" and run.tags.get("device") == "cpu"
+
+
+def _enough_samples(run: RunRecord) -> bool:
+    most = int(run.params["max_samples"])
+    return (most or run.metrics.get("train/samples", 0.0)) >= SAMPLES
+
+
+def _large_batch(run: RunRecord) -> bool:
+    return int(run.params["batch_size"]) >= BATCH
+
+
+def _all_datasets(run: RunRecord) -> bool:
+    return set(run.params["datasets"].split(",")) == set(DATASETS)
+
+
+def _shown(run: RunRecord) -> str:
+    where = run.tags.get("compute", run.params["compute"])
+    return (
+        f"phase {run.tags.get('phase', '?')} {run.tags.get('step', run.name)}: {run.params['max_samples']} samples of "
+        f"{run.params['datasets']}, batch {run.params['batch_size']}, "
+        f"memory {run.metrics.get('memory/share', float('nan')):.0%} of {where}"
+    )
+
+
+def _no_memory_trouble(runs: Runs) -> Condition:
+    """No deciding run of the newest attempts ran out of memory, left its margin or leaked; retreats may have."""
+    name = "no memory trouble"
+    newest = {phase: _newest_attempt(runs.get(phase, ())) for phase in CPU_PHASES}
+    for phase, decided in newest.items():
+        if not decided:
+            return Condition(name, False, f"phase {phase} has no judged step on record", remedy=_climb(phase))
+        for run in decided:
+            if why := _trouble(run):
+                text = f"phase {phase} {run.tags.get('step', run.name)}: {why} (run {run.run_id})"
+                return Condition(name, False, text, remedy=f"{_climb(phase)} --fresh")
+    proving = newest[CPU_PHASES[-1]][-1]
+    count = sum(map(len, newest.values()))
+    return Condition(name, True, f"none in the {count} steps of the newest attempts", proving.run_id)
+
+
+def _newest_attempt(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    return [run for run in runs if run.parent_id == runs[0].parent_id and run.tags.get("decides") == "true"]
+
+
+def _trouble(run: RunRecord) -> str:
+    if run.tags.get("outcome") in OUT_OF_MEMORY:
+        return f"ended as {run.tags['outcome']}"
+    failed = [name for name in _TROUBLE if run.tags.get(f"verdict.{name}") == "failed"]
+    return "; ".join(f"{name} failed: {run.tags.get(f'evidence.{name}', '')}" for name in failed)
+
+
+def _known_conditions(runs: Runs) -> Iterable[Condition]:
+    """What the GPU phase has to know in advance."""
+    yield _known(
+        "memory a sample is known", runs, (4, 3, 2, 1), lambda run: _has(run, "memory/mib_per_sample"),
+        lambda run: f"{run.metrics['memory/mib_per_sample']:,.0f} MiB a sample at {run.params['image_size']} px",
+    )  # fmt: skip
+    yield _known(
+        "the best batch is known", runs, (2,), lambda run: run.tags.get("verdict.knee") == "passed",
+        lambda run: run.tags.get("evidence.knee", ""),
+    )  # fmt: skip
+    yield _known(
+        "the loading pattern is known", runs, (3,), lambda run: run.tags.get("verdict.balanced") == "passed",
+        lambda run: f"{run.params['num_workers']} workers: {run.tags.get('evidence.balanced', '')}",
+    )  # fmt: skip
+    yield _known(
+        f"the training time at {SAMPLES} samples or more is known", runs, (4, 3, 2, 1),
+        lambda run: _enough_samples(run) and _has(run, "speed/seconds_per_epoch"),
+        lambda run: f"{run.metrics['speed/seconds_per_epoch']:,.0f} s an epoch of {run.params['max_samples']} samples "
+        f"of {run.params['datasets']}",
+    )  # fmt: skip
+
+
+def _known(
+    name: str, runs: Runs, phases: Sequence[int], holds: Proof, evidence: Callable[[RunRecord], str]
+) -> Condition:
+    for phase in phases:
+        for run in runs.get(phase, ()):
+            if run.tags.get("outcome") == "ok" and holds(run):
+                return Condition(name, True, evidence(run), run.run_id)
+    return Condition(name, False, "no run on record shows it", remedy=_climb(phases[0]))
+
+
+def _has(run: RunRecord, metric: str) -> bool:
+    return metric in run.metrics
+
+
+def _climb(phase: int) -> str:
+    return f"roofscale phase {phase}"

@@ -1,62 +1,31 @@
-"""Climb a phase: run each step, judge it, and stop, go on or repeat as the phase file says.
+"""Climb a phase: run each step, judge it, and go on, repeat, take a smaller increment or stop, as the phase file says.
 
-The path of one step is ``_run``: open the MLflow run, hand the config to a runner, judge the measurement, write down
-the verdict. Whatever kills it before the last line, the same command takes the step up again.
+The path of one run is ``_run``: open the MLflow run, hand the config to a runner, judge the measurement, write down the
+verdict. Whatever kills it before the last line, the same command takes the step up again.
 """
 
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, Outcome, write_json
-from roofscale.phases.attempt import Attempt, Attempts, StepFolder
+from roofscale.measurement import Measurement, Outcome, ResourceSample, write_json
+from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
+from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult
+from roofscale.phases.criteria import Rung
 from roofscale.phases.judge import StepVerdict, Verdict, judge
 from roofscale.phases.plan import Phase, Plan, Step, repeat_config
+from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut, at_least_as_large, find_cause, smaller
 from roofscale.runners.events import Event, EventTail
-from roofscale.runners.local import EVENTS
+from roofscale.runners.local import EVENTS, MEASUREMENT
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker
-from roofscale.train.monitor import ResourceSample
 
 Runner = Callable[[RunConfig], Measurement]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One judged step."""
-
-    step: Step
-    config: RunConfig
-    measurement: Measurement  # of its first run
-    verdict: StepVerdict
-    run_id: str
-    folder: Path
-    repeats: tuple[Measurement, ...] = ()
-
-
-@dataclass(frozen=True)
-class ClimbResult:
-    """How far an attempt came."""
-
-    phase: Phase
-    attempt: Path
-    run_id: str  # MLflow's parent run
-    results: tuple[StepResult, ...]
-    interrupted: bool
-
-    @property
-    def verdict(self) -> Verdict:
-        """Failed if a step failed; passed if all steps passed; else insufficient evidence."""
-        found = [result.verdict.verdict for result in self.results]
-        if Verdict.FAILED in found:
-            return Verdict.FAILED
-        complete = len(found) == len(self.phase.steps) and not self.interrupted
-        return Verdict.PASSED if complete and set(found) == {Verdict.PASSED} else Verdict.INSUFFICIENT_EVIDENCE
 
 
 class Audience(Protocol):
@@ -88,6 +57,34 @@ class Listeners:
             listener.resources(sample)
 
 
+class Stopped(Exception):
+    """Somebody asked a run to stop; nothing of it was judged."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One config to be measured at a step: the step's own, or a smaller one."""
+
+    number: int  # place of the step in its phase, from 1
+    step: Step
+    config: RunConfig
+    done: tuple[StepResult, ...]  # the steps before
+    retreat: Retreat | None = None
+    retreats: int = 0  # how many smaller increments were tried before this one, itself included
+
+    def judge(self, runs: Sequence[Measurement]) -> StepVerdict:
+        """The verdict on a run and its repeats."""
+        first, *others = runs
+        before, base = (self.done[-1].measurement, self.done[0].measurement) if self.done else (None, None)
+        history = [Rung(result.config, result.measurement) for result in self.done]
+        return judge(self.step, first, before, base, others, config=self.config, history=history)
+
+    def smaller(self, config: RunConfig, retreat: Retreat) -> "Ask":
+        """The same step at a smaller increment."""
+        step = self.step if self.retreat else self.step.at_smaller_increment()
+        return replace(self, step=step, config=config, retreat=retreat, retreats=self.retreats + 1)
+
+
 @dataclass
 class Ladder:
     """The climb of one phase with everything that it needs from outside."""
@@ -99,6 +96,10 @@ class Ladder:
     make_runner: Callable[[Path, Listener], Runner]
     audience: Audience
     tags: Mapping[str, str]  # of every run: commit, data
+    good: RunConfig | None = None  # the last good config of the phase before, where this one stands on it
+    ruled_out: Sequence[RuledOut] = ()  # what ran out of memory in earlier attempts
+    notes: Sequence[str] = ()  # what a reader of the verdict has to know already
+    _full: list[RuledOut] = field(default_factory=list, init=False)
 
     def climb(self, fresh: bool = False) -> ClimbResult:
         """Climb from the bottom, or, unless ``fresh``, from where the newest attempt at this plan was left.
@@ -107,23 +108,45 @@ class Ladder:
             Busy: another process climbs this phase.
         """
         with self.attempts.lock():
+            changes = self._plan_changes()
             attempt, parent = self._open(fresh)
+            notes = attempt.keep_notes([*self.notes, *changes])
+            parent.tags({"attempt": str(attempt.path), "notes": json.dumps(notes)})
+            self._full = [known for known in self.ruled_out if known.attempt != parent.run_id]
             done: list[StepResult] = []
             interrupted = False
-            for number, (step, config) in enumerate(self.plan, 1):
-                result = self._step(attempt, parent, number, step, config, done)
-                if result is None:
-                    interrupted = True
-                    break
-                done.append(result)
-                if result.verdict.verdict is Verdict.PASSED:
-                    self._remember(result, parent)
-                elif self._stops(result):
-                    break
-            climbed = ClimbResult(self.phase, attempt.path, parent.run_id, tuple(done), interrupted)
+            try:
+                for number, (step, config) in enumerate(self.plan, 1):
+                    result = self._step(attempt, parent, Ask(number, step, config, tuple(done)))
+                    done.append(result)
+                    if result.verdict.verdict is Verdict.PASSED:
+                        self._remember(result, parent)
+                    elif self._stops(result):
+                        break
+            except Stopped:
+                interrupted = True
+            climbed = ClimbResult(
+                phase=self.phase,
+                attempt=attempt.path,
+                run_id=parent.run_id,
+                results=tuple(done),
+                interrupted=interrupted,
+                experiment=self.tracker.experiment,
+                created=attempt.content["created"],
+                commit=self.tags.get("git_commit", ""),
+                notes=notes,
+            )
             if not interrupted:
                 attempt.update(verdict=climbed.verdict)
             return climbed
+
+    def _plan_changes(self) -> list[str]:
+        """What the phase file says otherwise than in the newest attempt, if that one has seen results already."""
+        for newest in self.attempts.all()[-1:]:
+            before = newest.content.get("said")
+            if before and newest.has_verdicts and (lines := plan_changes(before, self.phase.as_json())):
+                return [f"the plan was changed after attempt {newest.path.name} had results: {'; '.join(lines)}"]
+        return []
 
     def _open(self, fresh: bool) -> tuple[Attempt, TrackedRun]:
         # The whole configs, because another data_root is another attempt, though it is the same run config.
@@ -137,90 +160,160 @@ class Ladder:
         number = len(self.attempts.all()) + 1
         parent = self.tracker.start(
             f"phase{self.phase.number} attempt {number}",
-            {**self.tags, "phase": str(self.phase.number), "phase_name": self.phase.name, "plan": fingerprint},
+            {
+                **self.tags,
+                "phase": str(self.phase.number),
+                "phase_name": self.phase.name,
+                "plan": fingerprint,
+                "created": created,
+            },
         )
+        for name, text in self.phase.documents().items():
+            parent.text(text, name)
         names = [step.name for step, _ in self.plan]
-        return self.attempts.new(fingerprint, parent.run_id, created, names), parent
+        return self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json()), parent
 
-    def _step(
-        self, attempt: Attempt, parent: TrackedRun, number: int, step: Step, config: RunConfig, done: list[StepResult]
-    ) -> StepResult | None:
-        """Run a step and, while the evidence is insufficient and the phase file says so, repeat it; None: stopped."""
-        before = done[-1].measurement if done else None
-        base = done[0].measurement if done else None
+    def _step(self, attempt: Attempt, parent: TrackedRun, ask: Ask) -> StepResult:
+        """Bring a step to its verdict: at its own config, then, where the cause suggests it, at smaller increments.
+
+        The deciding run is the largest increment that passed, else the one that the step asks for.
+        """
+        passed_before = (r.config for r in reversed(ask.done) if r.verdict.verdict is Verdict.PASSED)
+        good = next(passed_before, self.good)
+        asked = self._measure(attempt, parent, ask, good)
+        runs, newest = [asked], asked
+        failed, held = [asked.config], [good] if good else []
+        while asked.cause and len(runs) <= ask.step.max_retreats:
+            found = smaller(newest.cause or asked.cause, failed, held, [known.config for known in self._full])
+            if found is None:
+                break
+            config, changed = found
+            ask = ask.smaller(config, Retreat(asked.run_id, newest.cause or asked.cause, changed))
+            newest = self._measure(attempt, parent, ask, good)
+            runs.append(newest)
+            passed = newest.verdict.verdict is Verdict.PASSED
+            (held if passed else failed).append(config)
+            if passed and asked.cause is Cause.DIVERGED:
+                break  # a learning rate that works need not be the largest that does
+        deciding = next((run for run in reversed(runs) if run.verdict.verdict is Verdict.PASSED), asked)
+        self.tracker.open(deciding.run_id).tags({"decides": "true"})
+        return replace(deciding, step=asked.step, tries=tuple(run for run in runs if run is not deciding))
+
+    def _measure(self, attempt: Attempt, parent: TrackedRun, ask: Ask, good: RunConfig | None) -> StepResult:
+        """Run one config and, while the evidence is insufficient and the phase file says so, repeat it."""
+        known = next((known for known in self._full if at_least_as_large(ask.config, known.config)), None)
         runs: list[Measurement] = []
-        for repeat in range(step.max_repeats + 1):
-            folder = attempt.step(number, step.name, repeat)
-            run_config = repeat_config(config, repeat) if repeat else config
-
-            def verdict_on(measurement: Measurement) -> StepVerdict:
-                first, *others = [*runs, measurement]
-                return judge(step, first, before, base, others)
-
-            measured = self._run(folder, parent, step, run_config, repeat, verdict_on)
-            if measured is None:
-                return None
-            measurement, verdict, run_id = measured
-            runs.append(measurement)
+        for repeat in range(ask.step.max_repeats + 1):
+            folder = attempt.step(ask.number, ask.step.name, ask.retreats, repeat)
+            config = repeat_config(ask.config, repeat) if repeat else ask.config
+            result = self._run(folder, parent, replace(ask, config=config), repeat, runs, known)
+            runs.append(result.measurement)
             if repeat == 0:
-                first_run, first_folder = run_id, folder.path
-            wanting = verdict.verdict is Verdict.INSUFFICIENT_EVIDENCE and step.on_insufficient == "repeat"
+                first = result
+            wanting = result.verdict.verdict is Verdict.INSUFFICIENT_EVIDENCE and ask.step.on_insufficient == "repeat"
             if not wanting:
                 break
+        cause = find_cause(result.verdict, runs[-1], ask.config, good)
+        if runs[-1].outcome in OUT_OF_MEMORY:
+            self._full.append(RuledOut(ask.config, runs[-1].outcome, result.run_id))
+        tags = {"verdict": result.verdict.verdict, **({"failure": cause} if cause else {})}
         if runs[1:]:  # the first run was filed before its repeats could speak
-            TrackedRun(self.tracker.client, first_run).tags({"verdict": verdict.verdict, "repeats": str(len(runs) - 1)})
-        return StepResult(step, config, runs[0], verdict, first_run, first_folder, tuple(runs[1:]))
+            tags["repeats"] = str(len(runs) - 1)
+        self.tracker.open(first.run_id).tags(tags)
+        return replace(first, verdict=result.verdict, repeats=tuple(runs[1:]), retreat=ask.retreat, cause=cause)
 
     def _run(
         self,
         folder: StepFolder,
         parent: TrackedRun,
-        step: Step,
-        config: RunConfig,
+        ask: Ask,
         repeat: int,
-        verdict_on: Callable[[Measurement], StepVerdict],
-    ) -> tuple[Measurement, StepVerdict, str] | None:
-        """One run of a step, start to verdict; what an earlier process finished is only read."""
-        known = folder.verdict
-        if known and folder.run_id:
-            return folder.measurement, known, folder.run_id
-        run, note = self._open_run(folder, parent, step, config, repeat)
-        listener = self.audience.begin(step, config, note)
-        with run.system_metrics():
-            measurement = self.make_runner(folder.path, Listeners(run, listener))(config)
+        before: Sequence[Measurement],
+        known: RuledOut | None,
+    ) -> StepResult:
+        """One run, start to verdict; what an earlier process finished is only read.
+
+        Raises:
+            Stopped: the run was interrupted.
+        """
+        judged = folder.verdict
+        if judged and folder.run_id:
+            return StepResult(ask.step, ask.config, folder.measurement, judged, folder.run_id, folder.path)
+        run, note = self._open_run(folder, parent, ask, repeat)
+        if known:
+            measurement = _not_run(ask.config, known)
+            measurement.save(folder.path / MEASUREMENT)
+            run.tags({"ruled_out_by": known.run_id})
+        else:
+            listener = self.audience.begin(ask.step, ask.config, note)
+            with run.system_metrics():
+                measurement = self.make_runner(folder.path, Listeners(run, listener))(ask.config)
         run.summary(measurement)
         if measurement.outcome is Outcome.INTERRUPTED:
             run.finish(measurement.outcome)
-            return None
-        verdict = verdict_on(measurement)
+            raise Stopped
+        verdict = ask.judge([*before, measurement])
         run.tags({"verdict": verdict.verdict, **{f"verdict.{c.name}": c.verdict for c in verdict.criteria}})
-        self.audience.judged(StepResult(step, config, measurement, verdict, run.run_id, folder.path), run)
+        run.tags({f"evidence.{c.name}": c.evidence for c in verdict.criteria})
+        run.text(json.dumps(verdict.as_dict(), indent=1), "verdict.json")
+        result = StepResult(ask.step, ask.config, measurement, verdict, run.run_id, folder.path, retreat=ask.retreat)
+        self.audience.judged(result, run)
         run.finish(measurement.outcome)
         folder.judge(verdict)
-        return measurement, verdict, run.run_id
+        return result
 
-    def _open_run(
-        self, folder: StepFolder, parent: TrackedRun, step: Step, config: RunConfig, repeat: int
-    ) -> tuple[TrackedRun, str]:
+    def _open_run(self, folder: StepFolder, parent: TrackedRun, ask: Ask, repeat: int) -> tuple[TrackedRun, str]:
         again = self.tracker.resume(folder.run_id) if folder.run_id else None
         if again:
             for event in EventTail(folder.path / EVENTS).read():  # a kill may have lost what was not yet sent
                 again.event(event)
             return again, "taken up again"
-        tags = {**self.tags, "phase": str(self.phase.number), "step": step.name, "fingerprint": config.fingerprint}
+        tags = {
+            **self.tags,
+            "phase": str(self.phase.number),
+            "place": str(ask.number),
+            "step": ask.step.name,
+            "fingerprint": ask.config.fingerprint,
+            "folder": str(folder.path),
+        }
+        notes = []
+        if ask.retreat:
+            tags |= {
+                "retreat": str(ask.retreats),
+                "retry_of": ask.retreat.retry_of,
+                "cause": ask.retreat.cause,
+                "changed": ask.retreat.changed,
+            }
+            notes.append(f"{ask.retreat.changed} after {ask.retreat.cause}")
         if repeat:
             tags["repeat"] = str(repeat)
-        name = step.name + (f" repeat {repeat}" if repeat else "")
-        run = self.tracker.start(name, tags, parent)
-        run.params(config)
+            notes.append(f"repeat {repeat}, seed {ask.config.seed}")
+        run = self.tracker.start(" ".join([ask.step.name, *(f"({note})" for note in notes)]), tags, parent)
+        run.params(ask.config)
         folder.begin(run.run_id)
-        return run, f"repeat {repeat}, seed {config.seed}" if repeat else ""
+        return run, ", ".join(notes)
 
     def _remember(self, result: StepResult, parent: TrackedRun) -> None:
         content = {"config": result.config.as_dict(), "step": result.step.name, "run_id": result.run_id}
         write_json(self.attempts.last_good_file, content)
         parent.tags({"last_good": result.step.name, "last_good_run": result.run_id})
+        self.tracker.open(result.run_id).promote(*last_good_aliases(self.phase.number))
 
     def _stops(self, result: StepResult) -> bool:
         failed = result.verdict.verdict is Verdict.FAILED
         return (result.step.on_failure if failed else result.step.on_insufficient) == "stop"
+
+
+def last_good_aliases(phase: int) -> tuple[str, str]:
+    """What a phase's last good model is called in MLflow's registry: of this phase, and of whichever came last."""
+    return f"phase{phase}-last-good", "last-good"
+
+
+def _not_run(config: RunConfig, known: RuledOut) -> Measurement:
+    """What stands for a run that was not made, because another one speaks for it."""
+    size = f"batch_size={known.config.batch_size} num_workers={known.config.num_workers}"
+    detail = (
+        f"not run: at least as large in every dimension as run {known.run_id} ({size} "
+        f"image_size={known.config.image_size}), which ended as {known.outcome}; --fresh forgets that"
+    )
+    return Measurement(known.outcome, detail, config.fingerprint)

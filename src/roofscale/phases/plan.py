@@ -1,9 +1,9 @@
 """What a phase file may say, and what it comes to: the steps of a phase with their resolved run configs.
 
 Precedence of a knob, lowest first: the starting config (defaults, or what an earlier phase learnt), the phase's
-``base``, the user's overrides, the step's own ``set``. A user's override of a knob that some step sets is refused: it
-would either be undone or undo the ladder. Steps do not build on each other's ``set``; each stands on the phase's base.
-The **base step** is the first of the file.
+``base``, the user's overrides, the step's own ``set``, an overlay's ``hold``. A user's override of a knob that some
+step sets is refused: it would either be undone or undo the ladder. Steps do not build on each other's ``set``; each
+stands on the phase's base. The **base step** is the first of the file.
 """
 
 import dataclasses
@@ -23,17 +23,21 @@ from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.expectation import REFERENCES, Expectation
 from roofscale.phases.nodes import Node, read_yaml
 
-ON_FAILURE = ("stop", "continue")
+ON_FAILURE = ("stop", "continue")  # after the retreats, where none of them passed
 ON_INSUFFICIENT = ("repeat", "continue", "stop")
+REQUIREMENTS = ("gate", "gpu")
 _DEFAULT_REPEATS = 2
+_DEFAULT_RETREATS = 2
+EXPECTATIONS = "as_expected"  # the criterion that holds a step to its expectations
 _SEED_STRIDE = 1000  # far apart, so that a repeat of seed 0 is not somebody's run of seed 1
 
-_POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats")
-_PHASE_KEYS = ("phase", "name", "question", "base", "watch", "steps", *_POLICY_KEYS)
-_OVERLAY_KEYS = ("base", *_POLICY_KEYS)
+_POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats", "max_retreats")
+_PHASE_KEYS = ("phase", "name", "question", "needs", "requires", "base", "watch", "steps", *_POLICY_KEYS)
+_OVERLAY_KEYS = ("base", "hold", *_POLICY_KEYS)
 _STEP_KEYS = ("name", "set", "expect", "criteria", *_POLICY_KEYS)
 _EXPECT_KEYS = ("value", "of", "tolerance")
-_VALIDATION_METRIC = re.compile(rf"val/(\*|{'|'.join(run_config.DATASETS)})/(loss|(iou|f1|accuracy)(_[a-z]+)?)")
+_DATASET = rf"(\*|{'|'.join(run_config.DATASETS)})"  # * stands for each data set trained on
+_DATASET_METRIC = re.compile(rf"val/{_DATASET}/(loss|(iou|f1|accuracy)(_[a-z]+)?)|forgetting/{_DATASET}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,12 @@ class Step:
     on_failure: str  # of ON_FAILURE
     on_insufficient: str  # of ON_INSUFFICIENT
     max_repeats: int  # more runs under other seeds while the evidence is insufficient
+    max_retreats: int = _DEFAULT_RETREATS  # runs at a smaller increment where the cause of a failure suggests one
+
+    def at_smaller_increment(self) -> "Step":
+        """The step as a retreat is judged: what was expected of the increment asked for says nothing of another."""
+        kept = tuple(spec for spec in self.criteria if spec.name != EXPECTATIONS)
+        return dataclasses.replace(self, expect=(), criteria=kept)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,28 @@ class Phase:
     base: Mapping[str, Any]  # overrides that every step stands on
     watch: tuple[str, ...]  # metrics to show for every step
     steps: tuple[Step, ...]
-    fingerprint: str  # twelve hex digits that name what the file (and overlay) say, comments left out
+    said: Mapping[str, Any]  # the file and the overlay as plain values, comments left out
+    needs: int | None = None  # the phase whose last good config this one starts from
+    requires: tuple[str, ...] = ()  # of REQUIREMENTS, before anything runs
+    hold: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # an overlay's knobs that no step changes
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that name what the phase says."""
+        return hashlib.sha256(json.dumps(self.said, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file and the overlay say, as plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(self.said, default=str))
+        return plain
+
+    def documents(self) -> dict[str, str]:
+        """The phase file and the overlay as texts that ``load_phase`` reads, by file name; comments are gone."""
+        import yaml  # only a climb writes them
+
+        file = {key: value for key, value in self.said.items() if key != "overlay"}
+        parts = {"phase.yaml": file, "overlay.yaml": self.said["overlay"]}
+        return {name: yaml.safe_dump(part, sort_keys=False) for name, part in parts.items() if part}
 
     def resolve(
         self, config: RunConfig | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()
@@ -83,7 +114,7 @@ class Phase:
         """
         self._refuse_undoing(overrides)
         base = (config or RunConfig()).with_overrides(self.base).with_overrides(overrides)
-        return [(step, base.with_overrides(step.set)) for step in self.steps]
+        return [(step, base.with_overrides(step.set).with_overrides(self.hold)) for step in self.steps]
 
     def _refuse_undoing(self, overrides: Mapping[str, Any] | Sequence[str]) -> None:
         keys = overrides if isinstance(overrides, Mapping) else [word.partition("=")[0].strip() for word in overrides]
@@ -120,7 +151,6 @@ def load_phase(file: Path, overlay: Path | None = None) -> Phase:
             raise root.error(f"a phase file needs the key {key!r}.")
     steps = tuple(_read_step(node, content, over) for node in content["steps"].items("steps"))
     _check_steps(content["steps"], steps)
-    plain = json.dumps([root.plain(), {key: node.plain() for key, node in over.items()}], sort_keys=True, default=str)
     return Phase(
         number=content["phase"].whole("phase", low=0),
         name=content["name"].text("name"),
@@ -128,8 +158,15 @@ def load_phase(file: Path, overlay: Path | None = None) -> Phase:
         base={**_read_overrides(content.get("base")), **_read_overrides(over.get("base"))},
         watch=tuple(_read_metric(node) for node in content["watch"].items("watch")) if "watch" in content else (),
         steps=steps,
-        fingerprint=hashlib.sha256(plain.encode()).hexdigest()[:12],
+        said={**root.plain(), "overlay": {key: node.plain() for key, node in over.items()}},
+        needs=content["needs"].whole("needs", low=1) if "needs" in content else None,
+        requires=_read_requirements(content.get("requires")),
+        hold=_read_overrides(over.get("hold")),
     )
+
+
+def _read_requirements(node: Node | None) -> tuple[str, ...]:
+    return () if node is None else tuple(item.choice("requires", REQUIREMENTS) for item in node.items("requires"))
 
 
 def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) -> Step:
@@ -149,6 +186,9 @@ def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) 
             else "stop"
         ),
         max_repeats=policy["max_repeats"].whole("max_repeats", low=0) if "max_repeats" in policy else _DEFAULT_REPEATS,
+        max_retreats=(
+            policy["max_retreats"].whole("max_retreats", low=0) if "max_retreats" in policy else _DEFAULT_RETREATS
+        ),
     )
 
 
@@ -165,10 +205,10 @@ def _check_steps(node: Node, steps: tuple[Step, ...]) -> None:
             raise where.error(
                 f"step {step.name!r} has no criteria, so nothing could ever fail; ask at least 'completes'."
             )
-        asks = any(spec.name == "as_expected" for spec in step.criteria)
+        asks = any(spec.name == EXPECTATIONS for spec in step.criteria)
         if bool(step.expect) != asks:
             raise where.error(
-                f"step {step.name!r}: 'expect' and the criterion 'as_expected' need each other; "
+                f"step {step.name!r}: 'expect' and the criterion {EXPECTATIONS!r} need each other; "
                 f"{'add the criterion' if step.expect else 'say what is expected'}."
             )
         if index == 0 and any(expectation.of != "absolute" for expectation in step.expect):
@@ -193,7 +233,7 @@ def _read_overrides(node: Node | None) -> dict[str, Any]:
 
 def _read_metric(node: Node, name: str | None = None) -> str:
     name = node.text("metric") if name is None else name
-    if name not in METRICS and not _VALIDATION_METRIC.fullmatch(name):
+    if name not in METRICS and not _DATASET_METRIC.fullmatch(name):
         known = (*METRICS, *(f"val/{d}/{m}" for d in run_config.DATASETS for m in ("loss", "iou", "f1", "accuracy")))
         raise node.error(f"{name!r} is no metric.{did_you_mean(name, known)}")
     return name

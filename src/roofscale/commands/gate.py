@@ -1,0 +1,59 @@
+"""The gate command, and what else a phase requires before it begins."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from roofscale import compute
+from roofscale.phases.gate import CPU_PHASES, GateReport, gate_report
+from roofscale.phases.plan import Phase
+from roofscale.phases.record import judged_runs
+from roofscale.report.console import as_json, console
+from roofscale.tracking import tracking_uri
+from roofscale.train.gpu import Gpus
+
+
+def read_gate() -> GateReport:
+    """Hold what the tracking server has against the gate's conditions."""
+    return gate_report({phase: judged_runs(phase) for phase in CPU_PHASES}, tracking_uri())
+
+
+def print_gate(to_json: bool) -> bool:
+    """Show every condition with its proof or its remedy; return whether the gate is open."""
+    report = read_gate()
+    if to_json:
+        conditions = [vars(condition) for condition in report.conditions]
+        print(as_json({"open": report.open, "tracking_uri": report.tracking_uri, "conditions": conditions}))
+    else:
+        _print_report(console(), report)
+    return report.open
+
+
+def unmet(phase: Phase, out: Console) -> str:
+    """Check what a phase requires, showing what was found; return what is missing in words, empty where nothing is."""
+    missing = []
+    if "gate" in phase.requires:
+        report = read_gate()
+        _print_report(out, report)
+        if not report.open:
+            missing.append("the gate is closed (see above; --force goes on all the same, and is recorded)")
+    if "gpu" in phase.requires and not Gpus():
+        wanted = phase.base.get("compute", compute.LOCAL)
+        missing.append(
+            f"this machine has no GPU. On a machine that has one, such as {wanted}, with the same tracking server "
+            f"(MLFLOW_TRACKING_URI): mlflow run . -e phase{phase.number}"
+        )
+    return "; and ".join(missing)
+
+
+def _print_report(out: Console, report: GateReport) -> None:
+    table = Table(
+        "condition", "met", Column("evidence, or what supplies it", overflow="fold"), Column("run", no_wrap=True),
+        title=f"Gate before the GPU: {'open' if report.open else 'closed'} ({report.tracking_uri})",
+        title_justify="left",
+    )  # fmt: skip
+    for condition in report.conditions:
+        text = condition.evidence if condition.met else f"{condition.evidence}. Supply it with: {condition.remedy}"
+        style = "green" if condition.met else "bold red"
+        table.add_row(condition.name, f"[{style}]{'yes' if condition.met else 'no'}[/]", escape(text), condition.run_id)
+    out.print(table)

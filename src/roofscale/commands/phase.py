@@ -1,0 +1,240 @@
+"""The commands that climb: one phase, or all of them in order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from roofscale.commands import base, gate, show
+from roofscale.commands.report import write_report
+from roofscale.commands.run import INTERRUPTED, print_where, settle_data
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.measurement import Outcome
+from roofscale.phases.attempt import Attempts
+from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.judge import Verdict
+from roofscale.phases.ladder import Ladder
+from roofscale.phases.plan import Phase, Plan, Step, load_phase
+from roofscale.phases.record import experiment_name, out_of_memory
+from roofscale.phases.retreat import ADVICE
+from roofscale.provenance import git_state
+from roofscale.report.console import ProgressBar, as_json, console
+from roofscale.report.publish import publish_phase, publish_run
+from roofscale.report.strategy import phase_section
+from roofscale.report.table import verdict_table
+from roofscale.runners.local import LocalRunner
+from roofscale.runners.supervise import Listener
+from roofscale.tracking import TrackedRun, Tracker
+
+PHASES = (1, 2, 3, 4, 5)
+_EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a user wants phases to be climbed."""
+
+    overrides: Sequence[str]  # KEY=VALUE words for every step
+    experiments: Path  # folder of the phase files and of what is written up
+    runs: Path
+    cache: Path  # of generated data
+    overlay: Path | None = None
+    from_defaults: bool = False  # not from what the phase before has learnt
+    fresh: bool = False
+    force: bool = False  # go on where a requirement of the phase is not met
+    to_json: bool = False
+
+    def load(self, number: int, file: Path | None = None) -> Phase:
+        """Read a phase file."""
+        return load_phase(file or self.experiments / f"phase{number}.yaml", self.overlay)
+
+
+def exit_code(climbed: ClimbResult) -> int:
+    """0 passed, 1 failed, 3 insufficient evidence, 130 interrupted."""
+    return INTERRUPTED if climbed.interrupted else _EXIT[climbed.verdict]
+
+
+def preview(phase: Phase, order: Order) -> None:
+    """Say what a phase would run, what it expects, how it would be judged, and what that would take."""
+    good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
+    plan = phase.resolve(good, order.overrides)
+    show.print_plan(phase, plan, said, order.to_json)
+
+
+def preview_all(order: Order) -> None:
+    """Say what all phases would run; a phase that stands on one not yet climbed is shown from the defaults."""
+    for number in PHASES:
+        phase = order.load(number)
+        try:
+            preview(phase, order)
+        except ConfigError:
+            preview(phase, replace(order, from_defaults=True))
+
+
+def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbResult | None:
+    """Climb a phase, and leave its results on the terminal, in MLflow and in the documents.
+
+    Returns:
+        What it came to; None where a requirement of the phase is not met, which is said on the terminal.
+    """
+    out = console(quiet=order.to_json)
+    phase = order.load(number, file)
+    out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
+    unmet = gate.unmet(phase, out)
+    if unmet and not order.force:
+        if not order.to_json:
+            preview(phase, order)
+        out.print(f"Phase {number} was not begun: {escape(unmet)}")
+        return None
+    good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
+    out.print(escape(said))
+    plan = phase.resolve(good, order.overrides)
+    configs = settle_data([config for _, config in plan], order.cache, out)
+    plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
+    notes = [f"forced although {unmet}"] if unmet else []
+    climbed = _climb(phase, plan, good if phase.needs else None, order, out, notes)
+    _publish(climbed, order, file, out)
+    return climbed
+
+
+def _climb(
+    phase: Phase, plan: Plan, good: RunConfig | None, order: Order, out: Console, notes: Sequence[str]
+) -> ClimbResult:
+    tracker = Tracker(experiment_name(phase.number))
+    ladder = Ladder(
+        phase=phase,
+        plan=plan,
+        tracker=tracker,
+        attempts=Attempts(order.runs, tracker.experiment),
+        make_runner=LocalRunner,
+        audience=_Onlooker(out),
+        tags=git_state(Path.cwd()),
+        good=good,
+        ruled_out=() if order.fresh else out_of_memory(PHASES),
+        notes=notes,
+    )
+    return ladder.climb(order.fresh)
+
+
+def _publish(climbed: ClimbResult, order: Order, file: Path | None, out: Console) -> None:
+    """Close MLflow's parent run with what the attempt came to, and write it up."""
+    tracker = Tracker(climbed.experiment)
+    parent = TrackedRun(tracker.client, climbed.run_id)
+    climbed = _with_edit_noted(climbed, order, file)
+    parent.describe(phase_section(climbed))
+    if not climbed.interrupted:
+        parent.tags({"verdict": climbed.verdict})
+        publish_phase(parent, climbed)
+    parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
+    if not climbed.interrupted and order.experiments.is_dir():
+        for written in write_report(order.experiments, out):
+            parent.artifact(written)
+    _print_climb(out, climbed, tracker, order.to_json)
+
+
+def _with_edit_noted(climbed: ClimbResult, order: Order, file: Path | None) -> ClimbResult:
+    """The verdict belongs to the plan as it stood when the climb began; say so where the file says otherwise now."""
+    try:
+        same = order.load(climbed.phase.number, file).fingerprint == climbed.phase.fingerprint
+    except ConfigError:
+        same = False
+    if same:
+        return climbed
+    note = "the phase file was edited while this attempt ran; the verdicts are those of the plan that it began with"
+    return replace(climbed, notes=(*climbed.notes, note))
+
+
+class _Onlooker:
+    """Shows a climb on the terminal and publishes each step in MLflow."""
+
+    def __init__(self, out: Console) -> None:
+        self._out = out
+
+    def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
+        """Announce the run and draw its bar."""
+        changes = " ".join(f"{key}={config.written()[key]}" for key in step.set)
+        self._out.print(f"[bold]{step.name}[/] {changes} {f'({note})' if note else ''}")
+        return ProgressBar(step.name)
+
+    def judged(self, result: StepResult, run: TrackedRun) -> None:
+        """Publish the step and say how it went."""
+        publish_run(run, result.config, result.measurement, result.folder)
+        wanting = [f"{c.name}: {c.evidence}" for c in result.verdict.criteria if c.verdict is not Verdict.PASSED]
+        said = "; ".join(wanting) or result.measurement.detail
+        self._out.print(f"  {result.verdict.verdict.words}: {escape(said)}")
+
+
+def _print_climb(out: Console, climbed: ClimbResult, tracker: Tracker, to_json: bool) -> None:
+    if to_json:
+        print(as_json(climb_as_dict(climbed)))
+        return
+    out.print()
+    out.print(verdict_table(f"Phase {climbed.phase.number}: {climbed.verdict.words}", climbed.results))
+    for result in climbed.results:
+        for line in _retreat_lines(result):
+            out.print(escape(line))
+    for note in climbed.notes:
+        out.print(f"Note: {escape(note)}")
+    if climbed.interrupted:
+        out.print("Interrupted; the same command goes on where it stopped.")
+    print_where(out, tracker, climbed.attempt)
+
+
+def _retreat_lines(result: StepResult) -> list[str]:
+    """What was rolled back in a step, and what a person can do about a failure that no smaller increment mends."""
+    lines = [
+        f"{result.step.name}: {run.retreat.changed if run.retreat else 'as asked for'}: {run.verdict.verdict.words}"
+        + (f" ({run.cause})" if run.cause else "")
+        for run in (result.runs if result.tries else ())
+    ]
+    advice = ADVICE.get(result.cause) if result.cause else None
+    return [*lines, f"{result.step.name}: {advice}."] if advice else lines
+
+
+def climb_as_dict(climbed: ClimbResult) -> dict[str, object]:
+    """A climb for a script: verdict, where it lies, and each run of each step."""
+    return {
+        "phase": climbed.phase.number,
+        "verdict": climbed.verdict,
+        "interrupted": climbed.interrupted,
+        "run_id": climbed.run_id,
+        "folder": str(climbed.attempt),
+        "notes": climbed.notes,
+        "steps": [
+            {
+                "step": result.step.name,
+                "run_id": result.run_id,
+                "outcome": result.measurement.outcome,
+                **result.verdict.as_dict(),
+                "changed": result.retreat.changed if result.retreat else "",
+                "cause": result.cause,
+                "tries": [
+                    {"run_id": run.run_id, "changed": run.retreat.changed if run.retreat else "", "cause": run.cause}
+                    for run in result.tries
+                ],
+                "metrics": result.measurement.metrics,
+            }
+            for result in climbed.results
+        ],
+    }
+
+
+def climb_all(order: Order) -> tuple[list[ClimbResult], int]:
+    """Climb every phase in order; stop where one was interrupted, or stopped before its last step.
+
+    Returns:
+        What was climbed, and the exit code of the first that did not pass. A last phase that this machine cannot run
+        is said, and is no failure of the others.
+    """
+    climbs: list[ClimbResult] = []
+    for number in PHASES:
+        climbed = climb_phase(number, order)
+        if climbed is None:
+            break
+        climbs.append(climbed)
+        if not climbed.complete:
+            break
+    return climbs, next((code for code in map(exit_code, climbs) if code), 0)

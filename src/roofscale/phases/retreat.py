@@ -1,0 +1,148 @@
+"""After a failure: why it happened, and which smaller increment to try next. Pure functions.
+
+The increment is halved between what held and what failed (bisection): 8 held and 16 failed, so 12; then 14 or 10. Which
+knob is made smaller follows from the cause. A config that is at least as large in every dimension as one that ran out
+of memory is never tried.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement, Outcome
+from roofscale.phases.climb import Cause
+from roofscale.phases.judge import StepVerdict, Verdict
+
+# What decides how much memory a run needs; a config that differs in anything else cannot be compared by size.
+DIMENSIONS = ("batch_size", "image_size", "num_workers", "prefetch_factor")
+_SAME = ("encoder", "decoder", "pretrained", "precision", "channels_last", "compute", "threads")
+OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM, Outcome.SHM_FULL)
+
+_LR_FACTOR = 3  # two retreats come to a ninth of the rate asked for, about one decade
+_MULTIPLE = {"image_size": 32}  # the encoder halves the image five times
+_LEAST = {"batch_size": 1, "image_size": 32, "num_workers": 0, "prefetch_factor": 1, "max_samples": 2}
+_LOADER = ("num_workers", "prefetch_factor")
+
+_BY_OUTCOME = {
+    Outcome.HOST_OOM: Cause.HOST_OOM,
+    Outcome.CUDA_OOM: Cause.CUDA_OOM,
+    Outcome.SHM_FULL: Cause.SHM_FULL,
+    Outcome.DIVERGED: Cause.DIVERGED,
+    Outcome.DATA_ERROR: Cause.DATA_ERROR,
+    Outcome.TIMEOUT: Cause.TIMEOUT,
+    Outcome.CRASHED: Cause.CRASHED,
+}
+# The first criterion of this list that failed names the cause; what is not in it is a matter of merit.
+_BY_CRITERION = {
+    "memory_margin": Cause.OVER_MARGIN,
+    "stable": Cause.DIVERGED,
+    "bounded": Cause.DIVERGED,
+    "no_leak": Cause.LEAK,
+    "forgetting": Cause.FORGETTING,
+}
+_MEMORY = (Cause.HOST_OOM, Cause.OVER_MARGIN)
+
+ADVICE = {
+    Cause.LEAK: "memory grows with the steps, which no smaller batch mends: look for what keeps tensors alive",
+    Cause.DATA_ERROR: "mend or remove the file that the outcome names, or set on_bad_sample=skip",
+    Cause.TIMEOUT: "raise timeout_seconds; the same command resumes from the last checkpoint",
+    Cause.CRASHED: "see stderr.log in the run's folder",
+    Cause.FORGETTING: "train the data sets together: schedule=mixed",
+}
+
+
+@dataclass(frozen=True)
+class RuledOut:
+    """A config that ran out of memory, and the run that shows it."""
+
+    config: RunConfig
+    outcome: Outcome
+    run_id: str
+    attempt: str = ""  # MLflow's parent run of the attempt that it belongs to
+
+
+def find_cause(
+    verdict: StepVerdict, measurement: Measurement, config: RunConfig, good: RunConfig | None
+) -> Cause | None:
+    """Why a step failed; None where it did not fail.
+
+    Args:
+        verdict: the step's.
+        measurement: of its run.
+        config: of its run.
+        good: the last good config, which tells what the step has raised.
+    """
+    if verdict.verdict is not Verdict.FAILED:
+        return None
+    failed = verdict.named(Verdict.FAILED)
+    cause = _BY_OUTCOME.get(measurement.outcome) or next(
+        (cause for name, cause in _BY_CRITERION.items() if name in failed), Cause.CRITERIA
+    )
+    if cause in _MEMORY and good and any(getattr(config, knob) > getattr(good, knob) for knob in _LOADER):
+        return Cause.WORKERS_MEMORY
+    return cause
+
+
+def smaller(
+    cause: Cause, failed: Sequence[RunConfig], held: Sequence[RunConfig], ruled_out: Sequence[RunConfig] = ()
+) -> tuple[RunConfig, str] | None:
+    """The config to try next, and what it changes on the one that the step asks for; None where nothing is left.
+
+    Args:
+        cause: of the newest failure.
+        failed: the configs of this step that failed, the one that the step asks for first.
+        held: the last good config, if there is one, and the smaller configs of this step that passed.
+        ruled_out: configs that ran out of memory, here or in earlier phases.
+    """
+    wanted = failed[0]
+    if cause is Cause.DIVERGED:
+        changed = {"lr": min(config.lr for config in failed) / _LR_FACTOR}
+        return (wanted.with_overrides(changed), f"lr={changed['lr']:g}")
+    for knob in _knobs(cause, wanted, held):
+        value = _between(knob, wanted, failed, held, ruled_out)
+        if value is not None:
+            return wanted.with_overrides({knob: value}), f"{knob}={value}"
+    return None
+
+
+def _knobs(cause: Cause, wanted: RunConfig, held: Sequence[RunConfig]) -> Iterator[str]:
+    """What to make smaller, most promising first."""
+    good = held[0] if held else None
+    if cause is Cause.SHM_FULL:  # holds the batches that wait: fewer of them before fewer who prepare them
+        yield from ("prefetch_factor", "num_workers", "batch_size")
+    elif cause is Cause.WORKERS_MEMORY:
+        yield from (*_raised(_LOADER, wanted, good), "prefetch_factor", "batch_size")
+    elif cause in (*_MEMORY, Cause.CUDA_OOM):
+        yield from _raised(("batch_size", "image_size", "max_samples"), wanted, good)
+        yield "batch_size"
+
+
+def _raised(knobs: Sequence[str], wanted: RunConfig, good: RunConfig | None) -> Iterator[str]:
+    return (knob for knob in knobs if good and getattr(wanted, knob) > getattr(good, knob))
+
+
+def _between(
+    knob: str,
+    wanted: RunConfig,
+    failed: Sequence[RunConfig],
+    held: Sequence[RunConfig],
+    ruled_out: Sequence[RunConfig],
+) -> int | None:
+    """The middle between the largest value that held and the smallest that failed; None where nothing lies between."""
+    multiple = _MULTIPLE.get(knob, 1)
+    high = min(getattr(config, knob) for config in failed)
+    below = [getattr(config, knob) for config in held if getattr(config, knob) < high]
+    low = max(below, default=_LEAST[knob] - multiple)
+    while high - low > multiple:
+        middle = max((low + high) // 2 // multiple * multiple, _LEAST[knob], low + multiple)
+        tried = wanted.with_overrides({knob: middle})
+        if not any(at_least_as_large(tried, known) for known in ruled_out):
+            return middle
+        high = middle
+    return None
+
+
+def at_least_as_large(config: RunConfig, other: RunConfig) -> bool:
+    """Whether a config needs at least the memory of another: as large in every dimension, alike in the rest."""
+    alike = all(getattr(config, knob) == getattr(other, knob) for knob in _SAME)
+    return alike and all(getattr(config, knob) >= getattr(other, knob) for knob in DIMENSIONS)
