@@ -132,7 +132,8 @@ def _read_measurement(tracker: Tracker, run: RunRecord) -> Measurement:
         if file:
             return Measurement.load(file)
     outcome = Outcome(run.tags.get("outcome", Outcome.CRASHED))
-    return Measurement(outcome, run.tags.get("outcome_detail", ""), run.tags["fingerprint"], metrics=run.metrics)
+    ours = {name: value for name, value in run.metrics.items() if not name.startswith("system/")}  # MLflow's own
+    return Measurement(outcome, run.tags.get("outcome_detail", ""), run.tags["fingerprint"], metrics=ours)
 
 
 def _read_verdict(tracker: Tracker, run: RunRecord) -> StepVerdict:

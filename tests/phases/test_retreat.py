@@ -1,0 +1,138 @@
+"""After a failure: the cause that is read from the evidence, and the smaller increment that follows from it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement, Outcome
+from roofscale.phases.climb import Cause
+from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
+from roofscale.phases.retreat import DIMENSIONS, at_least_as_large, find_cause, smaller
+
+
+def config(**knobs):
+    return RunConfig().with_overrides(knobs)
+
+
+def verdict(*failed):
+    results = [CriterionResult(name, Verdict.FAILED, "") for name in failed]
+    return StepVerdict(Verdict.FAILED if failed else Verdict.PASSED, (*results,))
+
+
+def cause(outcome=Outcome.OK, failed=("completes",), good=None, **knobs):
+    return find_cause(verdict(*failed), Measurement(outcome, "", "0" * 12), config(**knobs), good)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failed", "expected"),
+    [
+        (Outcome.HOST_OOM, ("completes",), Cause.HOST_OOM),
+        (Outcome.CUDA_OOM, ("completes",), Cause.CUDA_OOM),
+        (Outcome.SHM_FULL, ("completes",), Cause.SHM_FULL),
+        (Outcome.DIVERGED, ("completes", "stable"), Cause.DIVERGED),
+        (Outcome.DATA_ERROR, ("completes",), Cause.DATA_ERROR),
+        (Outcome.OK, ("faster", "memory_margin"), Cause.OVER_MARGIN),
+        (Outcome.OK, ("bounded",), Cause.DIVERGED),
+        (Outcome.OK, ("no_leak",), Cause.LEAK),
+        (Outcome.OK, ("forgetting", "consistent"), Cause.FORGETTING),
+        (Outcome.OK, ("faster",), Cause.CRITERIA),
+    ],
+)
+def test_the_cause_follows_from_outcome_and_criteria(outcome, failed, expected):
+    assert cause(outcome, failed) is expected
+
+
+def test_nothing_failed_has_no_cause():
+    assert cause(failed=()) is None
+
+
+@pytest.mark.parametrize("knob", ["num_workers", "prefetch_factor"])
+def test_memory_is_the_workers_where_the_step_gave_the_loader_more(knob):
+    assert cause(Outcome.HOST_OOM, good=config(), **{knob: 4}) is Cause.WORKERS_MEMORY
+    assert cause(Outcome.HOST_OOM, good=config(), batch_size=4) is Cause.HOST_OOM
+
+
+def batches(*sizes, **knobs):
+    return [config(batch_size=size, **knobs) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("failed", "held", "expected"),
+    [
+        ((16,), (8,), 12),  # the issue's own ladder: 16 -> 12, then 14 or 10
+        ((16,), (8, 12), 14),
+        ((16, 12), (8,), 10),
+        ((2,), (1,), None),
+        ((2,), (), 1),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_bisected(failed, held, expected):
+    found = smaller(Cause.HOST_OOM, batches(*failed), batches(*held))
+    assert (found[0].batch_size if found else None) == expected
+    assert found is None or found[1] == f"batch_size={expected}"
+
+
+def test_the_workers_go_before_the_batch_and_what_they_prepare_before_that():
+    good, wanted = config(num_workers=2, batch_size=8), config(num_workers=6, batch_size=8)
+    assert smaller(Cause.WORKERS_MEMORY, [wanted], [good])[1] == "num_workers=4"
+    close = config(num_workers=3, batch_size=8)
+    assert smaller(Cause.WORKERS_MEMORY, [close], [good])[1] == "prefetch_factor=1"
+    least = config(num_workers=3, batch_size=8, prefetch_factor=1)
+    assert smaller(Cause.WORKERS_MEMORY, [least], [good])[1] == "batch_size=4"
+
+
+def test_a_full_shared_memory_asks_for_less_prefetch_then_fewer_workers():
+    wanted = config(num_workers=4, prefetch_factor=2)
+    assert smaller(Cause.SHM_FULL, [wanted], [config()])[1] == "prefetch_factor=1"
+    again = wanted.with_overrides({"prefetch_factor": 1})
+    assert smaller(Cause.SHM_FULL, [wanted, again], [config()])[1] == "num_workers=3"
+
+
+def test_an_image_that_does_not_fit_stays_a_multiple_of_32():
+    found = smaller(Cause.CUDA_OOM, [config(image_size=1024)], [config(image_size=512)])
+    assert found[1] == "image_size=768"
+
+
+def test_divergence_lowers_the_learning_rate_at_the_same_batch():
+    first = smaller(Cause.DIVERGED, [config(lr=0.09, batch_size=8)], [config()])
+    assert (first[0].lr, first[0].batch_size) == (pytest.approx(0.03), 8)
+    second = smaller(Cause.DIVERGED, [config(lr=0.09, batch_size=8), first[0]], [config()])
+    assert second[0].lr == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("hopeless", [Cause.DATA_ERROR, Cause.LEAK, Cause.CRITERIA, Cause.FORGETTING, Cause.CRASHED])
+def test_what_no_smaller_increment_mends_is_not_retried(hopeless):
+    assert smaller(hopeless, batches(16), batches(8)) is None
+
+
+sizes = st.fixed_dictionaries({
+    "batch_size": st.integers(1, 64),
+    "image_size": st.integers(1, 32).map(lambda n: 32 * n),
+    "num_workers": st.integers(0, 8),
+    "prefetch_factor": st.integers(1, 4),
+})  # fmt: skip
+
+
+@given(wanted=sizes, good=sizes, known=st.lists(sizes, max_size=4), why=st.sampled_from(Cause))
+def test_a_retreat_is_smaller_and_never_as_large_as_what_ran_out_of_memory(wanted, good, known, why):
+    failed, ruled_out = [config(**wanted)], [config(**one) for one in known]
+    for _ in range(8):
+        found = smaller(why, failed, [config(**good)], ruled_out)
+        if found is None:
+            return
+        tried = found[0]
+        assert tried not in failed
+        assert all(getattr(tried, knob) <= getattr(failed[0], knob) for knob in DIMENSIONS)
+        if why is not Cause.DIVERGED:
+            assert not any(at_least_as_large(tried, one) for one in ruled_out)
+        failed.append(tried)
+
+
+def test_only_alike_configs_are_compared_by_size():
+    small, large = config(batch_size=8), config(batch_size=16, image_size=1024)
+    assert at_least_as_large(large, small)
+    assert at_least_as_large(small, small)
+    assert not at_least_as_large(small, large)
+    assert not at_least_as_large(large.with_overrides({"encoder": "resnet18"}), small)
+    assert not at_least_as_large(large.with_overrides({"num_workers": 0}), small)
