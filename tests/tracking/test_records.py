@@ -39,7 +39,7 @@ def test_attempts_and_their_steps_in_order(tracker: Tracker, monkeypatch: pytest
     gone = tracker.start("attempt 3", {})
     tracker.client.delete_run(gone.run_id)
     steps[0].params(RunConfig(batch_size=4))
-    steps[0].client.log_metric(steps[0].run_id, "memory/peak_mib", 7.0)
+    tracker.client.log_metric(steps[0].run_id, "memory/peak_mib", 7.0)
     steps[0].finish(Outcome.CRASHED)
 
     assert [run.name for run in tracker.attempts()] == ["attempt 2", "attempt 1"]

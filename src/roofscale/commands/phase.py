@@ -122,7 +122,7 @@ def _climb(
 def _publish(climbed: ClimbResult, order: Order, file: Path | None, out: Console) -> None:
     """Close MLflow's parent run with what the attempt came to, and write it up."""
     tracker = Tracker(climbed.experiment)
-    parent = TrackedRun(tracker.client, climbed.run_id)
+    parent = tracker.open(climbed.run_id)
     climbed = _with_edit_noted(climbed, order, file)
     parent.describe(phase_section(climbed))
     if not climbed.interrupted:

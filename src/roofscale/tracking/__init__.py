@@ -7,6 +7,7 @@ MLflow; the training process writes events, which arrive here.
 from roofscale.tracking.project import ProjectRun
 from roofscale.tracking.records import RunRecord, aliased, get_run
 from roofscale.tracking.run import TrackedRun
+from roofscale.tracking.server import tracking_uri
 from roofscale.tracking.tracker import Tracker
 
-__all__ = ["ProjectRun", "RunRecord", "TrackedRun", "Tracker", "aliased", "get_run"]
+__all__ = ["ProjectRun", "RunRecord", "TrackedRun", "Tracker", "aliased", "get_run", "tracking_uri"]

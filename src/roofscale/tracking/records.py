@@ -1,15 +1,17 @@
 """Runs as the tracking server has them, to be read; nothing here changes or creates anything there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from roofscale.tracking.registry import REGISTERED_MODEL
-from roofscale.tracking.server import was_ever_used
+from roofscale.tracking.deliver import REGISTERED_MODEL
+from roofscale.tracking.server import asking, was_ever_used
 
+_T = TypeVar("_T")
 _PAGE = 1000  # runs asked for at once; 50000 is the most that MLflow takes
 
 
@@ -58,28 +60,26 @@ def search(client: MlflowClient, experiment_id: str, condition: str, order: str)
 
 def get_run(run_id: str) -> RunRecord | None:
     """The run with this id; None where the server does not have it, or where it is deleted."""
-    if not was_ever_used():
-        return None
-    try:
-        run = MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        if is_absent(error):
-            return None
-        raise
-    return None if run.info.lifecycle_stage == "deleted" else record_of(run)
+    run = _unless_absent(lambda client: client.get_run(run_id))
+    return record_of(run) if run and run.info.lifecycle_stage != "deleted" else None
 
 
 def aliased(alias: str) -> RunRecord | None:
     """The run whose model an alias of the registered model ``roofscale`` points to; None where there is none."""
+    version = _unless_absent(lambda client: client.get_model_version_by_alias(REGISTERED_MODEL, alias))
+    return get_run(version.run_id) if version and version.run_id else None
+
+
+def _unless_absent(ask: Callable[[MlflowClient], _T]) -> _T | None:
     if not was_ever_used():
         return None
-    try:
-        version = MlflowClient().get_model_version_by_alias(REGISTERED_MODEL, alias)
-    except MlflowException as error:
-        if is_absent(error):
-            return None
-        raise
-    return get_run(version.run_id) if version.run_id else None
+    with asking():
+        try:
+            return ask(MlflowClient())
+        except MlflowException as error:
+            if is_absent(error):
+                return None
+            raise
 
 
 def is_absent(error: MlflowException) -> bool:

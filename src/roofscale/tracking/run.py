@@ -1,7 +1,8 @@
 """One MLflow run: what is logged into it while it goes on, and what it leaves."""
 
-import json
 import math
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, ResourceSample
-from roofscale.tracking.registry import promote
+from roofscale.tracking.deliver import MODEL
+from roofscale.tracking.outbox import Operation
+from roofscale.tracking.sender import Sender
+from roofscale.tracking.system import system_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,24 +37,34 @@ _STEP_SERIES = {  # metric: field of a step event
 
 
 class TrackedRun:
-    """One MLflow run; the listener that a runner reports events and resources to."""
+    """One MLflow run; the listener that a runner reports events and resources to.
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
-        self._points: list[Metric] = []
-        self._flushed = time.monotonic()
-        run = client.get_run(run_id)
-        self._started = run.info.start_time / 1000
-        # A resumed run repeats the steps since its checkpoint; the same point is logged once.
-        self._last_step = {name: self._newest(name) for name in run.data.metrics}
+    ``event`` and ``resources`` are called by the thread that watches a training and never wait. Everything else
+    returns when the server has it, or, where the server does not answer, when it is kept in the outbox.
+
+    Args:
+        started: epoch seconds of the run's start, from which resources are counted.
+        last_steps: the newest step of each metric that the server has. A resumed run repeats the steps since its
+            checkpoint; the same point is logged once.
+    """
+
+    def __init__(
+        self, sender: Sender, run_id: str, started: float, last_steps: Mapping[str, int] | None = None
+    ) -> None:
+        self.run_id = run_id
+        self._sender, self._started = sender, started
+        self._last_steps = dict(last_steps or {})
+        self._points: list[tuple[str, float, int, int]] = []  # name, value, epoch milliseconds, step
+        self._posted = time.monotonic()
+        self._lock = threading.RLock()  # the system metrics have a thread of their own
 
     def params(self, config: RunConfig) -> None:
         """Log the run config, every knob under its own name."""
-        self.client.log_batch(self.run_id, params=[Param(k, v) for k, v in config.written().items()])
+        self._tell("batch", {"params": config.written()})
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self.client.log_batch(self.run_id, tags=[RunTag(k, v[:_TAG_LENGTH]) for k, v in tags.items()])
+        self._tell("batch", {"tags": _cut(tags)})
 
     def describe(self, markdown: str) -> None:
         """Set the description that the UI shows at the top of the run."""
@@ -61,9 +74,9 @@ class TrackedRun:
         """Take one event of the training process (see ``roofscale.measurement``)."""
         kind = event["event"]
         if kind == "start":
-            self.tags({**event["facts"], "steps_planned": str(event["steps_planned"])})
+            self._post("batch", {"tags": _cut({**event["facts"], "steps_planned": str(event["steps_planned"])})})
             for used in event.get("inputs", ()):
-                self._dataset(**used)
+                self._post("dataset", used)
         elif kind == "step":
             self._log({name: event[field] for name, field in _STEP_SERIES.items()}, event["step"], event["time"])
         elif kind == "validation":
@@ -80,75 +93,46 @@ class TrackedRun:
 
         A metric that was also followed over time gets its total as the last point, which is what lists of runs show.
         """
-        now = time.time()
-        for name, value in measurement.metrics.items():
-            if not name.startswith("val/"):
-                self._log({name: value}, self._last_step.get(name, -1) + 1, now)
+        self._add({name: value for name, value in measurement.metrics.items() if not name.startswith("val/")})
         self.flush()
         self.tags({**measurement.facts, "outcome": measurement.outcome, "outcome_detail": measurement.detail})
 
     def figure(self, figure: "Figure", path: str) -> None:
         """Log a figure as an artifact."""
-        self.client.log_figure(self.run_id, figure, path)
+        with _file_named(path) as file:
+            figure.savefig(file)
+            self.artifact(file, _folder_of(path))
 
     def artifact(self, file: Path, folder: str | None = None) -> None:
         """Log a file as an artifact."""
-        self.client.log_artifact(self.run_id, str(file), folder)
+        self._tell("artifact", {"folder": folder}, file)
 
     def text(self, content: str, path: str) -> None:
         """Log a text as an artifact."""
-        self.client.log_text(self.run_id, content, path)
+        with _file_named(path) as file:
+            file.write_text(content, encoding="utf-8")
+            self.artifact(file, _folder_of(path))
 
     def promote(self, *aliases: str) -> None:
         """Register the run's model, if it has one, and point these aliases to it; doing it again changes nothing."""
-        promote(self.client, self.run_id, aliases)
+        self._tell("promote", {"aliases": aliases})
 
     def finish(self, outcome: Outcome) -> None:
         """Close the run: FINISHED, KILLED where somebody interrupted it, else FAILED."""
-        self.flush()
+        self._post_points()
         status = {Outcome.OK: "FINISHED", Outcome.INTERRUPTED: "KILLED"}.get(outcome, "FAILED")
-        self.client.set_terminated(self.run_id, status)
+        self._tell("status", {"status": status, "ended": int(time.time() * 1000)})
 
     def flush(self) -> None:
-        """Send what is buffered; what the server does not take stays for the next time."""
-        while self._points:
-            self.client.log_batch(self.run_id, metrics=self._points[:_BATCH])
-            del self._points[:_BATCH]
-        self._flushed = time.monotonic()
-
-    def _log(self, metrics: Mapping[str, float], step: int, when: float) -> None:
-        stamp = int(when * 1000)
-        for name, value in metrics.items():
-            # NaN means 'not measured' here, and MLflow's charts would draw it.
-            if math.isfinite(value) and step > self._last_step.get(name, -1):
-                self._points.append(Metric(name, float(value), stamp, step))
-                self._last_step[name] = step
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
-
-    def _dataset(self, name: str, digest: str, source: str, samples: Mapping[str, int]) -> None:
-        entity = Dataset(
-            name=name,
-            digest=digest[:36],
-            source_type="local",
-            source=json.dumps({"uri": source}),
-            profile=json.dumps(samples),
-        )
-        tags = [InputTag("mlflow.data.context", "training")]
-        self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags)])
-
-    def _newest(self, name: str) -> int:
-        return max(int(point.step) for point in self.client.get_metric_history(self.run_id, name))
+        """Send the points that are buffered."""
+        self._post_points()
+        self._sender.settle()
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
         """MLflow's own system metrics of the whole machine, for as long as the block lasts."""
-        monitor: Any = SystemMetricsMonitor(self.run_id, resume_logging=True)  # type: ignore[no-untyped-call]
-        monitor.start()
-        try:
+        with system_metrics(self._add):
             yield
-        finally:
-            monitor.finish()
 
     def model(self, model: "nn.Module", image_size: int) -> None:
         """Log a model that ``mlflow.pytorch.load_model`` gives back.
@@ -158,24 +142,70 @@ class TrackedRun:
         """
         import numpy as np
         import torch
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
 
         from roofscale.data.sample import CHANNELS
 
         def tensor(dtype: str, channels: int) -> Schema:
             return Schema([TensorSpec(np.dtype(dtype), (-1, channels, -1, -1))])
 
-        example = np.zeros((2, 3, image_size, image_size), np.uint8)
         # In evaluation mode, because the trace keeps the mode of batch normalisation; two images and not one,
         # because a trace freezes a dimension of size one.
-        with mlflow.start_run(run_id=self.run_id):
-            mlflow.pytorch.log_model(
+        with _file_named(MODEL) as folder:
+            mlflow.pytorch.save_model(
                 model.eval(),
-                name="model",
+                str(folder),
+                mlflow_model=Model(run_id=self.run_id),
                 signature=ModelSignature(inputs=tensor("uint8", 3), outputs=tensor("float32", len(CHANNELS))),
-                input_example=example,
+                input_example=np.zeros((2, 3, image_size, image_size), np.uint8),
                 serialization_format="pt2",
                 pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
             )
-        self.client.update_run(self.run_id, status="RUNNING")
+            self._tell("model", {}, folder)
+
+    def _add(self, metrics: Mapping[str, float]) -> None:
+        """Log each metric behind the last point of its series."""
+        now = time.time()
+        for name, value in metrics.items():
+            self._log({name: value}, self._last_steps.get(name, -1) + 1, now)
+
+    def _log(self, metrics: Mapping[str, float], step: int, when: float) -> None:
+        stamp = int(when * 1000)
+        with self._lock:
+            for name, value in metrics.items():
+                # NaN means 'not measured' here, and MLflow's charts would draw it.
+                if math.isfinite(value) and step > self._last_steps.get(name, -1):
+                    self._points.append((name, float(value), stamp, step))
+                    self._last_steps[name] = step
+            if time.monotonic() - self._posted > _FLUSH_SECONDS:
+                self._post_points()
+
+    def _post_points(self) -> None:
+        with self._lock:
+            while self._points:
+                self._post("batch", {"metrics": self._points[:_BATCH]})
+                del self._points[:_BATCH]
+            self._posted = time.monotonic()
+
+    def _post(self, kind: str, content: Mapping[str, Any], path: Path | None = None) -> None:
+        self._sender.post(Operation(kind, self.run_id, content, path))
+
+    def _tell(self, kind: str, content: Mapping[str, Any], path: Path | None = None) -> None:
+        self._post(kind, content, path)
+        self._sender.settle()
+
+
+def _cut(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: value[:_TAG_LENGTH] for name, value in tags.items()}
+
+
+@contextmanager
+def _file_named(path: str) -> Iterator[Path]:
+    """Where to put what is to be logged under this path; gone when the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / Path(path).name
+
+
+def _folder_of(path: str) -> str | None:
+    """The folder part of an artifact's path, as MLflow wants it."""
+    folder = str(Path(path).parent)
+    return None if folder == "." else folder

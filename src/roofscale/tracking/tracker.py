@@ -2,73 +2,121 @@
 
 import getpass
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from roofscale.tracking.outbox import Outbox
 from roofscale.tracking.records import RunRecord, is_absent, search
 from roofscale.tracking.run import TrackedRun
-from roofscale.tracking.server import tracking_uri, was_ever_used
+from roofscale.tracking.sender import Sender
+from roofscale.tracking.server import asking, patience, server_name, was_ever_used
+from roofscale.tracking.sync import OUTBOX, send_left_behind
+
+_RUNS = Path("runs")
 
 
 class Tracker:
-    """An experiment on the MLflow tracking server that ``MLFLOW_TRACKING_URI`` names, or a local database."""
+    """An experiment on the MLflow tracking server that ``MLFLOW_TRACKING_URI`` names, or a local database.
 
-    def __init__(self, experiment: str) -> None:
+    A server that goes away is waited for only where nothing can go on without it: to open a run, and to close the
+    tracker. What an earlier process could not send is sent first.
+
+    Args:
+        runs: the folder of the runs, where what cannot be sent is kept.
+
+    Raises:
+        TrackingError: there is no answer, or none of a tracking server.
+    """
+
+    def __init__(self, experiment: str, runs: Path = _RUNS) -> None:
         self.experiment = experiment
-        self.client = MlflowClient()
-        found = self.client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        # The UI opens an experiment of this kind on its training runs, not on traces of language models.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
-        self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
+        self._patience = patience()
+        with asking():
+            self.client = MlflowClient()
+            found = self.client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            # The UI opens an experiment of this kind on its training runs, not on traces of language models.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
+        self._runs: Path | None = runs  # until what was left behind there is sent
+        self._sender = Sender(self.client, Outbox(runs / OUTBOX, server_name()))
 
     @classmethod
     def find(cls, experiment: str) -> "Tracker | None":
         """Like the constructor, but nothing is created: None where there is no such experiment, or it is deleted."""
-        found = MlflowClient().get_experiment_by_name(experiment) if was_ever_used() else None
+        with asking():
+            found = MlflowClient().get_experiment_by_name(experiment) if was_ever_used() else None
         return cls(experiment) if found and found.lifecycle_stage != "deleted" else None
 
     @property
     def uri(self) -> str:
-        """Where this is tracked."""
-        return tracking_uri()
+        """Where this is tracked, without a password."""
+        return server_name()
 
     def start(self, name: str, tags: Mapping[str, str], parent: TrackedRun | None = None) -> TrackedRun:
-        """Open a run; with ``parent``, a child of it."""
+        """Open a run; with ``parent``, a child of it.
+
+        Raises:
+            TrackingError: the server is away and did not come back in time; says what is kept.
+        """
+        self._require_all_sent()
         nested = {"mlflow.parentRunId": parent.run_id} if parent else {}
         source = {"mlflow.source.name": "roofscale", "mlflow.source.type": "PROJECT", "mlflow.user": getpass.getuser()}
-        run = self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name)
-        return TrackedRun(self.client, run.info.run_id)
+        with asking():
+            run = self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name)
+        return TrackedRun(self._sender, run.info.run_id, run.info.start_time / 1000)
 
     def resume(self, run_id: str) -> TrackedRun | None:
-        """Open a run again that an earlier process left; None where the server no longer has it."""
-        try:
-            if self.client.get_run(run_id).info.lifecycle_stage == "deleted":
+        """Open a run again that an earlier process left; None where the server no longer has it.
+
+        Raises:
+            TrackingError: the server is away.
+        """
+        self._require_all_sent()
+        with asking():
+            try:
+                run = self.client.get_run(run_id)
+            except MlflowException as error:
+                if is_absent(error):
+                    return None
+                raise
+            if run.info.lifecycle_stage == "deleted":
                 return None
-        except MlflowException as error:
-            if is_absent(error):
-                return None
-            raise
-        self.client.update_run(run_id, status="RUNNING")
-        return TrackedRun(self.client, run_id)
+            self.client.update_run(run_id, status="RUNNING")
+            last_steps = {
+                name: max(int(point.step) for point in self.client.get_metric_history(run_id, name))
+                for name in run.data.metrics
+            }
+        return TrackedRun(self._sender, run_id, run.info.start_time / 1000, last_steps)
 
     def open(self, run_id: str) -> TrackedRun:
-        """A run as it stands, over or not, to say more of it."""
-        return TrackedRun(self.client, run_id)
+        """A run as it stands, over or not, to say more of it; its metrics are not gone on with."""
+        return TrackedRun(self._sender, run_id, time.time())
+
+    def close(self) -> None:
+        """See to it that all that was logged is on the server.
+
+        Raises:
+            TrackingError: the server is away and did not come back in time; says what is kept.
+        """
+        self._require_all_sent()
 
     def attempts(self) -> list[RunRecord]:
         """The runs of this experiment that are nobody's child, newest first; deleted ones are left out."""
-        runs = search(self.client, self.experiment_id, "", "attributes.start_time DESC")
+        with asking():
+            runs = search(self.client, self.experiment_id, "", "attributes.start_time DESC")
         return [run for run in runs if run.parent_id is None]
 
     def children(self, parent_id: str) -> list[RunRecord]:
         """The runs that were opened under this one, oldest first; deleted ones are left out."""
         condition = f"tags.`mlflow.parentRunId` = '{parent_id}'"
-        return search(self.client, self.experiment_id, condition, "attributes.start_time ASC")
+        with asking():
+            return search(self.client, self.experiment_id, condition, "attributes.start_time ASC")
 
     def read_text(self, run_id: str, artifact: str) -> str | None:
         """The text of a run's artifact; None where the run has no such artifact."""
@@ -78,7 +126,14 @@ class Tracker:
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path | None:
         """Fetch a file or folder of a run's artifacts into a folder; None where the run has no such artifact."""
-        beside = self.client.list_artifacts(run_id, str(Path(artifact).parent).removeprefix("."))
-        if all(item.path != artifact for item in beside):
-            return None
-        return Path(self.client.download_artifacts(run_id, artifact, str(folder)))
+        with asking():
+            beside = self.client.list_artifacts(run_id, str(Path(artifact).parent).removeprefix("."))
+            if all(item.path != artifact for item in beside):
+                return None
+            return Path(self.client.download_artifacts(run_id, artifact, str(folder)))
+
+    def _require_all_sent(self) -> None:
+        if self._runs is not None:
+            send_left_behind(self.client, self._runs)
+            self._runs = None
+        self._sender.require(self._patience)

@@ -1,0 +1,122 @@
+"""What could not be sent, on disk until the tracking server has it.
+
+``runs/outbox/<time>-<process>/`` belongs to one process: ``operations.jsonl`` names the server and then one operation a
+line, in order; numbered folders beside it hold the files that go with them. The folder is made with the first
+operation that is kept and removed once all are sent. Each operation may be sent twice without harm, so that no account
+is kept of how far a sending came.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+_OPERATIONS = "operations.jsonl"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing to tell the tracking server of one run."""
+
+    kind: str  # see roofscale.tracking.deliver
+    run_id: str
+    content: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+    path: Path | None = None  # the file or folder that goes with it
+
+
+class Outbox:
+    """The operations that one process keeps; the lock on its file falls with the process, however it ends."""
+
+    def __init__(self, root: Path, server: str) -> None:
+        self.folder = root / f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
+        self._server = server
+        self._stream: IO[str] | None = None
+        self._number = 0
+
+    def keep(self, operation: Operation) -> Operation:
+        """Write an operation down, with a copy of its file; return it with the copy in place of the file."""
+        if self._stream is None:
+            self._stream = self._begin()
+        self._number += 1
+        fields = {"kind": operation.kind, "run_id": operation.run_id, "content": dict(operation.content)}
+        if operation.path:
+            copy = self.folder / f"{self._number:06d}" / operation.path.name
+            copy.parent.mkdir()
+            if operation.path.is_dir():
+                shutil.copytree(operation.path, copy)
+            else:
+                shutil.copyfile(operation.path, copy)
+            fields["path"] = str(copy.relative_to(self.folder))
+            operation = replace(operation, path=copy)
+        self._stream.write(json.dumps(fields) + "\n")
+        return operation
+
+    def clear(self) -> None:
+        """Remove everything: it is sent."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+            _remove(self.folder)
+
+    def _begin(self) -> IO[str]:
+        self.folder.mkdir(parents=True)
+        stream = (self.folder / _OPERATIONS).open("w", encoding="utf-8", buffering=1)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.write(json.dumps({"server": self._server}) + "\n")
+        return stream
+
+
+@dataclass(frozen=True)
+class Left:
+    """The outbox that a process left behind."""
+
+    folder: Path
+    server: str  # without a password
+    operations: tuple[Operation, ...]
+
+    def clear(self) -> None:
+        """Remove everything: it is sent."""
+        _remove(self.folder)
+
+
+@contextlib.contextmanager
+def left_behind(root: Path) -> Iterator[list[Left]]:
+    """The outboxes that no running process holds, oldest first; held by us as long as the block lasts."""
+    with contextlib.ExitStack() as held:
+        found = []
+        for file in sorted(root.glob(f"*/{_OPERATIONS}")):
+            stream = held.enter_context(file.open(encoding="utf-8"))
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.append(_read(file.parent, stream))
+        yield found
+
+
+def _read(folder: Path, stream: IO[str]) -> Left:
+    lines = list(filter(None, map(_parse, stream)))
+    server = lines[0]["server"] if lines else ""
+    operations = (
+        Operation(line["kind"], line["run_id"], line["content"], folder / line["path"] if "path" in line else None)
+        for line in lines[1:]
+    )
+    return Left(folder, server, tuple(operations))
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        fields: dict[str, Any] = json.loads(line)
+    except ValueError:  # the last line of a process that was killed while it wrote
+        return None
+    return fields
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # others may wait there
+        folder.parent.rmdir()

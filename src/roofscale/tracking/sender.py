@@ -1,0 +1,121 @@
+"""Sends operations to the tracking server from a thread of its own, and keeps them on disk while there is no answer."""
+
+import logging
+import threading
+import time
+from collections import deque
+
+from mlflow import MlflowClient
+
+from roofscale.tracking.deliver import deliver
+from roofscale.tracking.outbox import Operation, Outbox
+from roofscale.tracking.server import TrackingError, away, may_pass, reason, server_name
+
+_PAUSES = (0.5, 10.0)  # seconds between tries while the server is away: the first, and the longest after doubling
+_log = logging.getLogger(__name__)
+
+
+class Sender:
+    """A queue to the server, in order.
+
+    Whoever posts never waits: the thread that watches a training posts too. The sending thread lives only while
+    something is to be sent. When the server does not answer, all that waits is written to the outbox, and so is what
+    comes after, until everything is sent.
+    """
+
+    def __init__(self, client: MlflowClient, outbox: Outbox) -> None:
+        self._client, self._outbox = client, outbox
+        self._queue: deque[Operation] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._refused: list[str] = []
+        self._away = ""  # why the server does not answer; empty while it does
+        self._answered = 0.0  # monotonic seconds of its last answer, or of the first that did not come
+
+    def post(self, operation: Operation) -> None:
+        """Take an operation to be sent."""
+        with self._changed:
+            self._queue.append(self._keep(operation) if self._away else operation)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send, name="tracking", daemon=True)
+                self._thread.start()
+
+    def settle(self, patience: float = 0.0) -> None:
+        """Wait until all is sent, or until the server has not answered for ``patience`` seconds.
+
+        Raises:
+            TrackingError: the server refused something since the last time.
+        """
+        with self._changed:
+            while self._queue and not self._gave_up(patience):
+                self._changed.wait(0.5)
+            refused, self._refused = self._refused, []
+        if refused:
+            raise TrackingError(f"{server_name()}: the tracking server refused what was logged: {'; '.join(refused)}")
+
+    def require(self, patience: float) -> None:
+        """Wait until all is sent.
+
+        Raises:
+            TrackingError: the server has not answered for ``patience`` seconds; says what is kept and where.
+        """
+        self.settle(patience)
+        with self._changed:
+            if self._queue:
+                runs = {operation.run_id for operation in self._queue}
+                kept = f"{len(self._queue)} operations on {len(runs)} runs are kept in {self._outbox.folder}"
+                raise away(self._away, kept)
+
+    def _gave_up(self, patience: float) -> bool:
+        return bool(self._away) and time.monotonic() - self._answered >= patience
+
+    def _send(self) -> None:
+        pause, longest = _PAUSES
+        while (operation := self._next()) is not None:
+            try:
+                deliver(self._client, operation)
+            except Exception as error:
+                if may_pass(error):
+                    self._lose(reason(error))
+                    time.sleep(pause)
+                    pause = min(2 * pause, longest)
+                    continue
+                with self._changed:
+                    self._refused.append(f"{operation.kind} of run {operation.run_id}: {reason(error)}")
+            pause = _PAUSES[0]
+            with self._changed:
+                self._queue.popleft()
+                self._answered = time.monotonic()
+
+    def _next(self) -> Operation | None:
+        """What to send now; None, and the thread ends, where nothing is left."""
+        with self._changed:
+            if self._queue:
+                return self._queue[0]
+            if self._away:
+                _log.warning("The tracking server answers again and has everything.")
+                self._away = ""
+                self._outbox.clear()
+            self._thread = None
+            self._changed.notify_all()
+            return None
+
+    def _lose(self, why: str) -> None:
+        """The server does not answer: write down what waits."""
+        with self._changed:
+            if not self._away:
+                self._answered = time.monotonic()
+                self._queue = deque(map(self._keep, self._queue))
+                _log.warning(
+                    f"{server_name()} does not answer ({why}); what is logged is kept in {self._outbox.folder}."
+                )
+            self._away = why
+            self._changed.notify_all()
+
+    def _keep(self, operation: Operation) -> Operation:
+        """Write an operation down; where the disk is full, it stays in memory, and a run is not ended for that."""
+        try:
+            return self._outbox.keep(operation)
+        except OSError as error:
+            _log.warning(f"{self._outbox.folder}: cannot be written ({reason(error)}); make room there.")
+            return operation

@@ -1,0 +1,62 @@
+"""Sends what processes that are gone could not send."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from roofscale.tracking.deliver import deliver
+from roofscale.tracking.outbox import Left, left_behind
+from roofscale.tracking.server import away, may_pass, reason, server_name
+
+OUTBOX = "outbox"  # in the folder of the runs
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sent:
+    """What became of one outbox."""
+
+    folder: Path
+    server: str
+    operations: int
+    runs: tuple[str, ...]  # ids
+    refused: list[str] = field(default_factory=list)  # what the server will not have, and why
+
+
+def waiting(runs: Path) -> list[Sent]:
+    """What waits to be sent to whichever server; nothing is sent."""
+    with left_behind(runs / OUTBOX) as found:
+        return [_account(left) for left in found]
+
+
+def send_left_behind(client: MlflowClient, runs: Path) -> list[Sent]:
+    """Send, in order, what waits for the server that is in use; what was sent is removed from the disk.
+
+    Raises:
+        TrackingError: the server does not answer; what was not sent is still there.
+    """
+    with left_behind(runs / OUTBOX) as found:
+        return [_send(client, left) for left in found if left.server == server_name()]
+
+
+def _send(client: MlflowClient, left: Left) -> Sent:
+    account = _account(left)
+    for operation in left.operations:
+        try:
+            deliver(client, operation)
+        except Exception as error:
+            if may_pass(error):
+                kept = f"{account.operations} operations on {len(account.runs)} runs are kept in {left.folder}"
+                raise away(reason(error), kept) from None
+            account.refused.append(f"{operation.kind} of run {operation.run_id}: {reason(error)}")
+    left.clear()
+    for refused in account.refused:
+        _log.warning(f"{server_name()}: the tracking server refused what was logged: {refused}")
+    return account
+
+
+def _account(left: Left) -> Sent:
+    runs = tuple(dict.fromkeys(operation.run_id for operation in left.operations))
+    return Sent(left.folder, left.server, len(left.operations), runs)

@@ -1,0 +1,35 @@
+"""MLflow's own system metrics of the whole machine, sent by our means."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+
+@contextmanager
+def system_metrics(log: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
+    """Hand over a sample every ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` seconds, for as long as the block lasts.
+
+    MLflow's collectors are used and not its thread: that one asks the server at every sample whether the run still
+    goes on, and ends itself when there is no answer.
+    """
+    collectors: Any = SystemMetricsMonitor(run_id="")  # type: ignore[no-untyped-call]  # never started
+    over = threading.Event()
+
+    def collect() -> None:
+        while not over.is_set():
+            collectors.collect_metrics()
+            over.wait(collectors.sampling_interval)
+            log({f"system/{name}": value for name, value in collectors.aggregate_metrics().items()})
+            for monitor in collectors.monitors:
+                monitor.clear_metrics()
+
+    thread = threading.Thread(target=collect, name="system metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
