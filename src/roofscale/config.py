@@ -49,10 +49,11 @@ class RunConfig:
     data_root: str = knob("", "folder with rid/, roofline/, airs/; empty: generated data")
     split: str = knob(
         "published",
-        "who is in train, val and test: the published split, or a seeded one",
-        choices=("published", "random"),
+        "who is in train, val and test: the published split, or a seeded one: random, or spatial, which keeps images "
+        "that show the same ground or have the same pixels in one part",
+        choices=("published", "random", "spatial"),
     )
-    split_number: int = knob(1, "which of RID's published splits", low=1, high=5)
+    split_number: int = knob(1, "which of RID's published splits; the seed of the others", low=1, high=5)
     max_samples: int = knob(10, "training samples of each data set (AIRS: windows); 0 = all", low=0)
     val_samples: int = knob(40, "validation samples of each data set; 0 = all", low=0)
     image_size: int = knob(512, "side of the square training image, px; a multiple of 32", low=32, high=4096)

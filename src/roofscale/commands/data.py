@@ -1,13 +1,16 @@
 """Commands about data sets: generate and check."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from roofscale.data.check import check
 from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.leaks import LeakRate
 from roofscale.report.console import as_json, console
 
 
@@ -37,6 +40,7 @@ def check_data(folder: Path, to_json: bool) -> bool:
         out.print(f"[bold]{dataset.name}[/] in {dataset.folder}: {dataset.samples} samples ({splits})")
         for note in dataset.notes:
             out.print(f"  {escape(note)}")
+        _print_leaks(out, dataset.leaks)
         if dataset.problems:
             table = Table("kind", Column("path", overflow="fold"), "what is wrong")
             for problem in dataset.problems:
@@ -44,3 +48,17 @@ def check_data(folder: Path, to_json: bool) -> bool:
             out.print(table)
     out.print(f"{len(report.problems)} problems." if report.problems else "No problem found.")
     return report.ok
+
+
+def _print_leaks(out: Console, leaks: Sequence[LeakRate]) -> None:
+    """The splits that leak one by one, and those that do not in one line: 'published 1 2, spatial 1 2 3 4 5'."""
+    clean: dict[str, list[str]] = {}
+    for rate in leaks:
+        if rate.pairs or rate.left_out:
+            out.print(f"  {rate}")
+        else:
+            kind, _, number = rate.split.partition(" ")
+            clean.setdefault(kind, []).append(number)
+    if clean:
+        named = ", ".join(" ".join([kind, *numbers]).strip() for kind, numbers in clean.items())
+        out.print(f"  nothing is shared by two parts of these splits: {named}")

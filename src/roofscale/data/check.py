@@ -4,8 +4,8 @@ RID's superstructure masks are checked for damage, size and ids; one without any
 not reported. Segment masks, AIRS labels and Roofline elements with nothing in them are, as ``empty``.
 """
 
-import dataclasses
 import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,14 +14,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from rasterio.windows import Window
 from tqdm import tqdm
 
 from roofscale.data import airs, folders, geotiff, rid, roofline
-from roofscale.data.leaks import Footprint, Placed, find_leaks
+from roofscale.data.leaks import (
+    LeakRate,
+    Pair,
+    Seen,
+    digest_of,
+    find_leaks,
+    find_pairs,
+    footprint_of,
+    glance,
+    leak_rate,
+)
+from roofscale.data.places import find_dataset, origin, present
 from roofscale.data.problem import FileProblem, Kind
-from roofscale.data.sources import find_dataset, present
+from roofscale.data.split import Split, random_split, spatial_split
 from roofscale.errors import DataError
 
 _STRIP = 512  # rows decoded at once, so that a 10000 px tile takes 15 MB and not 300
@@ -36,8 +46,21 @@ class DatasetReport:
     folder: str
     samples: int  # images (AIRS: tiles)
     splits: dict[str, int]  # 'split 1 train': 1000, or 'train': 857
+    leaks: tuple[LeakRate, ...]  # of the splits that a run may use, the published ones and split=spatial
     notes: tuple[str, ...]
     problems: tuple[FileProblem, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values; a problem as ``{kind, path, text}``."""
+        return {
+            "name": self.name,
+            "folder": self.folder,
+            "samples": self.samples,
+            "splits": self.splits,
+            "leaks": [rate._asdict() for rate in self.leaks],
+            "notes": list(self.notes),
+            "problems": [{"kind": str(p.kind), "path": str(p.path), "text": p.text} for p in self.problems],
+        }
 
 
 @dataclass(frozen=True)
@@ -58,21 +81,15 @@ class CheckReport:
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values; a problem as ``{kind, path, text}``."""
-        datasets = []
-        for dataset in self.datasets:
-            plain = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
-            problems = [{"kind": str(p.kind), "path": str(p.path), "text": p.text} for p in dataset.problems]
-            datasets.append({**plain, "notes": list(dataset.notes), "problems": problems})
-        return {"path": self.path, "ok": self.ok, "datasets": datasets}
+        """The report as plain JSON values."""
+        return {"path": self.path, "ok": self.ok, "datasets": [dataset.as_dict() for dataset in self.datasets]}
 
 
 @dataclass
 class _Findings:
     """What one image, its masks included, turned out to be."""
 
-    digest: str = ""  # of the pixels; empty: not readable
-    footprint: Footprint | None = None
+    seen: Seen
     problems: list[FileProblem] = field(default_factory=list)
 
 
@@ -113,28 +130,54 @@ def _check_rid(folder: Path) -> DatasetReport:
     ordered = sorted(ids, key=folders.natural_key)
     findings = dict(zip(ordered, _on_all_cores("rid", lambda id_: _check_rid_image(folder, id_), ordered), strict=True))
     problems = [problem for found in findings.values() for problem in found.problems]
+    source = rid.open_all(folder)
+    images = [findings[id_].seen for id_ in source.ids]
+    pairs, rates = find_pairs(images), []
     for n in numbers:
-        placed = [
-            Placed(
-                part, folder / rid.IMAGES / f"{id_}.tif", f"{id_}.tif", findings[id_].digest, findings[id_].footprint
-            )
-            for part in rid.PARTS
-            for id_ in listed[n, part]
-            if findings[id_].digest
-        ]
-        problems += find_leaks(placed, f"published split {n}")
+        part_of = {id_: part for part in rid.PARTS for id_ in listed[n, part]}
+        parts = [part_of.get(id_, "") for id_ in source.ids]
+        problems += _listed_twice(folder, n, {part: listed[n, part] for part in rid.PARTS})
+        problems += find_leaks(images, pairs, parts, f"published split {n}")
+        rates.append(leak_rate(f"published {n}", pairs, parts))
     splits = {f"split {n} {part}": len(names) for (n, part), names in listed.items()}
     unlisted = ids - {name for names in listed.values() for name in names}
     notes = [f"{len(unlisted)} image(s) are in no published split"] if unlisted else []
     if len(numbers) < 5:
         notes.append(f"published splits that are complete here: {', '.join(map(str, numbers)) or 'none'} of 1 to 5")
-    return DatasetReport("rid", str(folder), len(ordered), splits, tuple(notes), tuple(problems))
+    rates += _seeded_rates("spatial", _spatial(source.seen()), pairs, len(images))
+    notes += _nowhere(images)
+    return DatasetReport("rid", str(folder), len(ordered), splits, tuple(rates), tuple(notes), tuple(problems))
+
+
+def _listed_twice(folder: Path, number: int, listed: dict[str, tuple[str, ...]]) -> Iterator[FileProblem]:
+    for one, other in itertools.combinations(rid.PARTS, 2):
+        for id_ in sorted(set(listed[one]) & set(listed[other]), key=folders.natural_key):
+            yield FileProblem(
+                Kind.IDENTICAL,
+                folder / rid.IMAGES / f"{id_}.tif",
+                f"{id_}.tif is listed in {one} and in {other} (published split {number}). Take it out of one of them.",
+            )
+
+
+def _spatial(seen: Sequence[Seen]) -> Callable[[int], Split]:
+    """The spatial split as training makes it, from glances, by its number; it is then judged on whole images."""
+    pairs = find_pairs(seen)
+    return lambda number: spatial_split(seen, pairs, number)
+
+
+def _seeded_rates(
+    name: str, split: Callable[[int], Split], pairs: Sequence[Pair], count: int, members: int | None = None
+) -> Iterator[LeakRate]:
+    """The leaks of a seeded split by its number; it deals out the first ``members`` of all images."""
+    for number in range(1, 6):
+        parts = split(number).part_names(count)
+        left_out = parts[:members].count("")
+        yield leak_rate(f"{name} {number}", pairs, parts, left_out)
 
 
 def _check_rid_image(folder: Path, id_: str) -> _Findings:
     image_file = folder / rid.IMAGES / f"{id_}.tif"
-    found = _Findings()
-    shape = _check_raster(image_file, found)
+    found, shape = _check_raster(image_file)
     for kind, largest in ((rid.SEGMENTS, rid.SEGMENT_BACKGROUND), (rid.SUPERSTRUCTURES, rid.SUPERSTRUCTURE_BACKGROUND)):
         file = folder / kind / f"{id_}.png"
         try:
@@ -148,22 +191,19 @@ def _check_rid_image(folder: Path, id_: str) -> _Findings:
     return found
 
 
-def _check_raster(file: Path, found: _Findings) -> tuple[int, int] | None:
-    """Decode a whole RGB image strip by strip; note hash and footprint, and return (height, width) if it is sound."""
+def _check_raster(file: Path) -> tuple[_Findings, tuple[int, int] | None]:
+    """Decode a whole RGB image strip by strip; the second value is (height, width), or None where it is not sound."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         with geotiff.opened(file) as dataset:
             geotiff.check_rgb(file, dataset)
             for window in _strips(*dataset.shape):
                 digest.update(dataset.read((1, 2, 3), window=window).tobytes())
-            if dataset.crs is not None:
-                found.footprint = Footprint(dataset.crs.to_string(), *dataset.bounds)
             shape: tuple[int, int] = dataset.shape
+            footprint = footprint_of(dataset)
     except FileProblem as problem:
-        found.problems.append(problem)
-        return None
-    found.digest = f"{shape[0]}x{shape[1]} {digest.hexdigest()}"
-    return shape
+        return _Findings(Seen(file, file.name, ""), [problem]), None
+    return _Findings(Seen(file, file.name, f"{shape[0]}x{shape[1]} {digest.hexdigest()}", footprint)), shape
 
 
 def _strips(height: int, width: int) -> Iterator[Window]:
@@ -181,17 +221,29 @@ def _empty(file: Path, sample: str = "") -> FileProblem:
 
 def _check_airs(folder: Path) -> DatasetReport:
     tiles = {part: airs.tiles_of(folder, part) for part in airs.PARTS}
-    placed: list[Placed] = []
+    images: list[Seen] = []
     problems: list[FileProblem] = []
     for part, members in tiles.items():
         problems += _strangers(airs.part_folder(folder, part), members)
-        for tile, found in zip(members, _on_all_cores(f"airs {part}", _check_tile, members), strict=True):
+        for found in _on_all_cores(f"airs {part}", _check_tile, members):
             problems += found.problems
-            if found.digest:
-                placed.append(Placed(part, tile.image, tile.image.name, found.digest, found.footprint))
-    problems += find_leaks(placed, "train, val and test")
+            images.append(found.seen)
+    pairs = find_pairs(images)
+    parts = [part for part, members in tiles.items() for _ in members]
+    problems += find_leaks(images, pairs, parts, "train, val and test")
+    dealt = [*tiles["train"], *tiles["val"]]
+    split = _spatial([glance(tile.image) for tile in dealt])
+    rates = [leak_rate("published", pairs, parts), *_seeded_rates("spatial", split, pairs, len(images), len(dealt))]
     count = {part: len(members) for part, members in tiles.items() if members}
-    return DatasetReport("airs", str(folder), sum(count.values()), count, (), tuple(problems))
+    return DatasetReport(
+        "airs", str(folder), sum(count.values()), count, tuple(rates), _nowhere(images), tuple(problems)
+    )
+
+
+def _nowhere(images: Sequence[Seen]) -> tuple[str, ...]:
+    """A note where only identical images can be found, and no neighbours."""
+    blind = any(image.digest for image in images) and not any(image.footprint for image in images)
+    return ("no image says where on the ground it lies, so overlaps cannot be found",) if blind else ()
 
 
 def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileProblem]:
@@ -209,8 +261,7 @@ def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileProblem]
 
 
 def _check_tile(tile: airs.Tile) -> _Findings:
-    found = _Findings()
-    shape = _check_raster(tile.image, found)
+    found, shape = _check_raster(tile.image)
     try:
         with geotiff.opened(tile.label) as label:
             geotiff.check_band(tile.label, label)
@@ -229,27 +280,31 @@ def _check_roofline(folder: Path) -> DatasetReport:
     try:
         source = roofline.open_all(folder)
     except FileProblem as problem:
-        return DatasetReport("roofline", str(folder), 0, {}, (), (problem,))
+        return DatasetReport("roofline", str(folder), 0, {}, (), (), (problem,))
     findings = [
         _check_roofline_sample(source, i)
         for i in tqdm(range(len(source)), "checking roofline", file=sys.stderr, leave=False, disable=None)
     ]
     problems = [problem for found in findings for problem in found.problems]
+    images = [found.seen for found in findings]
+    pairs, count = find_pairs(images), len(images)
     # Without an official split any two samples may come to lie in different parts.
-    placed = [
-        Placed(f"row {i}", source.file, f"sample {i}", found.digest) for i, found in enumerate(findings) if found.digest
+    problems += find_leaks(images, pairs, [f"row {i}" for i in range(count)], "the random split may part them")
+    rates = [
+        *_seeded_rates("random", lambda number: random_split(count, number), pairs, count),
+        *_seeded_rates("spatial", _spatial(source.seen()), pairs, count),
     ]
-    problems += find_leaks(placed, "the random split may part them")
-    return DatasetReport(
-        "roofline", str(folder), len(source), {}, ("no official split: a seeded random one is used",), tuple(problems)
-    )
+    notes = ["no official split: a seeded random one is used"]
+    if what := origin(folder):
+        notes.append(f"{what}; what is joined are the last samples of the file")
+    return DatasetReport("roofline", str(folder), count, {}, tuple(rates), tuple(notes), tuple(problems))
 
 
 def _check_roofline_sample(source: roofline.RooflineSource, index: int) -> _Findings:
+    label = f"sample {source.indices[index]}"
     try:
         sample = source.read(index)
     except FileProblem as problem:
-        return _Findings(problems=[problem])
-    digest = hashlib.blake2b(np.ascontiguousarray(sample.image_HWC).tobytes(), digest_size=16).hexdigest()
-    empty = [] if sample.target_HWK.any() else [_empty(source.file, f"sample {index}: ")]
-    return _Findings(digest, problems=empty)
+        return _Findings(Seen(source.file, label, ""), [problem])
+    empty = [] if sample.target_HWK.any() else [_empty(source.file, f"{label}: ")]
+    return _Findings(Seen(source.file, label, digest_of(sample.image_HWC)), empty)

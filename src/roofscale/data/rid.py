@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from roofscale.data import folders, geotiff
+from roofscale.data.leaks import Seen, glance
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Sample
 
@@ -55,6 +56,10 @@ class RidSource:
         target_HWK = np.zeros((*segments_HW.shape, len(CHANNELS)), np.uint8)
         target_HWK[..., 0] = segments_HW != SEGMENT_BACKGROUND
         return Sample(self.ids[index], image_HWC, target_HWK)
+
+    def seen(self) -> list[Seen]:
+        """What every image shows, and where."""
+        return [glance(self.path(index)) for index in range(len(self))]
 
     def subset(self, indices: Sequence[int]) -> "RidSource":
         """The same data set with only these samples, in this order."""

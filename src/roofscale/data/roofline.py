@@ -3,6 +3,7 @@
 It has no filled roof class and no official split.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 
 from roofscale.data import folders
+from roofscale.data.leaks import Seen
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Pixels, Sample
 
@@ -65,6 +67,18 @@ class RooflineSource:
         """The same data set with only these samples, in this order."""
         return RooflineSource(self.file, tuple(self.indices[i] for i in indices))
 
+    def seen(self) -> list[Seen]:
+        """What every sample shows: its pixels as they are stored; the file knows no place on the ground."""
+        found = []
+        for row in self.indices:
+            try:
+                stored = self._opened()["imdb"]["images"][row].tobytes()
+                digest = hashlib.blake2b(stored, digest_size=16).hexdigest()
+            except (OSError, KeyError, RuntimeError):  # reading it will name it
+                digest = ""
+            found.append(Seen(self.file, f"sample {row}", digest))
+        return found
+
     def _opened(self) -> Any:
         if self._handle is None or self._owner != os.getpid():
             self._handle, self._owner = h5py.File(self.file, "r"), os.getpid()
@@ -82,7 +96,15 @@ def open_all(folder: Path) -> RooflineSource:
     Raises:
         FileProblem: not HDF5, or without the arrays that the release has.
     """
-    file = folder / FILE
+    return open_file(folder / FILE)
+
+
+def open_file(file: Path) -> RooflineSource:
+    """Open every sample of an imdb.mat, whatever it is called.
+
+    Raises:
+        FileProblem: not HDF5, or without the arrays that the release has.
+    """
     try:
         with h5py.File(file, "r") as handle:
             images, elements = handle["imdb/images"].shape, handle["imdb/elements"].shape

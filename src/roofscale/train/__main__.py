@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from roofscale import config as configs
-from roofscale.data.sources import data_fingerprint, open_sources, resolve_root
+from roofscale.data.sources import data_fingerprint, leak_notes, open_sources, resolve_root
 from roofscale.errors import DataError, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.model import count_parameters
@@ -74,6 +74,9 @@ def prepare(folder: Path, events: EventFile, stopping: Any) -> Run:
     root, said = resolve_root(config, Path("data/generated"))
     events.emit("note", {"text": said})
     splits = open_sources(config, root)
+    leaks = leak_notes(splits)
+    for leak in leaks:
+        events.emit("note", {"text": leak})
     run = Run(config, splits, folder, events.emit, stopping)
     inputs = [
         {
@@ -86,6 +89,7 @@ def prepare(folder: Path, events: EventFile, stopping: Any) -> Run:
     ]
     facts = {
         "data": said,
+        "leaks": " ".join(leaks) or "no footprint of a validation image overlaps one of training",
         "data_fingerprint": "+".join(f"{used['name']}:{used['digest']}" for used in inputs),
         "device": str(run.trainer.where.device),
         "precision": run.trainer.where.precision,

@@ -18,6 +18,7 @@ from rasterio.windows import Window as RasterWindow
 
 from roofscale.data import airs, rid, roofline
 from roofscale.data.generate import paint, town
+from roofscale.data.generate.join import Joined
 from roofscale.data.generate.spec import GenerateSpec
 from roofscale.data.sample import Pixels
 
@@ -77,24 +78,26 @@ def _write_tif(file: Path, image_HWC: Pixels, crs: str, transform: Affine) -> No
         dataset.write(image_HWC.transpose(2, 0, 1))
 
 
-def write_roofline(folder: Path, spec: GenerateSpec) -> Iterator[int]:
-    """Write imdb.mat under ``folder``; yields once for each sample done."""
+def write_roofline(folder: Path, spec: GenerateSpec, joined: Joined | None = None) -> Iterator[int]:
+    """Write imdb.mat under ``folder``, with what is joined as its last rows; yields once for each sample done."""
     folder.mkdir(parents=True)
-    count, side = spec.roofline_samples, spec.roofline_px
+    count, side = spec.roofline_samples + (joined.samples if joined else 0), spec.roofline_px
     file = folder / roofline.FILE
     with h5py.File(file, "w", userblock_size=512) as handle:
         imdb = handle.create_group("imdb")
         imdb.attrs["MATLAB_class"] = np.bytes_(b"struct")
         shapes = {"images": (count, 3, side, side), "elements": (count, 3, side, side), "depths": (count, side, side)}
-        for name, shape in shapes.items():  # depths stay zero: nothing here reads them
+        for name, shape in shapes.items():  # generated depths stay zero: nothing here reads them
             array = imdb.create_dataset(name, shape, "float32", chunks=(1, *shape[1:]), compression=1)
             array.attrs["MATLAB_class"] = np.bytes_(b"single")
-        for index in range(count):
+        for index in range(spec.roofline_samples):
             scene = town.plan(side, spec.scene_seed("roofline", index), town.EUROPEAN, share=(0.15, 0.75))
             painting = paint.paint(scene)
             imdb["images"][index] = painting.image_HWC.transpose(2, 0, 1)
             imdb["elements"][index] = painting.elements_EHW
             yield index
+        if joined:
+            joined.copy_into(imdb, spec.roofline_samples)
     with file.open("r+b") as raw:
         raw.write(_MATLAB_HEADER.ljust(124) + b"\x00\x02IM")
 
