@@ -4,7 +4,7 @@ Each returns a matplotlib figure, or None where the run did not get far enough t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,57 +12,60 @@ from matplotlib.figure import Figure
 
 from roofscale.data.sample import CHANNELS
 from roofscale.measurement import Measurement
-
-_SIZE = (8.0, 4.5)
-_MEMORY_LINE = 0.80  # the share of the compute's memory that a run should stay under
+from roofscale.report import style
 
 
 def loss_figure(measurement: Measurement) -> Figure | None:
     """Training loss of each batch, its running median, and the validation loss of each data set."""
     if len(measurement.steps) < 2:
         return None
-    figure, axes = _axes("Loss", "optimiser step", "BCE + Dice")
-    steps = np.array([record.step for record in measurement.steps])
-    losses = np.array([record.loss for record in measurement.steps])
-    width = max(1, len(losses) // 10)
-    median = [np.median(losses[max(0, i - width) : i + width + 1]) for i in range(len(losses))]
+    figure, axes = style.new_axes("Loss", "optimiser step", "BCE + Dice")
+    steps, losses = zip(*((record.step, record.loss) for record in measurement.steps), strict=True)
     axes.plot(steps, losses, ".", color="0.75", label="training, each batch")
-    axes.plot(steps, median, color="tab:blue", label="training, running median")
-    for place, name in enumerate(dict.fromkeys(v.dataset for v in measurement.validations), 1):
+    axes.plot(steps, running_median(losses), color=style.MEASURED, label="training, running median")
+    for name in dict.fromkeys(v.dataset for v in measurement.validations):
         found = [v for v in measurement.validations if v.dataset == name]
-        axes.plot(
-            [v.step for v in found],
-            [v.metrics["loss"] for v in found],
-            "o-",
-            color=f"C{place}",
-            label=f"validation, {name}",
-        )
-        axes.axhline(
-            float(np.mean(found[-1].constant_losses)), ls=":", color=f"C{place}", label=f"best constant, {name}"
-        )
-    # The untrained net's validation loss can be so far off that nothing else would be seen.
-    axes.set_ylim(0, 1.1 * max(float(np.nanmax(losses)), *(v.metrics["loss"] for v in measurement.validations[1:]), 0))
-    axes.legend()
+        colour, said = style.dataset_colour(name), [v.metrics["loss"] for v in found]
+        axes.plot([v.step for v in found], said, "o-", color=colour, label=f"validation, {name}")
+        constant = float(np.mean(found[-1].constant_losses))
+        axes.axhline(constant, ls=":", color=colour, label=f"best constant, {name}")
+    axes.set_ylim(0, highest_loss(measurement))
+    axes.legend(frameon=False)
     return figure
+
+
+def highest_loss(measurement: Measurement) -> float:
+    """Where an axis of losses should end. The untrained net's validation loss may lie above: it can be so far off that
+    nothing else would be seen."""
+    trained = (v.metrics.get("loss", math.nan) for v in measurement.validations if v.step > 0)
+    seen = [loss for loss in (*(step.loss for step in measurement.steps), *trained) if math.isfinite(loss)]
+    return 1.1 * max(seen, default=1.0)
+
+
+def running_median(values: Sequence[float]) -> list[float]:
+    """The median of each value and a tenth of all values on either side."""
+    width = max(1, len(values) // 10)
+    return [float(np.median(values[max(0, i - width) : i + width + 1])) for i in range(len(values))]
 
 
 def memory_figure(measurement: Measurement, limit_mib: float) -> Figure | None:
     """Host memory of the process tree over the run, with the compute's limit and 80 % of it."""
     if len(measurement.memory) < 2:
         return None
-    figure, axes = _axes("Host memory", "seconds since the start", "MiB")
+    figure, axes = style.new_axes("Host memory", "seconds since the start", "MiB")
     start = measurement.memory[0].time
-    axes.plot([point.time - start for point in measurement.memory], [point.mib for point in measurement.memory])
+    times, levels = zip(*((point.time - start, point.mib) for point in measurement.memory), strict=True)
+    axes.plot(times, levels, color=style.MEASURED)
     peak = measurement.metric("memory/peak_mib")
-    axes.axhline(peak, ls=":", color="tab:blue", label=f"peak {peak:,.0f} MiB")
+    axes.axhline(peak, ls=":", color=style.MEASURED, label=f"peak {peak:,.0f} MiB")
     # A limit far above would press the curve flat; then it is said, not drawn.
     if peak > 0.3 * limit_mib:
-        axes.axhline(limit_mib, color="tab:red", label=f"limit {limit_mib:,.0f} MiB")
-        axes.axhline(_MEMORY_LINE * limit_mib, color="tab:orange", label="80 % of it")
+        axes.axhline(limit_mib, color=style.LINE, label=f"limit {limit_mib:,.0f} MiB")
+        axes.axhline(style.MEMORY_LINE * limit_mib, color=style.LINE, ls="--", label="80 % of it")
     else:
-        axes.plot([], [], " ", label=f"limit {limit_mib:,.0f} MiB, 80 % of it {_MEMORY_LINE * limit_mib:,.0f} MiB")
+        axes.plot([], [], " ", label=f"limit {limit_mib:,.0f} MiB, 80 % of it {style.MEMORY_LINE * limit_mib:,.0f} MiB")
     axes.set_ylim(0)
-    axes.legend()
+    axes.legend(frameon=False)
     return figure
 
 
@@ -71,15 +74,14 @@ def throughput_figure(measurement: Measurement) -> Figure | None:
     records = measurement.steps
     if len(records) < 2:
         return None
-    figure, axes = _axes("Throughput", "optimiser step", "samples/s")
+    figure, axes = style.new_axes("Throughput", "optimiser step", "samples/s")
     sizes = np.diff([0, *(record.samples for record in records)])
     steps = [record.step for record in records]
-    axes.plot(steps, [n / r.seconds for n, r in zip(sizes, records, strict=True)], ".-", label="samples/s")
+    axes.plot(steps, [n / r.seconds for n, r in zip(sizes, records, strict=True)], ".-", color=style.MEASURED)
     axes.set_ylim(0)
     waiting = axes.twinx()
-    waiting.fill_between(steps, [r.wait_seconds / r.seconds for r in records], color="tab:orange", alpha=0.3)
+    waiting.fill_between(steps, [r.wait_seconds / r.seconds for r in records], color=style.WAITING, alpha=0.25, lw=0)
     waiting.set(ylim=(0, 1), ylabel="share of the step spent waiting for the loader")
-    axes.legend()
     return figure
 
 
@@ -109,14 +111,6 @@ def _cell(axes: Any, picture: Any, title: str, row: int) -> None:
     axes.set_axis_off()
     if row == 0 or picture.ndim == 3:
         axes.set_title(title, fontsize=9)
-
-
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    return figure, axes
 
 
 def run_figures(measurement: Measurement) -> dict[str, Figure]:

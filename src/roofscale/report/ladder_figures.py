@@ -1,0 +1,151 @@
+"""How far the ladder reached, and how well it was foreseen."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from roofscale.measurement import Measurement, Outcome
+from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.judge import Verdict
+from roofscale.report import style
+from roofscale.report.expected import comparisons
+
+_ROW = 0.32  # inches of height
+_RETREAT_WIDTH = 0.6  # of a rung at the step's own increment
+_OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM)
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """One row of the ladder: a run, a step that was not reached, or the heading of a phase."""
+
+    label: str
+    run: StepResult | None = None
+    heading: bool = False
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Of all seeds."""
+        return (self.run.measurement, *self.run.repeats) if self.run else ()
+
+
+def ladder_figure(climbs: Sequence[ClimbResult]) -> Figure | None:
+    """Every run as a rung in the colour of its verdict, lowest first, with its time and its peak memory beside it."""
+    rungs = [rung for climb in climbs for rung in _rungs(climb)]
+    if not any(rung.run for rung in rungs):
+        return None
+    figure = Figure(figsize=(style.WIDTH, 1.1 + _ROW * len(rungs)), dpi=style.DPI, layout="constrained")
+    ladder, time, memory = figure.subplots(1, 3, sharey=True, width_ratios=(3, 1.2, 1.2))
+    ladder.set_yticks(range(len(rungs)), [rung.label for rung in rungs])
+    ladder.set_ylim(-0.6, len(rungs) - 0.4)
+    for label, rung in zip(ladder.get_yticklabels(), rungs, strict=True):
+        label.set_fontweight("bold" if rung.heading else "normal")
+    _draw_rungs(ladder, rungs)
+    _draw_time(time, rungs)
+    _draw_memory(memory, rungs)
+    for axes in (ladder, time, memory):
+        style.bare(axes)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(left=False)
+    return figure
+
+
+def _rungs(climb: ClimbResult) -> Iterator[_Rung]:
+    for result in climb.results:
+        for run in sorted(result.runs, key=lambda run: run.retreat is not None):  # what the step asks for comes first
+            yield _Rung(f"↳ {run.retreat.changed}" if run.retreat else result.step.name, run)
+    for step in climb.phase.steps[len(climb.results) :]:
+        yield _Rung(step.name)
+    yield _Rung(f"Phase {climb.phase.number}: {climb.phase.name}", heading=True)
+
+
+def _draw_rungs(axes: Any, rungs: Sequence[_Rung]) -> None:
+    for place, rung in enumerate(rungs):
+        if rung.heading:
+            continue
+        if rung.run:
+            width, colour = _RETREAT_WIDTH if rung.run.retreat else 1.0, style.VERDICT_COLOUR[rung.run.verdict.verdict]
+            axes.barh(place, width, height=0.62, color=colour)
+        else:
+            axes.barh(place, 1.0, height=0.62, fill=False, edgecolor=style.BESIDE, linestyle=":")
+        axes.text(0.02, place, _said(rung.run) if rung.run else "not reached", va="center", fontsize=9)
+    axes.set(xlim=(0, 1.02), xticks=[])
+    axes.spines["bottom"].set_visible(False)
+
+
+def _said(run: StepResult) -> str:
+    """The verdict with what it hangs on, and how many seeds it took."""
+    verdict = run.verdict.verdict
+    ended_well = run.measurement.outcome is Outcome.OK
+    why = ", ".join(run.verdict.named(verdict)) if ended_well else str(run.measurement.outcome)
+    ruled_out = "" if run.measurement.metrics else " (not run: a smaller one did)"
+    seeds = f", {1 + len(run.repeats)} seeds" if run.repeats else ""
+    return verdict.words + (f": {why}" if verdict is not Verdict.PASSED else "") + ruled_out + seeds
+
+
+def _draw_time(axes: Any, rungs: Sequence[_Rung]) -> None:
+    """Minutes, those of the repeats included."""
+    minutes = [math.fsum(m.metric("speed/run_seconds") for m in rung.measurements) / 60 for rung in rungs]
+    known = {place: value for place, value in enumerate(minutes) if value > 0}
+    axes.barh(list(known), list(known.values()), height=0.3, color=style.BESIDE)
+    for place, value in known.items():
+        _write_beside(axes, place, value, f"{value:.1f}")
+    axes.set_xlabel("time, min")
+    axes.set_xlim(0, 1.35 * max(known.values(), default=1))
+
+
+def _draw_memory(axes: Any, rungs: Sequence[_Rung]) -> None:
+    """Largest peak over the seeds, share of what there was, host or GPU, whichever is fuller."""
+    for place, rung in enumerate(rungs):
+        shares = [m.metric(name) for m in rung.measurements for name in ("memory/share", "gpu/memory_share")]
+        share = max(filter(math.isfinite, shares), default=math.nan)
+        if any(m.outcome in _OUT_OF_MEMORY for m in rung.measurements):
+            axes.plot(100, place, "X", color=style.VERDICT_COLOUR[Verdict.FAILED], markersize=9, clip_on=False)
+        elif math.isfinite(share):
+            axes.barh(place, 100 * share, height=0.3, color=style.BESIDE)
+            _write_beside(axes, place, 100 * share, f"{share:.0%}")
+    axes.axvline(100 * style.MEMORY_LINE, color=style.LINE, ls="--", lw=1.2)
+    axes.set(xlim=(0, 125), xticks=(0, 40, 80), xlabel="peak memory, %")
+
+
+def _write_beside(axes: Any, place: int, end: float, said: str) -> None:
+    """A number at the end of a bar, readable where it lies over a line."""
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    axes.annotate(said, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=9, bbox=paper)
+
+
+def expected_figure(climb: ClimbResult) -> Figure | None:
+    """Every expectation that was measured: the measurement over the expected value, in the bar of its tolerance."""
+    found = [row for row in comparisons(climb) if math.isfinite(row.measured)][::-1]  # the first row comes out on top
+    if not found:
+        return None
+    figure, axes = style.new_axes(
+        "Measured against expected", "measured over expected", "", height=1.2 + _ROW * len(found)
+    )
+    for height, row in enumerate(found):
+        low, middle, high = (value / row.expectation.value for value in (row.low, row.measured, row.high))
+        colour, tolerance = style.VERDICT_COLOUR[row.verdict], row.expectation.tolerance
+        axes.barh(height, 2 * tolerance, left=1 - tolerance, height=0.62, color="0.88")
+        axes.plot([low, high], [height, height], "-", color=colour, lw=2.5)
+        axes.plot(middle, height, style.VERDICT_MARK[row.verdict], color=colour, markersize=9)
+    axes.axvline(1, color=style.LINE, lw=1)
+    axes.use_sticky_edges = False  # or the widest tolerance would look cut off
+    axes.set_yticks(range(len(found)), [f"{row.step}: {row.expectation.metric}" for row in found])
+    axes.tick_params(left=False)
+    axes.grid(axis="y", visible=False)
+    figure.legend(handles=_legend(row.verdict for row in found), loc="outside lower right", ncols=4, frameon=False)
+    return figure
+
+
+def _legend(verdicts: Iterable[Verdict]) -> list[Any]:
+    """The verdicts that are shown, and the tolerance."""
+    marks = [
+        Line2D([], [], ls="", marker=style.VERDICT_MARK[v], color=style.VERDICT_COLOUR[v], ms=8, label=v.words)
+        for v in dict.fromkeys(sorted(verdicts))
+    ]
+    return [Patch(color="0.88", label="tolerance"), *marks]

@@ -1,0 +1,60 @@
+"""Colours, marks and axes that all figures and the HTML report share.
+
+The colours are those of Okabe and Ito (Color Universal Design, 2008) and of P. Tol's muted scheme: they stay apart for
+eyes that do not tell red from green. A verdict has a mark of its own as well, so that nothing hangs on colour alone.
+"""
+
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from roofscale.phases.judge import Verdict
+
+WIDTH = 8.0  # inches; at 900 px the smallest text (9 pt) is 14 px high
+HEIGHT = 4.5
+DPI = 120
+
+VERDICT_COLOUR: Mapping[Verdict, str] = types.MappingProxyType(
+    {Verdict.PASSED: "#009e73", Verdict.FAILED: "#d55e00", Verdict.INSUFFICIENT_EVIDENCE: "#e69f00"}
+)
+VERDICT_MARK: Mapping[Verdict, str] = types.MappingProxyType(
+    {Verdict.PASSED: "o", Verdict.FAILED: "X", Verdict.INSUFFICIENT_EVIDENCE: "D"}
+)
+DATASET_COLOUR: Mapping[str, str] = types.MappingProxyType({"rid": "#0072b2", "roofline": "#cc79a7", "airs": "#56b4e9"})
+MIXED = "#666666"  # a batch of several data sets
+MEASURED = "#332288"
+WAITING = "#882255"
+BESIDE = "0.55"  # what only stands beside: time and memory bars, fits
+LINE = "0.2"  # limits
+
+MEMORY_LINE = 0.80  # the share of the memory that a run should stay under
+
+
+def new_axes(title: str, x: str, y: str, height: float = HEIGHT) -> tuple[Figure, Any]:
+    """A figure with one pair of axes, named, with their units."""
+    figure, (axes,) = new_rows(title, 1, height)
+    axes.set(xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def new_rows(title: str, rows: int, height: float) -> tuple[Figure, list[Any]]:
+    """A figure with axes one above the other, on the same scales."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    grid = [row[0] for row in figure.subplots(rows, 1, squeeze=False, sharex=True, sharey=True)]
+    for axes in grid:
+        bare(axes)
+        axes.grid(alpha=0.3)
+    return figure, grid
+
+
+def bare(axes: Any) -> None:
+    """Take away what frames a plot without saying anything."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def dataset_colour(name: str) -> str:
+    """The colour of a data set; of several joined by '+', that of a mixture."""
+    return DATASET_COLOUR.get(name, MIXED)
