@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.served import line, mlflow_server  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,26 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow import MlflowClient
-from torch import nn
+from tests.tracking.small import Tiny
 
 from roofscale import tracking
 from roofscale.config import RunConfig
 from roofscale.measurement import Outcome
 from roofscale.tracking import Tracker
-
-
-class Tiny(nn.Module):
-    """A model that takes images of bytes, as ours do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, 4, 1)
-
-    def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
-        logits_NKHW: torch.Tensor = self.head(image_NCHW.float())
-        return logits_NKHW
 
 
 @pytest.fixture

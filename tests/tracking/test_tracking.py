@@ -3,9 +3,9 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.tracking.small import step
 
 from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.tracking import TrackedRun, Tracker
@@ -14,11 +14,6 @@ from roofscale.tracking import TrackedRun, Tracker
 @pytest.fixture
 def tracker(tracking_store: None) -> Tracker:
     return Tracker("tracked")
-
-
-def step(number: int, loss: float = 1.0) -> dict[str, Any]:
-    fields = {"loss": loss, "grad_norm": 2.0, "lr": 1e-3, "seconds": 0.5, "wait_seconds": 0.1}
-    return {"event": "step", "time": 1.7e9 + number, "step": number, **fields}
 
 
 def history(tracker: Tracker, run: TrackedRun, name: str) -> list[tuple[int, float]]:

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,16 @@ class Operation:
     run_id: str
     content: Mapping[str, Any] = field(default_factory=dict)  # JSON values
     path: Path | None = None  # the file or folder that goes with it
+
+
+def said_of(operations: Sequence[Operation], folder: Path) -> str:
+    """In words, how much is kept where."""
+    runs = len({operation.run_id for operation in operations})
+    return f"{_counted(len(operations), 'operation')} on {_counted(runs, 'run')} kept in {folder}"
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 class Outbox:

@@ -8,7 +8,7 @@ from collections import deque
 from mlflow import MlflowClient
 
 from roofscale.tracking.deliver import deliver
-from roofscale.tracking.outbox import Operation, Outbox
+from roofscale.tracking.outbox import Operation, Outbox, said_of
 from roofscale.tracking.server import TrackingError, away, may_pass, reason, server_name
 
 _PAUSES = (0.5, 10.0)  # seconds between tries while the server is away: the first, and the longest after doubling
@@ -62,9 +62,7 @@ class Sender:
         self.settle(patience)
         with self._changed:
             if self._queue:
-                runs = {operation.run_id for operation in self._queue}
-                kept = f"{len(self._queue)} operations on {len(runs)} runs are kept in {self._outbox.folder}"
-                raise away(self._away, kept)
+                raise away(self._away, said_of(self._queue, self._outbox.folder))
 
     def _gave_up(self, patience: float) -> bool:
         return bool(self._away) and time.monotonic() - self._answered >= patience

@@ -118,7 +118,7 @@ def away(why: str, kept: str = "") -> TrackingError:
     """The error that says that the server does not answer, what was kept of the record, and what to do."""
     named = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") else ""
     if kept:
-        todo = f"{kept}. Once it answers, `roofscale sync` sends that, and the same command goes on where it stopped."
+        todo = f"Nothing is lost: {kept}. Once it answers, `roofscale sync` sends that; so does the same command, going on."
     else:
         todo = (
             "Start it, or set MLFLOW_TRACKING_URI to one that runs; without that variable runs are tracked in the file "

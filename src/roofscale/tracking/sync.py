@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from roofscale.tracking.deliver import deliver
-from roofscale.tracking.outbox import Left, left_behind
+from roofscale.tracking.outbox import Left, left_behind, said_of
 from roofscale.tracking.server import away, may_pass, reason, server_name
 
 OUTBOX = "outbox"  # in the folder of the runs
@@ -48,8 +48,7 @@ def _send(client: MlflowClient, left: Left) -> Sent:
             deliver(client, operation)
         except Exception as error:
             if may_pass(error):
-                kept = f"{account.operations} operations on {len(account.runs)} runs are kept in {left.folder}"
-                raise away(reason(error), kept) from None
+                raise away(reason(error), said_of(left.operations, left.folder)) from None
             account.refused.append(f"{operation.kind} of run {operation.run_id}: {reason(error)}")
     left.clear()
     for refused in account.refused:
