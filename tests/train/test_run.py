@@ -13,6 +13,7 @@ from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.sources import open_sources
 from roofscale.train import __main__ as process
 from roofscale.train.loop import Run, passes
+from roofscale.train.trainer import Trainer
 
 SMALL = RunConfig(image_size=64, encoder="resnet18", max_samples=6, val_samples=3, num_workers=0, threads=1)
 
@@ -74,6 +75,15 @@ def test_data_stall_is_measured_after_everything_that_counts(root: Path, tmp_pat
     assert 0 <= stall < 1
     assert (tmp_path / "best.pt").exists()
     assert [name for name, _ in heard][-1] == "metrics"
+
+
+def test_the_cached_batch_is_a_whole_one(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: (sizes.append(len(batch.ids)), step(self, batch))[1])
+    run(SMALL.with_overrides({"batch_size": 4, "max_samples": 6, "epochs": 2}), root, tmp_path)
+    assert sizes[:4] == [4, 2, 4, 2]
+    assert set(sizes[4:]) == {4}
 
 
 def break_one(root: Path) -> Path:

@@ -67,8 +67,8 @@ class Run:
         if (folder / checkpoint.CHECKPOINT).exists():
             self.trainer.restore(checkpoint.load(folder / checkpoint.CHECKPOINT, config.fingerprint))
         self._saved_at = time.monotonic()
-        self._step_seconds: list[float] = []
-        self._batch: Batch | None = None
+        self._timed: list[tuple[float, int]] = []  # seconds and samples of each step
+        self._batch: Batch | None = None  # the newest whole one
 
     def fit(self) -> None:
         """Train to the end, or to the first reason not to.
@@ -117,8 +117,9 @@ class Run:
         progress.step += 1
         progress.samples += len(batch.ids)
         seconds = time.perf_counter() - clock
-        self._step_seconds.append(seconds)
-        self._batch = batch
+        self._timed.append((seconds, len(batch.ids)))
+        if self._batch is None or len(batch.ids) >= len(self._batch.ids):  # an epoch may end on a smaller one
+            self._batch = batch
         record = {
             "step": progress.step,
             "epoch": one.epoch,
@@ -176,21 +177,22 @@ class Run:
             np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **sheet)
 
     def _measure_data_stall(self) -> None:
-        """Repeat the last batch, in memory, after all that counts is on disk, and compare the step times.
+        """Repeat a whole batch, in memory, after all that counts is on disk, and compare the times of a sample.
 
         The first step of the run pays for one-off set-up (kernel choice, allocator) and is left out on both sides. The
         mean of the real steps, because with W loader processes only one step in W may have to wait.
         """
-        if self._batch is None or len(self._step_seconds) < 3:
+        if self._batch is None or len(self._timed) < 3:
             return
         seconds = []
         for _ in range(_CACHED_STEPS + 1):
             clock = time.perf_counter()
             self.trainer.step(self._batch)
             seconds.append(time.perf_counter() - clock)
-        cached, real = statistics.median(seconds[1:]), statistics.fmean(self._step_seconds[1:])
+        cached = statistics.median(seconds[1:]) / len(self._batch.ids)
+        took, samples = (sum(column) for column in zip(*self._timed[1:], strict=True))
         found = {
-            "speed/data_stall": max(0.0, 1 - cached / real),
-            "speed/cached_seconds_per_sample": cached / len(self._batch.ids),
+            "speed/data_stall": max(0.0, 1 - cached * samples / took),
+            "speed/cached_seconds_per_sample": cached,
         }
         self.emit("metrics", {"metrics": found})
