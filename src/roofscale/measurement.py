@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roofscale.config import DATASETS
+
 
 class Outcome(enum.StrEnum):
     """How a run ended."""
@@ -182,5 +184,9 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "train/steps": MetricInfo("count", "optimiser steps done"),
         "train/samples": MetricInfo("count", "training samples seen"),
         "train/skipped_samples": MetricInfo("count", "broken samples left out under on_bad_sample=skip"),
+        **{
+            f"forgetting/{name}": MetricInfo("IoU", f"drop of {name}'s validation IoU since it was last trained on")
+            for name in DATASETS
+        },
     }
 )

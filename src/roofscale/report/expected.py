@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from roofscale.phases.climb import ClimbResult, StepResult
-from roofscale.phases.expectation import Expectation, place
+from roofscale.phases.expectation import Expectation
+from roofscale.phases.interval import place
 from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import EXPECTATIONS
 

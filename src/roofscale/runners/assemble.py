@@ -52,6 +52,7 @@ def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervi
         **setup_metrics(now, seen),
         **loss_metrics(steps),
         **validation_metrics(validations),
+        **forgetting_metrics(steps, validations),
         **_reported(in_force),
     }
     metrics |= shares(metrics, allowed.memory_bytes, size.gpu_memory_gib)
@@ -87,12 +88,14 @@ def memory_metrics(steps: Sequence[StepRecord], seen: Supervised, batch_size: in
     if seen.outcome is Outcome.HOST_OOM:  # it died between two samples: the kernel saw how far it came
         peak = max(peak, seen.metrics.get("memory/kernel_peak_mib", math.nan), key=_nan_last)
     metrics = {"memory/peak_mib": peak, "memory/growth_mib_per_step": growth(steps)}
-    if steps:
-        first = steps[0].time - steps[0].seconds
-        before = [point.mib for point in seen.memory if point.time <= first]
-        if before:
-            metrics["memory/mib_per_sample"] = (peak - before[-1]) / batch_size
+    metrics["memory/mib_per_sample"] = (peak - held_before(steps, seen.memory)) / batch_size
     return metrics
+
+
+def held_before(steps: Sequence[StepRecord], memory: Sequence[MemoryPoint]) -> float:
+    """MiB that were held when the first step began; NaN where they were not sampled."""
+    before = [point.mib for point in memory if steps and point.time <= steps[0].time - steps[0].seconds]
+    return before[-1] if before else math.nan
 
 
 def growth(steps: Sequence[StepRecord]) -> float:
@@ -113,19 +116,24 @@ def speed_metrics(steps: Sequence[StepRecord]) -> dict[str, float]:
 
     Totals, not medians: with W loader processes only one step in W may have to wait, and a median would not see it.
     """
-    timed = list(zip(steps, samples_of(steps), strict=True))
-    warm = [(step, size) for before, (step, size) in zip(steps, timed[1:], strict=False) if before.epoch == step.epoch]
-    seconds = math.fsum(step.seconds for step, _ in warm or timed)
-    samples = sum(size for _, size in warm or timed)
+    timed = warm(steps) or list(zip(steps, samples_of(steps), strict=True))
+    seconds = math.fsum(step.seconds for step, _ in timed)
+    samples = sum(size for _, size in timed)
     if not (seconds > 0 and samples > 0):
         return {}
     return {
         "speed/samples_per_s": samples / seconds,
         "speed/seconds_per_sample": seconds / samples,
         "speed/seconds_per_epoch": epoch_seconds(steps),
-        "speed/start_up_seconds": max(0.0, steps[0].seconds - seconds / len(warm or timed)),
-        "speed/loader_wait": math.fsum(step.wait_seconds for step, _ in warm or timed) / seconds,
+        "speed/start_up_seconds": max(0.0, steps[0].seconds - seconds / len(timed)),
+        "speed/loader_wait": math.fsum(step.wait_seconds for step, _ in timed) / seconds,
     }
+
+
+def warm(steps: Sequence[StepRecord]) -> list[tuple[StepRecord, int]]:
+    """All steps but each epoch's first, with the samples of their batches."""
+    sized = list(zip(steps, samples_of(steps), strict=True))
+    return [(step, size) for before, (step, size) in zip(steps, sized[1:], strict=False) if before.epoch == step.epoch]
 
 
 def samples_of(steps: Sequence[StepRecord]) -> list[int]:
@@ -175,6 +183,23 @@ def validation_metrics(validations: Sequence[Validation]) -> dict[str, float]:
         if validation.losses:
             metrics[f"val/{name}/loss"] = statistics.fmean(validation.losses)
     return metrics
+
+
+def since_trained(
+    steps: Sequence[StepRecord], validations: Sequence[Validation]
+) -> dict[str, tuple[Validation, Validation]]:
+    """By data set that was not trained on to the end: its validation after it last was, and its last validation."""
+    trained = {name: step.step for step in steps for name in step.dataset.split("+")}  # the last time counts
+    since = {name: [v for v in validations if v.dataset == name and v.step >= last] for name, last in trained.items()}
+    return {name: (found[0], found[-1]) for name, found in since.items() if len(found) > 1}
+
+
+def forgetting_metrics(steps: Sequence[StepRecord], validations: Sequence[Validation]) -> dict[str, float]:
+    """``forgetting/<data set>``: how far its validation IoU has fallen since it was last trained on."""
+    return {
+        f"forgetting/{name}": then.metrics.get("iou", math.nan) - end.metrics.get("iou", math.nan)
+        for name, (then, end) in since_trained(steps, validations).items()
+    }
 
 
 def shares(metrics: Mapping[str, float], memory_bytes: int, gpu_memory_gib: float) -> dict[str, float]:

@@ -1,0 +1,29 @@
+"""The criteria that a phase file may ask for: name, meaning, limits with their sources, and a pure function each.
+
+The statistics live in ``train.health``, ``train.leak`` and ``phases.interval``; here they meet a step's measurement,
+the ones it is compared with, and the repeats of the same step under other seeds.
+
+How repeats pool: validation losses are averaged per sample over the seeds before a paired test, because the losses of
+one sample under several seeds are not independent; step times are pooled; memory counts by its worst run; curves are
+judged run by run, where any failed run fails and a run without enough evidence weighs nothing beside one with it.
+"""
+
+import types
+from collections.abc import Mapping
+
+from roofscale.phases.criteria import curves, datasets, ending, resources, samples, speed
+from roofscale.phases.criteria.evidence import BUSY, DRIFT, Criterion, Evidence, Limit, Rung
+from roofscale.phases.criteria.speed import BatchPoint, knee
+
+__all__ = ["BUSY", "CRITERIA", "DRIFT", "BatchPoint", "Criterion", "Evidence", "Limit", "Rung", "knee"]
+
+CRITERIA: Mapping[str, Criterion] = types.MappingProxyType(
+    {
+        **ending.CRITERIA,
+        **resources.CRITERIA,
+        **speed.CRITERIA,
+        **curves.CRITERIA,
+        **samples.CRITERIA,
+        **datasets.CRITERIA,
+    }
+)

@@ -1,0 +1,38 @@
+"""Whether a run came to its end, and to what was expected of it."""
+
+import math
+from collections.abc import Mapping
+
+from roofscale.measurement import Outcome
+from roofscale.phases.criteria.evidence import Criterion, Evidence, together, unless_disturbed
+from roofscale.phases.expectation import compare, is_timed
+from roofscale.train.health import Finding, Verdict
+
+
+def completes(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    """Every run ended as ``ok``."""
+    ended_early = [run for run in evidence.runs if run.outcome is not Outcome.OK]
+    # an interruption says nothing about the config, so that any other outcome counts before it
+    for run in sorted(ended_early, key=lambda run: run.outcome is Outcome.INTERRUPTED):
+        stopped = run.outcome is Outcome.INTERRUPTED
+        verdict = Verdict.INSUFFICIENT_EVIDENCE if stopped else Verdict.FAILED
+        return Finding(verdict, f"{run.outcome}: {run.detail}")
+    seconds = evidence.measurement.metric("speed/run_seconds")
+    return Finding(Verdict.PASSED, "ran to its end" + (f" in {seconds:.0f} s" if math.isfinite(seconds) else ""))
+
+
+def as_expected(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    """Every expectation is borne out; see ``expectation.compare``."""
+    references = {"previous": evidence.previous, "base": evidence.base, "absolute": None}
+    findings = []
+    for expected in evidence.expect:
+        reference = references[expected.of]
+        finding = compare(expected, evidence.runs, reference)
+        findings.append(unless_disturbed(finding, evidence, reference) if is_timed(expected.metric) else finding)
+    return together(findings)
+
+
+CRITERIA = {
+    "completes": Criterion("the run ends by itself: no OOM, no crash, no broken data", completes),
+    "as_expected": Criterion("every expectation is borne out, noise of the steps allowed for", as_expected),
+}

@@ -1,0 +1,147 @@
+"""What a criterion looks at, and what all of them share: how runs pool, and when the machine is to blame."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement
+from roofscale.phases.expectation import Expectation
+from roofscale.train.health import Finding, Verdict, combine
+
+# Share of the machine's time. A run that wants every core loses about as much of its speed; half the tightest tolerance
+# of a shipped phase file (0.20).
+BUSY = 0.10
+DRIFT = 1.2  # ratio of paces; likewise half the tightest tolerance, either way
+
+# What a step on a cached batch costs depends on these, and on nothing else of the run config.
+PACE_KNOBS = ("encoder", "decoder", "image_size", "batch_size", "precision", "channels_last", "threads", "compute")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number that a phase file may set."""
+
+    default: float
+    meaning: str  # unit and source included
+
+
+@dataclass(frozen=True)
+class Rung:
+    """An earlier step of the phase: the config and the measurement of the run that decided it."""
+
+    config: RunConfig
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a criterion may look at."""
+
+    measurement: Measurement
+    previous: Measurement | None = None  # the step before
+    base: Measurement | None = None  # the first step of the phase
+    repeats: tuple[Measurement, ...] = ()  # the same step under other seeds
+    expect: tuple[Expectation, ...] = ()
+    config: RunConfig | None = None  # of the measurement; None where nobody knows it
+    history: tuple[Rung, ...] = ()  # the earlier steps of the phase, in order
+
+    @property
+    def runs(self) -> tuple[Measurement, ...]:
+        """The measurement and its repeats."""
+        return (self.measurement, *self.repeats)
+
+    def config_of(self, run: Measurement) -> RunConfig | None:
+        """The run config of one of these runs, None where nobody knows it."""
+        if any(run is one for one in self.runs):
+            return self.config
+        return next((rung.config for rung in self.history if rung.measurement is run), None)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One entry of CRITERIA."""
+
+    meaning: str
+    judge: Callable[[Evidence, Mapping[str, float]], Finding]
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+
+
+def lacking(text: str) -> Finding:
+    """Not enough evidence, and of what."""
+    return Finding(Verdict.INSUFFICIENT_EVIDENCE, text)
+
+
+def each_run(evidence: Evidence, judge: Callable[[Measurement], Finding]) -> Finding:
+    """The finding that decides among those of the runs; one run's lack of evidence is made up by another's."""
+    findings = [judge(run) for run in evidence.runs]
+    decided = [f for f in findings if f.verdict is not Verdict.INSUFFICIENT_EVIDENCE]
+    worst = next((f for f in decided if f.verdict is Verdict.FAILED), (decided or findings)[0])
+    if len(findings) == 1:
+        return worst
+    return Finding(worst.verdict, f"{worst.evidence}; {len(findings)} seeds, {len(decided)} decided", worst.numbers)
+
+
+def join(findings: Mapping[str, Finding]) -> Finding:
+    """All must pass; names are shown only where there are several."""
+    if len(findings) == 1:
+        return next(iter(findings.values()))
+    return Finding(
+        combine([f.verdict for f in findings.values()]),
+        "; ".join(f"{name}: {f.evidence}" for name, f in findings.items()),
+        {f"{name}/{key}": value for name, f in findings.items() for key, value in f.numbers.items()},
+    )
+
+
+def together(findings: Sequence[Finding]) -> Finding:
+    """All must pass; the evidence in one line, the numbers under their own names."""
+    return Finding(
+        combine([f.verdict for f in findings]),
+        "; ".join(f.evidence for f in findings),
+        {name: value for f in findings for name, value in f.numbers.items()},
+    )
+
+
+def worst_metric(evidence: Evidence, name: str) -> float:
+    """The largest value over the runs; NaN as soon as one run lacks it."""
+    return largest(run.metric(name) for run in evidence.runs)
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest of some values; NaN where one is not finite, or where there is none."""
+    known = list(values)
+    return max(known) if known and all(map(math.isfinite, known)) else math.nan
+
+
+def unless_disturbed(finding: Finding, evidence: Evidence, reference: Measurement | None = None) -> Finding:
+    """A failure by time is no evidence where the machine gave much of its time to other work, or changed its pace."""
+    runs = [*evidence.runs, *([reference] if reference else [])]
+    others = max((run.metric("cpu/others") for run in runs), default=math.nan)
+    why = drifted(evidence, runs)
+    if others > BUSY:
+        why = f"{others:.0%} of the machine went to other work (over {BUSY:.0%} proves nothing)"
+    return doubted(finding, why) if finding.verdict is Verdict.FAILED else finding
+
+
+def doubted(finding: Finding, why: str) -> Finding:
+    """The same finding, but no evidence; unchanged where there is no reason why."""
+    if not why:
+        return finding
+    return Finding(Verdict.INSUFFICIENT_EVIDENCE, f"{finding.evidence}; but {why}", finding.numbers)
+
+
+def drifted(evidence: Evidence, runs: Sequence[Measurement]) -> str:
+    """Why the runs' times cannot be compared, empty where they can.
+
+    The pace is that of the cached batch: no loader and no data set can change it, but a neighbour on a shared host can.
+    It tells something only between runs whose cached batch is the same one, so not across batch sizes.
+    """
+    paces: dict[object, list[float]] = {}
+    for run in runs:
+        config = evidence.config_of(run)
+        same = config and tuple(getattr(config, knob) for knob in PACE_KNOBS)
+        paces.setdefault(same, []).append(run.metric("speed/cached_seconds_per_sample"))
+    drift = max((max(p) / min(p) for p in paces.values() if all(pace > 0 for pace in p)), default=math.nan)
+    if not drift > DRIFT:
+        return ""
+    return f"a cached batch took {drift:.2f} x as long in one run as in another (over {DRIFT:g} proves nothing)"

@@ -1,0 +1,166 @@
+"""How fast a step trained, against the phase's base step and against the other batch sizes.
+
+Times of sharing a machine are noisy, so a gain is an interval: over windows of steps, each epoch's first step left out,
+with the spread that runs of one config have among themselves (see ``interval``).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement
+from roofscale.phases.criteria.evidence import (
+    BUSY,
+    PACE_KNOBS,
+    Criterion,
+    Evidence,
+    Limit,
+    doubted,
+    drifted,
+    lacking,
+    largest,
+    unless_disturbed,
+)
+from roofscale.phases.interval import MIN_WINDOWS, Estimate, Interval, interval, log_pace, minus, place
+from roofscale.runners.assemble import warm
+from roofscale.train.health import Finding, Verdict
+
+# A knee is told from throughputs of the same work.
+_SAME_WORK = tuple(knob for knob in PACE_KNOBS if knob != "batch_size")
+
+
+def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    """Samples a second above the base step's by at least ``min_gain``.
+
+    The interval of the ratio lies wholly above 1 + min_gain: passed; wholly below: failed; else the evidence is
+    insufficient, as it is with fewer than MIN_WINDOWS timed steps on either side. A gain over a base that ran while
+    the machine was busier, or slower, is none.
+    """
+    if evidence.base is None:
+        return lacking("no base step to compare with")
+    ours, theirs = (_pace(runs) for runs in (evidence.runs, [evidence.base]))
+    if ours is None or theirs is None:
+        return lacking(f"fewer than {MIN_WINDOWS} timed steps")
+    ratio = interval(minus(theirs, ours)).exp()
+    finding = Finding(
+        place(ratio.low, ratio.high, 1 + limits["min_gain"], math.inf),
+        f"{math.exp(-ours.value):.3g} samples/s, {ratio:.2f} x base (more than {1 + limits['min_gain']:g} wanted)",
+        {"gain": ratio.centre - 1, "gain_low": ratio.low - 1, "gain_high": ratio.high - 1},
+    )
+    if finding.verdict is Verdict.PASSED:
+        return doubted(finding, _flattered(evidence, evidence.base))
+    return unless_disturbed(finding, evidence, evidence.base)
+
+
+def _flattered(evidence: Evidence, base: Measurement) -> str:
+    """Why the base looks slower than it is, empty where nothing says so."""
+    more = base.metric("cpu/others") - max(run.metric("cpu/others") for run in evidence.runs)
+    if more > BUSY:
+        return f"the machine had {more:.0%} more other work while the base step ran (over {BUSY:.0%} proves nothing)"
+    return drifted(evidence, [*evidence.runs, base])
+
+
+def _pace(runs: Sequence[Measurement]) -> Estimate | None:
+    return log_pace([warm(run.steps) for run in runs])
+
+
+@dataclass(frozen=True)
+class BatchPoint:
+    """What one batch size came to."""
+
+    batch_size: int
+    samples_per_s: float
+    memory_share: float  # peak over the compute's memory, the larger of host and GPU
+
+
+def knee(points: Sequence[BatchPoint], tolerance: float = 0.05, max_share: float = 0.80) -> BatchPoint | None:
+    """The smallest batch within ``tolerance`` of the best throughput, among those under ``max_share`` of the memory.
+
+    None where no batch is under it, or none was measured.
+    """
+    able = [p for p in points if p.memory_share < max_share and math.isfinite(p.samples_per_s)]
+    best = max((p.samples_per_s for p in able), default=math.nan)
+    return min((p for p in able if p.samples_per_s >= (1 - tolerance) * best), key=_batch_size, default=None)
+
+
+def _batch_size(point: BatchPoint) -> int:
+    return point.batch_size
+
+
+def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    """The knee among this step and the earlier ones that did the same work with another batch.
+
+    Told where noise leaves no doubt that matters: the knee is at least 1 - 2 x tolerance as fast as the best, and every
+    smaller batch is slower than the best. Failed where no batch stays under the memory limit.
+    """
+    paces = _paces_by_batch(evidence)
+    points = [BatchPoint(size, math.exp(-pace.value), share) for size, (pace, share) in paces.items()]
+    if len(points) < 2:
+        return lacking(f"{len(points)} batch sizes with {MIN_WINDOWS} timed steps and known memory; a knee needs 2")
+    tolerance, most = limits["tolerance"], limits["max_share"]
+    found = knee(points, tolerance, most)
+    if found is None:
+        return Finding(Verdict.FAILED, f"no batch stays under {most:.0%} of the memory")
+    best = max((p for p in points if p.memory_share < most), key=lambda p: p.samples_per_s)
+    against = {p.batch_size: _relative(paces, p, best) for p in points if p is not best and p.memory_share < most}
+    smaller = [size for size, ratio in against.items() if size < found.batch_size and ratio.high >= 1]
+    at_least = against[found.batch_size].low if found is not best else 1.0
+    unsure = smaller or at_least < 1 - 2 * tolerance
+    listed = ", ".join(f"{p.batch_size}: {p.samples_per_s:.3g}" for p in sorted(points, key=_batch_size))
+    return Finding(
+        Verdict.INSUFFICIENT_EVIDENCE if unsure else Verdict.PASSED,
+        f"batch {found.batch_size} is the smallest within {tolerance:.0%} of the best (samples/s by batch {listed})"
+        + (", but noise may hide a better one" if unsure else "")
+        + f"; its memory {found.memory_share:.0%} of the compute's (limit {most:.0%})",
+        {
+            "batch_size": found.batch_size,
+            "samples_per_s": found.samples_per_s,
+            "best_batch_size": best.batch_size,
+            "best_samples_per_s": best.samples_per_s,
+        },
+    )
+
+
+def _paces_by_batch(evidence: Evidence) -> dict[int, tuple[Estimate, float]]:
+    """Pace and memory share by batch size, the fastest where one was run several times; smallest first."""
+    if evidence.config is None:
+        return {}
+    here = _work(evidence.config)
+    tried = [(r.config, (r.measurement,)) for r in evidence.history if _work(r.config) == here]
+    found: dict[int, tuple[Estimate, float]] = {}
+    for config, runs in [*tried, (evidence.config, evidence.runs)]:
+        pace, share = _pace(runs), largest(map(_memory_share, runs))
+        known = found.get(config.batch_size)
+        if pace and math.isfinite(share) and not (known and known[0].value <= pace.value):
+            found[config.batch_size] = pace, share
+    return dict(sorted(found.items()))
+
+
+def _work(config: RunConfig) -> tuple[object, ...]:
+    return tuple(getattr(config, knob) for knob in (*_SAME_WORK, "datasets", "augment"))
+
+
+def _memory_share(run: Measurement) -> float:
+    return largest(run.metric(name) for name in ("memory/share", "gpu/memory_share") if name in run.metrics)
+
+
+def _relative(paces: Mapping[int, tuple[Estimate, float]], point: BatchPoint, best: BatchPoint) -> Interval:
+    return interval(minus(paces[best.batch_size][0], paces[point.batch_size][0])).exp()
+
+
+CRITERIA = {
+    "faster": Criterion(
+        "samples a second are above the base step's by a stated gain, noise of the steps allowed for",
+        faster,
+        {"min_gain": Limit(0.05, "share of the base step's samples a second; what the knee's tolerance calls equal")},
+    ),
+    "knee": Criterion(
+        "the smallest batch within a tolerance of the best throughput, under the memory limit, can be told",
+        find_knee,
+        {
+            "tolerance": Limit(0.05, "share of the best throughput that a smaller batch may lack"),
+            "max_share": Limit(0.80, "share of the compute's memory that the batch may peak at"),
+        },
+    ),
+}
