@@ -1,16 +1,17 @@
-"""The verdict table of a phase: on the terminal, and as the description of its MLflow run."""
+"""Tables and the words in them: on the terminal, in the strategy document, in the notebook and in MLflow."""
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 from tabulate import tabulate
 
 from roofscale.measurement import METRICS
+from roofscale.phases.climb import Cause, StepResult
+from roofscale.phases.expectation import Expectation
 from roofscale.phases.judge import Verdict
-from roofscale.phases.ladder import StepResult
 
 _STYLE = {Verdict.PASSED: "green", Verdict.FAILED: "bold red", Verdict.INSUFFICIENT_EVIDENCE: "yellow"}
 
@@ -30,26 +31,21 @@ def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
     return table
 
 
-def verdict_markdown(results: Sequence[StepResult]) -> str:
-    """The same table in Markdown."""
-    rows = [
-        (result.step.name if place == 0 else "", criterion.name, criterion.verdict.words, criterion.evidence)
-        for result in results
-        for place, criterion in enumerate(result.verdict.criteria)
-    ]
-    return markdown(("step", "criterion", "verdict", "evidence"), rows)
-
-
-def measured_markdown(results: Sequence[StepResult], metrics: Sequence[str]) -> str:
-    """What was measured: a row a metric, a column a step."""
-    rows = [[_heading(name), *(number(r.measurement.metric(name)) for r in results)] for name in metrics]
-    return markdown(["measured", *(r.step.name for r in results)], rows)
-
-
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown without the padding that would double its length: MLflow cuts long descriptions off."""
-    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    cells = [[plain(cell).replace("|", "\\|") for cell in row] for row in rows]
+    table = tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
     return re.sub(r"-{4,}", "---", re.sub(r" {2,}", " ", table))
+
+
+def plain(text: str) -> str:
+    """A text from elsewhere on one line, where nothing passes for HTML or for a marker."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """A text as code; an empty one stays empty."""
+    return f"`{text}`" if text else ""
 
 
 def number(value: float) -> str:
@@ -59,6 +55,23 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _heading(name: str) -> str:
+def metric_heading(name: str) -> str:
+    """A metric's name with its unit."""
     unit = METRICS[name].unit if name in METRICS else ""
     return f"{name} ({unit})" if unit else name
+
+
+def expectation_words(expected: Expectation) -> str:
+    """What is expected of a metric, such as '2 x previous +-40%'."""
+    of = "" if expected.of == "absolute" else f" x {expected.of}"
+    return f"{expected.value:g}{of} +-{expected.tolerance:.0%}"
+
+
+def limits_words(limits: Mapping[str, float]) -> str:
+    """A criterion's limits, such as 'max_share=0.8'."""
+    return " ".join(f"{name}={value:g}" for name, value in limits.items())
+
+
+def cause_words(cause: Cause) -> str:
+    """A cause as a person would write it."""
+    return cause.value.replace("_", " ")

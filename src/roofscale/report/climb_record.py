@@ -1,0 +1,64 @@
+"""A climb for a script, compact: what was planned, what each run came to, and where all of it is on record."""
+
+from typing import Any
+
+from roofscale.config import RunConfig
+from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.report.expected import comparisons
+
+
+def climb_record(climb: ClimbResult) -> dict[str, Any]:
+    """Plain values; NaN where something was not measured."""
+    good = climb.last_good
+    return {
+        "phase": climb.phase.number,
+        "name": climb.phase.name,
+        "plan": climb.phase.as_json(),
+        "plan_fingerprint": climb.phase.fingerprint,
+        "verdict": climb.verdict,
+        "interrupted": climb.interrupted,
+        "created": climb.created,
+        "commit": climb.commit,
+        "experiment": climb.experiment,
+        "run_id": climb.run_id,
+        "notes": climb.notes,
+        "last_good": {"step": good.step.name, "config": _config(good), "run_id": good.run_id} if good else None,
+        "expectations": [
+            {
+                "step": found.step,
+                "metric": found.expectation.metric,
+                "of": found.expectation.of,
+                "expected": found.expectation.value,
+                "tolerance": found.expectation.tolerance,
+                "measured": found.measured,
+                "low": found.low,
+                "high": found.high,
+                "verdict": found.verdict,
+            }
+            for found in comparisons(climb)
+        ],
+        "runs": [_run(run, run is result) for result in climb.results for run in result.runs],
+    }
+
+
+def _run(run: StepResult, decides: bool) -> dict[str, Any]:
+    return {
+        "step": run.step.name,
+        "decides": decides,
+        "run_id": run.run_id,
+        "config": _config(run),
+        "retry_of": run.retreat.retry_of if run.retreat else None,
+        "changed": run.retreat.changed if run.retreat else None,
+        "outcome": run.measurement.outcome,
+        "detail": run.measurement.detail,
+        "cause": run.cause,
+        **run.verdict.as_dict(),
+        "metrics": dict(run.measurement.metrics),
+        "facts": dict(run.measurement.facts),
+        "repeats": [{"outcome": again.outcome, "metrics": dict(again.metrics)} for again in run.repeats],
+    }
+
+
+def _config(run: StepResult) -> dict[str, str]:
+    """What differs from the defaults, as overrides; where the files of a machine lie is left out."""
+    return {k: v for k, v in run.config.changed_from(RunConfig()).items() if k != "data_root"}

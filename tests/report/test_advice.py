@@ -1,0 +1,97 @@
+"""Recommendations follow from what was measured, and from nothing else."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_samples, phase, rolled_back, run
+
+from roofscale.measurement import Outcome
+from roofscale.phases.climb import Cause, ClimbResult
+from roofscale.report.advice import advise
+
+SAMPLE_PLAN, BATCH_PLAN, GPU_PLAN = phase(SAMPLES), phase(BATCHES), phase(GPU)
+
+
+def said(found: ClimbResult) -> str:
+    return "\n".join(f"{advice.say} {advice.because}" for advice in advise(found, GPU_PLAN))
+
+
+def batches(rates: Sequence[float], peaks: Sequence[float] = (2000, 3600, 6500)) -> ClimbResult:
+    steps = [run(BATCH_PLAN, n, measured(*pair)) for n, pair in enumerate(zip(peaks, rates, strict=True))]
+    return climb(BATCH_PLAN, *steps)
+
+
+def test_a_passed_phase_leads_to_the_next() -> None:
+    assert said(passed_samples()).startswith("Go on with phase 5, gpu: `roofscale phase 5`. It starts from many.")
+    assert advise(passed_samples())[0].say == "Nothing is left to climb."
+
+
+def test_a_phase_whose_steps_were_all_judged_can_be_stood_on() -> None:
+    found = said(rolled_back())
+    assert "Go on with phase 5" in found
+    assert "It starts from batch-16 at batch_size=12. batch-8 failed" in found
+
+
+def test_a_phase_that_stopped_is_to_be_mended() -> None:
+    four = run(BATCH_PLAN, 0, measured(2000))
+    burst = run(BATCH_PLAN, 1, outcome=Outcome.CRASHED, detail="it broke", cause=Cause.CRASHED, before=[four])
+    assert said(climb(BATCH_PLAN, four, burst)).startswith("Mend what the issues name, then run `roofscale phase 2`.")
+    assert "See stderr.log in the run's folder. step batch-8, crashed: crashed: it broke" in said(
+        climb(BATCH_PLAN, four, burst)
+    )
+    assert "Do not go on" in said(climb(BATCH_PLAN, burst))
+
+
+def test_an_interrupted_phase_goes_on() -> None:
+    found = said(climb(SAMPLE_PLAN, run(SAMPLE_PLAN, 0, measured(2000)), interrupted=True))
+    assert "it goes on where it stopped. 1 of 2 steps" in found
+
+
+@pytest.mark.parametrize(
+    ("rates", "word", "knee"),
+    [([1.0, 1.5, 1.51], "Take", 8), ([1.0, 1.5, 1.9], "Keep", 16), ([1.0, 0.99, 1.04], "Take", 4)],
+)
+def test_the_knee_is_the_smallest_batch_near_the_best(rates: list[float], word: str, knee: int) -> None:
+    assert f"{word} `batch_size={knee}`, the smallest within 5% of the best throughput" in said(batches(rates))
+
+
+def test_a_batch_over_its_memory_margin_is_no_knee() -> None:
+    assert "`batch_size=8`" in said(batches([1.0, 1.5, 3.0], peaks=(2000, 3600, 8500)))
+
+
+def test_runs_that_differ_in_more_than_the_batch_have_no_knee() -> None:
+    assert "throughput" not in said(passed_samples())
+
+
+def test_what_twice_the_batch_would_take_is_foreseen_where_it_was_not_measured() -> None:
+    assert "leaves room for `batch_size=4`: about 27%" in said(passed_samples())  # (2100 + 2 x 300) / 10000
+    tight = climb(SAMPLE_PLAN, run(SAMPLE_PLAN, 0, measured(7800)))
+    assert "does not allow `batch_size=4`: about 84%" in said(tight)
+    assert "leaves room" not in said(rolled_back())
+    assert "leaves room" not in said(
+        climb(SAMPLE_PLAN, run(SAMPLE_PLAN, 0, measured(100, memory__mib_per_sample=math.nan)))
+    )
+
+
+def test_more_workers_where_training_waits() -> None:
+    stalled = measured(2000, speed__data_stall=0.4, speed__loader_wait=0.35)
+    assert "Raise `num_workers` (now 2)" in said(climb(SAMPLE_PLAN, run(SAMPLE_PLAN, 0, stalled)))
+    slow = measured(2000, speed__data_stall=0.4, speed__loader_wait=0.0)  # slower than cached, but it never waited
+    assert "num_workers" not in said(climb(SAMPLE_PLAN, run(SAMPLE_PLAN, 0, slow)))
+
+
+def test_forgetting_asks_for_mixed_data_sets() -> None:
+    forgot = run(SAMPLE_PLAN, 1, measured(9000), cause=Cause.FORGETTING)
+    assert "schedule=mixed" in said(climb(SAMPLE_PLAN, run(SAMPLE_PLAN, 0, measured(2000)), forgot))
+    assert "schedule=mixed" not in said(rolled_back())
+
+
+def test_a_busy_machine_and_broken_samples_are_named() -> None:
+    odd = measured(2000, cpu__others=0.3, train__skipped_samples=3.0)
+    found = said(climb(SAMPLE_PLAN, run(SAMPLE_PLAN, 0, odd)))
+    assert "quiet machine" in found
+    assert "few 30%" in found
+    assert "up to 3 broken samples" in found
+    assert "quiet machine" not in said(passed_samples())
+    assert "broken" not in said(passed_samples())

@@ -1,0 +1,208 @@
+"""The strategy document: what it says of a climb, and what it never loses."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_samples, phase, rolled_back, run
+
+from roofscale.errors import ConfigError
+from roofscale.measurement import Outcome
+from roofscale.phases.climb import Cause, ClimbResult
+from roofscale.phases.gate import Condition, GateReport
+from roofscale.report.regions import block, read_regions
+from roofscale.report.sections import DESCRIPTION_LENGTH, description, phase_section
+from roofscale.report.strategy import strategy_document
+
+PLANS = [phase(text) for text in (SAMPLES, BATCHES, GPU)]
+
+
+def document(climbs: Mapping[int, ClimbResult], old: str = "", gate: GateReport | None = None) -> str:
+    return strategy_document(PLANS, climbs, gate, old)
+
+
+def part(text: str, heading: str) -> str:
+    """What stands under the first heading that begins so, up to the next one of any level."""
+    lines = text.split(heading, 1)[1].splitlines()[1:]
+    end = next((place for place, line in enumerate(lines) if line.startswith("#")), len(lines))
+    return "\n".join(lines[:end])
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading, without its head."""
+    table = [line for line in part(text, heading).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def test_the_configuration_to_go_on_with_stands_beside_default_and_target() -> None:
+    found = document({1: passed_samples(), 2: rolled_back()})
+    assert "`max_samples=100 batch_size=12`: phase 2, batch-16 at batch_size=12" in found
+    knobs = {row[0]: row[1:5] for row in rows(found, "## Configuration and target")}
+    assert knobs == {
+        "max_samples": ["10", "100", "0", "no"],
+        "image_size": ["512", "512", "1024", "no"],
+        "batch_size": ["2", "12", "16", "no"],
+        "compute": ["local", "local", "ml.g5.xlarge", "no"],
+    }
+
+
+def test_a_phase_that_stopped_is_the_next_and_leaves_the_base_of_the_one_before() -> None:
+    four = run(PLANS[1], 0, outcome=Outcome.HOST_OOM, detail="no memory", cause=Cause.HOST_OOM)
+    found = document({1: passed_samples(), 2: climb(PLANS[1], four)})
+    assert "`max_samples=100`: phase 1, many" in found
+    assert "Next: `roofscale phase 2`" in found
+    assert "failed, 1 of 3 steps" in found
+
+
+def test_each_criterion_is_shown_with_its_limits_and_where_they_hold() -> None:
+    found = rows(document({}), "## Going up")
+    assert [(row[2], row[3]) for row in found[1:3]] == [("max_share=0.8", "1, 2"), ("max_share=0.75", "2")]
+
+
+def test_every_cause_of_a_failure_has_its_answer() -> None:
+    assert {row[0] for row in rows(document({}), "## Coming down")} == {cause.replace("_", " ") for cause in Cause}
+
+
+def test_the_plan_says_what_each_step_changes_and_expects() -> None:
+    found = document({})
+    (_, second, _) = rows(found, "### Plan of phase 2")
+    assert second[1:4] == [
+        "`batch_size=8`",
+        "memory/peak_mib 1.8 x previous +-20%",
+        "completes, memory_margin, as_expected",
+    ]
+    assert "Stands on the last good configuration of phase 1, with `max_samples=100`." in found
+    assert "requires: gate, gpu" in found
+
+
+def test_what_was_expected_is_held_against_what_was_measured() -> None:
+    found = phase_section(rolled_back())
+    assert rows(found, "### Expected and measured") == [
+        ["batch-8", "memory/peak_mib (MiB)", "1.8 x previous +-20%", "2.33 x previous", "no, above"]
+    ]
+    burst = run(PLANS[1], 1, outcome=Outcome.HOST_OOM, detail="no memory", cause=Cause.HOST_OOM)
+    assert rows(phase_section(climb(PLANS[1], burst)), "### Expected and measured")[0][3:] == ["-", "not measured"]
+
+
+def test_every_run_is_listed_and_the_failed_ones_are_issues_with_their_cause() -> None:
+    found = phase_section(rolled_back())
+    runs = rows(found, "### Runs")
+    assert [(row[0], row[2], row[3]) for row in runs] == [
+        ("**batch-4**", "ok", "passed"),
+        ("**batch-8**", "ok", "failed"),
+        ("batch-16", "host_oom", "failed"),
+        ("batch-16", "host_oom", "failed"),
+        ("**batch-16**", "ok", "passed"),
+    ]
+    issues = rows(found, "### Issues met")
+    assert issues[1] == ["batch-16", "`batch_size=16`", "host oom", "killed by the kernel, out of memory"]
+    assert issues[2][1] == "`batch_size=14`"
+
+
+def test_what_was_done_about_a_failure_is_told() -> None:
+    found = part(phase_section(rolled_back()), "### Solutions applied").strip().splitlines()
+    assert found == [
+        "- batch-8: rolled back to step batch-4.",
+        "- batch-16: for host oom, `batch_size=14` was tried: failed.",
+        "- batch-16: for host oom, `batch_size=12` was tried: passed.",
+        "- batch-16: kept `batch_size=12`.",
+    ]
+
+
+def test_repeats_are_shown_from_the_smallest_to_the_largest() -> None:
+    plan = PLANS[0]
+    few = run(plan, 0, measured(2000), repeats=[measured(1900), measured(2200)])
+    found = phase_section(climb(plan, few))
+    assert rows(found, "### Measured")[0] == ["memory/peak_mib (MiB)", "1,900 to 2,200"]
+    assert "run under 3 seeds" in found
+
+
+def test_what_was_not_reached_is_said() -> None:
+    found = phase_section(climb(PLANS[0], run(PLANS[0], 0, measured(2000)), interrupted=True))
+    assert rows(found, "### Issues met") == [["many", "", "not run", "the climb was interrupted"]]
+    assert "## Phase 1, more-samples: interrupted" in found
+
+
+def test_notes_commit_data_and_run_ids_are_there() -> None:
+    found = phase_section(replace(passed_samples(), notes=("the plan was changed: lr",)))
+    for text in (
+        "> the plan was changed: lr",
+        "`c0ffee`",
+        "data: rid from GENERATED images.",
+        "`parent1`",
+        "precision",
+    ):
+        assert text in found
+
+
+def test_text_from_elsewhere_neither_breaks_a_table_nor_passes_for_a_marker() -> None:
+    said = "a|b\nc <!-- yours: begin x -->"
+    burst = run(PLANS[0], 0, outcome=Outcome.CRASHED, detail=said, cause=Cause.CRASHED)
+    found = document({1: climb(PLANS[0], burst)})
+    assert "a\\|b c &lt;!-- yours: begin x -->" in found
+    assert document({1: climb(PLANS[0], burst)}, found) == found
+
+
+def test_the_gate_names_proof_and_remedy() -> None:
+    met = Condition("at least 100 samples", True, "100 of them", run_id="abc")
+    lacking = Condition("the best batch is known", False, "no run shows it", remedy="roofscale phase 2")
+    found = document({}, gate=GateReport((met, lacking)))
+    assert "Closed" in part(found, "## Gate")
+    assert [row[3] for row in rows(found, "## Gate")] == ["`abc`", "`roofscale phase 2`"]
+    assert "Open" in part(document({}, gate=GateReport((met,))), "## Gate")
+    assert "roofscale gate" in part(document({}), "## Gate")
+
+
+def test_writing_it_again_changes_nothing() -> None:
+    climbs = {1: passed_samples(), 2: rolled_back()}
+    first = document(climbs)
+    assert document(climbs, first) == first
+
+
+def test_what_a_person_wrote_survives_in_its_place() -> None:
+    first = document({1: passed_samples()})
+    mine = "\r\nMy own | words \t\n\n"
+    edited = first.replace(block("phase-2"), block("phase-2", mine)).replace(block("notes"), block("notes", "top"))
+    assert edited != first
+    again = document({1: passed_samples(), 2: rolled_back()}, edited)
+    assert read_regions(again).yours["phase-2"] == mine
+    assert again.index(block("notes", "top")) < again.index("## Where it stands")
+    assert again.index("<!-- phase 2: end -->") < again.index(mine) < again.index("## Phase 5")
+
+
+def test_a_block_of_ones_own_goes_to_the_end_and_stays_there() -> None:
+    edited = document({1: passed_samples()}).replace("### Issues met", block("mine", "kept") + "\n### Issues met")
+    again = document({1: passed_samples()}, edited)
+    assert again.rstrip().endswith(block("mine", "kept"))
+    assert document({1: passed_samples()}, again) == again
+
+
+def test_a_phase_that_the_server_does_not_know_keeps_its_section() -> None:
+    first = document({1: passed_samples(), 2: rolled_back()})
+    again = document({1: passed_samples()}, first)
+    assert read_regions(again).phases[2] == read_regions(first).phases[2]
+    assert "not on this server; its section is kept" in again
+    without_file = strategy_document(PLANS[:1], {1: passed_samples()}, None, first)
+    assert read_regions(without_file).phases[2] == read_regions(first).phases[2]
+
+
+def test_a_page_of_another_make_is_kept_among_the_notes() -> None:
+    again = document({1: passed_samples()}, "# My plan\n\nbuy a GPU\n" + block("notes", "\nmore\n"))
+    assert read_regions(again).yours["notes"] == "\n# My plan\n\nbuy a GPU\n\nmore\n"
+    assert document({1: passed_samples()}, again) == again
+
+
+def test_a_torn_page_is_refused() -> None:
+    torn = document({1: passed_samples()}).replace("<!-- yours: end notes -->", "")
+    with pytest.raises(ConfigError, match="stands inside"):
+        document({1: passed_samples()}, torn)
+
+
+def test_a_long_description_is_cut_at_a_line_and_says_where_the_rest_is() -> None:
+    section = phase_section(passed_samples())
+    assert description(section, "STRATEGY.md") == section
+    long = section + "| a row |\n" * 2000
+    found = description(long, "STRATEGY.md")
+    assert len(found) <= DESCRIPTION_LENGTH
+    assert found.endswith("this run's artifact `STRATEGY.md`.\n")
+    assert long.startswith(found.split("\n\n...")[0] + "\n")
