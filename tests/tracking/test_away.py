@@ -19,7 +19,7 @@ from roofscale.measurement import Measurement, Outcome
 from roofscale.tracking import TrackedRun, Tracker, sender, server
 from roofscale.tracking.outbox import Operation, Outbox
 from roofscale.tracking.server import TrackingError
-from roofscale.tracking.sync import send_left_behind, waiting
+from roofscale.tracking.sync import Sent, in_use, send_left_behind, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,10 @@ def seconds_of_patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None
 def losses(run: TrackedRun) -> list[tuple[int, float]]:
     """Every point of the training loss that the server has, doubles too."""
     return sorted((p.step, p.value) for p in MlflowClient().get_metric_history(run.run_id, "train/loss"))
+
+
+def list_sent(runs: Path) -> list[Sent]:
+    return list(send_left_behind(runs))
 
 
 def test_what_happens_while_the_server_is_away_arrives_once_it_is_back(line: Line, tmp_path: Path) -> None:
@@ -103,15 +107,16 @@ def test_gone_for_good_says_what_is_kept_and_a_later_process_sends_it_once(
 
     (kept,) = (tmp_path / "runs" / "outbox").iterdir()
     assert waiting(tmp_path / "runs") == []  # its process is still there
+    assert in_use(tmp_path / "runs") == [kept]
     left = shutil.copytree(kept, tmp_path / "left" / "outbox" / kept.name)  # as if it were not
     with (left / "operations.jsonl").open("a") as torn:
         torn.write('{"kind": "batch", "run_')
     with pytest.raises(TrackingError, match="kept in"):
-        send_left_behind(MlflowClient(), tmp_path / "left")
+        list_sent(tmp_path / "left")
     line.mend()
-    (sent,) = send_left_behind(MlflowClient(), tmp_path / "left")
+    (sent,) = list_sent(tmp_path / "left")
     assert sent.runs == (run.run_id,)
-    assert send_left_behind(MlflowClient(), tmp_path / "left") == []
+    assert list_sent(tmp_path / "left") == []
     assert not left.parent.exists()
     tracker._patience = 60.0
     tracker.close()  # the first process sends it too, and that does no harm
@@ -126,7 +131,7 @@ def test_what_was_sent_twice_is_there_once(
     monkeypatch.setattr(Outbox, "clear", lambda self: None)
     tracker = Tracker("twice")
     run = tracker.start("run", {})
-    kept = Outbox(tmp_path / "runs" / "outbox", server.server_name())
+    kept = Outbox(tmp_path / "runs" / "outbox", server.tracking_uri())
     monkeypatch.setattr(run._sender, "post", lambda operation: kept.keep(operation))
     run.params(RunConfig())
     run.event({"event": "start", "facts": {}, "steps_planned": 3, "inputs": [DATA]})
@@ -138,8 +143,8 @@ def test_what_was_sent_twice_is_there_once(
     assert kept._stream
     kept._stream.close()
     shutil.copytree(kept.folder, tmp_path / "again" / "outbox" / "1")
-    send_left_behind(tracker.client, tmp_path / "runs")
-    send_left_behind(tracker.client, tmp_path / "again")
+    list_sent(tmp_path / "runs")
+    list_sent(tmp_path / "again")
 
     assert losses(run) == [(n, 1 / n) for n in range(1, 4)]
     found = tracker.client.get_run(run.run_id)
@@ -182,8 +187,8 @@ def test_a_server_that_is_away_at_the_start_is_one_clear_error(
 
 def test_credentials_are_not_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:p@ss:w0rd@host/mlflow")
-    assert server.server_name() == "postgresql://***@host/mlflow"
-    box = Outbox(tmp_path / "outbox", server.server_name())
+    assert server.tracking_uri() == "postgresql://***@host/mlflow"
+    box = Outbox(tmp_path / "outbox", server.tracking_uri())
     box.keep(Operation("batch", "0", {"tags": {"a": "b"}}))
     assert "w0rd" not in (box.folder / "operations.jsonl").read_text()
 

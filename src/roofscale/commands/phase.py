@@ -27,7 +27,7 @@ from roofscale.report.strategy import phase_section
 from roofscale.report.table import verdict_table
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import Listener
-from roofscale.tracking import TrackedRun, Tracker
+from roofscale.tracking import TrackedRun, Tracker, require_answer
 
 PHASES = (1, 2, 3, 4, 5)
 _EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
@@ -82,6 +82,7 @@ def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbRes
     """
     out = console(quiet=order.to_json)
     phase = order.load(number, file)
+    require_answer()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
     unmet = gate.unmet(phase, out)
     if unmet and not order.force:
@@ -95,15 +96,21 @@ def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbRes
     configs = settle_data([config for _, config in plan], order.cache, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
     notes = [f"forced although {unmet}"] if unmet else []
-    climbed = _climb(phase, plan, good if phase.needs else None, order, out, notes)
-    _publish(climbed, order, file, out)
+    tracker = Tracker(experiment_name(phase.number), order.runs)
+    climbed = _climb(phase, plan, good if phase.needs else None, tracker, order, out, notes)
+    _publish(climbed, tracker, order, file, out)
     return climbed
 
 
 def _climb(
-    phase: Phase, plan: Plan, good: RunConfig | None, order: Order, out: Console, notes: Sequence[str]
+    phase: Phase,
+    plan: Plan,
+    good: RunConfig | None,
+    tracker: Tracker,
+    order: Order,
+    out: Console,
+    notes: Sequence[str],
 ) -> ClimbResult:
-    tracker = Tracker(experiment_name(phase.number))
     ladder = Ladder(
         phase=phase,
         plan=plan,
@@ -119,9 +126,12 @@ def _climb(
     return ladder.climb(order.fresh)
 
 
-def _publish(climbed: ClimbResult, order: Order, file: Path | None, out: Console) -> None:
-    """Close MLflow's parent run with what the attempt came to, and write it up."""
-    tracker = Tracker(climbed.experiment)
+def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, file: Path | None, out: Console) -> None:
+    """Close MLflow's parent run with what the attempt came to, and write it up.
+
+    Raises:
+        TrackingError: the server is away; what the attempt came to was shown and is kept.
+    """
     parent = tracker.open(climbed.run_id)
     climbed = _with_edit_noted(climbed, order, file)
     parent.describe(phase_section(climbed))
@@ -129,10 +139,12 @@ def _publish(climbed: ClimbResult, order: Order, file: Path | None, out: Console
         parent.tags({"verdict": climbed.verdict})
         publish_phase(parent, climbed)
     parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
+    _print_climb(out, climbed, tracker, order.to_json)
+    tracker.close(wait=not climbed.interrupted)  # the report is made from what the server has
     if not climbed.interrupted and order.experiments.is_dir():
         for written in write_report(order.experiments, out):
             parent.artifact(written)
-    _print_climb(out, climbed, tracker, order.to_json)
+        tracker.close()
 
 
 def _with_edit_noted(climbed: ClimbResult, order: Order, file: Path | None) -> ClimbResult:

@@ -18,7 +18,7 @@ from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import publish_run
 from roofscale.report.table import number
 from roofscale.runners.local import LocalRunner
-from roofscale.tracking import Tracker
+from roofscale.tracking import Tracker, require_answer
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
@@ -26,8 +26,9 @@ INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 def train_once(config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool) -> tuple[str, int]:
     """Run one training; return its MLflow run and the exit code."""
     out = console(quiet=to_json)
+    require_answer()
     config = settle_data([config], cache, out)[0]
-    tracker = Tracker("roofscale-train")
+    tracker = Tracker("roofscale-train", runs)
     folder = _train_folder(runs / tracker.experiment, config, fresh)
     run = tracker.resume(folder.run_id) if folder.run_id else None
     if run is None:
@@ -53,6 +54,7 @@ def train_once(config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json:
     else:
         _print_measurement(out, measurement)
         print_where(out, tracker, folder.path)
+    tracker.close(wait=measurement.outcome is not Outcome.INTERRUPTED)
     codes = {Outcome.OK: 0, Outcome.INTERRUPTED: INTERRUPTED}
     return run.run_id, codes.get(measurement.outcome, 1)
 

@@ -7,7 +7,22 @@ MLflow; the training process writes events, which arrive here.
 from roofscale.tracking.project import ProjectRun
 from roofscale.tracking.records import RunRecord, aliased, get_run
 from roofscale.tracking.run import TrackedRun
-from roofscale.tracking.server import tracking_uri
-from roofscale.tracking.tracker import Tracker
+from roofscale.tracking.server import TrackingError, tracking_uri
+from roofscale.tracking.sync import Sent, in_use, send_left_behind, waiting
+from roofscale.tracking.tracker import Tracker, require_answer
 
-__all__ = ["ProjectRun", "RunRecord", "TrackedRun", "Tracker", "aliased", "get_run", "tracking_uri"]
+__all__ = [
+    "ProjectRun",
+    "RunRecord",
+    "Sent",
+    "TrackedRun",
+    "Tracker",
+    "TrackingError",
+    "aliased",
+    "get_run",
+    "in_use",
+    "require_answer",
+    "send_left_behind",
+    "tracking_uri",
+    "waiting",
+]

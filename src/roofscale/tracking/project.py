@@ -1,5 +1,6 @@
 """The run that ``mlflow run`` opens around an entry point, and how it leaves no litter."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
+
+from roofscale.tracking.server import TrackingError, asking
 
 _DEFAULT_EXPERIMENT = "0"  # MLflow's id of the experiment 'Default'
 
@@ -28,8 +31,12 @@ class ProjectRun:
         """Point to the run that holds the results, and let the empty one be removed from the experiment 'Default'.
 
         ``mlflow run`` closes its run after we have ended, and fails if it is gone by then; so a process of its own
-        outlives us, waits for that, and deletes it.
+        outlives us, waits for that, and deletes it. With the server away there is nothing to tidy up for.
         """
+        with contextlib.suppress(TrackingError), asking():
+            self._settle(pointer)
+
+    def _settle(self, pointer: str) -> None:
         if pointer:
             self.client.set_tag(self.run_id, "roofscale.run", pointer)
         if self.client.get_run(self.run_id).info.experiment_id == _DEFAULT_EXPERIMENT:

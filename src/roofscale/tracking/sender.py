@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from roofscale.tracking.deliver import deliver
 from roofscale.tracking.outbox import Operation, Outbox, said_of
-from roofscale.tracking.server import TrackingError, away, may_pass, reason, server_name
+from roofscale.tracking.server import TrackingError, away, may_pass, reason, tracking_uri
 
 _PAUSES = (0.5, 10.0)  # seconds between tries while the server is away: the first, and the longest after doubling
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Sender:
                 self._changed.wait(0.5)
             refused, self._refused = self._refused, []
         if refused:
-            raise TrackingError(f"{server_name()}: the tracking server refused what was logged: {'; '.join(refused)}")
+            raise TrackingError(f"{tracking_uri()}: the tracking server refused what was logged: {'; '.join(refused)}")
 
     def require(self, patience: float) -> None:
         """Wait until all is sent.
@@ -105,7 +105,7 @@ class Sender:
                 self._answered = time.monotonic()
                 self._queue = deque(map(self._keep, self._queue))
                 _log.warning(
-                    f"{server_name()} does not answer ({why}); what is logged is kept in {self._outbox.folder}."
+                    f"{tracking_uri()} does not answer ({why}); what is logged is kept in {self._outbox.folder}."
                 )
             self._away = why
             self._changed.notify_all()

@@ -38,18 +38,13 @@ class TrackingError(RoofscaleError):
 
 
 def tracking_uri() -> str:
-    """The server that ``MLFLOW_TRACKING_URI`` names, or the local database ``mlflow.db``."""
-    return str(mlflow.get_tracking_uri())
-
-
-def server_name() -> str:
-    """The server, fit to be printed and written down: without a password."""
-    return without_secrets(tracking_uri())
+    """The server that ``MLFLOW_TRACKING_URI`` names, or the local database; fit to be shown, without a password."""
+    return without_secrets(str(mlflow.get_tracking_uri()))
 
 
 def was_ever_used() -> bool:
     """False for a local database that does not exist: a client that looks into it would make it."""
-    uri = tracking_uri()
+    uri = str(mlflow.get_tracking_uri())
     return not uri.startswith(_SQLITE) or Path(unquote(uri.removeprefix(_SQLITE))).exists()
 
 
@@ -110,7 +105,7 @@ def asking() -> Iterator[None]:
         if may_pass(error):
             raise away(reason(error)) from None
         if isinstance(error, MlflowException):
-            raise TrackingError(f"{server_name()}: {reason(error)}") from None
+            raise TrackingError(f"{tracking_uri()}: {reason(error)}") from None
         raise
 
 
@@ -118,10 +113,10 @@ def away(why: str, kept: str = "") -> TrackingError:
     """The error that says that the server does not answer, what was kept of the record, and what to do."""
     named = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") else ""
     if kept:
-        todo = f"Nothing is lost: {kept}. Once it answers, `roofscale sync` sends that; so does the same command, going on."
+        todo = f"Nothing is lost: {kept}. Once it answers, `roofscale sync` sends it, and the same command goes on."
     else:
         todo = (
             "Start it, or set MLFLOW_TRACKING_URI to one that runs; without that variable runs are tracked in the file "
             "mlflow.db in the working folder."
         )
-    return TrackingError(f"{named}{server_name()}: the tracking server does not answer ({why}). {todo}")
+    return TrackingError(f"{named}{tracking_uri()}: the tracking server does not answer ({why}). {todo}")

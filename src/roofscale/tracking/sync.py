@@ -1,6 +1,7 @@
 """Sends what processes that are gone could not send."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from mlflow import MlflowClient
 
 from roofscale.tracking.deliver import deliver
 from roofscale.tracking.outbox import Left, left_behind, said_of
-from roofscale.tracking.server import away, may_pass, reason, server_name
+from roofscale.tracking.server import away, may_pass, reason, tracking_uri
 
 OUTBOX = "outbox"  # in the folder of the runs
 _log = logging.getLogger(__name__)
@@ -26,19 +27,27 @@ class Sent:
 
 
 def waiting(runs: Path) -> list[Sent]:
-    """What waits to be sent to whichever server; nothing is sent."""
+    """What waits to be sent, to whichever server; nothing is sent."""
     with left_behind(runs / OUTBOX) as found:
         return [_account(left) for left in found]
 
 
-def send_left_behind(client: MlflowClient, runs: Path) -> list[Sent]:
-    """Send, in order, what waits for the server that is in use; what was sent is removed from the disk.
+def in_use(runs: Path) -> list[Path]:
+    """Where a process that still runs keeps what it will send itself."""
+    with left_behind(runs / OUTBOX) as found:
+        return sorted(set((runs / OUTBOX).glob("*")) - {left.folder for left in found})
+
+
+def send_left_behind(runs: Path) -> Iterator[Sent]:
+    """Send, in order, what waits for the server that is in use, and remove from the disk what was sent.
 
     Raises:
         TrackingError: the server does not answer; what was not sent is still there.
     """
     with left_behind(runs / OUTBOX) as found:
-        return [_send(client, left) for left in found if left.server == server_name()]
+        for left in found:
+            if left.server == tracking_uri():
+                yield _send(MlflowClient(), left)
 
 
 def _send(client: MlflowClient, left: Left) -> Sent:
@@ -52,7 +61,7 @@ def _send(client: MlflowClient, left: Left) -> Sent:
             account.refused.append(f"{operation.kind} of run {operation.run_id}: {reason(error)}")
     left.clear()
     for refused in account.refused:
-        _log.warning(f"{server_name()}: the tracking server refused what was logged: {refused}")
+        _log.warning(f"{tracking_uri()}: the tracking server refused what was logged: {refused}")
     return account
 
 

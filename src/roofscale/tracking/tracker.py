@@ -13,10 +13,21 @@ from roofscale.tracking.outbox import Outbox
 from roofscale.tracking.records import RunRecord, is_absent, search
 from roofscale.tracking.run import TrackedRun
 from roofscale.tracking.sender import Sender
-from roofscale.tracking.server import asking, patience, server_name, was_ever_used
+from roofscale.tracking.server import asking, patience, tracking_uri, was_ever_used
 from roofscale.tracking.sync import OUTBOX, send_left_behind
 
 _RUNS = Path("runs")
+
+
+def require_answer() -> None:
+    """Ask the server something, to know before anything else is done that it answers; a local database is not made.
+
+    Raises:
+        TrackingError: there is no answer, or none of a tracking server.
+    """
+    if was_ever_used():
+        with asking():
+            MlflowClient().search_experiments(max_results=1)
 
 
 class Tracker:
@@ -44,7 +55,7 @@ class Tracker:
             kind = {"mlflow.experimentKind": "custom_model_development"}
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
         self._runs: Path | None = runs  # until what was left behind there is sent
-        self._sender = Sender(self.client, Outbox(runs / OUTBOX, server_name()))
+        self._sender = Sender(self.client, Outbox(runs / OUTBOX, tracking_uri()))
 
     @classmethod
     def find(cls, experiment: str) -> "Tracker | None":
@@ -56,7 +67,7 @@ class Tracker:
     @property
     def uri(self) -> str:
         """Where this is tracked, without a password."""
-        return server_name()
+        return tracking_uri()
 
     def start(self, name: str, tags: Mapping[str, str], parent: TrackedRun | None = None) -> TrackedRun:
         """Open a run; with ``parent``, a child of it.
@@ -98,13 +109,16 @@ class Tracker:
         """A run as it stands, over or not, to say more of it; its metrics are not gone on with."""
         return TrackedRun(self._sender, run_id, time.time())
 
-    def close(self) -> None:
+    def close(self, wait: bool = True) -> None:
         """See to it that all that was logged is on the server.
 
+        Args:
+            wait: for a server that is away, as long as one is patient; not where somebody wants us to stop.
+
         Raises:
-            TrackingError: the server is away and did not come back in time; says what is kept.
+            TrackingError: the server is away; says what is kept.
         """
-        self._require_all_sent()
+        self._sender.require(self._patience if wait else 0.0)
 
     def attempts(self) -> list[RunRecord]:
         """The runs of this experiment that are nobody's child, newest first; deleted ones are left out."""
@@ -134,6 +148,6 @@ class Tracker:
 
     def _require_all_sent(self) -> None:
         if self._runs is not None:
-            send_left_behind(self.client, self._runs)
+            list(send_left_behind(self._runs))
             self._runs = None
         self._sender.require(self._patience)
