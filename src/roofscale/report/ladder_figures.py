@@ -15,8 +15,8 @@ from roofscale.phases.judge import Verdict
 from roofscale.report import style
 from roofscale.report.expected import comparisons
 
-_ROW = 0.32  # inches of height
-_RETREAT_WIDTH = 0.6  # of a rung at the step's own increment
+_ROW = 0.34  # inches of height
+_WIDTH, _RETREAT_WIDTH = 0.5, 0.3  # of a rung at the step's own increment and at a smaller one, share of the panel
 _OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM)
 
 
@@ -40,7 +40,7 @@ def ladder_figure(climbs: Sequence[ClimbResult]) -> Figure | None:
     if not any(rung.run for rung in rungs):
         return None
     figure = Figure(figsize=(style.WIDTH, 1.1 + _ROW * len(rungs)), dpi=style.DPI, layout="constrained")
-    ladder, time, memory = figure.subplots(1, 3, sharey=True, width_ratios=(3, 1.2, 1.2))
+    ladder, time, memory = figure.subplots(1, 3, sharey=True, width_ratios=(3.2, 1, 1))
     ladder.set_yticks(range(len(rungs)), [rung.label for rung in rungs])
     ladder.set_ylim(-0.6, len(rungs) - 0.4)
     for label, rung in zip(ladder.get_yticklabels(), rungs, strict=True):
@@ -68,24 +68,27 @@ def _draw_rungs(axes: Any, rungs: Sequence[_Rung]) -> None:
     for place, rung in enumerate(rungs):
         if rung.heading:
             continue
+        width = _RETREAT_WIDTH if rung.run and rung.run.retreat else _WIDTH
         if rung.run:
-            width, colour = _RETREAT_WIDTH if rung.run.retreat else 1.0, style.VERDICT_COLOUR[rung.run.verdict.verdict]
-            axes.barh(place, width, height=0.62, color=colour)
+            axes.barh(place, width, height=0.5, color=style.VERDICT_COLOUR[rung.run.verdict.verdict])
         else:
-            axes.barh(place, 1.0, height=0.62, fill=False, edgecolor=style.BESIDE, linestyle=":")
-        axes.text(0.02, place, _said(rung.run) if rung.run else "not reached", va="center", fontsize=9)
-    axes.set(xlim=(0, 1.02), xticks=[])
+            axes.barh(place, width, height=0.5, fill=False, edgecolor=style.BESIDE, linestyle=":")
+        axes.text(width + 0.015, place, _said(rung.run) if rung.run else "not reached", va="center", fontsize=9)
+    axes.set(xlim=(0, 1), xticks=[])
     axes.spines["bottom"].set_visible(False)
 
 
 def _said(run: StepResult) -> str:
-    """The verdict with what it hangs on, and how many seeds it took."""
+    """The verdict and how many seeds it took; on a second line what it hangs on."""
     verdict = run.verdict.verdict
-    ended_well = run.measurement.outcome is Outcome.OK
-    why = ", ".join(run.verdict.named(verdict)) if ended_well else str(run.measurement.outcome)
-    ruled_out = "" if run.measurement.metrics else " (not run: a smaller one did)"
-    seeds = f", {1 + len(run.repeats)} seeds" if run.repeats else ""
-    return verdict.words + (f": {why}" if verdict is not Verdict.PASSED else "") + ruled_out + seeds
+    words = verdict.words + (f", {1 + len(run.repeats)} seeds" if run.repeats else "")
+    if verdict is Verdict.PASSED:
+        return words
+    if run.measurement.outcome is not Outcome.OK:
+        ruled_out = "" if run.measurement.metrics else ", not run again"
+        return f"{words}\n{run.measurement.outcome}{ruled_out}"
+    first, *others = run.verdict.named(verdict)
+    return f"{words}\n{first}" + (f" and {len(others)} more" if others else "")
 
 
 def _draw_time(axes: Any, rungs: Sequence[_Rung]) -> None:

@@ -6,9 +6,27 @@ import numpy as np
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
+from roofscale.phases.climb import ClimbResult
+from roofscale.phases.plan import Phase
 from roofscale.report.figures import run_figures, sheet_figure
-from roofscale.tracking import TrackedRun
+from roofscale.report.html import REPORT, UI, phase_html
+from roofscale.report.phase_figures import phase_figures
+from roofscale.tracking import TrackedRun, tracking_uri
 from roofscale.train import checkpoint
+
+
+def publish_phase(parent: TrackedRun, climb: ClimbResult, following: Phase | None = None) -> None:
+    """Log the figures and the report of a climb in its parent run.
+
+    Args:
+        parent: the climb's MLflow run.
+        climb: the attempt.
+        following: the phase after it, where there is one.
+    """
+    for name, figure in phase_figures(climb).items():
+        parent.figure(figure, f"figures/{name}")
+    uri = tracking_uri()
+    parent.text(phase_html(climb, following, uri if uri.startswith("http") else UI), REPORT)
 
 
 def publish_run(run: TrackedRun, config: RunConfig, measurement: Measurement, folder: Path) -> None:

@@ -22,7 +22,7 @@ VERDICT_COLOUR: Mapping[Verdict, str] = types.MappingProxyType(
 VERDICT_MARK: Mapping[Verdict, str] = types.MappingProxyType(
     {Verdict.PASSED: "o", Verdict.FAILED: "X", Verdict.INSUFFICIENT_EVIDENCE: "D"}
 )
-DATASET_COLOUR: Mapping[str, str] = types.MappingProxyType({"rid": "#0072b2", "roofline": "#cc79a7", "airs": "#56b4e9"})
+DATASET_COLOUR: Mapping[str, str] = types.MappingProxyType({"rid": "#0072b2", "roofline": "#cc79a7", "airs": "#999933"})
 MIXED = "#666666"  # a batch of several data sets
 MEASURED = "#332288"
 WAITING = "#882255"
