@@ -163,6 +163,76 @@ def test_an_overlay_wins_over_the_phase_and_its_steps(tmp_path):
         load_phase(file, overlay)
 
 
+def test_what_an_overlay_holds_no_step_changes(tmp_path):
+    file, overlay = write(tmp_path, GOOD), tmp_path / "smoke.yaml"
+    overlay.write_text("hold: {max_samples: 4}\n")
+    assert {config.max_samples for _, config in load_phase(file, overlay).resolve()} == {4}
+    overlay.write_text("hold: {max_sample: 4}\n")
+    with pytest.raises(ConfigError, match="Did you mean 'max_samples'"):
+        load_phase(file, overlay)
+
+
+def test_a_phase_survives_the_trip_through_its_documents(tmp_path):
+    overlay = tmp_path / "smoke.yaml"
+    overlay.write_text("hold: {max_samples: 4}\n")
+    phase = load_phase(write(tmp_path, GOOD), overlay)
+    for name, text in phase.documents().items():
+        (tmp_path / name).write_text(text)
+    again = load_phase(tmp_path / "phase.yaml", tmp_path / "overlay.yaml")
+    assert again == phase
+    assert again.fingerprint == phase.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("needs: zero", "whole number|expected a number"), ("requires: [gpus]", "Did you mean 'gpu'"),
+     ("max_retreats: -1", "at least 0")],
+)  # fmt: skip
+def test_what_a_phase_needs_and_requires_is_checked(tmp_path, line, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        load_phase(write(tmp_path, GOOD.replace("phase: 1\n", f"phase: 1\n{line}\n")))
+    assert str(refused.value).startswith(f"{tmp_path / 'phase.yaml'}:2:")
+
+
+def test_a_smaller_increment_is_not_held_to_what_was_expected_of_the_larger(tmp_path):
+    step = load_phase(write(tmp_path, GOOD)).steps[1].at_smaller_increment()
+    assert step.expect == ()
+    assert [spec.name for spec in step.criteria] == ["stable"]
+
+
+MISSION = {  # what each shipped phase changes from step to step, and what it stands on
+    2: (1, "batch_size", [2, 4, 8, 16], {"completes", "memory_margin", "stable"}),
+    3: (2, "num_workers", [2, 4], {"completes", "memory_margin", "stable"}),
+    4: (3, "datasets", [("rid",), ("rid", "roofline"), ("rid", "roofline", "airs")], {"completes", "memory_margin"}),
+}
+
+
+@pytest.mark.parametrize("number", MISSION)
+def test_the_shipped_phases_are_the_missions(root, number):
+    needs, knob, values, always = MISSION[number]
+    phase = load_phase(root / "experiments" / f"phase{number}.yaml")
+    assert (phase.number, phase.needs) == (number, needs)
+    assert [getattr(config, knob) for _, config in phase.resolve()] == values
+    assert all(always <= {spec.name for spec in step.criteria} for step in phase.steps)
+
+
+def test_the_shipped_phase_5_goes_to_the_target_behind_the_gate(root):
+    phase = load_phase(root / "experiments" / "phase5.yaml")
+    assert phase.requires == ("gate", "gpu")
+    target = phase.resolve(RunConfig(max_samples=100))[-1][1]
+    assert (target.image_size, target.batch_size, target.max_samples, target.compute) == (1024, 16, 0, "ml.g5.xlarge")
+    assert (set(target.datasets), target.num_workers) == ({"rid", "roofline", "airs"}, 4)
+    assert (target.epochs > 10, target.precision) == (True, "auto")
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_the_smoke_overlay_shrinks_every_phase(root, number):
+    phase = load_phase(root / "experiments" / f"phase{number}.yaml", root / "experiments" / "smoke.yaml")
+    for step, config in phase.resolve():
+        assert (config.image_size, config.epochs, config.encoder) == (64, 1, "resnet18")
+        assert (step.on_failure, step.on_insufficient, step.max_retreats) == ("continue", "continue", 0)
+
+
 def test_the_fingerprint_names_the_content_and_not_the_comments(tmp_path):
     plain = load_phase(write(tmp_path, GOOD)).fingerprint
     assert load_phase(write(tmp_path, "# a remark\n" + GOOD)).fingerprint == plain

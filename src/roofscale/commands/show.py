@@ -14,6 +14,7 @@ from roofscale.config import FIELDS, RunConfig
 from roofscale.forecast.time import Timed, TimeForecast, forecast_time
 from roofscale.phases.attempt import StepFolder, read_json
 from roofscale.phases.expectation import Expectation
+from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase, Plan
 from roofscale.phases.record import judged_runs, read_config
 from roofscale.report.console import as_json, console
@@ -135,7 +136,7 @@ def _attempt_status(file: Path) -> dict[str, Any]:
     steps = {}
     for place, name in enumerate(content["steps"], 1):
         folders = [StepFolder(folder) for folder in sorted(file.parent.glob(f"{place:02d}-{name}*"))]
-        steps[name] = _step_status(folders[-1]) if folders else "not begun"
+        steps[name] = _step_status(folders)
     return {
         "experiment": file.parent.parent.name,
         "attempt": file.parent.name,
@@ -146,9 +147,15 @@ def _attempt_status(file: Path) -> dict[str, Any]:
     }
 
 
-def _step_status(folder: StepFolder) -> str:
-    if folder.verdict:
-        return folder.verdict.verdict.words
-    events = folder.path / "events.jsonl"
-    idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
-    return f"under way or stopped{idle}; the same command goes on with it"
+def _step_status(folders: Sequence[StepFolder]) -> str:
+    """Where a step stands, from the folders of its runs in the order in which they were begun."""
+    if not folders:
+        return "not begun"
+    if not folders[-1].verdict:
+        events = folders[-1].path / "events.jsonl"
+        idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
+        return f"under way or stopped{idle}; the same command goes on with it"
+    passed = [folder for folder in folders if folder.verdict and folder.verdict.verdict is Verdict.PASSED]
+    if passed and "-retreat" in passed[-1].path.name:
+        return "passed at a smaller increment"
+    return (passed or folders)[-1].verdict.verdict.words  # type: ignore[union-attr]  # all are judged

@@ -58,7 +58,7 @@ class Listeners:
 
 
 class Stopped(Exception):
-    """Somebody asked a run to stop; nothing of it was judged."""
+    """A run was stopped, by somebody or by a full disk; nothing of it was judged. Says why."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,9 @@ class Ladder:
                         self._remember(result, parent)
                     elif self._stops(result):
                         break
-            except Stopped:
+            except Stopped as stopped:
                 interrupted = True
+                notes = (*notes, str(stopped))
             climbed = ClimbResult(
                 phase=self.phase,
                 attempt=attempt.path,
@@ -216,7 +217,7 @@ class Ladder:
         cause = find_cause(result.verdict, runs[-1], ask.config, good)
         if runs[-1].outcome in OUT_OF_MEMORY:
             self._full.append(RuledOut(ask.config, runs[-1].outcome, result.run_id))
-        tags = {"verdict": result.verdict.verdict, **({"failure": cause} if cause else {})}
+        tags: dict[str, str] = {"verdict": result.verdict.verdict, **({"failure": cause} if cause else {})}
         if runs[1:]:  # the first run was filed before its repeats could speak
             tags["repeats"] = str(len(runs) - 1)
         self.tracker.open(first.run_id).tags(tags)
@@ -251,7 +252,7 @@ class Ladder:
         run.summary(measurement)
         if measurement.outcome is Outcome.INTERRUPTED:
             run.finish(measurement.outcome)
-            raise Stopped
+            raise Stopped(f"{ask.step.name}: {measurement.detail}")
         verdict = ask.judge([*before, measurement])
         run.tags({"verdict": verdict.verdict, **{f"verdict.{c.name}": c.verdict for c in verdict.criteria}})
         run.tags({f"evidence.{c.name}": c.evidence for c in verdict.criteria})

@@ -23,11 +23,10 @@ def experiment_name(phase: int) -> str:
 def newest_climb(phase: int) -> ClimbResult | None:
     """The newest attempt at a phase that judged at least one step; None where the server has none."""
     tracker = Tracker.find(experiment_name(phase))
-    for attempt in tracker.attempts() if tracker else ():
-        climb = read_climb(tracker, attempt)
-        if climb and climb.results:
-            return climb
-    return None
+    if tracker is None:
+        return None
+    climbs = (read_climb(tracker, attempt) for attempt in tracker.attempts())
+    return next((climb for climb in climbs if climb and climb.results), None)
 
 
 def read_climb(tracker: Tracker, attempt: RunRecord) -> ClimbResult | None:
@@ -58,8 +57,10 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> ClimbResult | None:
 def judged_runs(phase: int) -> list[RunRecord]:
     """Every run of every attempt at a phase that has a verdict, those of the newest attempt first."""
     tracker = Tracker.find(experiment_name(phase))
-    attempts = tracker.attempts() if tracker else []
-    return [run for attempt in attempts for run in tracker.children(attempt.run_id) if "verdict" in run.tags]
+    if tracker is None:
+        return []
+    children = (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
+    return [run for run in children if "verdict" in run.tags]
 
 
 def out_of_memory(phases: Iterable[int]) -> list[RuledOut]:

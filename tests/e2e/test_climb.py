@@ -1,0 +1,106 @@
+"""All phases in order under the smoke overlay, each from what the one before learnt, up to the gate; then a resume."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).resolve().parents[2]
+AMOUNTS = ["--train", "100", "--val", "6", "--test", "2", "--image-px", "64", "--roofline-samples", "130",
+           "--airs-tiles", "2", "1", "0", "--airs-tile-px", "512"]  # fmt: skip
+
+
+def roofscale(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    command = [sys.executable, "-m", "roofscale", *words]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    folder = tmp_path_factory.mktemp("climb")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    shutil.copytree(
+        ROOT / "experiments", folder / "experiments", ignore=shutil.ignore_patterns("results", "STRATEGY.md")
+    )
+    assert roofscale(folder, "data", "generate", "made", *AMOUNTS).returncode == 0
+    before = roofscale(folder, "phase", "3", "--overlay", "experiments/smoke.yaml")
+    assert before.returncode == 1
+    assert "Climb it first: roofscale phase 2" in before.stderr
+    assert "--from-defaults" in before.stderr
+    words = ["climb", "--overlay", "experiments/smoke.yaml", "--set", "data_root=made"]
+    done = roofscale(folder, *words)
+    (folder / "said.txt").write_text(done.stdout + done.stderr)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_phase_ran_its_steps_and_left_its_verdicts(climbed: Path) -> None:
+    said = (climbed / "said.txt").read_text()
+    client = MlflowClient(f"sqlite:///{climbed}/mlflow.db")
+    steps = {1: 4, 2: 4, 3: 2, 4: 3}
+    for phase, count in steps.items():
+        experiment = client.get_experiment_by_name(f"roofscale-phase{phase}")
+        assert experiment, said
+        runs = client.search_runs([experiment.experiment_id])
+        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        assert len(parents) == 1
+        assert len(runs) == 1 + count, said
+        assert {run.data.tags["outcome"] for run in runs if run not in parents} == {"ok"}, said
+
+
+@pytest.mark.slow
+def test_each_phase_stands_on_the_last_good_of_the_one_before(climbed: Path) -> None:
+    for phase in (2, 3, 4):
+        good = json.loads((climbed / f"runs/roofscale-phase{phase - 1}/last_good.json").read_text())["config"]
+        first = json.loads(next((climbed / f"runs/roofscale-phase{phase}/001").glob("01-*/config.json")).read_text())
+        changed = {key for key in good if good[key] != first[key]}
+        assert changed <= {"batch_size", "num_workers", "datasets", "epochs", "schedule"}
+        assert first["max_samples"] == good["max_samples"]
+
+
+@pytest.mark.slow
+def test_the_gpu_phase_shows_the_gate_and_the_plan_and_says_where_to_run(climbed: Path) -> None:
+    said = (climbed / "said.txt").read_text()
+    assert "Gate before the GPU" in said
+    assert "full-data" in said  # the dry run
+    assert "this machine has no GPU" in said
+    assert "mlflow run . -e phase5" in said
+    assert not (climbed / "runs/roofscale-phase5").exists()
+
+
+@pytest.mark.slow
+def test_the_gate_reads_the_server_and_not_the_folder(climbed: Path, tmp_path: Path) -> None:
+    shutil.copy(climbed / "mlflow.db", tmp_path)
+    found = roofscale(tmp_path, "gate", "--json")
+    report = json.loads(found.stdout)
+    assert found.returncode == (0 if report["open"] else 1)
+    met = {condition["name"]: condition for condition in report["conditions"]}
+    assert met["memory a sample is known"]["met"]
+    assert all(condition["run_id"] or condition["remedy"] for condition in met.values())
+
+
+@pytest.mark.slow
+def test_a_dry_run_forecasts_time_from_what_was_measured(climbed: Path) -> None:
+    words = ["phase", "4", "--overlay", "experiments/smoke.yaml", "--set", "data_root=made", "--dry-run", "--json"]
+    plan = json.loads(roofscale(climbed, *words).stdout)
+    assert [step["forecast"]["seconds"] > 0 for step in plan["steps"]] == [True] * 3
+
+
+@pytest.mark.slow
+def test_what_was_found_is_written_up(climbed: Path) -> None:
+    text = (climbed / "experiments" / "STRATEGY.md").read_text()
+    for phase in range(1, 5):
+        assert f"<!-- phase {phase}: begin -->" in text
+    assert (climbed / "experiments" / "results" / "phase4.html").stat().st_size > 10_000
+    mine = "<!-- yours: begin by-hand -->\nmine, all mine\n<!-- yours: end by-hand -->\n"
+    (climbed / "experiments" / "STRATEGY.md").write_text(text + mine)
+    assert roofscale(climbed, "report").returncode == 0
+    assert "mine, all mine" in (climbed / "experiments" / "STRATEGY.md").read_text()

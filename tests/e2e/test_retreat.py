@@ -1,0 +1,66 @@
+"""A step that really runs out of memory under a small limit: killed, classified, retried smaller, and written down."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+# ResNet-18 U-Net at 192 px: 1185 MiB at batch 16, 848 at batch 8, 635 at batch 2, measured with the local runner.
+LIMIT = "local:1.1"
+PHASE = """
+phase: 2
+name: too-large
+base: {image_size: 192, encoder: resnet18, max_samples: 32, val_samples: 2, num_workers: 0, threads: 1, precision: fp32}
+max_retreats: 1
+steps:
+  - name: small
+    set: {batch_size: 4}
+    criteria: {completes: , memory_margin: {max_share: 0.9}}
+  - name: large
+    set: {batch_size: 16}
+    criteria: {completes: , memory_margin: {max_share: 0.9}}
+"""
+
+
+def roofscale(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    command = [sys.executable, "-m", "roofscale", *words]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=400, env=environment, check=False
+    )
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_kernel_kills_is_retried_smaller_and_never_again(tmp_path: Path, empty_store: Path) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "phase2.yaml").write_text(PHASE)
+    amounts = ["--datasets", "rid", "--train", "32", "--val", "2", "--test", "1", "--image-px", "64"]
+    assert roofscale(tmp_path, "data", "generate", "made", *amounts).returncode == 0
+
+    words = ["phase", "2", "--set", "data_root=made", "--compute", LIMIT, "--json"]
+    done = roofscale(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    small, large = json.loads(done.stdout)["steps"]
+    assert small["verdict"] == "passed"
+    assert (large["verdict"], large["changed"]) == ("passed", "batch_size=10")
+    (killed,) = large["tries"]
+    assert killed["cause"] == "host_oom"
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    dead, retried = client.get_run(killed["run_id"]), client.get_run(large["run_id"])
+    assert (dead.info.status, dead.data.tags["outcome"], dead.data.params["batch_size"]) == ("FAILED", "host_oom", "16")
+    told = {name: retried.data.tags[name] for name in ("retry_of", "cause", "changed")}
+    assert told == {"retry_of": killed["run_id"], "cause": "host_oom", "changed": "batch_size=10"}
+    assert client.get_model_version_by_alias("roofscale", "phase2-last-good").run_id == large["run_id"]
+    last_good = json.loads((tmp_path / "runs/roofscale-phase2/last_good.json").read_text())
+    assert last_good["config"]["batch_size"] == 10
+
+    again = roofscale(tmp_path, "phase", "2", "--set", "data_root=made seed=1", "--compute", LIMIT, "--json")
+    large = json.loads(again.stdout)["steps"][1]
+    assert "not run" in client.get_run(large["tries"][0]["run_id"]).data.tags["outcome_detail"]
