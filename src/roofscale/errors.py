@@ -1,7 +1,10 @@
 """The errors that are a user's to solve: each message says the value, what was expected and the remedy."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no room, or none left of a quota
 
 
 class RoofscaleError(Exception):

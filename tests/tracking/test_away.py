@@ -40,7 +40,9 @@ def list_sent(runs: Path) -> list[Sent]:
     return list(send_left_behind(runs))
 
 
-def test_what_happens_while_the_server_is_away_arrives_once_it_is_back(line: Line, tmp_path: Path) -> None:
+def test_what_happens_while_the_server_is_away_arrives_once_it_is_back(
+    line: Line, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     tracker = Tracker("gone-for-a-minute")
     run = tracker.start("run", {})
     for number in range(1, 4):
@@ -59,6 +61,7 @@ def test_what_happens_while_the_server_is_away_arrives_once_it_is_back(line: Lin
     line.mend()
     tracker.close()
 
+    assert capfd.readouterr().out == ""  # where a script reads JSON
     assert losses(run) == [(n, 1 / n) for n in range(1, 7)]
     found = tracker.client.get_run(run.run_id)
     assert found.info.status == "FINISHED"

@@ -60,6 +60,13 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         f"the host's memory ran out; {_LESS_MEMORY}",
     ),
     (
+        # torch/utils/data/dataloader.py and _utils/signal_handling.py
+        re.compile(r"DataLoader worker \(pid[^)\n]*\)[^\n]*(?:killed by signal|exited unexpectedly)"),
+        Outcome.CRASHED,
+        "a loader process was killed, perhaps by the system for want of memory; run it again, with a lower num_workers "
+        "if it comes back",
+    ),
+    (
         re.compile(r"^(?:\w+\.)*DataError\b", re.MULTILINE),
         Outcome.DATA_ERROR,
         "a data set could not be read",

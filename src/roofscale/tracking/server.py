@@ -19,6 +19,11 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each small file that is read back
+
+# At the end of a run MLflow would print the server's address, password and all, among what a script reads.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+
 # MLflow would try for four minutes before it says that a server is gone. Ours is told within seconds, keeps what it
 # could not send, and tries again by itself.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")

@@ -17,7 +17,7 @@ import torch
 
 from roofscale import config as configs
 from roofscale.data.sources import data_fingerprint, leak_notes, open_sources, resolve_root
-from roofscale.errors import DataError, RoofscaleError
+from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.model import count_parameters
 from roofscale.train.loop import Diverged, Interrupted, Run
@@ -60,6 +60,12 @@ def main(folder: Path) -> int:
         outcome, detail = Outcome.DATA_ERROR, str(error)
     except torch.cuda.OutOfMemoryError as error:
         outcome, detail = Outcome.CUDA_OOM, str(error).splitlines()[0]
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        # It says nothing of the config: to be gone on with, not to be judged.
+        where = f"{error.filename or folder}: the disk is full ({error.strerror})"
+        outcome, detail = Outcome.INTERRUPTED, f"{where}; make room, and the same command resumes it"
     except RoofscaleError as error:
         outcome, detail = Outcome.CRASHED, str(error)
     events.emit("end", {"outcome": outcome, "detail": detail})

@@ -25,6 +25,12 @@ def save(content: dict[str, Any], file: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
+    except (OSError, RuntimeError) as error:
+        # torch's archive writer complains of a position, and only in passing of the disk
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(file)) from error
     finally:
         partial.unlink(missing_ok=True)
 
