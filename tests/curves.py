@@ -16,7 +16,13 @@ def autocorrelated(random: np.random.Generator, count: int, rho: float) -> Value
 
 
 def loss_curve(
-    random: np.random.Generator, count: int, *, decays: bool = True, sd: float = 0.3, rho: float = 0.3
+    random: np.random.Generator,
+    count: int,
+    *,
+    decays: bool = True,
+    sd: float = 0.3,
+    rho: float = 0.3,
+    decay: float | None = None,
 ) -> Values:
     """A training loss: exponential decay (or a constant level) with noise that grows with the loss.
 
@@ -26,9 +32,10 @@ def loss_curve(
         decays: False for noise only.
         sd: relative noise of a batch loss; 0.2 to 0.4 for batches of two.
         rho: correlation of neighbouring steps.
+        decay: share of the run in which the loss comes down to a third; drawn where None.
     """
     t = np.arange(count) / count
-    level = 0.45 + 1.1 * np.exp(-t / random.uniform(0.15, 0.6)) if decays else np.ones(count)
+    level = 0.45 + 1.1 * np.exp(-t / (decay or random.uniform(0.15, 0.6))) if decays else np.ones(count)
     return level * np.exp(sd * (0.6 + 0.4 * t) * autocorrelated(random, count, rho))
 
 
@@ -57,6 +64,11 @@ def validation_losses(
     constant = random.normal(1.25, 0.1, count)
     after = constant - gain + spread * random.normal(0, 0.15, count)
     return constant + random.normal(0.2, 0.05, count), after, constant
+
+
+def utilisation_curve(random: np.random.Generator, count: int, mean: float, *, sd: float = 0.06) -> Values:
+    """Use of a resource at each look, as a share: a level with noise that lasts for some looks."""
+    return np.clip(mean + sd * autocorrelated(random, count, 0.6), 0.0, 1.0)
 
 
 def most_events(trials: int, rate: float) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from roofscale import __version__
-from roofscale.errors import RoofscaleError
+from roofscale.errors import DISK_FULL, RoofscaleError
 
 RUNS = Path("runs")
 GENERATED = Path("data/generated")
@@ -50,6 +50,11 @@ def _plain_errors() -> Iterator[None]:
         yield
     except RoofscaleError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = f"{error.filename or Path.cwd()}: the disk is full ({error.strerror})"
+        raise click.ClickException(f"{where}; make room, and the same command goes on where it stopped.") from error
 
 
 class Group(click.Group):
@@ -151,6 +156,15 @@ def gate(as_json: bool) -> None:
 
 @main.command()
 @json_option
+def report(as_json: bool) -> None:
+    """Write up what the tracking server has: strategy document, notebook, and a record and a page of each phase."""
+    from roofscale.commands.report import print_report
+
+    print_report(PHASES, as_json)
+
+
+@main.command()
+@json_option
 def status(as_json: bool) -> None:
     """Show where every phase stands: attempts, steps, verdicts, and what is half done."""
     from roofscale.commands import show
@@ -158,9 +172,19 @@ def status(as_json: bool) -> None:
     show.print_status(RUNS, as_json)
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@json_option
+def sync(dry_run: bool, as_json: bool) -> None:
+    """Send what was kept while the tracking server was away."""
+    from roofscale.commands import sync as commands
+
+    sys.exit(0 if commands.sync(RUNS, dry_run, as_json) else 1)
+
+
 @main.group(cls=Group)
 def data() -> None:
-    """Generate and check data sets."""
+    """Generate, fetch and check data sets."""
 
 
 @data.command()
@@ -174,15 +198,30 @@ def data() -> None:
 @click.option("--airs-tile-px", default=2048, show_default=True, help="Side of an AIRS tile; the real ones: 10000.")
 @click.option("--image-px", default=512, show_default=True, help="Side of a RID image.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same pixels.")
+@click.option("--join", type=click.Path(path_type=Path), help="imdb.mat whose samples follow Roofline's own.")
 @dry_run_option
 @json_option
-def generate(folder: Path, datasets: str, dry_run: bool, as_json: bool, **amounts: Any) -> None:
+def generate(folder: Path, datasets: str, join: Path | None, dry_run: bool, as_json: bool, **amounts: Any) -> None:
     """Write generated data sets into FOLDER, in the layouts of the real ones."""
     from roofscale.commands import data as commands
     from roofscale.data.generate import GenerateSpec
 
     spec = GenerateSpec(datasets=tuple(datasets.split(",")), **amounts)
-    commands.generate_data(folder, spec, dry_run, as_json)
+    commands.generate_data(folder, spec, join, dry_run, as_json)
+
+
+@data.command()
+@click.argument("dataset")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--url", default="", help="Another address, such as that of a mirror.")
+@click.option("--sha256", default="", help="What the download has to be, as sha256sum prints it.")
+@dry_run_option
+@json_option
+def fetch(dataset: str, folder: Path, url: str, sha256: str, dry_run: bool, as_json: bool) -> None:
+    """Download DATASET (rid, roofline, airs) into FOLDER, or say where to get it; goes on where it was stopped."""
+    from roofscale.commands import data as commands
+
+    commands.fetch_data(dataset, folder, url, sha256, dry_run, as_json)
 
 
 @data.command()

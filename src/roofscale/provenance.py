@@ -3,14 +3,16 @@
 import subprocess
 from pathlib import Path
 
+# A climb rewrites its own record in the working tree; that is no change of the code.
+_RECORDS = ("STRATEGY.md", "launch.ipynb", "results")
+
 
 def git_state(folder: Path) -> dict[str, str]:
     """Commit and whether the tree differs from it, as tags; empty where ``folder`` is no git checkout."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    # A phase rewrites its own record in the working tree; that is no change of the code.
-    dirty = bool(_git(folder, "status", "--porcelain", "--", ".", ":!experiments/STRATEGY.md"))
+    dirty = bool(_git(folder, "status", "--porcelain", "--", ".", *(f":!experiments/{name}" for name in _RECORDS)))
     return {"git_commit": commit, "git_dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}
 
 

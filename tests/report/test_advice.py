@@ -1,25 +1,29 @@
 """Recommendations follow from what was measured, and from nothing else."""
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Outcome
 from roofscale.phases.climb import Cause, ClimbResult
+from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
 from roofscale.report.advice import advise
 
 SAMPLE_PLAN, BATCH_PLAN, GPU_PLAN = phase(SAMPLES), phase(BATCHES), phase(GPU)
+WORKER_PLAN = phase("""
+phase: 3
+name: more-workers
+steps:
+  - {name: none, set: {num_workers: 0}, criteria: {completes: }}
+  - {name: two, set: {num_workers: 2}, criteria: {completes: }}
+  - {name: four, set: {num_workers: 4}, criteria: {completes: }}
+""")
 
 
 def said(found: ClimbResult) -> str:
     return "\n".join(f"{advice.say} {advice.because}" for advice in advise(found, GPU_PLAN))
-
-
-def batches(rates: Sequence[float], peaks: Sequence[float] = (2000, 3600, 6500)) -> ClimbResult:
-    steps = [run(BATCH_PLAN, n, measured(*pair)) for n, pair in enumerate(zip(peaks, rates, strict=True))]
-    return climb(BATCH_PLAN, *steps)
 
 
 def test_a_passed_phase_leads_to_the_next() -> None:
@@ -48,20 +52,29 @@ def test_an_interrupted_phase_goes_on() -> None:
     assert "it goes on where it stopped. 1 of 2 steps" in found
 
 
+def told_knee(verdict: Verdict, batch: int) -> ClimbResult:
+    found = CriterionResult("knee", verdict, "told by the criterion", {"batch_size": float(batch)})
+    (*first, last) = rolled_back().results
+    return climb(BATCH_PLAN, *first, replace(last, verdict=StepVerdict(last.verdict.verdict, (found,))))
+
+
+def test_the_batch_is_taken_from_the_criterion_that_tells_it() -> None:
+    assert "Take `batch_size=8` for what comes next. told by the criterion" in said(told_knee(Verdict.PASSED, 8))
+    assert "Keep `batch_size=12` for what comes next." in said(told_knee(Verdict.PASSED, 12))
+    assert "batch_size=8`" not in said(told_knee(Verdict.INSUFFICIENT_EVIDENCE, 8))
+
+
 @pytest.mark.parametrize(
-    ("rates", "word", "knee"),
-    [([1.0, 1.5, 1.51], "Take", 8), ([1.0, 1.5, 1.9], "Keep", 16), ([1.0, 0.99, 1.04], "Take", 4)],
+    ("rates", "word", "fewest"),
+    [([1.0, 1.5, 1.51], "Take", 2), ([1.0, 1.5, 1.9], "Keep", 4), ([1.0, 0.99, 1.04], "Take", 0)],
 )
-def test_the_knee_is_the_smallest_batch_near_the_best(rates: list[float], word: str, knee: int) -> None:
-    assert f"{word} `batch_size={knee}`, the smallest within 5% of the best throughput" in said(batches(rates))
+def test_the_fewest_workers_near_the_best_are_enough(rates: list[float], word: str, fewest: int) -> None:
+    steps = [run(WORKER_PLAN, place, measured(2000, rate)) for place, rate in enumerate(rates)]
+    assert f"{word} `num_workers={fewest}` for what comes next." in said(climb(WORKER_PLAN, *steps))
 
 
-def test_a_batch_over_its_memory_margin_is_no_knee() -> None:
-    assert "`batch_size=8`" in said(batches([1.0, 1.5, 3.0], peaks=(2000, 3600, 8500)))
-
-
-def test_runs_that_differ_in_more_than_the_batch_have_no_knee() -> None:
-    assert "throughput" not in said(passed_samples())
+def test_runs_that_differ_in_other_knobs_say_nothing_about_workers() -> None:
+    assert "num_workers" not in said(rolled_back())
 
 
 def test_what_twice_the_batch_would_take_is_foreseen_where_it_was_not_measured() -> None:

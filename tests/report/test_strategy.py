@@ -76,16 +76,19 @@ def test_the_plan_says_what_each_step_changes_and_expects() -> None:
 
 
 def test_what_was_expected_is_held_against_what_was_measured() -> None:
-    found = phase_section(rolled_back())
+    found = phase_section(rolled_back(), None)
     assert rows(found, "### Expected and measured") == [
         ["batch-8", "memory/peak_mib (MiB)", "1.8 x previous +-20%", "2.33 x previous", "no, above"]
     ]
     burst = run(PLANS[1], 1, outcome=Outcome.HOST_OOM, detail="no memory", cause=Cause.HOST_OOM)
-    assert rows(phase_section(climb(PLANS[1], burst)), "### Expected and measured")[0][3:] == ["-", "not measured"]
+    assert rows(phase_section(climb(PLANS[1], burst), None), "### Expected and measured")[0][3:] == [
+        "-",
+        "not measured",
+    ]
 
 
 def test_every_run_is_listed_and_the_failed_ones_are_issues_with_their_cause() -> None:
-    found = phase_section(rolled_back())
+    found = phase_section(rolled_back(), None)
     runs = rows(found, "### Runs")
     assert [(row[0], row[2], row[3]) for row in runs] == [
         ("**batch-4**", "ok", "passed"),
@@ -100,7 +103,7 @@ def test_every_run_is_listed_and_the_failed_ones_are_issues_with_their_cause() -
 
 
 def test_what_was_done_about_a_failure_is_told() -> None:
-    found = part(phase_section(rolled_back()), "### Solutions applied").strip().splitlines()
+    found = part(phase_section(rolled_back(), None), "### Solutions applied").strip().splitlines()
     assert found == [
         "- batch-8: rolled back to step batch-4.",
         "- batch-16: for host oom, `batch_size=14` was tried: failed.",
@@ -112,19 +115,19 @@ def test_what_was_done_about_a_failure_is_told() -> None:
 def test_repeats_are_shown_from_the_smallest_to_the_largest() -> None:
     plan = PLANS[0]
     few = run(plan, 0, measured(2000), repeats=[measured(1900), measured(2200)])
-    found = phase_section(climb(plan, few))
+    found = phase_section(climb(plan, few), None)
     assert rows(found, "### Measured")[0] == ["memory/peak_mib (MiB)", "1,900 to 2,200"]
     assert "run under 3 seeds" in found
 
 
 def test_what_was_not_reached_is_said() -> None:
-    found = phase_section(climb(PLANS[0], run(PLANS[0], 0, measured(2000)), interrupted=True))
+    found = phase_section(climb(PLANS[0], run(PLANS[0], 0, measured(2000)), interrupted=True), None)
     assert rows(found, "### Issues met") == [["many", "", "not run", "the climb was interrupted"]]
     assert "## Phase 1, more-samples: interrupted" in found
 
 
 def test_notes_commit_data_and_run_ids_are_there() -> None:
-    found = phase_section(replace(passed_samples(), notes=("the plan was changed: lr",)))
+    found = phase_section(replace(passed_samples(), notes=("the plan was changed: lr",)), None)
     for text in (
         "> the plan was changed: lr",
         "`c0ffee`",
@@ -199,7 +202,7 @@ def test_a_torn_page_is_refused() -> None:
 
 
 def test_a_long_description_is_cut_at_a_line_and_says_where_the_rest_is() -> None:
-    section = phase_section(passed_samples())
+    section = phase_section(passed_samples(), None)
     assert description(section, "STRATEGY.md") == section
     long = section + "| a row |\n" * 2000
     found = description(long, "STRATEGY.md")

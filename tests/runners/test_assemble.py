@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roofscale.compute import GIB, Allowance, Compute
 from roofscale.config import RunConfig
-from roofscale.measurement import METRICS, MemoryPoint, Outcome, StepRecord
+from roofscale.measurement import METRICS, MemoryPoint, Outcome, StepRecord, Validation
 from roofscale.runners import assemble as a
 from roofscale.runners.assemble import Supervised, assemble
 
@@ -139,6 +139,21 @@ def test_the_whole_measurement_speaks_in_known_names() -> None:
     assert found.facts["compute_note"] == "a note"
     assert found.facts["device"] == "cpu"
     assert {name for name in found.metrics if not name.startswith("val/")} <= set(METRICS)
+
+
+def test_forgetting_is_the_drop_since_a_data_set_was_last_trained_on() -> None:
+    def validated(number: int, dataset: str, iou: float) -> Validation:
+        return Validation(number, 0, dataset, ("a",), (0.5,), (0.6,), {"iou": iou}, 1.0)
+
+    steps = [dataclasses.replace(step(n), dataset=name) for n, name in enumerate(["rid", "rid", "airs", "airs"], 1)]
+    found = [validated(0, "rid", 0.0), validated(1, "rid", 0.4), validated(2, "rid", 0.6), validated(4, "rid", 0.45),
+             validated(4, "airs", 0.7)]  # fmt: skip
+    assert a.forgetting_metrics(steps, found) == {"forgetting/rid": pytest.approx(0.15)}
+    assert set(a.forgetting_metrics(steps, found)) <= set(METRICS)
+    mixed = [dataclasses.replace(one, dataset="airs+rid") for one in steps]
+    assert a.forgetting_metrics(mixed, found) == {}, "trained on to the end"
+    assert a.forgetting_metrics(steps[:2], found[:3]) == {}
+    assert a.forgetting_metrics([], []) == {}
 
 
 def test_a_run_that_never_took_a_step_is_a_measurement_too() -> None:

@@ -72,6 +72,20 @@ def test_what_happens_while_the_server_is_away_arrives_once_it_is_back(
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
+def test_a_server_that_is_started_anew_between_two_runs_is_waited_for(line: Line) -> None:
+    tracker = Tracker("between")
+    first = tracker.start("first", {})
+    first.finish(Outcome.OK)
+    line.cut()
+    threading.Timer(1.0, line.mend).start()
+    second = tracker.start("second", {})
+    line.cut()
+    threading.Timer(1.0, line.mend).start()
+    again = tracker.resume(second.run_id)
+    assert again
+    assert [run.name for run in tracker.attempts()] == ["second", "first"]
+
+
 def test_who_watches_a_training_never_waits(tracking_store: None, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
     tracker = Tracker("slow")

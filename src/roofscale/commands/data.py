@@ -1,4 +1,4 @@
-"""Commands about data sets: generate and check."""
+"""Commands about data sets: generate, check and fetch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,22 +8,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from roofscale.data.catalogue import card_of
 from roofscale.data.check import check
+from roofscale.data.fetch import address_of, fetch
 from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.leaks import LeakRate
 from roofscale.report.console import as_json, console
 
 
-def generate_data(folder: Path, spec: GenerateSpec, dry_run: bool, to_json: bool) -> None:
-    """Write generated data sets, or say what would be written."""
-    written = [] if dry_run else [str(path) for path in generate(folder, spec)]
+def generate_data(folder: Path, spec: GenerateSpec, join: Path | None, dry_run: bool, to_json: bool) -> None:
+    """Write generated data sets, with what is joined to them, or say what would be written."""
+    written = [] if dry_run else [str(path) for path in generate(folder, spec, join)]
     if to_json:
         print(as_json({"spec": asdict(spec), "written": written}))
         return
     out = console()
     for name in spec.datasets:
         verb = "would write" if dry_run else "generated"
-        out.print(f"{verb} {folder / name}: {escape(spec.describe(name))}, seed {spec.seed}")
+        joined = f", and behind them the samples of {join}" if join and name == "roofline" else ""
+        out.print(f"{verb} {folder / name}: {escape(spec.describe(name))}, seed {spec.seed}{escape(joined)}")
     if not dry_run:
         out.print(f"Use it with: roofscale train data_root={folder} datasets={','.join(spec.datasets)}")
 
@@ -48,6 +51,34 @@ def check_data(folder: Path, to_json: bool) -> bool:
             out.print(table)
     out.print(f"{len(report.problems)} problems." if report.problems else "No problem found.")
     return report.ok
+
+
+def fetch_data(name: str, folder: Path, url: str, sha256: str, dry_run: bool, to_json: bool) -> None:
+    """Say what a data set is and on what terms, and download it into a data root, or say what would be done."""
+    card, out = card_of(name), console(quiet=to_json)
+    out.print(f"[bold]{escape(card.title)}[/], {escape(card.authors)} {card.year}: {escape(card.size)}")
+    told = {
+        "where": card.landing,
+        "by hand": card.by_hand,
+        "licence": card.licence,
+        "cite": card.citation,
+        "unsure": "; ".join(card.unverified),
+    }
+    for what, text in told.items():
+        out.print(f"  {what:8} {escape(text)}", soft_wrap=True)
+    address = address_of(name, folder, url)
+    out.print(
+        f"{'would download' if dry_run else 'downloading'} {escape(address)} into {folder / name}", soft_wrap=True
+    )
+    fetched = None if dry_run else fetch(name, folder, url, sha256)
+    if to_json:
+        found = asdict(fetched) if fetched else {"folder": folder / name, "url": address}
+        print(as_json({"card": asdict(card), "fetched": bool(fetched and fetched.url), **found}))
+    elif fetched and not fetched.url:
+        out.print(f"It is there already: {fetched.folder}. Nothing was downloaded.")
+    elif fetched:
+        out.print(f"SHA-256 {fetched.sha256}, compared with {fetched.checked}.", soft_wrap=True)
+        out.print(f"Look at every file of it with: roofscale data check {folder}")
 
 
 def _print_leaks(out: Console, leaks: Sequence[LeakRate]) -> None:

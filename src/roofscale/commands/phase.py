@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from roofscale.commands import base, gate, show
-from roofscale.commands.report import write_report
+from roofscale.commands.report import STRATEGY, write_report
 from roofscale.commands.run import INTERRUPTED, print_where, settle_data
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
@@ -23,7 +23,7 @@ from roofscale.phases.retreat import ADVICE
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import publish_phase, publish_run
-from roofscale.report.strategy import phase_section
+from roofscale.report.sections import description, phase_section
 from roofscale.report.table import verdict_table
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import Listener
@@ -134,17 +134,35 @@ def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, file: Path | 
     """
     parent = tracker.open(climbed.run_id)
     climbed = _with_edit_noted(climbed, order, file)
-    parent.describe(phase_section(climbed))
+    coming = _following(climbed.phase.number, order)
+    parent.describe(description(phase_section(climbed, coming), STRATEGY))
     if not climbed.interrupted:
         parent.tags({"verdict": climbed.verdict})
-        publish_phase(parent, climbed)
+        publish_phase(parent, climbed, coming)
     parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
     _print_climb(out, climbed, tracker, order.to_json)
     tracker.close(wait=not climbed.interrupted)  # the report is made from what the server has
     if not climbed.interrupted and order.experiments.is_dir():
-        for written in write_report(order.experiments, out):
+        for written in _write_up(order, out):
             parent.artifact(written)
         tracker.close()
+
+
+def _following(number: int, order: Order) -> Phase | None:
+    """The phase after this one; None where there is none that can be read."""
+    try:
+        return order.load(number + 1)
+    except ConfigError:
+        return None
+
+
+def _write_up(order: Order, out: Console) -> list[Path]:
+    """Write the documents; one that somebody has left unreadable must not stop the ladder."""
+    try:
+        return write_report(order.experiments, out)
+    except ConfigError as error:
+        out.print(escape(f"Not written up: {error} When that is mended: roofscale report"))
+        return []
 
 
 def _with_edit_noted(climbed: ClimbResult, order: Order, file: Path | None) -> ClimbResult:

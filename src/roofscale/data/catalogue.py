@@ -7,6 +7,8 @@ carries one of each file (``Checksums.sha256``), which ``fetch`` compares.
 
 from dataclasses import dataclass
 
+from roofscale.errors import ConfigError, did_you_mean
+
 
 @dataclass(frozen=True)
 class Card:
@@ -29,9 +31,10 @@ class Card:
         """'RID (Krapf et al. 2022)'."""
         return f"{self.title} ({self.authors.partition(',')[0]} et al. {self.year})"
 
-    def where(self) -> str:
-        """One sentence for somebody who lacks it."""
-        how = f"`roofscale data fetch {self.name} FOLDER` downloads it" if self.direct else self.by_hand
+    def where(self, root: str) -> str:
+        """Where to get it, for somebody who lacks it under a data root."""
+        fetched = f"`roofscale data fetch {self.name} {root}` downloads it"
+        how = fetched if self.direct else self.by_hand.replace("FOLDER", root)
         return f"{self.short}, {self.landing}; {how}. Licence: {self.licence}."
 
 
@@ -88,7 +91,7 @@ CATALOGUE: dict[str, Card] = {
         year=2019,
         landing="https://www.airs-dataset.com",
         direct="",
-        by_hand=(
+        by_hand=(  # FOLDER: the data root
             "its page, or with an account https://www.kaggle.com/datasets/atilol/aerialimageryforroofsegmentation; "
             "then unpack it into FOLDER/airs, or name an address: `roofscale data fetch airs FOLDER --url ...`"
         ),
@@ -104,3 +107,14 @@ CATALOGUE: dict[str, Card] = {
         ),
     ),
 }
+
+
+def card_of(name: str) -> Card:
+    """The card of a data set.
+
+    Raises:
+        ConfigError: there is no data set of this name.
+    """
+    if name not in CATALOGUE:
+        raise ConfigError(f"data set {name!r}: expected {', '.join(CATALOGUE)}.{did_you_mean(name, CATALOGUE)}")
+    return CATALOGUE[name]

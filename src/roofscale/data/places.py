@@ -8,7 +8,7 @@ from pathlib import Path
 
 from roofscale.config import DATASETS
 from roofscale.data import airs, rid, roofline
-from roofscale.data.catalogue import CATALOGUE
+from roofscale.data.catalogue import card_of
 from roofscale.data.generate import NOTE
 from roofscale.errors import ConfigError
 
@@ -27,7 +27,7 @@ def find_dataset(name: str, root: Path) -> Path:
         hint = f"Found there: {', '.join(there)}." if there else "No data set was found there."
         raise ConfigError(
             f"data_root={root}: expected the data set {name!r} in it or in {root / name}. {hint} Correct data_root or "
-            f"datasets (an empty data_root uses generated data), or get it: {CATALOGUE[name].where()}"
+            f"datasets (an empty data_root uses generated data), or get it: {card_of(name).where(str(root))}"
         )
     return found
 

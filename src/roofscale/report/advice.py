@@ -13,7 +13,7 @@ from roofscale.report.points import by_value, mean, points
 from roofscale.report.standing import carries, step_words
 from roofscale.report.table import cause_words, code, number
 
-NEAR_BEST = 0.95  # the knee is the smallest value that reaches this share of the best throughput
+_NEAR = CRITERIA["knee"].limits["tolerance"].default
 _MARGIN = CRITERIA["memory_margin"].limits["max_share"].default
 _STALL = CRITERIA["data_stall"].limits["max_share"].default
 
@@ -62,26 +62,27 @@ def _mend(climb: ClimbResult) -> Iterator[Advice]:
             yield Advice(f"{say[0].upper()}{say[1:]}.", f"step {result.step.name}, {cause_words(result.cause)}: {seen}")
 
 
-def _knee(climb: ClimbResult, knob: str) -> Iterator[Advice]:
-    """The smallest value of a knob whose throughput is close to the best, among runs that kept their memory margin."""
-    alike = [p for p in points(climb, knob) if p.alike and p.ended_well and not p.metric("memory/share") >= _MARGIN]
-    rates = {value: mean(runs, "speed/samples_per_s") for value, runs in by_value(alike).items()}
-    known = {value: rate for value, rate in rates.items() if math.isfinite(rate)}
-    if len(known) < 2:
-        return
-    best = max(known.values())
-    knee = next(value for value, rate in known.items() if rate >= NEAR_BEST * best)
-    measured = ", ".join(f"{number(rate)} at {value:g}" for value, rate in known.items())
-    kept = climb.last_good is not None and getattr(climb.last_good.config, knob) == knee
-    yield Advice(
-        f"{'Keep' if kept else 'Take'} {code(f'{knob}={knee:g}')}, the smallest within {1 - NEAR_BEST:.0%} of the best "
-        "throughput.",
-        f"samples/s {measured}",
-    )
+def _knee(climb: ClimbResult) -> Iterator[Advice]:
+    """The batch that the criterion of that name has told, by its newest word."""
+    told = [c for run in climb.all_runs() for c in run.verdict.criteria if c.name == "knee"]
+    for criterion in told[-1:]:
+        if criterion.verdict is Verdict.PASSED:
+            yield _take(climb, "batch_size", int(criterion.numbers["batch_size"]), criterion.evidence)
 
 
 def _workers(climb: ClimbResult) -> Iterator[Advice]:
-    """More loader processes where training waits for them and other counts were not tried."""
+    """The fewest loader processes that come near the best throughput, where several counts were tried."""
+    tried = by_value(point for point in points(climb, "num_workers") if point.alike and point.ended_well)
+    rates = {int(count): mean(runs, "speed/samples_per_s") for count, runs in tried.items()}
+    if len(rates) > 1 and all(map(math.isfinite, rates.values())):
+        fewest = next(count for count, rate in rates.items() if rate >= (1 - _NEAR) * max(rates.values()))
+        listed = ", ".join(f"{count}: {number(rate)}" for count, rate in rates.items())
+        because = f"{fewest} is the smallest within {_NEAR:.0%} of the best (samples/s by workers {listed})"
+        yield _take(climb, "num_workers", fewest, because)
+
+
+def _starved(climb: ClimbResult) -> Iterator[Advice]:
+    """More loader processes where training waits for them, and no other count was tried."""
     good = climb.last_good
     if good is None or points(climb, "num_workers"):
         return
@@ -91,6 +92,11 @@ def _workers(climb: ClimbResult) -> Iterator[Advice]:
             f"Raise `num_workers` (now {good.config.num_workers}).",
             f"step {good.step.name} spent {wait:.0%} of its time waiting, and a cached batch saves {stall:.0%}",
         )
+
+
+def _take(climb: ClimbResult, knob: str, value: int, because: str) -> Advice:
+    kept = climb.last_good is not None and getattr(climb.last_good.config, knob) == value
+    return Advice(f"{'Keep' if kept else 'Take'} {code(f'{knob}={value}')} for what comes next.", because)
 
 
 def _headroom(climb: ClimbResult) -> Iterator[Advice]:
@@ -139,9 +145,9 @@ def _all(result: StepResult, metric: str) -> list[float]:
 
 _RULES: tuple[Callable[[ClimbResult], Iterator[Advice]], ...] = (
     _mend,
-    lambda climb: _knee(climb, "batch_size"),
-    lambda climb: _knee(climb, "num_workers"),
+    _knee,
     _workers,
+    _starved,
     _headroom,
     _busy,
     _broken,

@@ -19,12 +19,12 @@ DESCRIPTION_LENGTH = 8000  # most characters of a tag, and so of a run's descrip
 _FACTS = ("data", "data_fingerprint", "compute", "compute_note", "device", "precision", "memory_source")
 
 
-def phase_section(climb: ClimbResult, following: Phase | None = None) -> str:
+def phase_section(climb: ClimbResult, following: Phase | None) -> str:
     """What became of a phase, as a page that stands alone.
 
     Args:
         climb: the attempt.
-        following: the phase after it, where there is one.
+        following: the phase after it; None after the last.
     """
     phase = climb.phase
     parts = {

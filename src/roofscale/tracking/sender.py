@@ -11,7 +11,7 @@ from roofscale.tracking.deliver import deliver
 from roofscale.tracking.outbox import Operation, Outbox, said_of
 from roofscale.tracking.server import TrackingError, away, may_pass, reason, tracking_uri
 
-_PAUSES = (0.5, 10.0)  # seconds between tries while the server is away: the first, and the longest after doubling
+_PAUSES = (0.5, 5.0)  # seconds between tries while the server is away: the first, and the longest after doubling
 _log = logging.getLogger(__name__)
 
 

@@ -42,6 +42,10 @@ class TrackingError(RoofscaleError):
     """The tracking server does not answer, or will not have what it was sent."""
 
 
+class ServerAway(TrackingError):
+    """The tracking server does not answer."""
+
+
 def tracking_uri() -> str:
     """The server that ``MLFLOW_TRACKING_URI`` names, or the local database; fit to be shown, without a password."""
     return without_secrets(str(mlflow.get_tracking_uri()))
@@ -102,7 +106,8 @@ def asking() -> Iterator[None]:
     """Around a question to the server.
 
     Raises:
-        TrackingError: it does not answer, or not as a tracking server does.
+        ServerAway: it does not answer.
+        TrackingError: it answers, but not as a tracking server does.
     """
     try:
         yield
@@ -114,14 +119,14 @@ def asking() -> Iterator[None]:
         raise
 
 
-def away(why: str, kept: str = "") -> TrackingError:
+def away(why: str, kept: str = "") -> ServerAway:
     """The error that says that the server does not answer, what was kept of the record, and what to do."""
     named = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") else ""
     if kept:
         todo = f"Nothing is lost: {kept}. Once it answers, `roofscale sync` sends it, and the same command goes on."
     else:
         todo = (
-            "Start it, or set MLFLOW_TRACKING_URI to one that runs; without that variable runs are tracked in the file "
-            "mlflow.db in the working folder."
+            "Start it and run the same command again, or set MLFLOW_TRACKING_URI to one that runs; without that "
+            "variable runs are tracked in the file mlflow.db in the working folder."
         )
-    return TrackingError(f"{named}{tracking_uri()}: the tracking server does not answer ({why}). {todo}")
+    return ServerAway(f"{named}{tracking_uri()}: the tracking server does not answer ({why}). {todo}")

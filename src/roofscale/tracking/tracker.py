@@ -3,8 +3,9 @@
 import getpass
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -13,10 +14,12 @@ from roofscale.tracking.outbox import Outbox
 from roofscale.tracking.records import RunRecord, is_absent, search
 from roofscale.tracking.run import TrackedRun
 from roofscale.tracking.sender import Sender
-from roofscale.tracking.server import asking, patience, tracking_uri, was_ever_used
+from roofscale.tracking.server import ServerAway, asking, patience, tracking_uri, was_ever_used
 from roofscale.tracking.sync import OUTBOX, send_left_behind
 
+_T = TypeVar("_T")
 _RUNS = Path("runs")
+_PAUSE_SECONDS = 0.5
 
 
 def require_answer() -> None:
@@ -78,8 +81,8 @@ class Tracker:
         self._require_all_sent()
         nested = {"mlflow.parentRunId": parent.run_id} if parent else {}
         source = {"mlflow.source.name": "roofscale", "mlflow.source.type": "PROJECT", "mlflow.user": getpass.getuser()}
-        with asking():
-            run = self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name)
+        said = {**source, **tags, **nested}
+        run = self._patiently(lambda: self.client.create_run(self.experiment_id, tags=said, run_name=name))
         return TrackedRun(self._sender, run.info.run_id, run.info.start_time / 1000)
 
     def resume(self, run_id: str) -> TrackedRun | None:
@@ -89,20 +92,22 @@ class Tracker:
             TrackingError: the server is away.
         """
         self._require_all_sent()
-        with asking():
-            try:
-                run = self.client.get_run(run_id)
-            except MlflowException as error:
-                if is_absent(error):
-                    return None
-                raise
-            if run.info.lifecycle_stage == "deleted":
+        return self._patiently(lambda: self._resume(run_id))
+
+    def _resume(self, run_id: str) -> TrackedRun | None:
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if is_absent(error):
                 return None
-            self.client.update_run(run_id, status="RUNNING")
-            last_steps = {
-                name: max(int(point.step) for point in self.client.get_metric_history(run_id, name))
-                for name in run.data.metrics
-            }
+            raise
+        if run.info.lifecycle_stage == "deleted":
+            return None
+        self.client.update_run(run_id, status="RUNNING")
+        last_steps = {
+            name: max(int(point.step) for point in self.client.get_metric_history(run_id, name))
+            for name in run.data.metrics
+        }
         return TrackedRun(self._sender, run_id, run.info.start_time / 1000, last_steps)
 
     def open(self, run_id: str) -> TrackedRun:
@@ -151,3 +156,15 @@ class Tracker:
             list(send_left_behind(self._runs))
             self._runs = None
         self._sender.require(self._patience)
+
+    def _patiently(self, ask: Callable[[], _T]) -> _T:
+        """Ask again, as long as one is patient, where the server has gone between two runs."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                with asking():
+                    return ask()
+            except ServerAway:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_SECONDS)

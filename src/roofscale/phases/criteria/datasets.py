@@ -94,9 +94,9 @@ def smooth_transition(evidence: Evidence, limits: Mapping[str, float]) -> Findin
 
     def judge(run: Measurement, found: Sequence[Stretch]) -> Finding:
         judged = {}
-        for place_, (before, after) in enumerate(itertools.pairwise(found), 1):
+        for so_far, (before, after) in enumerate(itertools.pairwise(found), 1):
             speed = _speed_step(before, after, int(limits["max_steps"]), limits["max_slowdown"])
-            old = sorted({stretch.name for stretch in found[:place_]})
+            old = sorted({stretch.name for stretch in found[:so_far]})
             parts = [_memory_step(before, after, limits["max_rise"]), unless_disturbed(speed, evidence)]
             parts += [_loss_step(run, name, before.end, limits["max_spike"]) for name in old]
             judged[f"{before.name} to {after.name}"] = together(parts)
@@ -174,14 +174,15 @@ def forgetting(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     runs. Above the limit, a paired signed-rank test of the samples' losses tells whether it is noise. What is forgotten
     when data sets come one after the other is kept when they are mixed (rehearsal; Robins 1995, Connection Sci. 7:123).
     """
-    pairs = [since_trained(run.steps, run.validations) for run in evidence.runs]
-    trained = {name for run in evidence.runs for step in run.steps for name in step.dataset.split("+")}
+    names = [[set(stretch.name.split("+")) for stretch in stretches(run)] for run in evidence.runs]
+    trained = {name for run in names for stretch in run for name in stretch}
     if len(trained) < 2:
         return lacking(f"{len(trained)} data set trained on; forgetting needs a second")
-    earlier = sorted({name for found in pairs for name in found})
-    if not earlier:
+    left = sorted({name for run in names for stretch in run for name in stretch - run[-1]})
+    if not left:
         return Finding(Verdict.PASSED, "every data set was trained on to the end")
-    drops = {name: [found[name] for found in pairs if name in found] for name in earlier}
+    pairs = [since_trained(run.steps, run.validations) for run in evidence.runs]
+    drops = {name: [found[name] for found in pairs if name in found] for name in left}
     joined = join({name: _drop(name, found, limits["max_drop"]) for name, found in drops.items()})
     if joined.verdict is not Verdict.FAILED:
         return joined
@@ -189,8 +190,8 @@ def forgetting(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def _drop(dataset: str, pairs: Sequence[tuple[Validation, Validation]], max_drop: float) -> Finding:
-    drop = math.fsum(then.metrics.get("iou", math.nan) - end.metrics.get("iou", math.nan) for then, end in pairs)
-    drop, table = drop / len(pairs), _losses(pairs)
+    drops = [then.metrics.get("iou", math.nan) - end.metrics.get("iou", math.nan) for then, end in pairs]
+    drop, table = float(np.mean(drops)) if drops else math.nan, _losses(pairs)
     if table is None or not math.isfinite(drop):
         return lacking(f"no IoU of {dataset} on the same samples before and after the others")
     p = wilcoxon_p(table[:, 1] - table[:, 0])
@@ -210,7 +211,7 @@ def _over(value: float, limit: float, p: float, samples: int) -> Verdict:
 def _losses(pairs: Sequence[tuple[Validation, Validation]]) -> Values | None:
     """Losses of each sample (rows) then and later, averaged over the pairs; None where something is missing."""
     tables = [dict(zip(v.sample_ids, v.losses, strict=True)) for pair in pairs for v in pair]
-    if any(table.keys() != tables[0].keys() for table in tables):
+    if not tables or any(table.keys() != tables[0].keys() for table in tables):
         return None
     losses = np.array([[table[sample] for sample in tables[0]] for table in tables], dtype=np.float64)
     if not np.isfinite(losses).all():

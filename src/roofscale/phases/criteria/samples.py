@@ -106,8 +106,10 @@ CRITERIA = {
         "at equal samples seen, training and validation loss are not worse than the base step's by over a factor",
         no_worse_loss,
         {
-            "max_ratio": Limit(1.5, "training loss over the base step's"),
-            "max_val_ratio": Limit(2.0, "validation loss over the base step's"),
+            # Eight times fewer steps alone, batch 16 against 2, came to 1.33 to 1.45 in training and to 1.45 to 1.9 in
+            # validation, where batch norm's running averages lag too: 100 and 200 samples, as for SEED_SPREAD.
+            "max_ratio": Limit(1.75, "training loss over the base step's"),
+            "max_val_ratio": Limit(2.5, "validation loss over the base step's"),
         },
     ),
 }

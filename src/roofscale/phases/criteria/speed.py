@@ -91,8 +91,8 @@ def _batch_size(point: BatchPoint) -> int:
 def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """The knee among this step and the earlier ones that did the same work with another batch.
 
-    Told where noise leaves no doubt that matters: the knee is at least 1 - 2 x tolerance as fast as the best, and every
-    smaller batch is slower than the best. Failed where no batch stays under the memory limit.
+    Told where noise leaves no doubt that matters: the knee is certainly within twice the tolerance of the best, and no
+    smaller batch may be within the tolerance. Failed where no batch stays under the memory limit.
     """
     paces = _paces_by_batch(evidence)
     points = [BatchPoint(size, math.exp(-pace.value), share) for size, (pace, share) in paces.items()]
@@ -104,14 +104,14 @@ def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
         return Finding(Verdict.FAILED, f"no batch stays under {most:.0%} of the memory")
     best = max((p for p in points if p.memory_share < most), key=lambda p: p.samples_per_s)
     against = {p.batch_size: _relative(paces, p, best) for p in points if p is not best and p.memory_share < most}
-    smaller = [size for size, ratio in against.items() if size < found.batch_size and ratio.high >= 1]
+    smaller = [size for size, ratio in against.items() if size < found.batch_size and ratio.high >= 1 - tolerance]
     at_least = against[found.batch_size].low if found is not best else 1.0
     unsure = smaller or at_least < 1 - 2 * tolerance
     listed = ", ".join(f"{p.batch_size}: {p.samples_per_s:.3g}" for p in sorted(points, key=_batch_size))
     return Finding(
         Verdict.INSUFFICIENT_EVIDENCE if unsure else Verdict.PASSED,
         f"batch {found.batch_size} is the smallest within {tolerance:.0%} of the best (samples/s by batch {listed})"
-        + (", but noise may hide a better one" if unsure else "")
+        + (", but noise may hide a smaller or a better one" if unsure else "")
         + f"; its memory {found.memory_share:.0%} of the compute's (limit {most:.0%})",
         {
             "batch_size": found.batch_size,

@@ -1,0 +1,76 @@
+"""The command that writes up what the tracking server has: strategy document, notebook, and a record of each phase."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from roofscale.commands.gate import read_gate
+from roofscale.errors import ConfigError
+from roofscale.phases.plan import Phase, load_phase
+from roofscale.phases.record import newest_climb
+from roofscale.report.climb_record import climb_record
+from roofscale.report.console import as_json, console
+from roofscale.report.files import read_text, replace_text
+from roofscale.report.html import write_phase_html
+from roofscale.report.notebook import update_notebook
+from roofscale.report.standing import Climbs, following
+from roofscale.report.strategy import strategy_document
+from roofscale.tracking import tracking_uri
+
+STRATEGY = "STRATEGY.md"
+NOTEBOOK = "launch.ipynb"
+RESULTS = "results"
+_NUMBERS = range(1, 6)
+
+
+def write_report(experiments: Path, out: Console) -> list[Path]:
+    """Write up the newest climb of each phase, in the folder of the phase files.
+
+    Returns:
+        The documents that are about all phases: the strategy document and the notebook.
+
+    Raises:
+        ConfigError: the server has no climb of any phase, a phase file is wrong, or a document that would be rewritten
+            cannot be read; then nothing is written.
+    """
+    climbs = {number: climb for number in _NUMBERS if (climb := newest_climb(number))}
+    if not climbs:
+        raise ConfigError(
+            f"{tracking_uri()}: expected a climb of a phase on this tracking server, found none, so nothing was "
+            "written. Climb one first (roofscale phase 1), or name the server that has one in MLFLOW_TRACKING_URI."
+        )
+    phases, gate = _read_phases(experiments), read_gate()
+    strategy, notebook = experiments / STRATEGY, experiments / NOTEBOOK
+    old = read_text(strategy)
+    try:
+        document = strategy_document(phases, climbs, gate, old)
+    except ConfigError as error:
+        raise ConfigError(f"{strategy}: {error}") from error
+    update_notebook(notebook, climbs, phases, gate)  # refuses what it cannot read before anything is written
+    replace_text(strategy, document)
+    written = [strategy, notebook, *_write_results(experiments / RESULTS, climbs, phases)]
+    out.print(f"Written from {tracking_uri()}: {', '.join(map(str, written))}")
+    return [strategy, notebook]
+
+
+def print_report(experiments: Path, to_json: bool) -> None:
+    """Write the report, and say where it lies."""
+    documents = write_report(experiments, console(quiet=to_json))
+    if to_json:
+        print(as_json({"tracking_uri": tracking_uri(), "documents": [str(file) for file in documents]}))
+
+
+def _read_phases(experiments: Path) -> list[Phase]:
+    files = {number: experiments / f"phase{number}.yaml" for number in _NUMBERS}
+    return [load_phase(file) for file in files.values() if file.exists()]
+
+
+def _write_results(folder: Path, climbs: Climbs, phases: Sequence[Phase]) -> Iterator[Path]:
+    """Of each phase a record for scripts and a page for people."""
+    folder.mkdir(exist_ok=True)
+    for number, climb in climbs.items():
+        record = folder / f"phase{number}.json"
+        replace_text(record, as_json(climb_record(climb)) + "\n")
+        yield record
+        yield write_phase_html(climb, folder, following(number, phases))
