@@ -90,4 +90,5 @@ def _is_timed(run: Timed) -> bool:
 def _likeness(config: RunConfig, other: RunConfig) -> int | None:
     if any(getattr(config, knob) != getattr(other, knob) for knob in _ALIKE):
         return None
-    return sum(getattr(config, knob) == getattr(other, knob) for knob in _NEAR) + 2 * (config.compute == other.compute)
+    agree = [bool(getattr(config, knob) == getattr(other, knob)) for knob in _NEAR]
+    return sum(agree) + 2 * (config.compute == other.compute)

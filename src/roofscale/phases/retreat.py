@@ -130,8 +130,8 @@ def _between(
 ) -> int | None:
     """The middle between the largest value that held and the smallest that failed; None where nothing lies between."""
     multiple = _MULTIPLE.get(knob, 1)
-    high = min(getattr(config, knob) for config in failed)
-    below = [getattr(config, knob) for config in held if getattr(config, knob) < high]
+    high: int = min(getattr(config, knob) for config in failed)
+    below: list[int] = [getattr(config, knob) for config in held if getattr(config, knob) < high]
     low = max(below, default=_LEAST[knob] - multiple)
     while high - low > multiple:
         middle = max((low + high) // 2 // multiple * multiple, _LEAST[knob], low + multiple)

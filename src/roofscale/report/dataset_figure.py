@@ -64,7 +64,9 @@ def _draw_validations(axes: Any, measurement: Measurement) -> None:
 
 
 def _legend(shown: list[Measurement]) -> list[Line2D]:
-    datasets = dict.fromkeys(part.dataset for m in shown for part in (*m.steps, *m.validations))
+    trained = (step.dataset for measurement in shown for step in measurement.steps)
+    validated = (validation.dataset for measurement in shown for validation in measurement.validations)
+    datasets = dict.fromkeys((*trained, *validated))
     lines = [Line2D([], [], color=style.dataset_colour(name), lw=3, label=name) for name in datasets]
     training = Line2D([], [], color=style.LINE, marker=".", ls="-", label="training, each batch and running median")
     validation = Line2D([], [], color=style.LINE, marker="o", ls="--", label="validation")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -133,7 +134,8 @@ def _data_uri(figure: Figure) -> str:
     """The figure as a picture within the page: lines, or pixels where a crowd of points makes these smaller."""
     pictures = {}
     with matplotlib.rc_context({"svg.hashsalt": "roofscale"}):  # the same climb gives the same page
-        for kind, options in {"svg+xml": {"metadata": {"Date": None}}, "png": {"dpi": _SHARPNESS}}.items():
+        kinds: dict[str, dict[str, Any]] = {"svg+xml": {"metadata": {"Date": None}}, "png": {"dpi": _SHARPNESS}}
+        for kind, options in kinds.items():
             stream = io.BytesIO()
             figure.savefig(stream, format=kind.removesuffix("+xml"), transparent=True, **options)
             pictures[kind] = stream.getvalue()

@@ -91,7 +91,8 @@ def _draw_fit(axes: Any, pairs: Sequence[tuple[float, float]], up_to: float) -> 
     """A least-squares line, where there are enough different batches to speak of one."""
     if len({batch for batch, _ in pairs}) < _FIT_FROM:
         return
-    slope, base = np.polyfit(*zip(*pairs, strict=True), deg=1)
+    batches, memory = np.array(pairs).T
+    slope, base = np.polyfit(batches, memory, deg=1)
     ends = np.array([0.0, up_to])
     label = f"fit: {base:,.0f} MiB + {slope:,.0f} MiB a sample"
     axes.plot(ends, base + slope * ends, "-", color=style.BESIDE, zorder=2, label=label)
