@@ -165,15 +165,6 @@ def report(as_json: bool) -> None:
 
 @main.command()
 @json_option
-def report(as_json: bool) -> None:
-    """Write up what the tracking server has: strategy document, notebook, and a record and a page of each phase."""
-    from roofscale.commands.report import print_report
-
-    print_report(PHASES, as_json)
-
-
-@main.command()
-@json_option
 def status(as_json: bool) -> None:
     """Show where every phase stands: attempts, steps, verdicts, and what is half done."""
     from roofscale.commands import show

@@ -1,5 +1,6 @@
 """Splits that keep apart what shows the same: no pair is ever parted, whatever the images, and shares stay near."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -143,6 +144,15 @@ def test_a_village_where_each_image_overlaps_the_next_is_cut_across(seed: int) -
     assert len(split.train) > 0.65 * len(images)
     left_out = len(images) - len(split.train) - len(split.val) - len(split.test)
     assert 0 < left_out < 0.2 * len(images)
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_the_two_ends_of_a_cut_chain_are_kept_apart_too(seed: int) -> None:
+    row = [seen(0.5 * n, 0.0) for n in range(30)]
+    images = [dataclasses.replace(image, digest="twin") if n in (0, 29) else image for n, image in enumerate(row)]
+    split = spatial(images, seed)
+    assert parted(images, split) == []
+    assert {len(split.val), len(split.test)} == {3, 2}
 
 
 def test_where_all_show_the_same_place_all_of_it_trains() -> None:
