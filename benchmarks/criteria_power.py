@@ -2,16 +2,19 @@
 
 ``python -m benchmarks.criteria_power [--trials 200] [--out FILE]`` from the top of the working tree prints a table and
 writes JSON. A false alarm is a failed verdict on a healthy or noise-only curve; ``undecided`` is insufficient evidence.
+The criteria that compare steps, or data sets within a run, are counted on ``tests/criteria_cases.py``; what they are
+compared with has seen as many samples as the steps of the table at batch 16.
 """
 
 import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tests import criteria_cases
+from tests.criteria_cases import Case, Random
 from tests.curves import loss_curve, memory_curve, validation_losses
 
 from roofscale.train import health
@@ -20,9 +23,6 @@ from roofscale.train.leak import no_leak
 
 LENGTHS = (10, 25, 50, 200)
 NOISE = (0.2, 0.4)  # relative noise of a batch loss, drawn uniformly for each curve
-
-Random = np.random.Generator
-Case = Callable[[Random, int], Finding]
 
 
 def _curve(random: Random, count: int, decays: bool = True) -> Values:
@@ -59,6 +59,7 @@ HEALTHY: dict[str, Case] = {
     "no_leak, noise 40 MiB": lambda r, n: no_leak(memory_curve(r, n, sd=40.0)),
     "no_leak, one allocation": lambda r, n: no_leak(memory_curve(r, n, allocations=1)),
     "learning, far from the constant": lambda r, n: health.learning(*validation_losses(r, gain=0.15)),
+    **criteria_cases.HEALTHY,
 }
 FAULTY: dict[str, Case] = {
     "stable, rise x30 in the last third": lambda r, n: _stable(_explodes(r, n)),
@@ -67,6 +68,7 @@ FAULTY: dict[str, Case] = {
     "no_leak, 20 MiB a step, noise 15 MiB": lambda r, n: no_leak(memory_curve(r, n, leak=20.0)),
     "no_leak, 20 MiB a step, noise 40 MiB": lambda r, n: no_leak(memory_curve(r, n, sd=40.0, leak=20.0)),
     "learning, only how much roof": lambda r, n: health.learning(*validation_losses(r, gain=0.0)),
+    **criteria_cases.FAULTY,
 }
 
 

@@ -18,7 +18,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 
 # Pinned for the command line, not for import; so are all stubs for mypy (types-...).
-TOOLS = {"ruff", "mypy", "pre-commit"}
+TOOLS = {"ruff", "mypy", "pre-commit", "pytest-xdist"}
 
 
 def lines_of(name: str) -> list[str]:
