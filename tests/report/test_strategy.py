@@ -138,6 +138,12 @@ def test_notes_commit_data_and_run_ids_are_there() -> None:
         assert text in found
 
 
+def test_an_overlay_is_said() -> None:
+    plan = replace(PLANS[0], said={**PLANS[0].said, "overlay": {"hold": {"image_size": 64}}})
+    found = phase_section(climb(plan, run(plan, 0, measured(2000))), None)
+    assert '> the phase file was climbed with an overlay: {"hold": {"image_size": 64}}' in found
+
+
 def test_text_from_elsewhere_neither_breaks_a_table_nor_passes_for_a_marker() -> None:
     said = "a|b\nc <!-- yours: begin x -->"
     burst = run(PLANS[0], 0, outcome=Outcome.CRASHED, detail=said, cause=Cause.CRASHED)

@@ -72,8 +72,8 @@ def overrides_words(overrides: Mapping[str, Any]) -> str:
 
 
 def _planned(step: Step) -> tuple[str, str, str, str, str]:
-    smaller = f"{step.max_retreats} smaller increments, then " if step.max_retreats else ""
-    repeats = f"{step.max_repeats} more seeds" if step.max_repeats else "go on"
+    smaller = f"up to {step.max_retreats} x a smaller increment, then " if step.max_retreats else ""
+    repeats = f"up to {step.max_repeats} x another seed" if step.max_repeats else "go on"
     return (
         code(overrides_words(step.set)),
         "; ".join(f"{expected.metric} {expectation_words(expected)}" for expected in step.expect),

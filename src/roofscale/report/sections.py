@@ -3,6 +3,7 @@
 The evidence, which is longest, comes last, because MLflow cuts long descriptions off.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 
@@ -60,7 +61,9 @@ def _head(climb: ClimbResult) -> str:
     where += [f"run {code(climb.run_id)}", f"commit {code(climb.commit)}" if climb.commit else "commit not known"]
     facts = {name: _fact(climb, name) for name in _FACTS}
     lines = [f"- {name.replace('_', ' ')}: {plain(value)}" for name, value in facts.items() if value]
-    notes = [f"> {plain(note)}" for note in climb.notes]
+    overlay = climb.phase.as_json().get("overlay")
+    changed = [f"the phase file was climbed with an overlay: {json.dumps(overlay)}"] if overlay else []
+    notes = [f"> {plain(note)}" for note in (*changed, *climb.notes)]
     return "\n\n".join(
         part
         for part in (plain(climb.phase.question), ", ".join(filter(None, where)) + ".", "\n".join(lines), *notes)
