@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.tracking.small import step
 
+from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.tracking import TrackedRun, Tracker
 
@@ -47,6 +48,16 @@ def test_what_was_not_measured_is_not_logged(tracker: Tracker) -> None:
     assert "gpu/power_w" not in found.data.metrics
     assert found.data.metrics["memory/peak_mib"] == 7.0
     assert found.info.status == "FAILED"
+
+
+def test_a_list_of_runs_sorts_what_a_phase_climbs_by_as_numbers(tracker: Tracker) -> None:
+    for batch in (16, 2, 8):
+        run = tracker.start(f"batch-{batch}", {})
+        run.params(RunConfig().with_overrides({"batch_size": batch}))
+        run.finish(Outcome.OK)
+    found = tracker.client.search_runs([tracker.experiment_id], order_by=["metrics.`knob/batch_size`"])
+    assert [run.info.run_name for run in found] == ["batch-2", "batch-8", "batch-16"]
+    assert [run.data.params["batch_size"] for run in found] == ["2", "8", "16"]
 
 
 def test_a_total_is_the_last_point_of_its_series(tracker: Tracker) -> None:

@@ -14,6 +14,8 @@ from roofscale.phases.plan import Phase, Step, load_phase
 from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut
 from roofscale.tracking import RunRecord, Tracker
 
+_NOT_MEASURED = ("system/", "knob/")  # metrics of a run that are MLflow's own, or its config
+
 
 def experiment_name(phase: int) -> str:
     """The MLflow experiment of a phase."""
@@ -133,7 +135,7 @@ def _read_measurement(tracker: Tracker, run: RunRecord) -> Measurement:
         if file:
             return Measurement.load(file)
     outcome = Outcome(run.tags.get("outcome", Outcome.CRASHED))
-    ours = {name: value for name, value in run.metrics.items() if not name.startswith("system/")}  # MLflow's own
+    ours = {name: value for name, value in run.metrics.items() if not name.startswith(_NOT_MEASURED)}
     return Measurement(outcome, run.tags.get("outcome_detail", ""), run.tags["fingerprint"], metrics=ours)
 
 
