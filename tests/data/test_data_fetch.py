@@ -210,7 +210,7 @@ def zipped(folder: Path, more: dict[str, bytes] | None = None) -> bytes:
 
 def tarred(folder: Path, member: tarfile.TarInfo | None = None, mode: str = "w:gz") -> bytes:
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode=mode) as archive:
+    with tarfile.open(fileobj=packed, mode=mode, format=tarfile.GNU_FORMAT) as archive:  # one header a member
         archive.add(folder, folder.name)
         if member is not None:
             archive.addfile(member)
