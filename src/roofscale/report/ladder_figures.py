@@ -85,7 +85,7 @@ def _said(run: StepResult) -> str:
     if verdict is Verdict.PASSED:
         return words
     if run.measurement.outcome is not Outcome.OK:
-        ruled_out = "" if run.measurement.metrics else ", not run again"
+        ruled_out = "" if run.measurement.metrics else ", ruled out"
         return f"{words}\n{run.measurement.outcome}{ruled_out}"
     first, *others = run.verdict.named(verdict)
     return f"{words}\n{first}" + (f" and {len(others)} more" if others else "")
