@@ -149,6 +149,9 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "memory/share": MetricInfo("share", "memory/peak_mib over the compute's memory"),
         "memory/kernel_peak_mib": MetricInfo("MiB", "the kernel's own peak of the run's cgroup; counts page cache too"),
         "memory/workers_mib": MetricInfo("MiB", "loader processes' part at the peak"),
+        "memory/copied_mib": MetricInfo(
+            "MiB", "weights, gradients, optimiser state: loader processes forked once these are there keep a copy"
+        ),
         "memory/shm_mib": MetricInfo("MiB", "largest use of shared memory (/dev/shm)"),
         "memory/shm_share": MetricInfo("share", "/dev/shm in use over its size, at its fullest, whoever fills it"),
         "memory/mib_per_sample": MetricInfo(

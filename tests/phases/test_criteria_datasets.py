@@ -52,6 +52,14 @@ def test_what_was_not_measured_never_passes(name: str) -> None:
     assert found.verdict is INSUFFICIENT
 
 
+def test_the_copy_that_forked_loader_processes_keep_is_no_data_sets_doing() -> None:
+    forked = run(Part(steps=30), Part("roofline", 30, mib=2000.0), Part("airs", 30, mib=2000.0))
+    assert ask("smooth_transition", Evidence(forked)).verdict is FAILED
+    explained = dataclasses.replace(forked, metrics={**forked.metrics, "memory/copied_mib": 400.0})
+    assert ask("smooth_transition", Evidence(explained)).verdict is PASSED
+    assert ask("consistent", Evidence(explained)).numbers["airs/memory_ratio"] == pytest.approx(1.0, abs=0.05)
+
+
 def test_each_switch_is_judged_and_named() -> None:
     found = ask("smooth_transition", Evidence(three(mib=2200.0)))
     assert found.verdict is FAILED

@@ -77,6 +77,13 @@ def test_data_stall_is_measured_after_everything_that_counts(root: Path, tmp_pat
     assert [name for name, _ in heard][-1] == "metrics"
 
 
+def test_what_steps_write_anew_is_four_times_the_weights_on_a_cpu(root: Path, tmp_path: Path) -> None:
+    training = Run(SMALL, open_sources(SMALL, root), tmp_path, Heard(), lambda: False)
+    training.fit()
+    weights = sum(weight.nbytes for weight in training.trainer.model.parameters())
+    assert training.trainer.overwritten_bytes == pytest.approx(4 * weights, rel=0.01), "itself, gradient, two moments"
+
+
 def test_the_cached_batch_is_a_whole_one(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     step = Trainer.step

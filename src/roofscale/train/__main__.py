@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from roofscale import config as configs
+from roofscale.data.loader import forks
 from roofscale.data.sources import data_fingerprint, leak_notes, open_sources, resolve_root
 from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome
@@ -47,6 +48,8 @@ def main(folder: Path) -> int:
         run = prepare(folder, events, lambda: bool(asked_to_stop))
         run.fit()
         metrics: dict[str, float] = {"train/skipped_samples": len(run.trainer.progress.skipped)}
+        if forks(run.config):
+            metrics["memory/copied_mib"] = run.trainer.overwritten_bytes / 2**20
         if torch.cuda.is_available():
             metrics["gpu/memory_peak_mib"] = torch.cuda.max_memory_reserved() / 2**20
             metrics["gpu/alloc_retries"] = torch.cuda.memory_stats()["num_alloc_retries"]

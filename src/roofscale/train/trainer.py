@@ -90,6 +90,14 @@ class Trainer:
         """The learning rate of the next step."""
         return float(self.schedule.get_last_lr()[0])
 
+    @property
+    def overwritten_bytes(self) -> int:
+        """Host memory that every step writes anew: weights, gradients, optimiser's state; next to none on a GPU."""
+        weights = list(self.model.parameters())
+        kept = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*weights, *(weight.grad for weight in weights), *self.model.buffers(), *kept]
+        return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor) and t.device.type == "cpu")
+
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds: tensors and plain values only."""
         parts = {name: getattr(self, name).state_dict() for name in _PARTS}
