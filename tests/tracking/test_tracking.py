@@ -30,7 +30,7 @@ def test_a_resumed_run_logs_each_step_once(tracker: Tracker) -> None:
     again = tracker.resume(run.run_id)
     assert again is not None
     for number in (2, 3, 4):  # from its checkpoint on
-        again.event(step(number, loss=1 / number))
+        again.event({**step(number, loss=1 / number), "time": 1.8e9 + number})  # done again, and later
     again.finish(Outcome.OK)
     assert history(tracker, again, "train/loss") == [(n, 1 / n) for n in (1, 2, 3, 4)]
     assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
