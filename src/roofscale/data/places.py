@@ -40,9 +40,10 @@ def present(root: Path) -> tuple[str, ...]:
 def origin(folder: Path) -> str:
     """What a data set's folder holds: '' for real images, else 'GENERATED', and how many real samples are among them.
 
-    The note of the generator lies at most three folders above, where a release nests its own.
+    The generator's note lies at most three folders above, where a release nests its own; links are followed first.
     """
-    for place in (folder, *folder.parents[:3]):
+    real = folder.resolve()
+    for place in (real, *real.parents[:3]):
         if (place / NOTE).is_file():
             joined = json.loads((place / NOTE).read_text(encoding="utf-8")).get("joined", {}).get("samples", 0)
             return f"GENERATED, {joined} real joined" if joined else "GENERATED"
