@@ -245,7 +245,7 @@ CRITERIA = {
         "at a switch of data set memory does not rise for good, speed comes back, the old data's loss does not spike",
         smooth_transition,
         {
-            # Loader processes forked from a process that has grown keep some 25 MiB more each: 8 % with three at 192 px.
+            # Loader processes forked from a process that has grown keep some 25 MiB more each: 8 %, three at 192 px.
             "max_rise": Limit(0.15, "rise of the memory's plateau, share of that before the switch"),
             "max_steps": Limit(5, "steps after the switch by which the speed is back"),
             "max_slowdown": Limit(0.20, "share of the samples a second before the switch that may be lost"),
