@@ -1,5 +1,6 @@
 """Commands about data sets: generate, check and fetch."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,10 @@ from roofscale.data.check import check
 from roofscale.data.fetch import address_of, fetch
 from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.leaks import LeakRate
+from roofscale.data.problem import FileProblem
 from roofscale.report.console import as_json, console
+
+_SHOWN = 20  # problems of one kind
 
 
 def generate_data(folder: Path, spec: GenerateSpec, join: Path | None, dry_run: bool, to_json: bool) -> None:
@@ -44,11 +48,7 @@ def check_data(folder: Path, to_json: bool) -> bool:
         for note in dataset.notes:
             out.print(f"  {escape(note)}")
         _print_leaks(out, dataset.leaks)
-        if dataset.problems:
-            table = Table("kind", Column("path", overflow="fold"), "what is wrong")
-            for problem in dataset.problems:
-                table.add_row(problem.kind, escape(str(problem.path)), escape(problem.text))
-            out.print(table)
+        _print_problems(out, dataset.problems)
     out.print(f"{len(report.problems)} problems." if report.problems else "No problem found.")
     return report.ok
 
@@ -79,6 +79,22 @@ def fetch_data(name: str, folder: Path, url: str, sha256: str, dry_run: bool, to
     elif fetched:
         out.print(f"SHA-256 {fetched.sha256}, compared with {fetched.checked}.", soft_wrap=True)
         out.print(f"Look at every file of it with: roofscale data check {folder}")
+
+
+def _print_problems(out: Console, problems: Sequence[FileProblem]) -> None:
+    """A table of the first of each kind: a published split may leak by the thousand."""
+    if not problems:
+        return
+    table = Table("kind", Column("path", overflow="fold"), "what is wrong")
+    seen: Counter[str] = Counter()
+    for problem in problems:
+        seen[problem.kind] += 1
+        if seen[problem.kind] <= _SHOWN:
+            table.add_row(problem.kind, escape(str(problem.path)), escape(problem.text))
+    out.print(table)
+    for kind, count in seen.items():
+        if count > _SHOWN:
+            out.print(f"  and {count - _SHOWN} more of kind {kind}; --json lists all")
 
 
 def _print_leaks(out: Console, leaks: Sequence[LeakRate]) -> None:
