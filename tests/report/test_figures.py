@@ -241,6 +241,13 @@ def test_an_expectation_that_was_not_measured_is_told_but_not_drawn() -> None:
     assert "expected.png" not in phase_figures(found)
 
 
+def test_a_miss_on_a_disturbed_machine_is_no_failure() -> None:
+    eight = rolled_back().results[1]
+    doubted = [replace(c, verdict=Verdict.INSUFFICIENT_EVIDENCE) for c in eight.verdict.criteria]
+    unsure = replace(eight, verdict=replace(eight.verdict, criteria=tuple(doubted)))
+    assert [c.verdict for c in comparisons(climb(BATCH_PLAN, unsure))] == [Verdict.INSUFFICIENT_EVIDENCE]
+
+
 def test_a_run_that_diverged_is_still_drawn() -> None:
     losses = (1.0, 2.0, math.inf)
     steps = tuple(StepRecord(i, 0, "rid", i, loss, 1.0, 1e-3, 1.0, 0.0, float(i)) for i, loss in enumerate(losses, 1))
