@@ -25,7 +25,6 @@ from roofscale.report.standing import at_words, config_words, step_words, watche
 
 REPORT = "report.html"  # in MLflow
 UI = "http://127.0.0.1:5000"  # where `make ui` serves MLflow
-_FACTS = ("data", "data_fingerprint", "compute", "compute_note", "device", "precision", "memory_limit", "memory_source")
 _SHARPNESS = 150  # dots an inch of a picture in pixels: 1200 across
 
 
@@ -56,7 +55,7 @@ def phase_html(climb: ClimbResult, following: Phase | None = None, ui: str = UI)
         compared=comparisons(climb),
         advice=advise(climb, following),
         watched=watched(climb),
-        facts={name: ", ".join(_distinct(run.measurement.facts.get(name, "") for run in runs)) for name in _FACTS},
+        facts={name: ", ".join(_distinct(run.measurement.facts.get(name, "") for run in runs)) for name in table.FACTS},
         figures={name: _data_uri(figure) for name, figure in phase_figures(climb).items()},
         captions=CAPTIONS,
         colours={verdict.value: colour for verdict, colour in style.VERDICT_COLOUR.items()},

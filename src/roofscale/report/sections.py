@@ -14,10 +14,9 @@ from roofscale.phases.plan import Phase
 from roofscale.report.advice import advise
 from roofscale.report.expected import Comparison, comparisons
 from roofscale.report.standing import at_words, config_words, step_words, watched
-from roofscale.report.table import cause_words, code, expectation_words, markdown, metric_heading, number, plain
+from roofscale.report.table import FACTS, cause_words, code, expectation_words, markdown, metric_heading, number, plain
 
 DESCRIPTION_LENGTH = 8000  # most characters of a tag, and so of a run's description, that MLflow takes
-_FACTS = ("data", "data_fingerprint", "compute", "compute_note", "device", "precision", "memory_source")
 
 
 def phase_section(climb: ClimbResult, following: Phase | None) -> str:
@@ -59,7 +58,7 @@ def outcome_words(climb: ClimbResult) -> str:
 def _head(climb: ClimbResult) -> str:
     where = [f"Attempt of {climb.created}" if climb.created else "", f"MLflow experiment {code(climb.experiment)}"]
     where += [f"run {code(climb.run_id)}", f"commit {code(climb.commit)}" if climb.commit else "commit not known"]
-    facts = {name: _fact(climb, name) for name in _FACTS}
+    facts = {name: _fact(climb, name) for name in FACTS}
     lines = [f"- {name.replace('_', ' ')}: {plain(value)}" for name, value in facts.items() if value]
     overlay = climb.phase.as_json().get("overlay")
     changed = [f"the phase file was climbed with an overlay: {json.dumps(overlay)}"] if overlay else []

@@ -13,6 +13,18 @@ from roofscale.phases.climb import Cause, StepResult
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.judge import Verdict
 
+# What a reader has to know of where and on what a run was made; names of a measurement's facts.
+FACTS = (
+    "data",
+    "data_fingerprint",
+    "leaks",
+    "compute",
+    "compute_note",
+    "device",
+    "precision",
+    "memory_limit",
+    "memory_source",
+)
 _STYLE = {Verdict.PASSED: "green", Verdict.FAILED: "bold red", Verdict.INSUFFICIENT_EVIDENCE: "yellow"}
 
 

@@ -1,0 +1,133 @@
+"""The HTML report of a climb: one page with nothing beside it, that says what happened and escapes what it quotes."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tests.report.climbs import BATCHES, climb, passed_samples, phase, rolled_back, run
+
+from roofscale.measurement import Outcome, StepRecord
+from roofscale.phases.climb import ClimbResult
+from roofscale.report.html import phase_html, write_phase_html
+from roofscale.report.publish import publish_phase
+from roofscale.tracking import Tracker
+
+VOID = {"meta", "img", "br"}
+LARGEST = 2**20  # bytes of a page
+
+
+class Page(HTMLParser):
+    """What a browser would see: the words, the links and the pictures; every tag must be closed in its order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words, self.open = "", []
+        self.links: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.pictures.append(found)
+        self.links += [str(found[name]) for name in ("href", "src") if name in found]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words += " " + data
+
+    @property
+    def text(self) -> str:
+        """All words, single-spaced."""
+        return " ".join(self.words.split())
+
+
+@pytest.mark.parametrize("found", [passed_samples(), rolled_back(), climb(phase(BATCHES))], ids=["1", "2", "nothing"])
+def test_a_page_needs_nothing_beside_it(found: ClimbResult) -> None:
+    page = Page(phase_html(found))
+    assert not page.tags & {"script", "link", "iframe"}
+    assert all(link.startswith(("data:image/", "http://127.0.0.1:5000/#/runs/")) for link in page.links)
+    assert all(picture["alt"] for picture in page.pictures)
+
+
+def test_a_page_says_what_was_planned_what_came_of_it_and_why() -> None:
+    found = rolled_back()
+    text = Page(phase_html(found)).text
+    assert "Phase 2, larger-batches failed" in text
+    assert "Which batch is fastest?" in text
+    assert "2 of 3 steps passed, 1 of them at a smaller increment than planned. It took 5 runs and 3.0 min." in text
+    assert "batch_size=16 failed host_oom" in text
+    assert "batch_size=12 instead, for host oom passed" in text
+    assert "killed by the kernel, out of memory" in text
+    assert "batch-8 memory/peak_mib 1.8 x previous +-20% 2.33 failed" in text
+    for judged in (criterion for each in found.all_runs() for criterion in each.verdict.criteria):
+        assert judged.evidence in text
+
+
+def test_a_page_says_where_it_comes_from_and_links_to_every_run() -> None:
+    found = rolled_back()
+    page = Page(phase_html(found, ui="https://mlflow.example/"))
+    ids = {each.run_id for each in found.all_runs()} | {found.run_id}
+    assert {link.rpartition("/")[2] for link in page.links if "/runs/" in link} == ids
+    assert "https://mlflow.example/#/runs/parent2" in page.links
+    for known in ("roofscale-phase2", "c0ffee", "2026-01-02", "rid from GENERATED images.", "local, 4 GiB"):
+        assert known in page.text
+
+
+def test_a_page_tells_the_steps_that_were_not_reached_and_that_it_was_interrupted() -> None:
+    stopped = replace(rolled_back(), results=rolled_back().results[:1], interrupted=True, notes=("the plan changed",))
+    text = Page(phase_html(stopped)).text
+    assert "Phase 2, larger-batches interrupted" in text
+    assert "batch-8 not reached batch-16 not reached" in text
+    assert "the plan changed" in text
+
+
+def test_what_a_page_quotes_is_never_html() -> None:
+    plan = phase(BATCHES)
+    hostile = "<script>alert('`rm`')</script> & <b>"
+    found = climb(plan, run(plan, 0, outcome=Outcome.CRASHED, detail=hostile), notes=(hostile,))
+    page = Page(phase_html(found))
+    assert not page.tags & {"script", "b"}
+    assert page.text.count(hostile) >= 2
+
+
+def test_commands_in_a_recommendation_are_set_as_code() -> None:
+    assert "<code>roofscale phase 5</code>" in phase_html(passed_samples(), replace(phase(BATCHES), number=5))
+
+
+def test_a_page_stays_small_however_long_the_runs_were(tmp_path: Path) -> None:
+    plan = phase(BATCHES.replace("{batch_size: 4}", '{batch_size: 4, datasets: "rid,airs"}'))
+    steps = tuple(
+        StepRecord(i, 0, "rid" if i < 5000 else "airs", i, 1 / i, 1.0, 1e-3, 1.0, 0.0, float(i))
+        for i in range(1, 10001)
+    )
+    four = run(plan, 0, {})
+    long = replace(four, measurement=replace(four.measurement, steps=steps))
+    file = write_phase_html(climb(plan, long), tmp_path)
+    assert file.name == "phase2.html"
+    page = Page(file.read_text(encoding="utf-8"))
+    assert any(str(picture["src"]).startswith("data:image/png") for picture in page.pictures)
+    assert file.stat().st_size < LARGEST
+
+
+def test_the_same_climb_gives_the_same_page() -> None:
+    assert phase_html(rolled_back()) == phase_html(rolled_back())
+
+
+def test_the_report_and_the_figures_are_artifacts_of_the_climb(tracking_store: None) -> None:
+    tracker = Tracker("roofscale-phase2")
+    parent = tracker.start("attempt", {})
+    publish_phase(parent, rolled_back())
+    tracker.close()
+    assert Page(tracker.read_text(parent.run_id, "report.html") or "").text.startswith("Phase 2, larger-batches")
+    names = {entry.path for entry in tracker.client.list_artifacts(parent.run_id, "figures")}
+    assert names == {f"figures/{name}.png" for name in ("ladder", "expected", "memory_by_batch")}
