@@ -172,5 +172,5 @@ def test_an_edited_plan_is_said_in_the_next_verdict(climb: Callable[..., ClimbRe
     assert climb(Machine(99)).notes == ()
     (note,) = climb(Machine(99), PHASE.replace("value: 2.0", "value: 1.9")).notes
     assert "attempt 001" in note
-    assert "step larger, expect" in note
+    assert "step larger, expect, memory/share, value: 2.0 became 1.9" in note
     assert newest_climb(2).notes == (note,)

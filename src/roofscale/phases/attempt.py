@@ -145,19 +145,19 @@ def read_json(file: Path) -> dict[str, Any]:
 def plan_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between two phase files, as they were read: one line for each key or step."""
     steps = [{step["name"]: step for step in said.get("steps", ())} for said in (before, after)]
-    lines = _differences("", *({k: v for k, v in said.items() if k != "steps"} for said in (before, after)))
+    lines = _differences((), *({k: v for k, v in said.items() if k != "steps"} for said in (before, after)))
     for name in dict.fromkeys([*steps[0], *steps[1]]):
         old, new = (said.get(name) for said in steps)
         if old is None or new is None:
             lines.append(f"step {name} was {'added' if old is None else 'taken out'}")
         else:
-            lines += _differences(f"step {name}, ", old, new)
+            lines += _differences((f"step {name}",), old, new)
     return lines
 
 
-def _differences(where: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{where}{key}: {json.dumps(before.get(key))} became {json.dumps(after.get(key))}"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key)
-    ]
+def _differences(path: tuple[str, ...], before: Any, after: Any) -> list[str]:
+    """One line for each value that differs, at its place in nested mappings."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = dict.fromkeys([*before, *after])
+        return [line for key in keys for line in _differences((*path, key), before.get(key), after.get(key))]
+    return [] if before == after else [f"{', '.join(path)}: {json.dumps(before)} became {json.dumps(after)}"]
