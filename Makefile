@@ -35,7 +35,8 @@ ui: $(STAMP) ## open the results in MLflow at http://127.0.0.1:5000
 ##@ Develop
 .PHONY: test
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 .PHONY: check
 check: $(STAMP) ## lint, format and type checks

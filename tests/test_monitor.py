@@ -21,6 +21,8 @@ from roofscale.train import proctree, rates
 from roofscale.train.gpu import Gpus
 from roofscale.train.monitor import Monitor
 
+pytestmark = pytest.mark.alone
+
 MIB = 2**20
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 Start = Callable[[str], "subprocess.Popen[str]"]
