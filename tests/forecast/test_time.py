@@ -59,5 +59,13 @@ def test_the_most_similar_run_counts_and_another_model_does_not() -> None:
     assert forecast_time(config(), HERE, []) is None
 
 
+def test_a_cpu_says_nothing_of_a_gpu() -> None:
+    gpu = Compute("ml.g5.xlarge", 4, 16.0, gpu="A10G", gpu_count=1, gpu_memory_gib=22.0, usd_per_hour=1.4)
+    on_cpu = timed(run_id="cpu", compute="ml.m5.xlarge")
+    on_gpu = Timed(on_cpu.config, on_cpu.metrics, "gpu", on_gpu=True)
+    assert forecast_time(config(compute="ml.g5.xlarge"), gpu, [on_cpu]) is None
+    assert forecast_time(config(compute="ml.g5.xlarge"), gpu, [on_cpu, on_gpu]).source == "gpu"
+
+
 def test_a_run_that_died_says_nothing_of_time() -> None:
     assert forecast_time(config(), HERE, [Timed(config(), {"speed/run_seconds": 3.0}, "died")]) is None

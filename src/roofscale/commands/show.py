@@ -80,7 +80,7 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
 def timed_runs() -> list[Timed]:
     """Every judged run on the tracking server, with what it took."""
     runs = [run for phase in range(1, 6) for run in judged_runs(phase) if "ruled_out_by" not in run.tags]
-    return [Timed(read_config(run), run.metrics, run.run_id) for run in runs]
+    return [Timed(read_config(run), run.metrics, run.run_id, run.tags.get("device") == "cuda") for run in runs]
 
 
 def _time_and_cost(forecast: TimeForecast | None) -> str:

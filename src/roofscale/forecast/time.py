@@ -23,6 +23,7 @@ class Timed:
     config: RunConfig
     metrics: Mapping[str, float]
     run_id: str
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def forecast_time(config: RunConfig, compute: Compute, runs: Sequence[Timed]) ->
         compute: where it will run; its price makes the cost.
         runs: on record, of any phase; those without a measured time are passed over.
     """
-    similar = [run for run in runs if _is_timed(run) and _likeness(config, run.config) is not None]
+    known = [run for run in runs if _is_timed(run) and _same_kind(config, compute, run)]
+    similar = [run for run in known if _likeness(config, run.config) is not None]
     if not similar:
         return None
     nearest = max(similar, key=lambda run: _likeness(config, run.config) or 0)
@@ -85,6 +87,11 @@ def _start_seconds(run: Timed) -> float:
 def _is_timed(run: Timed) -> bool:
     needed = ("speed/seconds_per_sample", "speed/run_seconds", "train/samples")
     return all(math.isfinite(run.metrics.get(name, math.nan)) for name in needed)
+
+
+def _same_kind(config: RunConfig, compute: Compute, run: Timed) -> bool:
+    """A CPU's seconds say nothing of a GPU's, nor the other way round."""
+    return config.compute == run.config.compute or bool(compute.gpu) == run.on_gpu
 
 
 def _likeness(config: RunConfig, other: RunConfig) -> int | None:
