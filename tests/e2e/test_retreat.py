@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-# ResNet-18 U-Net at 192 px: 1185 MiB at batch 16, 848 at batch 8, 635 at batch 2, measured with the local runner.
-LIMIT = "local:1.1"
+# U-Net with ResNet-18, 192 px, fp32: 883 MiB at batch 4, 1204 to 1265 at 10, 1543 at 16; here 1434 are allowed.
+LIMIT = "local:1.4"
 PHASE = """
 phase: 2
 name: too-large
@@ -20,10 +20,10 @@ max_retreats: 1
 steps:
   - name: small
     set: {batch_size: 4}
-    criteria: {completes: , memory_margin: {max_share: 0.9}}
+    criteria: {completes: , memory_margin: {max_share: 0.95}}
   - name: large
     set: {batch_size: 16}
-    criteria: {completes: , memory_margin: {max_share: 0.9}}
+    criteria: {completes: , memory_margin: {max_share: 0.95}}
 """
 
 
