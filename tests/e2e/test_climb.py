@@ -28,7 +28,7 @@ def climbed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     folder = tmp_path_factory.mktemp("climb")
     shutil.copy(empty_store, folder / "mlflow.db")
     shutil.copytree(
-        ROOT / "experiments", folder / "experiments", ignore=shutil.ignore_patterns("results", "STRATEGY.md")
+        ROOT / "experiments", folder / "experiments", ignore=shutil.ignore_patterns("results", "STRATEGY.md", "*.ipynb")
     )
     assert roofscale(folder, "data", "generate", "made", *AMOUNTS).returncode == 0
     before = roofscale(folder, "phase", "3", "--overlay", "experiments/smoke.yaml")
