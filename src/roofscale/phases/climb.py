@@ -78,8 +78,7 @@ class ClimbResult:
         found = [result.verdict.verdict for result in self.results]
         if Verdict.FAILED in found:
             return Verdict.FAILED
-        complete = len(found) == len(self.phase.steps) and not self.interrupted
-        return Verdict.PASSED if complete and set(found) == {Verdict.PASSED} else Verdict.INSUFFICIENT_EVIDENCE
+        return Verdict.PASSED if self.complete and set(found) == {Verdict.PASSED} else Verdict.INSUFFICIENT_EVIDENCE
 
     @property
     def complete(self) -> bool:
