@@ -212,6 +212,15 @@ def test_a_verdict_survives_json():
     assert again.verdict is PASSED
 
 
+def test_a_criterion_that_does_not_decide_is_shown_and_judged():
+    asked = step("completes", "learning")
+    shown = dataclasses.replace(asked.criteria[1], decides=False)
+    found = judge(dataclasses.replace(asked, criteria=(asked.criteria[0], shown)), measurement(gain=0.0))
+    assert found.verdict is Verdict.PASSED
+    assert found.named(Verdict.FAILED) == ["learning"]
+    assert found.criteria[1].evidence.startswith("(shown only) ")
+
+
 def test_failed_outweighs_insufficient_outweighs_passed():
     short = measurement(8)
     assert judge(step("completes", "stable"), short).verdict is INSUFFICIENT

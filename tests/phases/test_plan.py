@@ -163,6 +163,19 @@ def test_an_overlay_wins_over_the_phase_and_its_steps(tmp_path):
         load_phase(file, overlay)
 
 
+def test_an_overlay_names_the_criteria_that_decide(tmp_path):
+    file, overlay = write(tmp_path, GOOD), tmp_path / "smoke.yaml"
+    overlay.write_text("decided_by: [completes, stable]\n")
+    deciding = [[spec.name for spec in step.criteria if spec.decides] for step in load_phase(file, overlay).steps]
+    assert deciding == [["completes"], ["stable"]]
+    overlay.write_text("decided_by: [complete]\n")
+    with pytest.raises(ConfigError, match="Did you mean 'completes'"):
+        load_phase(file, overlay)
+    overlay.write_text("decided_by: [knee]\n")
+    with pytest.raises(ConfigError, match="no criteria that decide"):
+        load_phase(file, overlay)
+
+
 def test_what_an_overlay_holds_no_step_changes(tmp_path):
     file, overlay = write(tmp_path, GOOD), tmp_path / "smoke.yaml"
     overlay.write_text("hold: {max_samples: 4}\n")

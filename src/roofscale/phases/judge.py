@@ -26,7 +26,7 @@ class CriterionResult:
 
 @dataclass(frozen=True)
 class StepVerdict:
-    """A step's verdict: failed if any criterion failed, else insufficient evidence if any lacks it, else passed."""
+    """By the criteria that decide: failed if any failed, else insufficient evidence if any lacks it, else passed."""
 
     verdict: Verdict
     criteria: tuple[CriterionResult, ...]
@@ -68,9 +68,11 @@ def judge(
         history: the runs that decided the earlier steps of the phase, in order.
     """
     evidence = Evidence(measurement, previous, base, tuple(repeats), step.expect, config, tuple(history))
-    results = []
+    results, deciding = [], []
     for spec in step.criteria:
         finding = CRITERIA[spec.name].judge(evidence, spec.limits)
         numbers = {name: float(value) for name, value in finding.numbers.items() if math.isfinite(value)}
-        results.append(CriterionResult(spec.name, finding.verdict, finding.evidence, numbers))
-    return StepVerdict(combine([result.verdict for result in results]), tuple(results))
+        said = finding.evidence if spec.decides else f"(shown only) {finding.evidence}"
+        results.append(CriterionResult(spec.name, finding.verdict, said, numbers))
+        deciding += [finding.verdict] if spec.decides else []
+    return StepVerdict(combine(deciding), tuple(results))

@@ -33,7 +33,7 @@ _SEED_STRIDE = 1000  # far apart, so that a repeat of seed 0 is not somebody's r
 
 _POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats", "max_retreats")
 _PHASE_KEYS = ("phase", "name", "question", "needs", "requires", "base", "watch", "steps", *_POLICY_KEYS)
-_OVERLAY_KEYS = ("base", "hold", *_POLICY_KEYS)
+_OVERLAY_KEYS = ("base", "hold", "decided_by", *_POLICY_KEYS)
 _STEP_KEYS = ("name", "set", "expect", "criteria", *_POLICY_KEYS)
 _EXPECT_KEYS = ("value", "of", "tolerance")
 _DATASET = rf"(\*|{'|'.join(run_config.DATASETS)})"  # * stands for each data set trained on
@@ -46,6 +46,7 @@ class CriterionSpec:
 
     name: str
     limits: Mapping[str, float]
+    decides: bool = True  # whether the step's verdict hangs on it; else it is judged and shown only
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) 
         name=content["name"].text("name"),
         set=_read_overrides(content.get("set")),
         expect=_read_expectations(content.get("expect")),
-        criteria=_read_criteria(content.get("criteria")),
+        criteria=_read_criteria(content.get("criteria"), over.get("decided_by")),
         on_failure=policy["on_failure"].choice("on_failure", ON_FAILURE) if "on_failure" in policy else "stop",
         on_insufficient=(
             policy["on_insufficient"].choice("on_insufficient", ON_INSUFFICIENT)
@@ -201,9 +202,9 @@ def _check_steps(node: Node, steps: tuple[Step, ...]) -> None:
         if step.name in seen:
             raise where.error(f"two steps are called {step.name!r}; give each its own name.")
         seen.add(step.name)
-        if not step.criteria:
+        if not any(spec.decides for spec in step.criteria):
             raise where.error(
-                f"step {step.name!r} has no criteria, so nothing could ever fail; ask at least 'completes'."
+                f"step {step.name!r} has no criteria that decide, so nothing could ever fail; ask at least 'completes'."
             )
         asks = any(spec.name == EXPECTATIONS for spec in step.criteria)
         if bool(step.expect) != asks:
@@ -262,8 +263,14 @@ def _read_expectation(metric: str, node: Node) -> Expectation:
     return Expectation(metric, content["of"].choice("of", REFERENCES), value, tolerance)
 
 
-def _read_criteria(node: Node | None) -> tuple[CriterionSpec, ...]:
-    return () if node is None else tuple(_read_criterion(k, v) for k, v in node.mapping("criterion", CRITERIA).items())
+def _read_criteria(node: Node | None, decided_by: Node | None) -> tuple[CriterionSpec, ...]:
+    if node is None:
+        return ()
+    specs = [_read_criterion(name, child) for name, child in node.mapping("criterion", CRITERIA).items()]
+    if decided_by is None:
+        return tuple(specs)
+    deciding = {item.choice("decided_by", tuple(CRITERIA)) for item in decided_by.items("decided_by")}
+    return tuple(dataclasses.replace(spec, decides=spec.name in deciding) for spec in specs)
 
 
 def _read_criterion(name: str, node: Node) -> CriterionSpec:
