@@ -1,0 +1,323 @@
+"""How much host memory a CPU training takes at its peak, from peaks that were measured. Pure functions.
+
+    peak = base + batch_size x MiB a sample + num_workers x MiB a worker + shared + copied
+
+The first three terms are fitted to measured runs of the same kind, the last two are computed. Errors of a peak grow
+with it, so the fit weighs each run by one over its peak, and the spread is a share of the peak. The forecast speaks of
+the measured range and somewhat beyond; further out it refuses rather than guesses.
+"""
+
+import dataclasses
+import enum
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from roofscale.config import RunConfig
+from roofscale.data.sample import CHANNELS
+from roofscale.errors import ConfigError
+
+Values = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.90  # of the interval, so that its upper end is passed by one run in twenty
+SHARE = 0.80  # of the memory that a run may take, as the criterion memory_margin has it
+# A spread from a few runs may come out near zero by chance. U-Net on ResNet-34 at 512 px, fitted on batch 1, 2, 4 with
+# 0 and 2 workers, missed nine held-out runs (batch 1 to 16, 0 to 4 workers) by 1.8 % on average and 6.2 % at worst; a
+# normal deviation of that mean has this standard deviation: 0.018 x sqrt(pi / 2).
+LEAST_SPREAD = 0.018 * math.sqrt(math.pi / 2)
+# The same runs: fitted up to batch 4 and 2 workers, tried up to batch 16 and 4 workers.
+FURTHEST_BATCH = 4  # times the largest batch measured
+FURTHEST_WORKERS = 2  # times the most workers measured, but four at least
+_LEAST_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
+# A worker forked after the first step keeps the old weights, gradients and AdamW's two moments, where one forked before
+# it keeps the weights alone, which the fitted terms hold.
+_COPIED_LATER = 3 / 4
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What decides the size of everything that is fitted: peaks of two kinds cannot be compared."""
+
+    encoder: str
+    decoder: str
+    image_size: int
+    precision: str  # as it ran, never auto
+    channels_last: bool
+    threads: int  # as it ran, never 0
+
+    @classmethod
+    def of(cls, config: RunConfig, precision: str, threads: int) -> "Kind":
+        """The kind of a run config where it runs in this precision with so many threads."""
+        return cls(config.encoder, config.decoder, config.image_size, precision, config.channels_last, threads)
+
+    def __str__(self) -> str:
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return (
+            f"{self.decoder} on {self.encoder}, {self.image_size} px, {self.precision}, {layout}, "
+            f"{self.threads} thread{'s' * (self.threads != 1)}"
+        )
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run whose peak was measured on a CPU."""
+
+    config: RunConfig
+    kind: Kind
+    peak_mib: float
+    source: str  # its MLflow run, or the folder of a probe
+    copied_mib: float = math.nan  # what a worker forked after the first step keeps; NaN where no worker was forked
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there was a peak, and a batch as large as the config says."""
+        config = self.config
+        sets = len(config.datasets) if config.schedule == "mixed" else 1
+        full = not config.max_samples or config.max_samples * sets >= config.batch_size
+        return full and math.isfinite(self.peak_mib) and self.peak_mib > 0
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A peak with its interval."""
+
+    mib: float
+    low_mib: float
+    high_mib: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a peak is made of, MiB."""
+
+    base: float
+    batch: float
+    workers: float
+    shared: float  # at most; the loader's batches in /dev/shm
+    copied: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A short run that would narrow a forecast."""
+
+    batch_size: int
+    num_workers: int
+    reach_mib: float  # from the forecast to the end of its interval, once the probe is made
+
+
+class Fit(enum.StrEnum):
+    """Whether a run will stay under SHARE of the memory, and of /dev/shm."""
+
+    YES = "fits"
+    NO = "does not fit"
+    UNSURE = "cannot be told"
+
+
+@dataclass(frozen=True)
+class HostForecast:
+    """What a run will take of a compute's memory."""
+
+    fit: Fit
+    peak: Peak
+    memory_mib: float  # of the compute
+    shm_free_mib: float | None  # None: not known
+    parts: Parts
+    largest_batch: int  # that fits with confidence; 0 where not even one sample does
+    furthest_batch: int  # that these runs can speak of
+    next_probe: Probe | None  # the one that would narrow the interval most; None where no cheap one would
+
+
+def shared_mib(config: RunConfig) -> float:
+    """The most that the loader's batches take in shared memory: those ahead, and the one in the trainer's hands."""
+    sample = (3 + len(CHANNELS)) * config.image_size**2  # bytes of image and target, see data.sample.Batch
+    ahead = config.num_workers * config.prefetch_factor
+    return (ahead + 1) * config.batch_size * sample / _MIB if config.num_workers else 0.0
+
+
+def fit_host(kind: Kind, points: Sequence[Point]) -> "HostModel":
+    """Fit the model to the points of one kind, by weighted least squares.
+
+    Raises:
+        ConfigError: too few points of that kind, or of one batch size only; says how to get more.
+    """
+    used = tuple(point for point in points if point.kind == kind and point.says_something)
+    workers_vary = len({point.config.num_workers for point in used}) > 1
+    terms = 3 if workers_vary else 2
+    batches = {point.config.batch_size for point in used}
+    freedom = len(used) - terms
+    if freedom < _LEAST_FREEDOM or len(batches) < 2:
+        raise ConfigError(
+            f"{kind}: {len(used)} measured run{'s' * (len(used) != 1)} of this kind, with {len(batches)} batch "
+            f"size{'s' * (len(batches) != 1)}; a forecast needs at least {terms + _LEAST_FREEDOM} runs with two or "
+            "more. Add --probe: six short runs of nine steps each, which take about three minutes at 512 px on two "
+            "cores and are kept."
+        )
+    copied = max((p.copied_mib for p in used if math.isfinite(p.copied_mib)), default=0.0)
+    peaks = np.array([point.peak_mib for point in used])
+    known = np.array([shared_mib(point.config) + _copied_mib(point.config, copied) for point in used])
+    rows = np.array([_row(point.config, terms) for point in used]) / peaks[:, None]
+    rank = np.linalg.matrix_rank(rows / np.linalg.norm(rows, axis=0))
+    if rank < terms:
+        raise ConfigError(
+            f"{kind}: in the measured runs, batch size and workers only ever change together, so that their parts "
+            "cannot be told apart. Add --probe: six short runs, which are kept."
+        )
+    shares = (peaks - known) / peaks
+    coefficients, *_ = np.linalg.lstsq(rows, shares, rcond=None)
+    spread = math.sqrt(float(((shares - rows @ coefficients) ** 2).sum()) / freedom)
+    inverse = np.linalg.inv(rows.T @ rows)
+    return HostModel(kind, used, coefficients, inverse, max(spread, LEAST_SPREAD), freedom, copied)
+
+
+@dataclass(frozen=True)
+class HostModel:
+    """The fitted model of one kind; ``fit_host`` makes it."""
+
+    kind: Kind
+    points: tuple[Point, ...]
+    coefficients: Values  # base, MiB a sample, and MiB a worker where the points differ in workers
+    inverse: Values  # of the weighted normal matrix: times spread squared the coefficients' covariance
+    spread: float  # standard deviation of a run's peak, as a share of it
+    freedom: int  # degrees of freedom of the spread
+    copied_mib: float
+
+    def forecast(self, config: RunConfig, memory_mib: float, shm_free_mib: float | None = None) -> HostForecast:
+        """Foresee a run of this kind.
+
+        Args:
+            config: of the run.
+            memory_mib: of its compute.
+            shm_free_mib: what /dev/shm has left there; None = not known, and then it is no limit.
+
+        Raises:
+            ConfigError: the config lies too far from what was measured; says what would be needed.
+        """
+        self._check_range(config)
+        limits = memory_mib, shm_free_mib
+        furthest = FURTHEST_BATCH * max(point.config.batch_size for point in self.points)
+        sizes = (dataclasses.replace(config, batch_size=size) for size in range(1, furthest + 1))
+        fitting = [size.batch_size for size in sizes if self._fit(size, *limits) is Fit.YES]
+        return HostForecast(
+            fit=self._fit(config, *limits),
+            peak=self.peak(config),
+            memory_mib=memory_mib,
+            shm_free_mib=shm_free_mib,
+            parts=self.parts(config),
+            largest_batch=max(fitting, default=0),
+            furthest_batch=furthest,
+            next_probe=self.next_probe(config, memory_mib),
+        )
+
+    def parts(self, config: RunConfig) -> Parts:
+        """What the peak is made of."""
+        terms = self.coefficients * self._row(config)
+        workers = float(terms[2]) if terms.size > 2 else 0.0
+        copied = _copied_mib(config, self.copied_mib)
+        return Parts(float(terms[0]), float(terms[1]), workers, shared_mib(config), copied)
+
+    def peak(self, config: RunConfig) -> Peak:
+        """The peak with Student's prediction interval (Draper and Smith, Applied Regression Analysis, ch. 3 and 9)."""
+        mib = math.fsum(dataclasses.astuple(self.parts(config)))
+        reach = self._reach(mib, self.leverage(config), self.freedom)
+        return Peak(mib, mib - reach, mib + reach)
+
+    def leverage(self, config: RunConfig) -> float:
+        """The variance of the fitted terms at a config over the spread squared, MiB^2."""
+        row = self._row(config)
+        return float(row @ self.inverse @ row)
+
+    def next_probe(self, config: RunConfig, memory_mib: float) -> Probe | None:
+        """The cheap run, not made yet, after which the variance at ``config`` would be smallest (c-optimality).
+
+        A further run adds its row to the normal matrix, so the inverse changes by the Sherman-Morrison formula.
+        """
+        mib = self.peak(config).mib
+        row = self._row(config)
+        found = []
+        for candidate in self._candidates(config, memory_mib):
+            its_row = self._row(candidate)
+            moved = self.inverse @ its_row
+            weight = self.peak(candidate).mib ** 2 + its_row @ moved
+            leverage = self.leverage(config) - float(row @ moved) ** 2 / float(weight)
+            reach = self._reach(mib, leverage, self.freedom + 1)
+            found.append(Probe(candidate.batch_size, candidate.num_workers, reach))
+        return min(found, key=lambda probe: probe.reach_mib, default=None)
+
+    def _candidates(self, config: RunConfig, memory_mib: float) -> Iterator[RunConfig]:
+        """Runs that are no larger than the one asked about, of at most eight samples, and that will fit."""
+        made = {(point.config.batch_size, point.config.num_workers) for point in self.points}
+        workers = (0, 2, 4) if self.coefficients.size > 2 else (config.num_workers,)
+        for size, count in itertools.product((1, 2, 4, 8), workers):
+            candidate = dataclasses.replace(config, batch_size=size, num_workers=count)
+            cheap = size <= config.batch_size and self.peak(candidate).high_mib <= SHARE * memory_mib
+            if cheap and (size, count) not in made:
+                yield candidate
+
+    def _fit(self, config: RunConfig, memory_mib: float, shm_free_mib: float | None) -> Fit:
+        peak, most = self.peak(config), SHARE * memory_mib
+        shared, room = shared_mib(config), math.inf if shm_free_mib is None else shm_free_mib
+        if peak.low_mib > most or shared > room:
+            return Fit.NO
+        return Fit.YES if peak.high_mib <= most and shared <= SHARE * room else Fit.UNSURE
+
+    def _reach(self, mib: float, leverage: float, freedom: int) -> float:
+        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+        return quantile * self.spread * math.sqrt(mib**2 + leverage)
+
+    def _row(self, config: RunConfig) -> Values:
+        return _row(config, self.coefficients.size)
+
+    def _check_range(self, config: RunConfig) -> None:
+        largest = max(point.config.batch_size for point in self.points)
+        if config.batch_size > FURTHEST_BATCH * largest:
+            raise ConfigError(
+                f"batch_size={config.batch_size}: the largest measured batch of this kind is {largest}, and a "
+                f"forecast goes to {FURTHEST_BATCH} times that, {FURTHEST_BATCH * largest}. Add --probe, which "
+                "measures a larger one, or ask for less."
+            )
+        measured = {point.config.num_workers for point in self.points}
+        most = max(4, FURTHEST_WORKERS * max(measured))
+        if config.num_workers not in measured and (len(measured) == 1 or config.num_workers > most):
+            raise ConfigError(
+                f"num_workers={config.num_workers}: measured with {', '.join(map(str, sorted(measured)))} only, and "
+                f"a forecast needs two different counts and goes to {most}. Add --probe, which measures further "
+                "ones, or ask for a measured count."
+            )
+
+
+def first_probes(config: RunConfig) -> tuple[RunConfig, ...]:
+    """The short runs from which a config can be forecast: three batch sizes with two worker counts, smallest first."""
+    batches = (1, 2, max(4, math.ceil(config.batch_size / FURTHEST_BATCH)))
+    workers = (0, max(2, math.ceil(config.num_workers / FURTHEST_WORKERS)))
+    return tuple(as_probe(config, size, count) for size in batches for count in workers)
+
+
+def as_probe(config: RunConfig, batch_size: int, num_workers: int) -> RunConfig:
+    """A run of three steps, as short as one can be that takes as much memory as a long one: the optimiser's state is
+    there from the second step on, and the six steps on a cached batch that end a run count too."""
+    return dataclasses.replace(
+        config,
+        datasets=config.datasets[:1],
+        batch_size=batch_size,
+        num_workers=num_workers,
+        max_samples=3 * batch_size,
+        val_samples=2,
+        epochs=1,
+    )
+
+
+def _row(config: RunConfig, terms: int) -> Values:
+    return np.array([1.0, config.batch_size, config.num_workers][:terms])
+
+
+def _copied_mib(config: RunConfig, copied_mib: float) -> float:
+    """What workers forked for a second pass keep beyond those of the first."""
+    passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
+    return _COPIED_LATER * copied_mib if config.num_workers and passes > 1 else 0.0

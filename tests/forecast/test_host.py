@@ -1,0 +1,197 @@
+"""The forecast of host memory: exact on exact points, honest on noisy ones, silent beyond what was measured."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roofscale.config import RunConfig
+from roofscale.data.sample import CHANNELS, Batch
+from roofscale.errors import ConfigError
+from roofscale.forecast.host import (
+    LEAST_SPREAD,
+    SHARE,
+    Fit,
+    Kind,
+    Point,
+    first_probes,
+    fit_host,
+    shared_mib,
+)
+
+SIZES = tuple(itertools.product((1, 2, 4), (0, 2)))
+# Measured peaks, MiB, by batch and workers (U-Net at 512 px, fp32).
+RESNET34 = {(1, 0): 1350, (1, 4): 1445, (2, 2): 1994, (4, 2): 2785, (4, 4): 2854, (8, 0): 4447, (8, 4): 4653,
+            (16, 0): 8099, (16, 4): 8479}  # fmt: skip
+MOBILENET = {(1, 0): 1173, (2, 0): 1828, (4, 0): 3169, (8, 0): 6034, (16, 0): 11283}
+
+
+def config(batch: int = 2, workers: int = 0, **knobs) -> RunConfig:
+    return RunConfig().with_overrides({"batch_size": batch, "num_workers": workers, "max_samples": 0, **knobs})
+
+
+def kind(ran: RunConfig = RunConfig()) -> Kind:  # noqa: B008  # frozen
+    return Kind.of(ran, "fp32", 2)
+
+
+def point(batch: int, workers: int, mib: float, **knobs) -> Point:
+    ran = config(batch, workers, **knobs)
+    return Point(ran, kind(ran), mib, f"run {batch} {workers}")
+
+
+def peak(batch: int, workers: int, **knobs) -> float:
+    """The formula that DESIGN's cells gave."""
+    return 885 + 446 * batch + 46 * workers + shared_mib(config(batch, workers, **knobs))
+
+
+def model(sizes=SIZES, noise=None):
+    factors = np.ones(len(sizes)) if noise is None else 1 + noise
+    return fit_host(kind(), [point(*size, peak(*size) * f) for size, f in zip(sizes, factors, strict=True)])
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 5])
+def test_shared_memory_is_that_of_the_batches_in_flight(prefetch: int) -> None:
+    one = Batch(torch.empty(3, 3, 64, 64, dtype=torch.uint8), torch.empty(3, len(CHANNELS), 64, 64, dtype=torch.uint8),
+                torch.ones(3, len(CHANNELS), dtype=torch.bool), [])  # fmt: skip
+    size = one.image_NCHW.nbytes + one.target_NKHW.nbytes
+    ran = config(3, 4, image_size=64, prefetch_factor=prefetch)
+    assert shared_mib(ran) * 2**20 == size * (4 * prefetch + 1)
+    assert shared_mib(config(3, 0)) == 0
+
+
+def test_exact_points_give_their_own_formula_back() -> None:
+    parts = model().forecast(config(8, 4), 16384).parts
+    assert (parts.base, parts.batch, parts.workers) == pytest.approx((885, 446 * 8, 46 * 4))
+    assert model().peak(config(8, 4, prefetch_factor=3)).mib == pytest.approx(peak(8, 4, prefetch_factor=3))
+    assert model().spread == LEAST_SPREAD  # six runs that agree by chance do not make a sure forecast
+
+
+@pytest.mark.parametrize("measured", [RESNET34, MOBILENET])
+def test_measured_peaks_of_large_batches_are_foreseen_from_small_ones(measured) -> None:
+    largest_seen = 4 if measured is RESNET34 else 8  # five runs of the one, four without workers of the other
+    seen = [point(*size, mib) for size, mib in measured.items() if size[0] <= largest_seen]
+    held_out = {size: mib for size, mib in measured.items() if size[0] > largest_seen}
+    foreseen = {size: fit_host(kind(), seen).peak(config(*size)) for size in held_out}
+    errors = [abs(foreseen[size].mib / mib - 1) for size, mib in held_out.items()]
+    assert np.median(errors) <= 0.03
+    assert max(errors) <= 0.08
+    assert all(foreseen[size].low_mib < mib < foreseen[size].high_mib for size, mib in held_out.items())
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.05, 0.86, 0.94), (LEAST_SPREAD / 4, 0.97, 1.0)])
+def test_the_interval_holds_a_new_run_as_often_as_it_says(noise: float, least: float, most: float) -> None:
+    random = np.random.default_rng(4)
+    asked, truth = config(12, 3), peak(12, 3)
+    held = 0
+    for _ in range(500):
+        foreseen = model(noise=noise * random.normal(size=len(SIZES))).peak(asked)
+        held += foreseen.low_mib <= truth * (1 + noise * random.normal()) <= foreseen.high_mib
+    assert least <= held / 500 <= most
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [([], "0 measured runs"), ([(1, 0), (2, 0), (4, 0)], "3 measured runs"), ([(2, 0), (2, 2), (2, 4), (2, 6), (2, 8)],
+     "with 1 batch size;"), ([(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)], "only ever change together")],
+)  # fmt: skip
+def test_too_little_is_refused_with_a_remedy(points, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s){words}.*--probe"):
+        model(points)
+
+
+@pytest.mark.parametrize("asked", [config(17), config(2, 5)])
+def test_beyond_the_measured_range_it_refuses(asked: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="--probe"):
+        model().forecast(asked, 1e9)
+    model().forecast(config(16, 4), 1e9)
+
+
+def test_another_count_of_workers_needs_two_that_were_measured() -> None:
+    only_two = model([(1, 2), (2, 2), (4, 2), (8, 2)])
+    assert only_two.forecast(config(8, 2), 16384).peak.mib == pytest.approx(peak(8, 2))
+    with pytest.raises(ConfigError, match="two different counts"):
+        only_two.forecast(config(8, 0), 16384)
+
+
+def test_points_of_another_kind_or_with_no_full_batch_do_not_count() -> None:
+    sound = [point(*size, peak(*size)) for size in SIZES]
+    strange = [point(4, 0, 99, encoder="resnet18"), point(8, 0, 99, max_samples=7), point(8, 0, float("nan"))]
+    assert fit_host(kind(), [*sound, *strange]).points == tuple(sound)
+
+
+def test_workers_of_a_second_pass_keep_a_copy_of_the_state() -> None:
+    points = [dataclasses.replace(point(*size, peak(*size)), copied_mib=400.0) for size in SIZES]
+    found = fit_host(kind(), points)
+    for knobs in ({"epochs": 2}, {"datasets": "rid,airs"}):
+        assert found.peak(config(4, 2, **knobs)).mib == pytest.approx(peak(4, 2) + 300)
+        assert found.peak(config(4, 0, **knobs)).mib == pytest.approx(peak(4, 0))
+    assert found.peak(config(4, 2, datasets="rid,airs", schedule="mixed")).mib == pytest.approx(peak(4, 2))
+    # A long run among the points says the same of a short one.
+    longer = dataclasses.replace(point(8, 2, peak(8, 2) + 300, epochs=2), copied_mib=400.0)
+    assert fit_host(kind(), [*points, longer]).peak(config(4, 2)).mib == pytest.approx(peak(4, 2))
+
+
+@pytest.mark.parametrize(("gib", "fit"), [(32, Fit.YES), (2, Fit.NO), (10.4, Fit.UNSURE)])
+def test_the_verdict_is_where_the_interval_lies(gib: float, fit: Fit) -> None:
+    assert model().forecast(config(16, 2), gib * 1024).fit is fit
+
+
+@pytest.mark.parametrize(("times", "fit"), [(0.9, Fit.NO), (1.1, Fit.UNSURE), (1.3, Fit.YES), (None, Fit.YES)])
+def test_a_full_dev_shm_is_a_limit_of_its_own(times: float | None, fit: Fit) -> None:
+    asked = config(8, 4)
+    free = None if times is None else shared_mib(asked) * times
+    assert model().forecast(asked, 64 * 1024, free).fit is fit
+
+
+@pytest.mark.parametrize("asked", [(16, 0), (16, 4), (8, 3), (4, 4), (1, 1)])
+def test_no_other_cheap_probe_narrows_the_interval_more(asked: tuple[int, int]) -> None:
+    """By brute force: each candidate is added to the points as it is foreseen, and all is fitted again."""
+    before, target = model(), config(*asked)
+    leverage = {}
+    for size in itertools.product((1, 2, 4, 8), (0, 2, 4)):
+        if size not in SIZES and size[0] <= asked[0]:
+            points = [*before.points, point(*size, peak(*size))]
+            leverage[size] = fit_host(kind(), points).leverage(target)
+    best = before.next_probe(target, 16384)
+    assert leverage[best.batch_size, best.num_workers] == pytest.approx(min(leverage.values()))
+    after = fit_host(kind(), [*before.points, point(best.batch_size, best.num_workers, peak(best.batch_size,
+                     best.num_workers))]).peak(target)  # fmt: skip
+    assert best.reach_mib == pytest.approx(after.high_mib - after.mib)
+    assert best.reach_mib < before.peak(target).high_mib - before.peak(target).mib
+
+
+def test_a_probe_that_would_not_fit_itself_is_not_proposed() -> None:
+    best = model().next_probe(config(8, 4), 3000)
+    assert model().peak(config(best.batch_size, best.num_workers)).high_mib <= SHARE * 3000
+    assert model().next_probe(config(8, 4), 100) is None
+
+
+@given(
+    memory_mib=st.floats(500, 30_000),
+    shm_mib=st.none() | st.floats(1, 500),
+    workers=st.integers(0, 4),
+    noise=st.lists(st.floats(-0.05, 0.05), min_size=len(SIZES), max_size=len(SIZES)),
+)
+def test_the_largest_batch_fits_and_the_next_one_does_not(memory_mib, shm_mib, workers, noise) -> None:
+    found = model(noise=np.array(noise))
+
+    def fit(size: int) -> Fit:
+        return found.forecast(config(size, workers), memory_mib, shm_mib).fit
+
+    forecast = found.forecast(config(1, workers), memory_mib, shm_mib)
+    assert 0 <= forecast.largest_batch <= forecast.furthest_batch == 16
+    assert forecast.largest_batch == 0 or fit(forecast.largest_batch) is Fit.YES
+    assert forecast.largest_batch == 16 or fit(forecast.largest_batch + 1) is not Fit.YES
+
+
+@given(size=st.integers(1, 300), workers=st.integers(0, 40))
+def test_the_first_probes_suffice_for_what_is_asked(size: int, workers: int) -> None:
+    asked = config(size, workers)
+    probes = first_probes(asked)
+    points = [Point(one, kind(), peak(one.batch_size, one.num_workers), "") for one in probes]
+    assert fit_host(kind(), points).forecast(asked, 1e9).peak.mib == pytest.approx(peak(size, workers))
+    assert all(one.batch_size <= max(4, size) and one.max_samples == 3 * one.batch_size for one in probes)
