@@ -1,0 +1,177 @@
+"""The command that foresees a CPU training's host memory, from runs on record and from probes run now."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from roofscale import compute
+from roofscale.commands.host_points import Probes, Stopped, kind_here, recorded_points
+from roofscale.commands.run import INTERRUPTED
+from roofscale.compute import Compute
+from roofscale.config import RunConfig
+from roofscale.forecast import host
+from roofscale.forecast.host import Fit, HostForecast, HostModel, Point
+from roofscale.report.console import as_json, console
+
+_MIB = 2**20
+_STYLE = {Fit.YES: "green", Fit.NO: "bold red", Fit.UNSURE: "yellow"}
+
+
+def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_json: bool) -> int:
+    """Say how much host memory a run will take, and whether its compute has it.
+
+    Args:
+        config: of the run.
+        runs: where the measurements of probes are kept, under ``probes/``.
+        cache: of generated data.
+        probe: run what short runs are lacking.
+        to_json: for a script on standard output.
+
+    Returns:
+        0 where it fits, 1 where it does not or cannot be told, 130 where a probe was interrupted.
+
+    Raises:
+        ConfigError: too little was measured to say anything, or the compute trains on a GPU.
+    """
+    out = console(quiet=to_json)
+    size = compute.get(config.compute)
+    probes = Probes(runs / "probes", kind_here(config, size))
+    limits = size.memory_gib * 1024, _shm_free_mib(size)
+    points = [*recorded_points(), *probes.points()]
+    if probe:
+        try:
+            probes.make(_worth_making(config, probes, points, limits), cache, out)
+        except Stopped:
+            out.print("Stopped. What was measured is kept: the same command goes on from there.")
+            return INTERRUPTED
+        points = [*recorded_points(), *probes.points()]
+    model = host.fit_host(probes.kind, points)
+    forecast = model.forecast(config, *limits)
+    if to_json:
+        print(as_json(_content(config, model, forecast)))
+    else:
+        _print_forecast(out, config, model, forecast)
+    return 0 if forecast.fit is Fit.YES else 1
+
+
+def _worth_making(
+    config: RunConfig, probes: Probes, points: Sequence[Point], limits: tuple[float, float | None]
+) -> list[RunConfig]:
+    """The probes that a forecast lacks; where it lacks none and still cannot tell, the one that helps most."""
+    if lacking := probes.lacking(config, points):
+        return lacking
+    forecast = host.fit_host(probes.kind, points).forecast(config, *limits)
+    best = forecast.next_probe if forecast.fit is Fit.UNSURE else None
+    return [host.as_probe(config, best.batch_size, best.num_workers)] if best else []
+
+
+def _shm_free_mib(size: Compute) -> float | None:
+    """What /dev/shm has left; None where the compute is not this machine, or has no such folder."""
+    if not size.name.startswith(compute.LOCAL):
+        return None
+    try:
+        shm = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return shm.f_bavail * shm.f_frsize / _MIB
+
+
+def _content(config: RunConfig, model: HostModel, forecast: HostForecast) -> dict[str, Any]:
+    """All that was found, for a script."""
+    points = [
+        {
+            "batch_size": point.config.batch_size,
+            "num_workers": point.config.num_workers,
+            "peak_mib": point.peak_mib,
+            "source": point.source,
+        }
+        for point in model.points
+    ]
+    return {
+        "config": config.as_dict(),
+        "kind": dataclasses.asdict(model.kind),
+        **dataclasses.asdict(forecast),
+        "share": forecast.peak.mib / forecast.memory_mib,
+        "confidence": host.CONFIDENCE,
+        "spread": model.spread,
+        "points": points,
+        "notes": _notes(config, model),
+    }
+
+
+def _print_forecast(out: Console, config: RunConfig, model: HostModel, forecast: HostForecast) -> None:
+    asked = f"batch_size={config.batch_size} num_workers={config.num_workers} on {config.compute}"
+    table = Table("host memory", asked, title=escape(str(model.kind)), title_justify="left")
+    peak, share = forecast.peak, 1 / forecast.memory_mib
+    interval = f"({host.CONFIDENCE:.0%} interval {peak.low_mib:,.0f} to {peak.high_mib:,.0f})"
+    table.add_row("peak", f"{peak.mib:,.0f} MiB {interval}")
+    shares = f"{peak.mib * share:.0%} ({peak.low_mib * share:.0%} to {peak.high_mib * share:.0%})"
+    table.add_row("share", f"{shares} of {forecast.memory_mib:,.0f} MiB")
+    verdict = f"{forecast.fit} under {host.SHARE:.0%}" if forecast.fit is not Fit.UNSURE else "cannot be told yet"
+    table.add_row("verdict", f"[{_STYLE[forecast.fit]}]{verdict}[/]")
+    table.add_row("largest batch", _largest(forecast), end_section=True)
+    for name, text in _parts(config, forecast).items():
+        table.add_row(name, text)
+    table.add_section()
+    table.add_row("stands on", f"{len(model.points)} runs: {_sources(model)}")
+    table.add_row("next probe", _next_probe(forecast))
+    out.print(table)
+    for note in _notes(config, model):
+        out.print(escape(note))
+
+
+def _largest(forecast: HostForecast) -> str:
+    if not forecast.largest_batch:
+        return f"none stays under {host.SHARE:.0%} with confidence"
+    beyond = ", and no forecast goes further" if forecast.largest_batch == forecast.furthest_batch else ""
+    return f"{forecast.largest_batch} stays under {host.SHARE:.0%} with confidence{beyond}"
+
+
+def _parts(config: RunConfig, forecast: HostForecast) -> dict[str, str]:
+    parts, free = forecast.parts, forecast.shm_free_mib
+    room = "size of its /dev/shm not known" if free is None else f"{free:,.0f} MiB free in /dev/shm"
+    found = {
+        "base": f"{parts.base:,.0f} MiB",
+        "batch": f"{parts.batch:,.0f} MiB, {parts.batch / config.batch_size:,.0f} a sample",
+        "workers": f"{parts.workers:,.0f} MiB",
+        "shared memory": f"at most {parts.shared:,.0f} MiB ({room})",
+    }
+    if parts.copied:
+        found["copied"] = (
+            f"{parts.copied:,.0f} MiB, which loader processes of a later pass keep of the first one's state"
+        )
+    return found
+
+
+def _sources(model: HostModel) -> str:
+    return ", ".join(
+        f"{escape(point.source)} (batch {point.config.batch_size}, {point.config.num_workers} workers)"
+        for point in model.points
+    )
+
+
+def _next_probe(forecast: HostForecast) -> str:
+    probe, peak = forecast.next_probe, forecast.peak
+    if probe is None:
+        return "none of the cheap ones is left"
+    return (
+        f"batch_size={probe.batch_size} num_workers={probe.num_workers} would narrow the interval from "
+        f"+-{peak.high_mib - peak.mib:,.0f} to +-{probe.reach_mib:,.0f} MiB"
+        f"{'; --probe runs it' if forecast.fit is Fit.UNSURE else ''}"
+    )
+
+
+def _notes(config: RunConfig, model: HostModel) -> list[str]:
+    """What a reader has to know where the compute is another machine."""
+    if config.compute.startswith(compute.LOCAL) or config.precision != "auto" or model.kind.precision == "fp32":
+        return []
+    return [
+        f"precision=auto was measured as {model.kind.precision}, which this CPU computes natively. If {config.compute} "
+        "does not, it takes fp32 and about half as much memory again: ask again with precision=fp32."
+    ]
