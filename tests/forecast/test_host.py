@@ -1,6 +1,5 @@
 """The forecast of host memory: exact on exact points, honest on noisy ones, silent beyond what was measured."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -123,16 +122,22 @@ def test_points_of_another_kind_or_with_no_full_batch_do_not_count() -> None:
     assert fit_host(kind(), [*sound, *strange]).points == tuple(sound)
 
 
-def test_workers_of_a_second_pass_keep_a_copy_of_the_state() -> None:
-    points = [dataclasses.replace(point(*size, peak(*size)), copied_mib=400.0) for size in SIZES]
+def test_forked_workers_keep_the_weights_and_in_a_second_pass_all_of_the_state() -> None:
+    def copied(ran: RunConfig, mib: float) -> Point:
+        extra = mib if ran.num_workers else 0
+        return Point(ran, kind(), peak(ran.batch_size, ran.num_workers) + extra, "", 400.0 if extra else float("nan"))
+
+    points = [copied(config(*size), 100.0) for size in SIZES]
     found = fit_host(kind(), points)
+    assert found.parts(config(4, 4)).copied == 100
+    assert found.peak(config(4, 4)).mib == pytest.approx(peak(4, 4) + 100)
     for knobs in ({"epochs": 2}, {"datasets": "rid,airs"}):
-        assert found.peak(config(4, 2, **knobs)).mib == pytest.approx(peak(4, 2) + 300)
+        assert found.peak(config(4, 4, **knobs)).mib == pytest.approx(peak(4, 4) + 400)
         assert found.peak(config(4, 0, **knobs)).mib == pytest.approx(peak(4, 0))
-    assert found.peak(config(4, 2, datasets="rid,airs", schedule="mixed")).mib == pytest.approx(peak(4, 2))
+    assert found.peak(config(4, 4, datasets="rid,airs", schedule="mixed")).mib == pytest.approx(peak(4, 4) + 100)
     # A long run among the points says the same of a short one.
-    longer = dataclasses.replace(point(8, 2, peak(8, 2) + 300, epochs=2), copied_mib=400.0)
-    assert fit_host(kind(), [*points, longer]).peak(config(4, 2)).mib == pytest.approx(peak(4, 2))
+    longer = copied(config(8, 2, epochs=2), 400.0)
+    assert fit_host(kind(), [*points, longer]).peak(config(4, 4)).mib == pytest.approx(peak(4, 4) + 100)
 
 
 @pytest.mark.parametrize(("gib", "fit"), [(32, Fit.YES), (2, Fit.NO), (10.4, Fit.UNSURE)])

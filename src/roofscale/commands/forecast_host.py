@@ -143,9 +143,7 @@ def _parts(config: RunConfig, forecast: HostForecast) -> dict[str, str]:
         "shared memory": f"at most {parts.shared:,.0f} MiB ({room})",
     }
     if parts.copied:
-        found["copied"] = (
-            f"{parts.copied:,.0f} MiB, which loader processes of a later pass keep of the first one's state"
-        )
+        found["copied"] = f"{parts.copied:,.0f} MiB, which loader processes keep of what training has overwritten"
     return found
 
 

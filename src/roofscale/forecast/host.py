@@ -34,9 +34,9 @@ LEAST_SPREAD = 0.018 * math.sqrt(math.pi / 2)
 FURTHEST_BATCH = 4  # times the largest batch measured
 FURTHEST_WORKERS = 2  # times the most workers measured, but four at least
 _LEAST_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
-# A worker forked after the first step keeps the old weights, gradients and AdamW's two moments, where one forked before
-# it keeps the weights alone, which the fitted terms hold.
-_COPIED_LATER = 3 / 4
+# Forked workers together keep one copy of what was there when they were forked and is written anew since: in the first
+# pass the weights, in a later one the gradients and AdamW's two moments as well.
+_COPIED_FIRST = 1 / 4
 _MIB = 2**20
 
 
@@ -72,7 +72,7 @@ class Point:
     kind: Kind
     peak_mib: float
     source: str  # its MLflow run, or the folder of a probe
-    copied_mib: float = math.nan  # what a worker forked after the first step keeps; NaN where no worker was forked
+    copied_mib: float = math.nan  # weights, gradients and optimiser's state; NaN where no worker was forked
 
     @property
     def says_something(self) -> bool:
@@ -100,7 +100,7 @@ class Parts:
     batch: float
     workers: float
     shared: float  # at most; the loader's batches in /dev/shm
-    copied: float
+    copied: float  # forked workers keep what the trainer overwrites
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def fit_host(kind: Kind, points: Sequence[Point]) -> "HostModel":
             f"{kind}: {len(used)} measured run{'s' * (len(used) != 1)} of this kind, with {len(batches)} batch "
             f"size{'s' * (len(batches) != 1)}; a forecast needs at least {terms + _LEAST_FREEDOM} runs with two or "
             "more. Add --probe: six short runs of nine steps each, which take about three minutes at 512 px on two "
-            "cores and are kept."
+            "idle cores and are kept."
         )
     copied = max((p.copied_mib for p in used if math.isfinite(p.copied_mib)), default=0.0)
     peaks = np.array([point.peak_mib for point in used])
@@ -318,6 +318,7 @@ def _row(config: RunConfig, terms: int) -> Values:
 
 
 def _copied_mib(config: RunConfig, copied_mib: float) -> float:
-    """What workers forked for a second pass keep beyond those of the first."""
+    """What forked workers keep of weights, gradients and optimiser's state at the most."""
     passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
-    return _COPIED_LATER * copied_mib if config.num_workers and passes > 1 else 0.0
+    share = 1.0 if passes > 1 else _COPIED_FIRST
+    return share * copied_mib if config.num_workers else 0.0
