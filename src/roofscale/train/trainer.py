@@ -35,21 +35,39 @@ class Progress:
 
 
 class Trainer:
-    """The trained state of a run and the step that changes it."""
+    """The trained state of a run and the step that changes it.
 
-    def __init__(self, config: RunConfig, total_steps: int) -> None:
+    Args:
+        config: of the run.
+        total_steps: optimiser steps that the learning rate is spread over.
+        where: device and arithmetic; what this machine computes fastest where None.
+        model: to be trained, on its device and in its memory format; built from the config where None.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        total_steps: int,
+        *,
+        where: devices.Device | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
         self.config = config
-        self.where = devices.choose(config)
+        self.where = where or devices.choose(config)
         self.format = models.memory_format(config)
-        # A net that is built from a seed and then moved has the same weights on every device.
-        self.model: nn.Module = models.build(config).to(self.where.device)
-        self.model.to(memory_format=self.format)  # type: ignore[call-overload]  # missing from torch's stubs
+        self.model = model or self._build()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.schedule = _lr_schedule(config, self.optimizer, total_steps)
         self.scaler = torch.amp.GradScaler(self.where.device.type, enabled=self.where.precision == "fp16")
         self.progress = Progress()
+
+    def _build(self) -> nn.Module:
+        # A net that is built from a seed and then moved has the same weights on every device.
+        model = models.build(self.config).to(self.where.device)
+        model.to(memory_format=self.format)  # type: ignore[call-overload]  # missing from torch's stubs
+        return model
 
     def to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Move image, target and labelled to the device, the image in the model's memory format."""
@@ -72,18 +90,27 @@ class Trainer:
         """
         torch.manual_seed(self.config.seed * 1_000_003 + self.progress.step)
         self.model.train()
-        image_NCHW, target_NKHW, labelled_NK = self.to_device(batch)
-        logits_NKHW = self.forward(image_NCHW)
-        loss = mean_labelled(sample_losses(logits_NKHW, target_NKHW, labelled_NK), labelled_NK)
+        # Before the forward pass and not after it, so that the old gradients do not lie beside the activations.
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch)
         if not torch.isfinite(loss):
             return loss.item(), math.nan
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self.update(loss)
+        return loss.item(), norm.item()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean loss over what is labelled, a float32 scalar with its graph."""
+        image_NCHW, target_NKHW, labelled_NK = self.to_device(batch)
+        return mean_labelled(sample_losses(self.forward(image_NCHW), target_NKHW, labelled_NK), labelled_NK)
+
+    def update(self, loss: torch.Tensor) -> torch.Tensor:
+        """Change the weights by the loss's gradients; return their norm before clipping."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.item(), norm.item()
+        return norm
 
     @property
     def lr(self) -> float:
