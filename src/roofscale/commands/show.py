@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +18,9 @@ from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase, Plan
 from roofscale.phases.record import judged_runs, read_config
 from roofscale.report.console import as_json, console
+
+if TYPE_CHECKING:
+    from roofscale.forecast.gpu import GpuForecast
 
 
 def print_knobs(to_json: bool) -> None:
@@ -46,7 +49,7 @@ def print_config(config: RunConfig, to_json: bool) -> None:
 
 
 def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
-    """Say what a phase would run, what it expects, how it would be judged, and what time and money that would take.
+    """Say what a phase would run, expect and judge by, and the time, money and GPU memory that it would take.
 
     Args:
         phase: the phase.
@@ -55,10 +58,16 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
     """
     timed = timed_runs()
     forecasts = [forecast_time(config, compute.get(config.compute), timed) for _, config in plan]
+    on_gpu = _gpu_forecasts(plan)
     if to_json:
         steps = [
-            {"step": step.name, "config": config.as_dict(), "forecast": asdict(forecast) if forecast else None}
-            for (step, config), forecast in zip(plan, forecasts, strict=True)
+            {
+                "step": step.name,
+                "config": config.as_dict(),
+                "forecast": asdict(forecast) if forecast else None,
+                "gpu_memory": {"total_mib": gpu.total_mib, "share": gpu.share, "fit": gpu.fit} if gpu else None,
+            }
+            for (step, config), forecast, gpu in zip(plan, forecasts, on_gpu, strict=True)
         ]
         print(as_json({"phase": asdict(phase), "start": start, "steps": steps}))
         return
@@ -67,14 +76,31 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
     out.print(escape(start))
     print_config(plan[0][1], to_json=False)
     table = Table("step", "changes", "expects", "criteria", "then", "forecast", title="steps", title_justify="left")
-    for (step, config), forecast in zip(plan, forecasts, strict=True):
+    for (step, config), forecast, gpu in zip(plan, forecasts, on_gpu, strict=True):
         expects = "\n".join(_expectation(e) for e in step.expect)
         criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
         then = f"failed: smaller, {step.max_retreats} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
         changes = "\n".join(f"{k}={config.written()[k]}" for k in step.set)
-        table.add_row(step.name, changes, expects, criteria, then, _time_and_cost(forecast), end_section=True)
+        foreseen = _time_and_cost(forecast) + _gpu_memory(gpu)
+        table.add_row(step.name, changes, expects, criteria, then, foreseen, end_section=True)
     out.print(table)
     out.print(_total(forecasts))
+
+
+def _gpu_forecasts(plan: Plan) -> list["GpuForecast | None"]:
+    """GPU memory of each step whose compute has a GPU."""
+    computes = [compute.get(config.compute) for _, config in plan]
+    if not any(where.gpu for where in computes):
+        return [None] * len(plan)
+    from roofscale.forecast.gpu import foresee  # seconds of imports, and of tracing
+
+    return [foresee(config, where) for (_, config), where in zip(plan, computes, strict=True)]
+
+
+def _gpu_memory(gpu: "GpuForecast | None") -> str:
+    if gpu is None:
+        return ""
+    return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n(+-{gpu.spread:.0%}): {gpu.fit}"
 
 
 def timed_runs() -> list[Timed]:

@@ -1,0 +1,99 @@
+"""The command that foresees the GPU memory of a run."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from roofscale import compute
+from roofscale.config import RunConfig
+from roofscale.forecast.gpu import MAX_SHARE, Fit, GpuForecast, GpuForecaster, remedies
+from roofscale.report.console import as_json, console
+
+_SHOWN_MODULES = 8
+
+
+def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
+    """Print what a config would take of its compute's GPU; return 0 if it fits for sure, else 1."""
+    forecaster = GpuForecaster(config, compute.get(config.compute))
+    found = forecaster.at(config.batch_size)
+    sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
+    lighter = remedies(forecaster) if found.fit is not Fit.FITS else []
+    if figure is not None:
+        from roofscale.report.gpu_figure import gpu_memory_figure
+
+        gpu_memory_figure(found, forecaster.timeline(config.batch_size)).savefig(figure)
+    if to_json:
+        content = {"largest_batch": {"for_sure": sure, "expected": expected}}
+        print(as_json({**_as_dict(found), **content, "remedies": {words: _as_dict(f) for words, f in lighter}}))
+    else:
+        _print(console(), forecaster, found, sure, expected, lighter)
+        if figure is not None:
+            console().print(f"Memory over two training steps: {escape(str(figure))}")
+    return 0 if found.fit is Fit.FITS else 1
+
+
+def _as_dict(found: GpuForecast) -> dict[str, Any]:
+    names = ("total_mib", "low_mib", "high_mib", "share", "fit")
+    return {**asdict(found), "config": found.config.as_dict(), **{name: getattr(found, name) for name in names}}
+
+
+def _print(
+    out: Console,
+    forecaster: GpuForecaster,
+    found: GpuForecast,
+    sure: int,
+    expected: int,
+    lighter: list[tuple[str, GpuForecast]],
+) -> None:
+    config, where = found.config, forecaster.where
+    out.print(
+        f"[bold]{config.encoder} {config.decoder}, {config.image_size} px, batch {config.batch_size}, "
+        f"{found.precision}[/] on {where.name} ({where.gpu}, {found.usable_mib:,.0f} MiB usable)"
+    )
+    out.print(_totals(found))
+    out.print(_parts(found))
+    out.print(f"Largest batch under {MAX_SHARE:.0%}: {sure} for sure, {expected} as expected.")
+    if lighter:
+        out.print(_remedies(lighter))
+    if not found.calibrated_on:
+        out.print(
+            f"[bold yellow]Not validated on a GPU:[/] context and workspace are assumed, and the interval is "
+            f"+-{found.spread:.0%} until measured. Measure with: python -m benchmarks.gpu_memory"
+        )
+
+
+def _totals(found: GpuForecast) -> Table:
+    styles = {Fit.FITS: "green", Fit.TOO_LARGE: "bold red", Fit.UNCERTAIN: "yellow"}
+    table = Table("what", "MiB", "interval", "of usable", title="GPU memory, forecast", title_justify="left")
+    table.add_row("allocated, peak", f"{found.allocated_mib:,.0f}", "", f"{found.allocated_mib / found.usable_mib:.0%}")
+    table.add_row("reserved, peak", f"{found.reserved_mib:,.0f}", "", f"{found.reserved_mib / found.usable_mib:.0%}")
+    table.add_row("context (assumed)" if not found.calibrated_on else "context", f"{found.context_mib:,.0f}", "", "")
+    interval = f"{found.low_mib:,.0f} to {found.high_mib:,.0f}"
+    table.add_row("[bold]total[/]", f"[bold]{found.total_mib:,.0f}[/]", interval, f"[bold]{found.share:.0%}[/]")
+    table.add_row(f"under {MAX_SHARE:.0%}?", "", f"[{styles[found.fit]}]{found.fit}[/]", "")
+    return table
+
+
+def _parts(found: GpuForecast) -> Table:
+    table = Table("at the peak", "MiB", title="Where the memory goes", title_justify="left")
+    for kind, mib in found.kinds.items():
+        table.add_row(kind, f"{mib:,.0f}")
+        if kind == "activations":
+            modules = list(found.modules.items())
+            for module, part in modules[:_SHOWN_MODULES]:
+                table.add_row(f"  {escape(module)}", f"{part:,.0f}", style="dim")
+            if rest := modules[_SHOWN_MODULES:]:
+                table.add_row(f"  {len(rest)} others", f"{sum(part for _, part in rest):,.0f}", style="dim")
+    return table
+
+
+def _remedies(lighter: list[tuple[str, GpuForecast]]) -> Table:
+    table = Table("set", "total, MiB", "of usable", f"under {MAX_SHARE:.0%}?", title="What would take less",
+                  title_justify="left")  # fmt: skip
+    for words, forecast in lighter:
+        table.add_row(words, f"{forecast.total_mib:,.0f}", f"{forecast.share:.0%}", forecast.fit)
+    return table

@@ -1,0 +1,280 @@
+"""GPU memory of a training run, foreseen on a machine without a GPU.
+
+A trace of real training steps (``trace``) is replayed through a simulation of PyTorch's allocator (``allocator``); what
+neither can see is added as named terms (``gpu_terms.yaml``). One trace serves every batch size.
+"""
+
+import enum
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+import yaml
+
+from roofscale.compute import Compute
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
+from roofscale.forecast.trace import CONVOLUTION, Trace, trace_training
+
+MAX_SHARE = 0.80  # of the usable memory: what the mission watches
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
+LARGEST_BATCH = 4096  # beyond this nobody asks
+_BEFORE_AMPERE = ("K80", "M60", "P100", "V100", "T4")  # compute capability below 8.0: no bf16
+_DECISIVE = ("encoder", "decoder", "image_size", "precision", "channels_last", "grad_clip")  # beside the batch size
+_LIGHTER_DECODERS = ("fpn", "linknet")
+_TERMS = Path(__file__).with_name("gpu_terms.yaml")
+
+
+class Fit(enum.StrEnum):
+    """Whether a run stays under MAX_SHARE of the GPU's memory."""
+
+    FITS = "fits"  # the whole interval does
+    TOO_LARGE = "too large"  # none of it does
+    UNCERTAIN = "cannot be told"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a GPU holds beyond traced tensors; see ``gpu_terms.yaml`` for what each is and where it comes from."""
+
+    context_mib: float
+    workspace_mib: float
+    cublas_mib: float
+    spread: float  # half width of the interval, as a share
+    calibrated_on: str  # empty where never compared with a GPU
+
+    @classmethod
+    def load(cls, file: Path = _TERMS) -> "Terms":
+        """Read the shipped terms."""
+        return cls(**yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is held after one event of the replay, bytes."""
+
+    allocated: int
+    reserved: int
+
+
+@dataclass(frozen=True)
+class GpuForecast:
+    """What one config would take of a GPU; all sizes in MiB."""
+
+    config: RunConfig
+    precision: str  # as resolved for this GPU
+    usable_mib: float  # of one GPU
+    allocated_mib: float  # peak of what tensors and workspaces hold
+    reserved_mib: float  # peak of what the allocator has fetched for them
+    context_mib: float
+    spread: float
+    calibrated_on: str
+    kinds: Mapping[str, float]  # what lives at the peak, by kind; sums up to ``allocated_mib``
+    modules: Mapping[str, float]  # the activations among it, by the module that made them
+
+    @property
+    def total_mib(self) -> float:
+        """Reserved memory and the context."""
+        return self.reserved_mib + self.context_mib
+
+    @property
+    def low_mib(self) -> float:
+        """Lower end of the interval."""
+        return self.total_mib * (1 - self.spread)
+
+    @property
+    def high_mib(self) -> float:
+        """Upper end of the interval."""
+        return self.total_mib * (1 + self.spread)
+
+    @property
+    def share(self) -> float:
+        """Of the GPU's usable memory."""
+        return self.total_mib / self.usable_mib
+
+    @property
+    def fit(self) -> Fit:
+        """Whether it stays under MAX_SHARE of what is usable."""
+        limit = MAX_SHARE * self.usable_mib
+        if self.high_mib <= limit:
+            return Fit.FITS
+        return Fit.TOO_LARGE if self.low_mib > limit else Fit.UNCERTAIN
+
+
+class GpuForecaster:
+    """Forecasts for one model, image size and GPU, at any batch size, from one trace.
+
+    Args:
+        config: of the run to come.
+        where: the compute that it will run on.
+        terms: what is added to the traced tensors; the shipped ones where None.
+        settings: of the allocator; from the environment where None.
+
+    Raises:
+        ConfigError: the compute has no GPU, the GPU cannot do the precision asked for, or the model cannot be built.
+    """
+
+    def __init__(
+        self, config: RunConfig, where: Compute, terms: Terms | None = None, settings: Settings | None = None
+    ) -> None:
+        if not where.gpu:
+            raise ConfigError(
+                f"compute={where.name}: it has no GPU to forecast; name one that has, such as --compute ml.g5.xlarge."
+            )
+        self.config, self.where = config, where
+        self.terms = terms or Terms.load()
+        self.settings = settings or settings_from_environment()
+        self.precision = resolve_precision(config, where.gpu)
+
+    def at(self, batch: int) -> GpuForecast:
+        """The forecast with ``batch`` samples a step."""
+        trace = self._trace.at(batch)
+        timeline = list(self._replay(trace))
+        peak = max(range(len(timeline)), key=lambda i: timeline[i].allocated)
+        kinds, modules = _parts(trace, peak, timeline[peak].allocated)
+        return GpuForecast(
+            config=self.config.with_overrides({"batch_size": batch}),
+            precision=self.precision,
+            usable_mib=self.where.gpu_memory_gib * 1024,
+            allocated_mib=timeline[peak].allocated / MIB,
+            reserved_mib=max(point.reserved for point in timeline) / MIB,
+            context_mib=self.terms.context_mib,
+            spread=self.terms.spread,
+            calibrated_on=self.terms.calibrated_on,
+            kinds=kinds,
+            modules=modules,
+        )
+
+    def timeline(self, batch: int) -> list[Point]:
+        """What is held after each event of the traced steps."""
+        return list(self._replay(self._trace.at(batch)))
+
+    def largest_batch(self, *, for_sure: bool = True) -> int:
+        """The largest batch whose interval (or, unless ``for_sure``, whose centre) stays under MAX_SHARE; 0 for none.
+
+        By doubling and bisection: memory grows with the batch.
+        """
+
+        def holds(batch: int) -> bool:
+            found = self.at(batch)
+            return (found.high_mib if for_sure else found.total_mib) <= MAX_SHARE * found.usable_mib
+
+        low, high = 0, 1
+        while high <= LARGEST_BATCH and holds(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return low
+
+    @cached_property
+    def _trace(self) -> Trace:
+        # Weights from a model hub have the same shapes as random ones.
+        return trace_training(self.config.with_overrides({"pretrained": False}), self.precision)
+
+    def _replay(self, trace: Trace) -> Iterator[Point]:
+        """Run the events through the allocator; a convolution's workspace comes and goes."""
+        allocator = CachingAllocator(self.settings)
+        allocator.malloc(_CUBLAS, math.ceil(self.terms.cublas_mib * MIB))
+        workspace = math.ceil(self.terms.workspace_mib * MIB)
+        alive: set[int] = set()
+        for index in trace.events:
+            if index == CONVOLUTION:
+                allocator.malloc(CONVOLUTION, workspace)
+                yield Point(allocator.allocated, allocator.reserved)
+                allocator.free(CONVOLUTION)
+            elif index in alive:
+                alive.remove(index)
+                allocator.free(index)
+                yield Point(allocator.allocated, allocator.reserved)
+            else:
+                alive.add(index)
+                allocator.malloc(index, math.ceil(trace.storages[index].nbytes))
+                yield Point(allocator.allocated, allocator.reserved)
+
+
+_CUBLAS = -2  # the allocator's name for cuBLAS's workspace, which stays
+
+
+def _parts(trace: Trace, peak: int, allocated: int) -> tuple[dict[str, float], dict[str, float]]:
+    """What lives after event number ``peak``: MiB by kind, and of the activations by module."""
+    alive: set[int] = set()
+    for index in trace.events[: peak + 1]:
+        if index != CONVOLUTION:
+            alive ^= {index}
+    kinds, modules = Counter[str](), Counter[str]()
+    for storage in (trace.storages[index] for index in alive):
+        kinds[storage.kind] += storage.nbytes / MIB  # type: ignore[assignment]  # Counter's values may be floats
+        if storage.kind == "activations":
+            modules[_part_of_model(storage.module)] += storage.nbytes / MIB  # type: ignore[assignment]
+    kinds["workspace and rounding"] = allocated / MIB - sum(kinds.values())  # type: ignore[assignment]
+    return dict(kinds.most_common()), dict(modules.most_common())
+
+
+def _part_of_model(module: str) -> str:
+    """A module's name cut down to a stage of the encoder or a block of the decoder."""
+    parts = [part for part in module.split(".") if part not in ("net", "model")]
+    return ".".join(parts[: 3 if parts[1:2] == ["blocks"] else 2]) or "input and loss"
+
+
+def foresee(config: RunConfig, where: Compute) -> GpuForecast | None:
+    """The forecast of a config, None where its compute has no GPU; configs alike but for the batch share a trace.
+
+    Raises:
+        ConfigError: as ``GpuForecaster`` does.
+    """
+    if not where.gpu:
+        return None
+    decisive = RunConfig().with_overrides({knob: getattr(config, knob) for knob in _DECISIVE})
+    return replace(_forecaster(decisive, where).at(config.batch_size), config=config)
+
+
+@cache
+def _forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
+    return GpuForecaster(config, where)
+
+
+def remedies(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
+    """What would take less than the config asked for, each with its own forecast: what to set, and what comes of it."""
+    config, where = forecaster.config, forecaster.where
+    changes: list[dict[str, object]] = []
+    if forecaster.precision == "fp32":
+        changes.append({"precision": "auto"})
+    if not config.channels_last:
+        changes.append({"channels_last": True})
+    changes += [{"decoder": name} for name in _LIGHTER_DECODERS if name != config.decoder]
+    found = []
+    largest = forecaster.largest_batch()
+    if 0 < largest < config.batch_size:
+        found.append((f"batch_size={largest}", forecaster.at(largest)))
+    for change in changes:
+        other = GpuForecaster(config.with_overrides(change), where, forecaster.terms, forecaster.settings)
+        words = " ".join(f"{key}={other.config.written()[key]}" for key in change)
+        found.append((words, other.at(config.batch_size)))
+    asked = forecaster.at(config.batch_size)
+    return [(words, forecast) for words, forecast in found if forecast.total_mib < asked.total_mib]
+
+
+def resolve_precision(config: RunConfig, gpu: str) -> str:
+    """The arithmetic that ``train.device`` would choose on a GPU model.
+
+    Raises:
+        ConfigError: bf16 on a GPU that lacks it.
+    """
+    has_bf16 = gpu not in _BEFORE_AMPERE
+    if config.precision == "bf16" and not has_bf16:
+        raise ConfigError(f"precision=bf16: {gpu} has no native bf16 (compute capability 8.0); use fp16 or auto.")
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if has_bf16 else "fp16"
+
+
+def settings_from_environment() -> Settings:
+    """The allocator's settings as the environment has them; the defaults where it has none."""
+    text = next((os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ), "")
+    return Settings.parse(text)

@@ -1,0 +1,23 @@
+"""The figure of a forecast of GPU memory."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from roofscale.forecast.allocator import MIB
+from roofscale.forecast.gpu import MAX_SHARE, GpuForecast, Point
+from roofscale.report import style
+
+
+def gpu_memory_figure(found: GpuForecast, timeline: Sequence[Point]) -> Figure:
+    """What is allocated and reserved after each birth and death of two training steps, with the GPU's limit."""
+    config = found.config
+    title = f"GPU memory, forecast: {config.encoder}, {config.image_size} px, batch {config.batch_size}"
+    figure, axes = style.new_axes(title, "births and deaths of tensors over two training steps", "MiB")
+    events = range(len(timeline))
+    axes.fill_between(events, [p.allocated / MIB for p in timeline], color=style.MEASURED, lw=0, label="allocated")
+    axes.plot(events, [p.reserved / MIB for p in timeline], color=style.WAITING, label="reserved")
+    axes.axhline(MAX_SHARE * found.usable_mib, color=style.LINE, ls="--", label=f"{MAX_SHARE:.0%} of what is usable")
+    axes.set_ylim(0)
+    axes.legend(frameon=False)
+    return figure

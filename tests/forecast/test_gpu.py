@@ -1,0 +1,128 @@
+"""Forecasts of GPU memory: verdicts, largest batch and parts on a known trace; then a real model through the CLI."""
+
+import dataclasses
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from roofscale import compute
+from roofscale.cli import main
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.forecast.allocator import MIB, Settings
+from roofscale.forecast.gpu import MAX_SHARE, Fit, GpuForecaster, Terms, remedies, resolve_precision
+from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
+
+GPU = compute.get("ml.g5.xlarge")
+NO_TERMS = Terms(context_mib=0, workspace_mib=0, cublas_mib=0, spread=0.1, calibrated_on="")
+WEIGHTS = Storage(100 * MIB, "parameters", "")
+ACTIVATIONS = Storage(0, "activations", "net.encoder.model.layer1.0.conv1", per_sample=1000 * MIB)
+
+
+def forecaster(terms: Terms = NO_TERMS, **overrides: object) -> GpuForecaster:
+    """One whose model holds 100 MiB of weights and 1000 MiB a sample."""
+    made = GpuForecaster(RunConfig().with_overrides(overrides), GPU, terms, Settings())
+    made.__dict__["_trace"] = Trace((WEIGHTS, ACTIVATIONS), (0, 1, CONVOLUTION, 1))
+    return made
+
+
+def test_the_total_is_what_is_reserved_and_the_context() -> None:
+    found = forecaster(dataclasses.replace(NO_TERMS, context_mib=500)).at(4)
+    assert found.allocated_mib == pytest.approx(4100, abs=0.01)
+    assert found.reserved_mib == 4102  # cuBLAS has a block of 512 bytes at the least, in a segment of 2 MiB
+    assert found.total_mib == found.reserved_mib + 500
+    assert (found.low_mib, found.high_mib) == pytest.approx((0.9 * found.total_mib, 1.1 * found.total_mib))
+    assert found.share == pytest.approx(found.total_mib / (22 * 1024))
+
+
+def test_a_workspace_lies_on_top_of_what_is_alive_while_a_convolution_runs() -> None:
+    found = forecaster(dataclasses.replace(NO_TERMS, workspace_mib=256)).at(4)
+    assert found.allocated_mib == pytest.approx(4356, abs=1)
+
+
+def test_the_verdict_is_that_of_the_whole_interval() -> None:
+    limit = MAX_SHARE * 22 * 1024
+    for batch in range(1, 30):
+        found = forecaster().at(batch)
+        expected = Fit.FITS if found.high_mib <= limit else Fit.TOO_LARGE if found.low_mib > limit else Fit.UNCERTAIN
+        assert found.fit is expected
+    assert {forecaster().at(batch).fit for batch in range(1, 30)} == set(Fit)
+
+
+@pytest.mark.parametrize("for_sure", [True, False])
+def test_the_largest_batch_is_the_one_that_trying_all_of_them_finds(for_sure: bool) -> None:
+    made = forecaster()
+    limit = MAX_SHARE * 22 * 1024
+    holding = [b for b in range(1, 40) if (made.at(b).high_mib if for_sure else made.at(b).total_mib) <= limit]
+    assert made.largest_batch(for_sure=for_sure) == max(holding)
+
+
+def test_no_batch_fits_where_the_weights_alone_do_not() -> None:
+    made = forecaster()
+    made.__dict__["_trace"] = Trace((dataclasses.replace(WEIGHTS, nbytes=30_000 * MIB), ACTIVATIONS), (0, 1, 1))
+    assert made.largest_batch() == 0
+
+
+def test_the_parts_sum_up_to_what_is_allocated() -> None:
+    found = forecaster().at(3)
+    assert sum(found.kinds.values()) == pytest.approx(found.allocated_mib)
+    assert found.modules == {"encoder.layer1": 3000}
+
+
+def test_the_timeline_has_a_point_for_each_event() -> None:
+    points = forecaster().timeline(2)
+    assert [point.allocated // MIB for point in points] == [100, 2100, 2100, 100]
+
+
+def test_a_compute_without_a_gpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no GPU to forecast.*ml\.g5\.xlarge"):
+        GpuForecaster(RunConfig(), compute.get("ml.m5.xlarge"))
+
+
+@pytest.mark.parametrize(("gpu", "asked", "found"), [("A10G", "auto", "bf16"), ("T4", "auto", "fp16"),
+                                                     ("T4", "fp32", "fp32"), ("L4", "bf16", "bf16")])  # fmt: skip
+def test_precision_is_what_the_gpu_computes_natively(gpu: str, asked: str, found: str) -> None:
+    assert resolve_precision(RunConfig(precision=asked), gpu) == found
+
+
+def test_bf16_on_a_gpu_without_it_is_refused() -> None:
+    with pytest.raises(ConfigError, match="T4 has no native bf16"):
+        resolve_precision(RunConfig(precision="bf16"), "T4")
+
+
+def test_the_shipped_terms_say_that_no_gpu_has_confirmed_them() -> None:
+    terms = Terms.load()
+    assert 0 < terms.spread < 1
+    assert terms.calibrated_on or terms.spread >= 0.15
+
+
+def test_each_remedy_takes_less_and_has_its_own_forecast() -> None:
+    config = RunConfig(encoder="resnet18", image_size=64, batch_size=2000, channels_last=False, precision="fp32")
+    made = GpuForecaster(config, compute.get("ml.g4dn.xlarge"), settings=Settings())
+    asked = made.at(2000)
+    found = dict(remedies(made))
+    assert {"precision=auto", "decoder=linknet", f"batch_size={made.largest_batch()}"} <= set(found)
+    assert all(forecast.total_mib < asked.total_mib for forecast in found.values())
+    assert found["precision=auto"].precision == "fp16"
+
+
+def test_the_command_says_all_of_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    words = ["forecast", "gpu", "encoder=resnet18", "image_size=64", "batch_size=4", "--compute", "ml.g5.xlarge"]
+    figure = tmp_path / "memory.svg"
+    plain = CliRunner().invoke(main, [*words, "--figure", str(figure)])
+    assert plain.exit_code == 0, plain.output
+    assert "Not validated on a GPU" in plain.output
+    assert "Largest batch under 80%" in plain.output
+    assert "activations" in plain.output
+    assert figure.read_text().startswith("<?xml")
+    found = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    assert found["fit"] == "fits"
+    assert found["largest_batch"]["for_sure"] <= found["largest_batch"]["expected"]
+    too_large = CliRunner().invoke(main, [*words, "batch_size=4000", "precision=fp32"])
+    assert too_large.exit_code == 1
+    assert "What would take less" in too_large.output
+    nowhere = CliRunner().invoke(main, ["forecast", "gpu"])
+    assert nowhere.exit_code == 1
+    assert "no GPU to forecast" in nowhere.output
