@@ -105,6 +105,9 @@ def test_each_remedy_takes_less_and_has_its_own_forecast() -> None:
     assert {"precision=auto", "decoder=linknet", f"batch_size={made.largest_batch()}"} <= set(found)
     assert all(forecast.total_mib < asked.total_mib for forecast in found.values())
     assert found["precision=auto"].precision == "fp16"
+    expandable = found["PYTORCH_ALLOC_CONF=expandable_segments:True"]
+    assert expandable.config == asked.config
+    assert expandable.allocated_mib <= asked.allocated_mib, "its blocks are never given out with something left over"
 
 
 def test_the_command_says_all_of_it(tmp_path, monkeypatch) -> None:

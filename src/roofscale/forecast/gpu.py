@@ -150,6 +150,12 @@ class GpuForecaster:
             modules=modules,
         )
 
+    def with_settings(self, settings: Settings) -> "GpuForecaster":
+        """The same run under other settings of the allocator; the trace is shared."""
+        other = GpuForecaster(self.config, self.where, self.terms, settings)
+        other.__dict__["_trace"] = self._trace
+        return other
+
     def timeline(self, batch: int) -> list[Point]:
         """What is held after each event of the traced steps."""
         return list(self._replay(self._trace.at(batch)))
@@ -252,6 +258,9 @@ def remedies(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
     largest = forecaster.largest_batch()
     if 0 < largest < config.batch_size:
         found.append((f"batch_size={largest}", forecaster.at(largest)))
+    if not forecaster.settings.expandable_segments:
+        expandable = forecaster.with_settings(replace(forecaster.settings, expandable_segments=True))
+        found.append((f"{ALLOCATOR_VARIABLES[0]}=expandable_segments:True", expandable.at(config.batch_size)))
     for change in changes:
         other = GpuForecaster(config.with_overrides(change), where, forecaster.terms, forecaster.settings)
         words = " ".join(f"{key}={other.config.written()[key]}" for key in change)
