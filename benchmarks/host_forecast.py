@@ -101,7 +101,7 @@ def main() -> int:
         with scratch_folder() as folder:
             for found in measure_encoder(base, asked.cells, folder, asked.probes or folder / "probes", until):
                 print(json.dumps(found), file=sys.stderr, flush=True)
-                kept = [one for one in kept if (one["kind"], one["cell"]) != (found["kind"], found["cell"])] + [found]
+                kept.append(found)
                 content = {"machine": machine(), "summary": summary(kept), "results": kept}
                 asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     done = summary(kept)
