@@ -11,7 +11,8 @@ from roofscale.cli import main
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import MIB, Settings
-from roofscale.forecast.gpu import MAX_SHARE, Fit, GpuForecaster, Terms, remedies, resolve_precision
+from roofscale.forecast.fit import MAX_SHARE, Fit
+from roofscale.forecast.gpu import GpuForecaster, Terms, remedies, resolve_precision
 from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
 
 GPU = compute.get("ml.g5.xlarge")

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
+from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host import (
     LEAST_SPREAD,
-    SHARE,
-    Fit,
     Kind,
     Point,
     first_probes,
@@ -140,12 +139,14 @@ def test_forked_workers_keep_the_weights_and_in_a_second_pass_all_of_the_state()
     assert fit_host(kind(), [*points, longer]).peak(config(4, 4)).mib == pytest.approx(peak(4, 4) + 100)
 
 
-@pytest.mark.parametrize(("gib", "fit"), [(32, Fit.YES), (2, Fit.NO), (10.4, Fit.UNSURE)])
+@pytest.mark.parametrize(("gib", "fit"), [(32, Fit.FITS), (2, Fit.TOO_LARGE), (10.4, Fit.UNCERTAIN)])
 def test_the_verdict_is_where_the_interval_lies(gib: float, fit: Fit) -> None:
     assert model().forecast(config(16, 2), gib * 1024).fit is fit
 
 
-@pytest.mark.parametrize(("times", "fit"), [(0.9, Fit.NO), (1.1, Fit.UNSURE), (1.3, Fit.YES), (None, Fit.YES)])
+@pytest.mark.parametrize(
+    ("times", "fit"), [(0.9, Fit.TOO_LARGE), (1.1, Fit.UNCERTAIN), (1.3, Fit.FITS), (None, Fit.FITS)]
+)
 def test_a_full_dev_shm_is_a_limit_of_its_own(times: float | None, fit: Fit) -> None:
     asked = config(8, 4)
     free = None if times is None else shared_mib(asked) * times
@@ -171,7 +172,7 @@ def test_no_other_cheap_probe_narrows_the_interval_more(asked: tuple[int, int]) 
 
 def test_a_probe_that_would_not_fit_itself_is_not_proposed() -> None:
     best = model().next_probe(config(8, 4), 3000)
-    assert model().peak(config(best.batch_size, best.num_workers)).high_mib <= SHARE * 3000
+    assert model().peak(config(best.batch_size, best.num_workers)).high_mib <= MAX_SHARE * 3000
     assert model().next_probe(config(8, 4), 100) is None
 
 
@@ -189,8 +190,8 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(memory_mib, shm_mib, w
 
     forecast = found.forecast(config(1, workers), memory_mib, shm_mib)
     assert 0 <= forecast.largest_batch <= forecast.furthest_batch == 16
-    assert forecast.largest_batch == 0 or fit(forecast.largest_batch) is Fit.YES
-    assert forecast.largest_batch == 16 or fit(forecast.largest_batch + 1) is not Fit.YES
+    assert forecast.largest_batch == 0 or fit(forecast.largest_batch) is Fit.FITS
+    assert forecast.largest_batch == 16 or fit(forecast.largest_batch + 1) is not Fit.FITS
 
 
 @given(size=st.integers(1, 300), workers=st.integers(0, 40))

@@ -72,7 +72,7 @@ def test_probes_are_made_once_and_serve_every_batch(runner, tmp_path: Path, caps
     assert len(runner.ran) == len(found["points"]) == 6
     assert not list(tmp_path.rglob("*.pt"))
     larger = ASKED.with_overrides({"batch_size": 12, "compute": "local:2"})
-    assert forecast(tmp_path, capsys, larger)["fit"] == "does not fit"
+    assert forecast(tmp_path, capsys, larger)["fit"] == "too large"
     assert forecast(tmp_path, capsys, larger, probe=False)["peak"]["mib"] == pytest.approx(peak(larger))
     assert len(runner.ran) == 6
 

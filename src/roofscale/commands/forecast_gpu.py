@@ -10,7 +10,8 @@ from rich.table import Table
 
 from roofscale import compute
 from roofscale.config import RunConfig
-from roofscale.forecast.gpu import MAX_SHARE, Fit, GpuForecast, GpuForecaster, remedies
+from roofscale.forecast.fit import MAX_SHARE, Fit
+from roofscale.forecast.gpu import GpuForecast, GpuForecaster, remedies
 from roofscale.report.console import as_json, console
 
 _SHOWN_MODULES = 8

@@ -16,11 +16,12 @@ from roofscale.commands.run import INTERRUPTED
 from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.forecast import host
-from roofscale.forecast.host import Fit, HostForecast, HostModel, Point
+from roofscale.forecast.fit import MAX_SHARE, Fit
+from roofscale.forecast.host import HostForecast, HostModel, Point
 from roofscale.report.console import as_json, console
 
 _MIB = 2**20
-_STYLE = {Fit.YES: "green", Fit.NO: "bold red", Fit.UNSURE: "yellow"}
+_STYLE = {Fit.FITS: "green", Fit.TOO_LARGE: "bold red", Fit.UNCERTAIN: "yellow"}
 
 
 def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_json: bool) -> int:
@@ -57,7 +58,7 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
         print(as_json(_content(config, model, forecast)))
     else:
         _print_forecast(out, config, model, forecast)
-    return 0 if forecast.fit is Fit.YES else 1
+    return 0 if forecast.fit is Fit.FITS else 1
 
 
 def _worth_making(
@@ -67,7 +68,7 @@ def _worth_making(
     if lacking := probes.lacking(config, points):
         return lacking
     forecast = host.fit_host(probes.kind, points).forecast(config, *limits)
-    best = forecast.next_probe if forecast.fit is Fit.UNSURE else None
+    best = forecast.next_probe if forecast.fit is Fit.UNCERTAIN else None
     return [host.as_probe(config, best.batch_size, best.num_workers)] if best else []
 
 
@@ -113,8 +114,7 @@ def _print_forecast(out: Console, config: RunConfig, model: HostModel, forecast:
     table.add_row("peak", f"{peak.mib:,.0f} MiB {interval}")
     shares = f"{peak.mib * share:.0%} ({peak.low_mib * share:.0%} to {peak.high_mib * share:.0%})"
     table.add_row("share", f"{shares} of {forecast.memory_mib:,.0f} MiB")
-    verdict = f"{forecast.fit} under {host.SHARE:.0%}" if forecast.fit is not Fit.UNSURE else "cannot be told yet"
-    table.add_row("verdict", f"[{_STYLE[forecast.fit]}]{verdict}[/]")
+    table.add_row(f"under {MAX_SHARE:.0%}?", f"[{_STYLE[forecast.fit]}]{forecast.fit}[/]")
     table.add_row("largest batch", _largest(forecast), end_section=True)
     for name, text in _parts(config, forecast).items():
         table.add_row(name, text)
@@ -128,9 +128,9 @@ def _print_forecast(out: Console, config: RunConfig, model: HostModel, forecast:
 
 def _largest(forecast: HostForecast) -> str:
     if not forecast.largest_batch:
-        return f"none stays under {host.SHARE:.0%} with confidence"
+        return f"none stays under {MAX_SHARE:.0%} with confidence"
     beyond = ", and no forecast goes further" if forecast.largest_batch == forecast.furthest_batch else ""
-    return f"{forecast.largest_batch} stays under {host.SHARE:.0%} with confidence{beyond}"
+    return f"{forecast.largest_batch} stays under {MAX_SHARE:.0%} with confidence{beyond}"
 
 
 def _parts(config: RunConfig, forecast: HostForecast) -> dict[str, str]:
@@ -161,7 +161,7 @@ def _next_probe(forecast: HostForecast) -> str:
     return (
         f"batch_size={probe.batch_size} num_workers={probe.num_workers} would narrow the interval from "
         f"+-{peak.high_mib - peak.mib:,.0f} to +-{probe.reach_mib:,.0f} MiB"
-        f"{'; --probe runs it' if forecast.fit is Fit.UNSURE else ''}"
+        f"{'; --probe runs it' if forecast.fit is Fit.UNCERTAIN else ''}"
     )
 
 

@@ -4,7 +4,6 @@ A trace of real training steps (``trace``) is replayed through a simulation of P
 neither can see is added as named terms (``gpu_terms.yaml``). One trace serves every batch size.
 """
 
-import enum
 import math
 import os
 from collections import Counter
@@ -19,23 +18,15 @@ from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
+from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
 from roofscale.forecast.trace import CONVOLUTION, Trace, trace_training
 
-MAX_SHARE = 0.80  # of the usable memory: what the mission watches
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
 LARGEST_BATCH = 4096  # beyond this nobody asks
 _BEFORE_AMPERE = ("K80", "M60", "P100", "V100", "T4")  # compute capability below 8.0: no bf16
 _DECISIVE = ("encoder", "decoder", "image_size", "precision", "channels_last", "grad_clip")  # beside the batch size
 _LIGHTER_DECODERS = ("fpn", "linknet")
 _TERMS = Path(__file__).with_name("gpu_terms.yaml")
-
-
-class Fit(enum.StrEnum):
-    """Whether a run stays under MAX_SHARE of the GPU's memory."""
-
-    FITS = "fits"  # the whole interval does
-    TOO_LARGE = "too large"  # none of it does
-    UNCERTAIN = "cannot be told"
 
 
 @dataclass(frozen=True)
@@ -100,10 +91,7 @@ class GpuForecast:
     @property
     def fit(self) -> Fit:
         """Whether it stays under MAX_SHARE of what is usable."""
-        limit = MAX_SHARE * self.usable_mib
-        if self.high_mib <= limit:
-            return Fit.FITS
-        return Fit.TOO_LARGE if self.low_mib > limit else Fit.UNCERTAIN
+        return fit_of(self.low_mib, self.high_mib, self.usable_mib)
 
 
 class GpuForecaster:

@@ -8,7 +8,6 @@ the measured range and somewhat beyond; further out it refuses rather than guess
 """
 
 import dataclasses
-import enum
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,11 @@ from scipy import stats
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
+from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
 
 Values = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.90  # of the interval, so that its upper end is passed by one run in twenty
-SHARE = 0.80  # of the memory that a run may take, as the criterion memory_margin has it
 # A spread from a few runs may come out near zero by chance. U-Net on ResNet-34 at 512 px, fitted on batch 1, 2, 4 with
 # 0 and 2 workers, missed nine held-out runs (batch 1 to 16, 0 to 4 workers) by 1.8 % on average and 6.2 % at worst; a
 # normal deviation of that mean has this standard deviation: 0.018 x sqrt(pi / 2).
@@ -112,14 +111,6 @@ class Probe:
     reach_mib: float  # from the forecast to the end of its interval, once the probe is made
 
 
-class Fit(enum.StrEnum):
-    """Whether a run will stay under SHARE of the memory, and of /dev/shm."""
-
-    YES = "fits"
-    NO = "does not fit"
-    UNSURE = "cannot be told"
-
-
 @dataclass(frozen=True)
 class HostForecast:
     """What a run will take of a compute's memory."""
@@ -203,7 +194,7 @@ class HostModel:
         limits = memory_mib, shm_free_mib
         furthest = FURTHEST_BATCH * max(point.config.batch_size for point in self.points)
         sizes = (dataclasses.replace(config, batch_size=size) for size in range(1, furthest + 1))
-        fitting = [size.batch_size for size in sizes if self._fit(size, *limits) is Fit.YES]
+        fitting = [size.batch_size for size in sizes if self._fit(size, *limits) is Fit.FITS]
         return HostForecast(
             fit=self._fit(config, *limits),
             peak=self.peak(config),
@@ -256,16 +247,18 @@ class HostModel:
         workers = (0, 2, 4) if self.coefficients.size > 2 else (config.num_workers,)
         for size, count in itertools.product((1, 2, 4, 8), workers):
             candidate = dataclasses.replace(config, batch_size=size, num_workers=count)
-            cheap = size <= config.batch_size and self.peak(candidate).high_mib <= SHARE * memory_mib
+            cheap = size <= config.batch_size and self.peak(candidate).high_mib <= MAX_SHARE * memory_mib
             if cheap and (size, count) not in made:
                 yield candidate
 
     def _fit(self, config: RunConfig, memory_mib: float, shm_free_mib: float | None) -> Fit:
-        peak, most = self.peak(config), SHARE * memory_mib
-        shared, room = shared_mib(config), math.inf if shm_free_mib is None else shm_free_mib
-        if peak.low_mib > most or shared > room:
-            return Fit.NO
-        return Fit.YES if peak.high_mib <= most and shared <= SHARE * room else Fit.UNSURE
+        peak, shared = self.peak(config), shared_mib(config)
+        memory = fit_of(peak.low_mib, peak.high_mib, memory_mib)
+        if shm_free_mib is None or memory is Fit.TOO_LARGE:
+            return memory
+        if shared > shm_free_mib:
+            return Fit.TOO_LARGE
+        return memory if shared <= MAX_SHARE * shm_free_mib else Fit.UNCERTAIN
 
     def _reach(self, mib: float, leverage: float, freedom: int) -> float:
         quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from roofscale.forecast.allocator import MIB
-from roofscale.forecast.gpu import MAX_SHARE, GpuForecast, Point
+from roofscale.forecast.fit import MAX_SHARE
+from roofscale.forecast.gpu import GpuForecast, Point
 from roofscale.report import style
 
 
