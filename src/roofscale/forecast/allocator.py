@@ -21,6 +21,7 @@ SMALL_SEGMENT = 2 * MIB
 LARGE_SEGMENT = 20 * MIB
 MIDDLING_REQUEST = 10 * MIB  # from this size on a request gets a segment of its own size
 LARGE_ROUNDING = 2 * MIB
+_ROOM_TO_GROW = 2**50  # between the first addresses of expandable segments: more than any of them comes to
 
 
 class OutOfMemory(Exception):
@@ -117,6 +118,7 @@ class CachingAllocator:
     _used: dict[int, _Block] = field(default_factory=dict, init=False)
     _tails: dict[tuple[Hashable, bool], _Block] = field(default_factory=dict, init=False)  # ends of expandable segments
     _next_address: int = field(default=0, init=False)
+    _expandable: int = field(default=0, init=False)  # expandable segments so far
 
     def malloc(self, name: int, size: int, stream: Hashable = 0) -> None:
         """Hand out a block for ``size`` bytes, to be freed by ``name``.
@@ -166,7 +168,9 @@ class CachingAllocator:
         else:
             segment = -(-size // LARGE_ROUNDING) * LARGE_ROUNDING
         self._reserve(segment)
-        return self._new_block(segment, stream, small)
+        block = _Block(segment, self._next_address, stream, small)
+        self._next_address += segment
+        return block
 
     def _expand(self, size: int, stream: Hashable, small: bool) -> _Block:
         """Lengthen the one segment of this stream and pool by whole pages, from its last block where that is free."""
@@ -180,8 +184,10 @@ class CachingAllocator:
             self._withdraw(tail)
             tail.size += more
             return tail
-        block = self._new_block(more, stream, small)
-        block.before = tail
+        if tail is None:
+            self._expandable += 1
+        address = tail.address + tail.size if tail is not None else _ROOM_TO_GROW * self._expandable
+        block = _Block(more, address, stream, small, before=tail)
         if tail is not None:
             tail.after = block
         self._tails[stream, small] = block
@@ -206,11 +212,6 @@ class CachingAllocator:
                 pool.remove(entry)
                 self.reserved -= entry[1].size
                 self._tails = {key: tail for key, tail in self._tails.items() if tail is not entry[1]}
-
-    def _new_block(self, size: int, stream: Hashable, small: bool) -> _Block:
-        block = _Block(size, self._next_address, stream, small)
-        self._next_address += size
-        return block
 
     def _splits(self, block: _Block, size: int) -> bool:
         left = block.size - size
