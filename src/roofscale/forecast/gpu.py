@@ -4,9 +4,10 @@ A trace of real training steps (``trace``) is replayed through a simulation of P
 neither can see is added as named terms (``gpu_terms.yaml``). One trace serves every batch size.
 """
 
+import copy
 import math
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -140,8 +141,9 @@ class GpuForecaster:
 
     def with_settings(self, settings: Settings) -> "GpuForecaster":
         """The same run under other settings of the allocator; the trace is shared."""
-        other = GpuForecaster(self.config, self.where, self.terms, settings)
-        other.__dict__["_trace"] = self._trace
+        assert self._trace, "made now, so that the copy has it"
+        other = copy.copy(self)
+        other.settings = settings
         return other
 
     def timeline(self, batch: int) -> list[Point]:
@@ -201,13 +203,18 @@ def _parts(trace: Trace, peak: int, allocated: int) -> tuple[dict[str, float], d
     for index in trace.events[: peak + 1]:
         if index != CONVOLUTION:
             alive ^= {index}
-    kinds, modules = Counter[str](), Counter[str]()
+    kinds: dict[str, float] = defaultdict(float)
+    modules: dict[str, float] = defaultdict(float)
     for storage in (trace.storages[index] for index in alive):
-        kinds[storage.kind] += storage.nbytes / MIB  # type: ignore[assignment]  # Counter's values may be floats
+        kinds[storage.kind] += storage.nbytes / MIB
         if storage.kind == "activations":
-            modules[_part_of_model(storage.module)] += storage.nbytes / MIB  # type: ignore[assignment]
-    kinds["workspace and rounding"] = allocated / MIB - sum(kinds.values())  # type: ignore[assignment]
-    return dict(kinds.most_common()), dict(modules.most_common())
+            modules[_part_of_model(storage.module)] += storage.nbytes / MIB
+    kinds["workspace and rounding"] = allocated / MIB - sum(kinds.values())
+    return _largest_first(kinds), _largest_first(modules)
+
+
+def _largest_first(sizes: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def _part_of_model(module: str) -> str:
