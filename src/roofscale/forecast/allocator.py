@@ -24,10 +24,6 @@ LARGE_ROUNDING = 2 * MIB
 _ROOM_TO_GROW = 2**50  # between the first addresses of expandable segments: more than any of them comes to
 
 
-class OutOfMemory(Exception):
-    """The GPU has no room for a request, even after all that was cached was given back."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """What ``PYTORCH_CUDA_ALLOC_CONF`` can say that changes what is reserved."""
@@ -102,30 +98,22 @@ _Pool = list[tuple[tuple[int, int], _Block]]  # free blocks by their key; no two
 
 @dataclass
 class CachingAllocator:
-    """One GPU's allocator.
+    """One GPU's allocator, with no end of memory: what a run would need is asked, not what it would do without.
 
     Args:
         settings: as PYTORCH_CUDA_ALLOC_CONF would set them.
-        capacity: bytes of the GPU that may be reserved; None for no limit.
     """
 
     settings: Settings = Settings()
-    capacity: int | None = None
     allocated: int = field(default=0, init=False)  # bytes in blocks handed out
     reserved: int = field(default=0, init=False)  # bytes fetched from the GPU
-    retries: int = field(default=0, init=False)  # times that the cache had to be given back first
     _free: dict[tuple[Hashable, bool], _Pool] = field(default_factory=lambda: defaultdict(list), init=False)
     _used: dict[int, _Block] = field(default_factory=dict, init=False)
     _tails: dict[tuple[Hashable, bool], _Block] = field(default_factory=dict, init=False)  # ends of expandable segments
     _next_address: int = field(default=0, init=False)
-    _expandable: int = field(default=0, init=False)  # expandable segments so far
 
     def malloc(self, name: int, size: int, stream: Hashable = 0) -> None:
-        """Hand out a block for ``size`` bytes, to be freed by ``name``.
-
-        Raises:
-            OutOfMemory: the capacity does not suffice.
-        """
+        """Hand out a block for ``size`` bytes, to be freed by ``name``."""
         size = self.settings.rounded(size)
         small = size <= SMALL_REQUEST
         block = self._take(size, stream, small) or self._fetch(size, stream, small)
@@ -167,7 +155,7 @@ class CachingAllocator:
             segment = LARGE_SEGMENT
         else:
             segment = -(-size // LARGE_ROUNDING) * LARGE_ROUNDING
-        self._reserve(segment)
+        self.reserved += segment
         block = _Block(segment, self._next_address, stream, small)
         self._next_address += segment
         return block
@@ -176,42 +164,19 @@ class CachingAllocator:
         """Lengthen the one segment of this stream and pool by whole pages, from its last block where that is free."""
         page = SMALL_SEGMENT if small else LARGE_SEGMENT
         tail = self._tails.get((stream, small))
-        grow = tail is not None and tail.free
-        have = tail.size if tail is not None and grow else 0
+        have = tail.size if tail is not None and tail.free else 0
         more = -(-(size - have) // page) * page
-        self._reserve(more)
-        if tail is not None and grow:
+        self.reserved += more
+        if tail is not None and tail.free:
             self._withdraw(tail)
             tail.size += more
             return tail
-        if tail is None:
-            self._expandable += 1
-        address = tail.address + tail.size if tail is not None else _ROOM_TO_GROW * self._expandable
+        address = tail.address + tail.size if tail is not None else _ROOM_TO_GROW * (len(self._tails) + 1)
         block = _Block(more, address, stream, small, before=tail)
         if tail is not None:
             tail.after = block
         self._tails[stream, small] = block
         return block
-
-    def _reserve(self, segment: int) -> None:
-        if self.capacity is not None and self.reserved + segment > self.capacity:
-            self.retries += 1
-            self._give_back()
-            if self.reserved + segment > self.capacity:
-                raise OutOfMemory(
-                    f"no room for {segment / MIB:,.0f} MiB more: {self.reserved / MIB:,.0f} of "
-                    f"{self.capacity / MIB:,.0f} MiB reserved, {self.allocated / MIB:,.0f} of them in use"
-                )
-        self.reserved += segment
-
-    def _give_back(self) -> None:
-        """Return every segment that is wholly free (empty_cache)."""
-        for pool in self._free.values():
-            whole = [entry for entry in pool if entry[1].before is None and entry[1].after is None]
-            for entry in whole:
-                pool.remove(entry)
-                self.reserved -= entry[1].size
-                self._tails = {key: tail for key, tail in self._tails.items() if tail is not entry[1]}
 
     def _splits(self, block: _Block, size: int) -> bool:
         left = block.size - size
