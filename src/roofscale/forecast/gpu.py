@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -25,7 +26,7 @@ from roofscale.forecast.trace import CONVOLUTION, Trace, trace_training
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
 LARGEST_BATCH = 4096  # beyond this nobody asks
 _BEFORE_AMPERE = ("K80", "M60", "P100", "V100", "T4")  # compute capability below 8.0: no bf16
-_DECISIVE = ("encoder", "decoder", "image_size", "precision", "channels_last", "grad_clip")  # beside the batch size
+_DECISIVE = ("encoder", "decoder", "image_size", "precision", "channels_last")  # beside the batch size
 _LIGHTER_DECODERS = ("fpn", "linknet")
 _TERMS = Path(__file__).with_name("gpu_terms.yaml")
 
@@ -47,7 +48,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Point:
+class Held:
     """What is held after one event of the replay, bytes."""
 
     allocated: int
@@ -62,7 +63,7 @@ class GpuForecast:
     precision: str  # as resolved for this GPU
     usable_mib: float  # of one GPU
     allocated_mib: float  # peak of what tensors and workspaces hold
-    reserved_mib: float  # peak of what the allocator has fetched for them
+    reserved_mib: float  # peak of what the allocator has fetched for them; a run logs its own as gpu/memory_peak_mib
     context_mib: float
     spread: float
     calibrated_on: str
@@ -146,7 +147,7 @@ class GpuForecaster:
         other.settings = settings
         return other
 
-    def timeline(self, batch: int) -> list[Point]:
+    def timeline(self, batch: int) -> list[Held]:
         """What is held after each event of the traced steps."""
         return list(self._replay(self._trace.at(batch)))
 
@@ -158,7 +159,7 @@ class GpuForecaster:
 
         def holds(batch: int) -> bool:
             found = self.at(batch)
-            return (found.high_mib if for_sure else found.total_mib) <= MAX_SHARE * found.usable_mib
+            return found.fit is Fit.FITS if for_sure else found.share <= MAX_SHARE
 
         low, high = 0, 1
         while high <= LARGEST_BATCH and holds(high):
@@ -173,25 +174,21 @@ class GpuForecaster:
         # Weights from a model hub have the same shapes as random ones.
         return trace_training(self.config.with_overrides({"pretrained": False}), self.precision)
 
-    def _replay(self, trace: Trace) -> Iterator[Point]:
+    def _replay(self, trace: Trace) -> Iterator[Held]:
         """Run the events through the allocator; a convolution's workspace comes and goes."""
         allocator = CachingAllocator(self.settings)
         allocator.malloc(_CUBLAS, math.ceil(self.terms.cublas_mib * MIB))
         workspace = math.ceil(self.terms.workspace_mib * MIB)
-        alive: set[int] = set()
-        for index in trace.events:
+        for index, born in trace.walk():
             if index == CONVOLUTION:
                 allocator.malloc(CONVOLUTION, workspace)
-                yield Point(allocator.allocated, allocator.reserved)
-                allocator.free(CONVOLUTION)
-            elif index in alive:
-                alive.remove(index)
-                allocator.free(index)
-                yield Point(allocator.allocated, allocator.reserved)
-            else:
-                alive.add(index)
+            elif born:
                 allocator.malloc(index, math.ceil(trace.storages[index].nbytes))
-                yield Point(allocator.allocated, allocator.reserved)
+            else:
+                allocator.free(index)
+            yield Held(allocator.allocated, allocator.reserved)
+            if index == CONVOLUTION:
+                allocator.free(CONVOLUTION)
 
 
 _CUBLAS = -2  # the allocator's name for cuBLAS's workspace, which stays
@@ -200,9 +197,9 @@ _CUBLAS = -2  # the allocator's name for cuBLAS's workspace, which stays
 def _parts(trace: Trace, peak: int, allocated: int) -> tuple[dict[str, float], dict[str, float]]:
     """What lives after event number ``peak``: MiB by kind, and of the activations by module."""
     alive: set[int] = set()
-    for index in trace.events[: peak + 1]:
+    for index, born in islice(trace.walk(), peak + 1):
         if index != CONVOLUTION:
-            alive ^= {index}
+            (alive.add if born else alive.remove)(index)
     kinds: dict[str, float] = defaultdict(float)
     modules: dict[str, float] = defaultdict(float)
     for storage in (trace.storages[index] for index in alive):

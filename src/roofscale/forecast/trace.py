@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_iter
 from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
+from roofscale.errors import ConfigError
 from roofscale.forecast.cuda_autocast import CudaAutocast
 from roofscale.train.device import Device
 from roofscale.train.trainer import Trainer
@@ -37,7 +38,7 @@ class Storage:
     """The memory of one or more tensors."""
 
     nbytes: float  # unrounded
-    kind: str  # parameters, gradients, optimizer, input, activations, temporary
+    kind: str  # parameters, gradients, optimizer, activations (the batch among them), temporary
     module: str  # whose forward pass made it, empty where none did
     per_sample: float = 0.0  # bytes that each further sample adds
 
@@ -58,17 +59,25 @@ class Trace:
         grown = (replace(s, nbytes=s.nbytes + batch * s.per_sample, per_sample=0.0) for s in self.storages)
         return Trace(tuple(grown), self.events)
 
+    def walk(self) -> Iterator[tuple[int, bool]]:
+        """Each event in order: the storage or ``CONVOLUTION``, and whether it begins to live or dies.
+
+        A convolution's workspace dies at once; its event stands for both.
+        """
+        alive: set[int] = set()
+        for index in self.events:
+            born = index not in alive
+            if index != CONVOLUTION:
+                (alive.add if born else alive.remove)(index)
+            yield index, born
+
     def live(self) -> Iterator[tuple[int, bool, float]]:
         """After each birth and death: the storage, whether it was born, and the bytes then alive."""
-        alive: set[int] = set()
         held = 0.0
-        for index in self.events:
-            if index == CONVOLUTION:
-                continue
-            born = index not in alive
-            (alive.add if born else alive.remove)(index)
-            held += self.storages[index].nbytes if born else -self.storages[index].nbytes
-            yield index, born, held
+        for index, born in self.walk():
+            if index != CONVOLUTION:
+                held += self.storages[index].nbytes if born else -self.storages[index].nbytes
+                yield index, born, held
 
 
 def trace_training(config: RunConfig, precision: str) -> Trace:
@@ -79,12 +88,15 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
         precision: fp32, bf16 or fp16, as resolved for the GPU.
 
     Raises:
-        ConfigError: a model that cannot be built.
+        ConfigError: a model that cannot be built, or whose operations hang on the batch size.
     """
     net = models.build(config)
     low, high = (trace_batch(config, precision, net, batch) for batch in _BATCHES)
     if low.events != high.events:
-        raise AssertionError("a training step's operations depend on the batch size")
+        raise ConfigError(
+            f"encoder={config.encoder} decoder={config.decoder}: its operations change with the batch size, so that no "
+            "forecast can be made; choose another encoder or decoder, or measure it on the GPU."
+        )
     storages = []
     for few, many in zip(low.storages, high.storages, strict=True):
         each = (many.nbytes - few.nbytes) / (_BATCHES[1] - _BATCHES[0])
@@ -194,8 +206,6 @@ class _TracedTrainer(Trainer):
 
 def _step(trainer: Trainer, recorder: Recorder, batch: Batch) -> None:
     """One step as ``Trainer.step`` takes it, without its look at whether the loss is finite."""
-    trainer.model.train()
-    trainer.optimizer.zero_grad(set_to_none=True)
     recorder.phase = "activations"
     loss = trainer.loss(batch)
     recorder.phase = "temporary"

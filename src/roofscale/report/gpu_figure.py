@@ -6,11 +6,11 @@ from matplotlib.figure import Figure
 
 from roofscale.forecast.allocator import MIB
 from roofscale.forecast.fit import MAX_SHARE
-from roofscale.forecast.gpu import GpuForecast, Point
+from roofscale.forecast.gpu import GpuForecast, Held
 from roofscale.report import style
 
 
-def gpu_memory_figure(found: GpuForecast, timeline: Sequence[Point]) -> Figure:
+def gpu_memory_figure(found: GpuForecast, timeline: Sequence[Held]) -> Figure:
     """What is allocated and reserved after each birth and death of two training steps, with the GPU's limit."""
     config = found.config
     title = f"GPU memory, forecast: {config.encoder}, {config.image_size} px, batch {config.batch_size}"

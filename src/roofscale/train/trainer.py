@@ -89,9 +89,6 @@ class Trainer:
         moves ``schedule`` on.
         """
         torch.manual_seed(self.config.seed * 1_000_003 + self.progress.step)
-        self.model.train()
-        # Before the forward pass and not after it, so that the old gradients do not lie beside the activations.
-        self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
         if not torch.isfinite(loss):
             return loss.item(), math.nan
@@ -99,12 +96,15 @@ class Trainer:
         return loss.item(), norm.item()
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean loss over what is labelled, a float32 scalar with its graph."""
+        """Begin a step: mean loss over what is labelled, a float32 scalar with its graph."""
+        self.model.train()
+        # Before the forward pass and not after it, so that the old gradients do not lie beside the activations.
+        self.optimizer.zero_grad(set_to_none=True)
         image_NCHW, target_NKHW, labelled_NK = self.to_device(batch)
         return mean_labelled(sample_losses(self.forward(image_NCHW), target_NKHW, labelled_NK), labelled_NK)
 
     def update(self, loss: torch.Tensor) -> torch.Tensor:
-        """Change the weights by the loss's gradients; return their norm before clipping."""
+        """End a step: change the weights by the loss's gradients; return their norm before clipping."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
