@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backports import tarfile as backported_tarfile
 from click.testing import CliRunner
 from tests.data.server import Served, serving
 
@@ -300,6 +301,14 @@ def test_archives_cannot_write_outside_their_folder(server: Served, tmp_path: Pa
         fetched(server, root)
     assert not list(tmp_path.rglob("outside"))
     assert names_in(root) == [".downloads"]
+
+
+@pytest.mark.parametrize("kind", ["tar, path", "tar, link"])
+def test_the_backport_for_an_older_python_is_as_strict(
+    server: Served, tmp_path: Path, release: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roofscale.data.unpack.tarfile", backported_tarfile)
+    test_archives_cannot_write_outside_their_folder(server, tmp_path, release, kind)
 
 
 def damaged(archive: bytes) -> bytes:

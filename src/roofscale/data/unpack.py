@@ -14,6 +14,9 @@ from tqdm import tqdm
 from roofscale.data import roofline
 from roofscale.errors import DataError
 
+if not hasattr(tarfile, "data_filter"):  # a Python before 3.11.4, such as Debian 12's: PEP 706's filters are not there
+    from backports import tarfile  # type: ignore[no-redef]
+
 # How archives begin. A damaged one may be recognised by nothing else: a zip's table stands at its end.
 _ZIP, _COMPRESSED = b"PK\x03\x04", (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
