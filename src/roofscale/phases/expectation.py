@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roofscale.measurement import Measurement
-from roofscale.phases.interval import CONFIDENCE, MIN_WINDOWS, Estimate, interval, log_pace, minus, place
 from roofscale.runners.assemble import warm
 from roofscale.train.health import Finding, Verdict
+from roofscale.train.interval import CONFIDENCE, MIN_WINDOWS, Estimate, interval, log_pace, minus, place
 
 REFERENCES = ("previous", "base", "absolute")
 

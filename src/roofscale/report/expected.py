@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.expectation import Expectation
-from roofscale.phases.interval import place
 from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import EXPECTATIONS
+from roofscale.train.interval import place
 
 
 @dataclass(frozen=True)

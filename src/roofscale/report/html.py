@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from roofscale.measurement import Measurement
 from roofscale.phases.climb import ClimbResult, StepResult
-from roofscale.phases.interval import CONFIDENCE
 from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase
 from roofscale.report import style, table
@@ -22,6 +21,7 @@ from roofscale.report.advice import advise
 from roofscale.report.expected import comparisons
 from roofscale.report.phase_figures import CAPTIONS, phase_figures
 from roofscale.report.standing import at_words, config_words, step_words, watched
+from roofscale.train.interval import CONFIDENCE
 
 REPORT = "report.html"  # in MLflow
 UI = "http://127.0.0.1:5000"  # where `make ui` serves MLflow

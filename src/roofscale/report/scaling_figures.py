@@ -14,11 +14,11 @@ from roofscale.phases.climb import ClimbResult
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.criteria.evidence import largest
 from roofscale.phases.criteria.speed import BatchPoint, knee
-from roofscale.phases.interval import CONFIDENCE, Interval, interval, log_pace
 from roofscale.phases.judge import Verdict
 from roofscale.report import style
 from roofscale.report.points import Point, by_value, mean, points
 from roofscale.runners.assemble import warm
+from roofscale.train.interval import CONFIDENCE, Interval, interval, log_pace
 
 _FIT_FROM = 3  # different batches: a line through two of them fits anything
 _SHARES = (  # metric, what to call it, line, colour

@@ -19,7 +19,9 @@ from roofscale.phases.criteria.evidence import (
     together,
     unless_disturbed,
 )
-from roofscale.phases.interval import (
+from roofscale.runners.assemble import held_before, since_trained, warm
+from roofscale.train.health import Finding, Verdict, learning_min_samples, wilcoxon_p
+from roofscale.train.interval import (
     MIN_WINDOWS,
     Estimate,
     Interval,
@@ -32,8 +34,6 @@ from roofscale.phases.interval import (
     place,
     windows,
 )
-from roofscale.runners.assemble import held_before, since_trained, warm
-from roofscale.train.health import Finding, Verdict, learning_min_samples, wilcoxon_p
 
 LOSS_ALPHA = 0.05  # significance of a rise of the validation losses
 PLATEAU_SHARE = 0.5  # the last half of a stretch: the loader's start and the first allocations lie before it

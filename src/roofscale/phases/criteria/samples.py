@@ -11,9 +11,9 @@ import numpy as np
 
 from roofscale.measurement import Measurement, StepRecord, Validation
 from roofscale.phases.criteria.evidence import Criterion, Evidence, Limit, lacking, together
-from roofscale.phases.interval import MIN_WINDOWS, Estimate, interval, log_rate, mean, minus, place, spread
 from roofscale.runners.assemble import samples_of
 from roofscale.train.health import Finding
+from roofscale.train.interval import MIN_WINDOWS, Estimate, interval, log_rate, mean, minus, place, spread
 
 WINDOW = 0.5  # the share of the samples seen so far whose losses are averaged: 7 steps at batch 16 leave four
 SAME_SAMPLES = 0.05  # a last batch of one is dropped, so that numbers of samples differ by less than a batch

@@ -22,9 +22,9 @@ from roofscale.phases.criteria.evidence import (
     largest,
     unless_disturbed,
 )
-from roofscale.phases.interval import MIN_WINDOWS, Estimate, Interval, interval, log_pace, minus, place
 from roofscale.runners.assemble import warm
 from roofscale.train.health import Finding, Verdict
+from roofscale.train.interval import MIN_WINDOWS, Estimate, Interval, interval, log_pace, minus, place
 
 # A knee is told from throughputs of the same work.
 _SAME_WORK = tuple(knob for knob in PACE_KNOBS if knob != "batch_size")
