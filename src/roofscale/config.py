@@ -96,6 +96,13 @@ class RunConfig:
     compute: str = knob("local", "where the run executes and how much it has (see compute.yaml)")
     threads: int = knob(0, "CPU threads of the training process; 0: as many as the compute has cores", low=0)
     timeout_seconds: float = knob(86400.0, "longest a run may take, seconds", low=1.0)
+    stop_precision: float = knob(
+        0.0,
+        "only measure the pace: end once samples/s are known to within this share of them; 0 = train to the end",
+        low=0.0,
+        high=1.0,
+    )
+    stop_below: float = knob(0.0, "with stop_precision: end once samples/s are certainly below this", low=0.0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

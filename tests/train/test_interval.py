@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 from tests.simulated import Part, simulate
 
-from roofscale.phases import interval as i
 from roofscale.runners.assemble import warm
+from roofscale.train import interval as i
 from roofscale.train.health import Verdict
 
 

@@ -46,7 +46,7 @@ def main(folder: Path) -> int:
     events = EventFile(folder / "events.jsonl")
     try:
         run = prepare(folder, events, lambda: bool(asked_to_stop))
-        run.fit()
+        done = run.fit()
         metrics: dict[str, float] = {"train/skipped_samples": len(run.trainer.progress.skipped)}
         if forks(run.config):
             metrics["memory/copied_mib"] = run.trainer.overwritten_bytes / 2**20
@@ -54,7 +54,7 @@ def main(folder: Path) -> int:
             metrics["gpu/memory_peak_mib"] = torch.cuda.max_memory_reserved() / 2**20
             metrics["gpu/alloc_retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
         events.emit("metrics", {"metrics": metrics})
-        outcome, detail = Outcome.OK, f"{run.trainer.progress.step} steps"
+        outcome, detail = Outcome.OK, done
     except Interrupted as error:
         outcome, detail = Outcome.INTERRUPTED, f"{error}; the same command resumes it"
     except Diverged as error:

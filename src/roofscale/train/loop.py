@@ -18,6 +18,7 @@ from roofscale.data.loader import BatchLoader, make_loader
 from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
 from roofscale.train import checkpoint
+from roofscale.train.pace import enough
 from roofscale.train.trainer import Trainer
 from roofscale.train.validate import prediction_sheet, validate
 
@@ -32,6 +33,10 @@ class Interrupted(Exception):
 
 class Diverged(Exception):
     """The loss or the gradients are no longer finite."""
+
+
+class PaceKnown(Exception):
+    """A run that only measures its pace has come to its end."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,11 @@ class Run:
             self.trainer.restore(checkpoint.load(folder / checkpoint.CHECKPOINT, config.fingerprint))
         self._saved_at = time.monotonic()
         self._timed: list[tuple[float, int]] = []  # seconds and samples of each step
+        self._paced: list[tuple[float, float]] = []  # samples and seconds, each epoch's first step left out
         self._batch: Batch | None = None  # the newest whole one
 
-    def fit(self) -> None:
-        """Train to the end, or to the first reason not to.
+    def fit(self) -> str:
+        """Train to the end, or to the first reason not to; return how far it went.
 
         Raises:
             Interrupted: ``stopping`` said so; a checkpoint is on disk.
@@ -89,8 +95,11 @@ class Run:
         except Interrupted:
             self._save()
             raise
+        except PaceKnown as known:
+            return f"{self.trainer.progress.step} steps: {known}"
         self._write_sheets()
         self._measure_data_stall()
+        return f"{self.trainer.progress.step} steps"
 
     def _loader(self, one: Pass, skip: int = 0) -> BatchLoader:
         sources: list[Source] = [self.splits[name].train for name in one.datasets]
@@ -100,15 +109,26 @@ class Run:
         progress = self.trainer.progress
         loader = self._loader(one, skip=progress.batch)
         clock = time.perf_counter()
-        for batch in loader:
+        for place, batch in enumerate(loader):
             wait = time.perf_counter() - clock
             self._step(one, batch, clock, wait)
             progress.batch = loader.position
             self._leave_out(loader.skipped)
             self._tick()
+            if self.config.stop_precision:
+                self._stop_when_paced(first=place == 0)
             if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
                 self._save()
             clock = time.perf_counter()
+
+    def _stop_when_paced(self, first: bool) -> None:
+        seconds, samples = self._timed[-1]
+        if not first:
+            self._paced.append((samples, seconds))
+        if why := enough(self.config, self._paced):
+            raise PaceKnown(why)
+        if self.trainer.progress.step == self.steps_planned:
+            raise PaceKnown("all of them, and the pace is not known as well as asked")
 
     def _step(self, one: Pass, batch: Batch, clock: float, wait: float) -> None:
         progress, lr = self.trainer.progress, self.trainer.lr

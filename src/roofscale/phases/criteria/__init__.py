@@ -1,6 +1,6 @@
 """The criteria that a phase file may ask for: name, meaning, limits with their sources, and a pure function each.
 
-The statistics live in ``train.health``, ``train.leak`` and ``phases.interval``; here they meet a step's measurement,
+The statistics live in ``train.health``, ``train.leak`` and ``train.interval``; here they meet a step's measurement,
 the ones it is compared with, and the repeats of the same step under other seeds.
 
 How repeats pool: validation losses are averaged per sample over the seeds before a paired test, because the losses of
