@@ -35,7 +35,7 @@ FURTHEST_WORKERS = 2  # times the most workers measured, but four at least
 _LEAST_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
 # Forked workers together keep one copy of what was there when they were forked and is written anew since: in the first
 # pass the weights, in a later one the gradients and AdamW's two moments as well.
-_COPIED_FIRST = 1 / 4
+COPIED_FIRST = 1 / 4
 _MIB = 2**20
 
 
@@ -313,5 +313,5 @@ def _row(config: RunConfig, terms: int) -> Values:
 def _copied_mib(config: RunConfig, copied_mib: float) -> float:
     """What forked workers keep of weights, gradients and optimiser's state at the most."""
     passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
-    share = 1.0 if passes > 1 else _COPIED_FIRST
+    share = 1.0 if passes > 1 else COPIED_FIRST
     return share * copied_mib if config.num_workers else 0.0
