@@ -12,12 +12,12 @@ from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources, resolve_root
 from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import StepFolder, read_json
-from roofscale.phases.ladder import Listeners
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import publish_run
 from roofscale.report.table import number
 from roofscale.runners.local import LocalRunner
+from roofscale.runners.supervise import Listeners
 from roofscale.tracking import Tracker, require_answer
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Protocol
 
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, Outcome, ResourceSample, write_json
+from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
 from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult
 from roofscale.phases.criteria import Rung
 from roofscale.phases.judge import StepVerdict, Verdict, judge
 from roofscale.phases.plan import Phase, Plan, Step, repeat_config
 from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut, at_least_as_large, find_cause, smaller
-from roofscale.runners.events import Event, EventTail
+from roofscale.runners import Runner
+from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
-from roofscale.runners.supervise import Listener
+from roofscale.runners.supervise import Listener, Listeners
 from roofscale.tracking import TrackedRun, Tracker
-
-Runner = Callable[[RunConfig], Measurement]
 
 
 class Audience(Protocol):
@@ -38,23 +37,6 @@ class Audience(Protocol):
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """A step has its verdict; its MLflow run is still open for figures and the model."""
         ...
-
-
-class Listeners:
-    """Several listeners as one."""
-
-    def __init__(self, *listeners: Listener) -> None:
-        self._listeners = listeners
-
-    def event(self, event: Event) -> None:
-        """Hand on an event."""
-        for listener in self._listeners:
-            listener.event(event)
-
-    def resources(self, sample: ResourceSample) -> None:
-        """Hand on a resource sample."""
-        for listener in self._listeners:
-            listener.resources(sample)
 
 
 class Stopped(Exception):

@@ -41,6 +41,23 @@ class SilentListener:
         """Ignore it."""
 
 
+class Listeners:
+    """Several listeners as one."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def event(self, event: Event) -> None:
+        """Hand on an event."""
+        for listener in self._listeners:
+            listener.event(event)
+
+    def resources(self, sample: ResourceSample) -> None:
+        """Hand on a resource sample."""
+        for listener in self._listeners:
+            listener.resources(sample)
+
+
 @dataclass
 class Interrupt:
     """A request to stop, from a signal or another thread."""
