@@ -139,6 +139,16 @@ class MetricInfo:
     meaning: str
 
 
+FORECAST = "forecast/"
+# What is foreseen of a run before it begins, and of which metric; the ends are those of the 90 % interval.
+_FORESEEN = {
+    "host_peak_mib": ("MiB", "memory/peak_mib"),
+    "gpu_peak_mib": ("MiB", "gpu/memory_peak_mib"),
+    "run_seconds": ("s", "speed/run_seconds"),
+    "seconds_per_epoch": ("s", "speed/seconds_per_epoch"),
+}
+_ENDS = {"": "", "_low": ", lower end of the interval", "_high": ", upper end of the interval"}
+
 # The one list of metric names. MLflow groups by the part before the slash.
 METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
     {
@@ -166,6 +176,10 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "speed/loader_wait": MetricInfo("share", "share of the steps' time spent waiting for the loader's next batch"),
         "speed/start_up_seconds": MetricInfo("s", "what the first step took beyond the others: loader start, kernels"),
         "speed/setup_seconds": MetricInfo("s", "from the start of the process to the first training step"),
+        "speed/seconds_per_validated": MetricInfo("s", "seconds a validated sample, over all validations of the run"),
+        "speed/pace_error": MetricInfo(
+            "share", "standard error of speed/seconds_per_sample, as the run's own steps show it"
+        ),
         "speed/run_seconds": MetricInfo("s", "the whole run, process start and validation included"),
         "cpu/utilisation": MetricInfo("share", "CPU time of the process tree over wall time x cores of the compute"),
         "cpu/others": MetricInfo("share", "the machine's time over all cores that went to anything but the run"),
@@ -186,7 +200,13 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "train/lr": MetricInfo("", "learning rate"),
         "train/steps": MetricInfo("count", "optimiser steps done"),
         "train/samples": MetricInfo("count", "training samples seen"),
+        "train/validated_samples": MetricInfo("count", "samples validated, each as often as it was"),
         "train/skipped_samples": MetricInfo("count", "broken samples left out under on_bad_sample=skip"),
+        **{
+            f"{FORECAST}{name}{end}": MetricInfo(unit, f"{what}, as foreseen before the run{words}")
+            for name, (unit, what) in _FORESEEN.items()
+            for end, words in _ENDS.items()
+        },
         **{
             f"forgetting/{name}": MetricInfo("IoU", f"drop of {name}'s validation IoU since it was last trained on")
             for name in DATASETS

@@ -71,6 +71,25 @@ def test_a_smaller_last_batch_counts_by_its_size() -> None:
     assert a.speed_metrics(steps)["speed/seconds_per_sample"] == pytest.approx(0.5)
 
 
+def test_the_error_of_the_pace_is_the_spread_of_its_steps_over_their_root() -> None:
+    steps = [step(1, seconds=9), *(step(n, seconds=s) for n, s in enumerate([1.1, 0.9] * 8, 2))]
+    assert a.speed_metrics(steps)["speed/pace_error"] < 0.1 / math.sqrt(16), "windows of both even each other out"
+    slower = [step(1, seconds=9), *(step(n, seconds=s) for n, s in enumerate([0.9, 1.0, 1.1], 2))]
+    assert a.speed_metrics(slower)["speed/pace_error"] == pytest.approx(0.1 / math.sqrt(3))
+    assert math.isnan(a.speed_metrics(slower[:3])["speed/pace_error"]), "two steps tell no spread"
+
+
+def test_the_seconds_of_a_validated_sample_are_over_all_validations() -> None:
+    found = [
+        Validation(0, 0, "rid", ("a", "b"), (), (), {}, 3.0),
+        Validation(5, 0, "rid", ("a", "b"), (), (), {}, 1.0),
+    ]
+    metrics = a.validation_metrics(found)
+    assert metrics["speed/seconds_per_validated"] == pytest.approx(1.0)
+    assert metrics["train/validated_samples"] == 4
+    assert "speed/seconds_per_validated" not in a.validation_metrics([])
+
+
 @pytest.mark.parametrize("leak", [0.0, 20.0, -3.0])
 def test_growth_finds_the_slope_through_the_swing_of_steps(leak: float) -> None:
     noise = random.Random(0)

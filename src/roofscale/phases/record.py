@@ -7,14 +7,14 @@ from pathlib import Path
 
 from roofscale.config import FIELDS, RunConfig
 from roofscale.errors import ConfigError
-from roofscale.measurement import Measurement, Outcome
+from roofscale.measurement import FORECAST, Measurement, Outcome
 from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult
 from roofscale.phases.judge import StepVerdict, Verdict
 from roofscale.phases.plan import Phase, Step, load_phase
 from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut
 from roofscale.tracking import RunRecord, Tracker
 
-_NOT_MEASURED = ("system/", "knob/")  # metrics of a run that are MLflow's own, or its config
+_NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLflow's own, its config, or foreseen
 
 
 def experiment_name(phase: int) -> str:

@@ -15,6 +15,7 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, ResourceSample, StepRecord, Validation
 from roofscale.runners import events as event_log
 from roofscale.runners.events import Event
+from roofscale.train.interval import log_rate
 
 _MIB = 2**20
 # The Theil-Sen slope looks at every pair; this many points are 125 thousand pairs.
@@ -127,7 +128,18 @@ def speed_metrics(steps: Sequence[StepRecord]) -> dict[str, float]:
         "speed/seconds_per_epoch": epoch_seconds(steps),
         "speed/start_up_seconds": max(0.0, steps[0].seconds - seconds / len(timed)),
         "speed/loader_wait": math.fsum(step.wait_seconds for step, _ in timed) / seconds,
+        "speed/pace_error": pace_error(timed),
     }
+
+
+def pace_error(timed: Sequence[tuple[StepRecord, int]]) -> float:
+    """Standard error of the seconds a sample as a share of them; NaN with too few steps to tell.
+
+    Args:
+        timed: steps with the samples of their batches.
+    """
+    found = log_rate([[(float(size), step.seconds) for step, size in timed]])
+    return math.sqrt(found.variance) if found else math.nan
 
 
 def warm(steps: Sequence[StepRecord]) -> list[tuple[StepRecord, int]]:
@@ -175,13 +187,17 @@ def loss_metrics(steps: Sequence[StepRecord]) -> dict[str, float]:
 
 
 def validation_metrics(validations: Sequence[Validation]) -> dict[str, float]:
-    """``val/<data set>/<metric>`` of each data set's last validation, with its mean loss."""
+    """``val/<data set>/<metric>`` of each data set's last validation, with its mean loss, and what validating took."""
     last = {validation.dataset: validation for validation in validations}
     metrics: dict[str, float] = {}
     for name, validation in last.items():
         metrics |= {f"val/{name}/{metric}": float(value) for metric, value in validation.metrics.items()}
         if validation.losses:
             metrics[f"val/{name}/loss"] = statistics.fmean(validation.losses)
+    validated = sum(len(validation.sample_ids) for validation in validations)
+    if validated:
+        took = math.fsum(validation.seconds for validation in validations)
+        metrics |= {"train/validated_samples": float(validated), "speed/seconds_per_validated": took / validated}
     return metrics
 
 
