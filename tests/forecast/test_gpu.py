@@ -24,7 +24,7 @@ ACTIVATIONS = Storage(0, "activations", "net.encoder.model.layer1.0.conv1", per_
 def forecaster(terms: Terms = NO_TERMS, **overrides: object) -> GpuForecaster:
     """One whose model holds 100 MiB of weights and 1000 MiB a sample."""
     made = GpuForecaster(RunConfig().with_overrides(overrides), GPU, terms, Settings())
-    made.__dict__["_trace"] = Trace((WEIGHTS, ACTIVATIONS), (0, 1, CONVOLUTION, 1))
+    made.__dict__["trace"] = Trace((WEIGHTS, ACTIVATIONS), (0, 1, CONVOLUTION, 1))
     return made
 
 
@@ -61,7 +61,7 @@ def test_the_largest_batch_is_the_one_that_trying_all_of_them_finds(for_sure: bo
 
 def test_no_batch_fits_where_the_weights_alone_do_not() -> None:
     made = forecaster()
-    made.__dict__["_trace"] = Trace((dataclasses.replace(WEIGHTS, nbytes=30_000 * MIB), ACTIVATIONS), (0, 1, 1))
+    made.__dict__["trace"] = Trace((dataclasses.replace(WEIGHTS, nbytes=30_000 * MIB), ACTIVATIONS), (0, 1, 1))
     assert made.largest_batch() == 0
 
 

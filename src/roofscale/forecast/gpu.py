@@ -123,7 +123,7 @@ class GpuForecaster:
 
     def at(self, batch: int) -> GpuForecast:
         """The forecast with ``batch`` samples a step."""
-        trace = self._trace.at(batch)
+        trace = self.trace.at(batch)
         timeline = list(self._replay(trace))
         peak = max(range(len(timeline)), key=lambda i: timeline[i].allocated)
         kinds, modules = _parts(trace, peak, timeline[peak].allocated)
@@ -142,14 +142,14 @@ class GpuForecaster:
 
     def with_settings(self, settings: Settings) -> "GpuForecaster":
         """The same run under other settings of the allocator; the trace is shared."""
-        assert self._trace, "made now, so that the copy has it"
+        assert self.trace, "made now, so that the copy has it"
         other = copy.copy(self)
         other.settings = settings
         return other
 
     def timeline(self, batch: int) -> list[Held]:
         """What is held after each event of the traced steps."""
-        return list(self._replay(self._trace.at(batch)))
+        return list(self._replay(self.trace.at(batch)))
 
     def largest_batch(self, *, for_sure: bool = True) -> int:
         """The largest batch whose interval (or, unless ``for_sure``, whose centre) stays under MAX_SHARE; 0 for none.
@@ -170,7 +170,8 @@ class GpuForecaster:
         return low
 
     @cached_property
-    def _trace(self) -> Trace:
+    def trace(self) -> Trace:
+        """Of two training steps, for every batch size."""
         # Weights from a model hub have the same shapes as random ones.
         return trace_training(self.config.with_overrides({"pretrained": False}), self.precision)
 

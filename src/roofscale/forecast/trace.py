@@ -25,6 +25,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
 from roofscale.forecast.cuda_autocast import CudaAutocast
+from roofscale.forecast.work import Work, work_of
 from roofscale.train.device import Device
 from roofscale.train.trainer import Trainer
 
@@ -48,16 +49,17 @@ class Trace:
     """The storages of some training steps, in order of birth, and what befell them.
 
     ``events`` are indices of ``storages``: the first time that one stands there it is born, the second time it dies.
-    ``CONVOLUTION`` may stand between.
+    ``CONVOLUTION`` may stand between. ``work`` are the operations of the last step.
     """
 
     storages: tuple[Storage, ...]
     events: tuple[int, ...]
+    work: tuple[Work, ...] = ()
 
     def at(self, batch: int) -> "Trace":
         """The trace of the same steps with ``batch`` samples each."""
         grown = (replace(s, nbytes=s.nbytes + batch * s.per_sample, per_sample=0.0) for s in self.storages)
-        return Trace(tuple(grown), self.events)
+        return Trace(tuple(grown), self.events, tuple(one.at(batch) for one in self.work))
 
     def walk(self) -> Iterator[tuple[int, bool]]:
         """Each event in order: the storage or ``CONVOLUTION``, and whether it begins to live or dies.
@@ -99,9 +101,19 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
         )
     storages = []
     for few, many in zip(low.storages, high.storages, strict=True):
-        each = (many.nbytes - few.nbytes) / (_BATCHES[1] - _BATCHES[0])
-        storages.append(replace(few, nbytes=few.nbytes - _BATCHES[0] * each, per_sample=each))
-    return Trace(tuple(storages), low.events)
+        fixed, each = _line(few.nbytes, many.nbytes)
+        storages.append(replace(few, nbytes=fixed, per_sample=each))
+    work = []
+    for little, much in zip(low.work, high.work, strict=True):
+        (flops, flops_each), (nbytes, bytes_each) = _line(little.flops, much.flops), _line(little.nbytes, much.nbytes)
+        work.append(replace(little, flops=flops, nbytes=nbytes, per_sample=(flops_each, bytes_each)))
+    return Trace(tuple(storages), low.events, tuple(work))
+
+
+def _line(few: float, many: float) -> tuple[float, float]:
+    """What does not grow with the batch, and what each sample adds, from the amounts at both of _BATCHES."""
+    each = (many - few) / (_BATCHES[1] - _BATCHES[0])
+    return few - _BATCHES[0] * each, each
 
 
 def trace_batch(config: RunConfig, precision: str, net: nn.Module, batch: int, *, fake: bool = True) -> Trace:
@@ -128,17 +140,19 @@ def trace_batch(config: RunConfig, precision: str, net: nn.Module, batch: int, *
             recorder.claim("parameters", (*net.parameters(), *net.buffers()))
             trainer = _TracedTrainer(config, _STEPS, where=where, model=net)
             for _ in range(_STEPS):
+                recorder.work.clear()
                 _step(trainer, recorder, in_host_memory)
         return recorder.trace()
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
-    """Notes the birth and death of every storage that a dispatched operation returns."""
+    """Notes each dispatched operation's work, and the birth and death of every storage that one returns."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = "parameters"
         self.module = ""
+        self.work: list[Work] = []
         self._storages: list[Storage] = []
         self._events: list[int] = []
         # A storage's Python object lives as long as the storage itself, so that its id is its own until it dies.
@@ -147,6 +161,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and look at what it returns."""
         result = func(*args, **(kwargs or {}))
+        if done := work_of(func, args, kwargs or {}, result, forward=self.phase == "activations"):
+            self.work.append(done)
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
                 self.see(value)
@@ -192,7 +208,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
             dying.clear()
             if index != CONVOLUTION:
                 born.add(index)
-        return Trace(tuple(self._storages), (*events, *sorted(dying)))
+        return Trace(tuple(self._storages), (*events, *sorted(dying)), tuple(self.work))
 
 
 class _TracedTrainer(Trainer):

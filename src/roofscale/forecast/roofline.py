@@ -1,0 +1,105 @@
+"""How long a training step takes on a GPU at the least, from what it computes and moves: a roofline estimate.
+
+Each traced operation takes as long as its arithmetic at the GPU's peak, or its memory traffic at the GPU's bandwidth,
+whichever is longer (Williams, Waterman and Patterson 2009, Communications of the ACM 52:65). What operations cost
+beyond that, launches, a kernel that does not reach the peak, is not in it, nor what a cache or a fused kernel saves.
+It was compared with no GPU here.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from roofscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from roofscale.forecast.work import Work
+
+# Others find a roofline 32 % off on average, and it was not compared with a GPU here. The standard deviation of a
+# normal error with that mean, of the logarithm: 0.32 x sqrt(pi / 2).
+MEAN_ERROR = 0.32
+ERROR = MEAN_ERROR * math.sqrt(math.pi / 2)
+_PEAKS = Path(__file__).with_name("gpu_peaks.yaml")
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a GPU can do at best; see ``gpu_peaks.yaml``."""
+
+    fp32: float  # TFLOP/s
+    tf32: float | None  # of convolutions in fp32, where the GPU has it and PyTorch so uses it
+    fp16: float
+    bf16: float | None  # None: the GPU has none
+    memory: float  # GB/s
+    source: str
+
+    def flops_per_second(self, precision: str, *, convolution: bool) -> float:
+        """Peak of an operation on tensors of a precision."""
+        if precision == "fp32":  # PyTorch's default: TF32 in cuDNN's convolutions, not in cuBLAS's products
+            return 1e12 * (self.tf32 if convolution and self.tf32 else self.fp32)
+        found = self.bf16 if precision == "bf16" else self.fp16
+        assert found is not None, "resolve_precision asks for what a GPU has"
+        return 1e12 * found
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """What one training step would take."""
+
+    seconds: float
+    forward_seconds: float  # of these, the forward pass and the loss
+    flops: float
+    nbytes: float  # read and written
+    arithmetic_share: float  # of the seconds that arithmetic takes, and not memory
+    gpu: str
+    precision: str
+
+
+def estimate_step(work: Iterable["Work"], gpu: str, precision: str) -> StepEstimate:
+    """Sum up the operations of one step.
+
+    Args:
+        work: its operations, see ``work``.
+        gpu: a model of ``gpu_peaks.yaml``.
+        precision: of the run, as resolved for the GPU.
+
+    Raises:
+        ConfigError: a GPU whose peaks are not known.
+    """
+    peaks = peaks_of(gpu)
+    seconds = forward = arithmetic = flops = nbytes = 0.0
+    for one in work:
+        computing = one.flops / peaks.flops_per_second(
+            "fp32" if one.is_fp32 else precision, convolution=one.is_convolution
+        )
+        longer = max(computing, one.nbytes / (1e9 * peaks.memory))
+        seconds += longer
+        forward += longer if one.forward else 0.0
+        arithmetic += longer if computing == longer else 0.0
+        flops, nbytes = flops + one.flops, nbytes + one.nbytes
+    return StepEstimate(seconds, forward, flops, nbytes, arithmetic / seconds, gpu, precision)
+
+
+def peaks_of(gpu: str) -> Peaks:
+    """The peaks of a GPU model.
+
+    Raises:
+        ConfigError: it has no entry.
+    """
+    known = _read(_PEAKS)
+    if gpu not in known:
+        raise ConfigError(
+            f"{gpu}: its peaks are not known, so its step's time cannot be estimated; known are {', '.join(known)}. "
+            "Add its data sheet's figures to forecast/gpu_peaks.yaml."
+        )
+    return known[gpu]
+
+
+@cache
+def _read(file: Path) -> dict[str, Peaks]:
+    return {name: Peaks(**entry) for name, entry in yaml.safe_load(file.read_text(encoding="utf-8")).items()}

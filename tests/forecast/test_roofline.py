@@ -1,0 +1,102 @@
+"""The work of a traced step against torch's own counter and against hand counts, and the roofline over it."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from roofscale import compute
+from roofscale import model as models
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.forecast.roofline import Peaks, estimate_step, peaks_of
+from roofscale.forecast.trace import trace_batch, trace_training
+from roofscale.forecast.work import Work, work_of
+from roofscale.train.device import Device
+from roofscale.train.trainer import Trainer
+
+SMALL = RunConfig(encoder="resnet18", image_size=64)
+
+
+class Noting(TorchDispatchMode):
+    """The work of every operation under it, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Work | None] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.found[func._schema.name] = work_of(func, args, kwargs or {}, result, forward=True)
+        return result
+
+
+def test_flops_are_those_that_torch_counts_in_a_real_step() -> None:
+    work = trace_batch(SMALL, "fp32", models.build(SMALL), 2).work
+    trainer = Trainer(SMALL, 2, where=Device(torch.device("cpu"), "fp32", "here"))
+    image_NCHW = torch.zeros(2, 3, 64, 64)
+    with FlopCounterMode(display=False) as forward:
+        logits_NKHW = trainer.forward(image_NCHW)
+    with FlopCounterMode(display=False) as backward:
+        logits_NKHW.sum().backward()
+    assert sum(one.flops for one in work if one.forward) == forward.get_total_flops() > 1e8
+    assert sum(one.flops for one in work) == forward.get_total_flops() + backward.get_total_flops()
+
+
+def test_bytes_are_those_read_and_written() -> None:
+    a, row = torch.ones(10, 100), torch.ones(100)
+    with Noting() as noting:
+        b = a + 1
+        b.mul_(a)
+        a.view(1000)
+        torch.empty(7)
+        row.expand(10, 100) * a
+        torch._fused_adamw_([a], [a], [b], [b], [], [torch.ones(())], lr=1.0, beta1=0.9, beta2=0.9, weight_decay=0.0,
+                            eps=1.0, amsgrad=False, maximize=False)  # fmt: skip
+    found = {name.partition("::")[2]: one and one.nbytes for name, one in noting.found.items()}
+    assert found["add"] == 2 * 4000
+    assert found["mul_"] == 3 * 4000, "reads both, writes one"
+    assert found["view"] is None
+    assert found["empty"] is None
+    assert found["mul"] == 400 + 2 * 4000, "an expanded row is read once"
+    assert found["_fused_adamw_"] == 4 * 4000 + 4 + 4 * 4000, "reads a step count too, and returns nothing"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_trace_has_the_work_of_every_batch_size(precision: str) -> None:
+    any_batch, five = (
+        trace_training(SMALL, precision).at(5).work,
+        trace_batch(SMALL, precision, models.build(SMALL), 5).work,
+    )
+    assert [(one.flops, one.nbytes) for one in any_batch] == [(one.flops, one.nbytes) for one in five]
+    wide = [one for one in five if one.flops and one.is_fp32]
+    assert bool(wide) == (precision == "fp32"), "under autocast no product or convolution is left in float32"
+
+
+def test_each_operation_takes_the_longer_of_arithmetic_and_memory() -> None:
+    peaks = peaks_of("A10G")
+    arithmetic = Work(flops=70e12, nbytes=6e9, is_fp32=False, is_convolution=True, forward=True)  # 1 s against 0.01
+    memory = Work(flops=0.0, nbytes=1200e9, is_fp32=True, is_convolution=False, forward=False)  # 2 s
+    found = estimate_step([arithmetic, memory], "A10G", "bf16")
+    assert peaks.memory == 600
+    assert (found.seconds, found.forward_seconds) == pytest.approx((3.0, 1.0))
+    assert found.arithmetic_share == pytest.approx(1 / 3)
+
+
+def test_tf32_is_for_convolutions_and_where_there_is_any() -> None:
+    ampere, turing = peaks_of("A100"), peaks_of("T4")
+    assert ampere.flops_per_second("fp32", convolution=True) == 156e12
+    assert ampere.flops_per_second("fp32", convolution=False) == 19.5e12
+    assert turing.flops_per_second("fp32", convolution=True) == 8.1e12
+    assert ampere.flops_per_second("bf16", convolution=True) == 312e12
+
+
+def test_every_gpu_that_can_be_named_has_its_peaks() -> None:
+    gpus = {compute.get(name).gpu for name in compute.names()} - {""}
+    for gpu in gpus:
+        peaks = peaks_of(gpu)
+        assert isinstance(peaks, Peaks)
+        assert peaks.source
+        assert peaks.fp32 <= (peaks.tf32 or peaks.fp32) < peaks.fp16
+    with pytest.raises(ConfigError, match=r"H9000.*known are.*A10G"):
+        peaks_of("H9000")
