@@ -11,6 +11,10 @@ from roofscale.phases.judge import StepVerdict, Verdict
 from roofscale.phases.plan import Phase, Step
 
 
+class Stopped(Exception):
+    """A run was stopped, by somebody or by a full disk; nothing of it was judged. Says why."""
+
+
 class Cause(enum.StrEnum):
     """Why a step failed, as far as its outcome and its evidence tell."""
 

@@ -1,0 +1,108 @@
+"""Suggests the next trial, knowing that the space is finite and that its knee is what is wanted. Pure functions.
+
+A Gaussian process over the logarithm of the pace (Matern 5/2, Rasmussen and Williams, Gaussian Processes for Machine
+Learning, ch. 4.2) tells of every config that is left how fast it may be. Tried next is the one with the largest
+expected improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455); when none is worth
+a trial any more, a smaller config that may well be as good as the fastest; when there is none of these, the search is
+over. Memory grows with every knob, so what is as large as a config known to be too large is never suggested.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+from roofscale.config import RunConfig
+from roofscale.phases.retreat import at_least_as_large
+from roofscale.phases.search.choice import choose, size
+from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.search.tried import Tried
+
+Values = npt.NDArray[np.float64]
+
+WORTH_A_TRIAL = 0.01  # expected gain in log samples/s; a run's pace varies by 2.5 % (interval.RUN_SPREAD)
+WORTH_A_LOOK = 0.3  # probability that a smaller config is within the tolerance of the fastest
+LEAST_PACES = 3  # before that a process has nothing to learn its scales from
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A config to try, and why."""
+
+    config: RunConfig
+    why: str
+
+
+def propose(
+    tried: Sequence[Tried],
+    left: Sequence[RunConfig],
+    spec: SearchSpec,
+    within: Callable[[RunConfig], float],
+    seed: int,
+) -> Proposal | None:
+    """The next config; None where no trial is likely to change the choice.
+
+    Args:
+        tried: what is known.
+        left: the configs that were not tried.
+        spec: the space.
+        within: the probability that a config stays within its memory, by which what it promises is weighed (Gardner et
+            al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
+        seed: of what is random.
+    """
+    left = [one for one in left if not any(t.over > 0 and at_least_as_large(one, t.config) for t in tried)]
+    paced = [one for one in tried if one.feasible]
+    if not left:
+        return None
+    choice = choose(tried, spec.tolerance)
+    if len(paced) < LEAST_PACES or choice is None:
+        return Proposal(left[np.random.default_rng(seed).integers(len(left))], "too little is known yet")
+    mean, deviation = _predict(paced, left, spec, seed)
+    best = math.log(choice.best.rate)
+    likely = np.array([within(one) for one in left])
+    gain = likely * _expected_improvement(mean, deviation, best)
+    place = int(gain.argmax())
+    if gain[place] > WORTH_A_TRIAL:
+        return Proposal(left[place], f"may be faster: {gain[place]:.1%} expected")
+    close: Values = likely * stats.norm.sf((best + math.log(1 - spec.tolerance) - mean) / deviation)
+    smaller = [size(one) < size(choice.chosen.config) for one in left]
+    place = int(np.where(smaller, close, 0.0).argmax())
+    if smaller[place] and close[place] > WORTH_A_LOOK:
+        return Proposal(left[place], f"smaller, and as fast with a probability of {close[place]:.0%}")
+    return None
+
+
+def _predict(paced: Sequence[Tried], left: Sequence[RunConfig], spec: SearchSpec, seed: int) -> tuple[Values, Values]:
+    """Mean and standard deviation of the log samples/s of the configs that are left."""
+    logs = np.array([math.log(one.rate) for one in paced])
+    noise = np.array([one.pace.variance for one in paced if one.pace])
+    kernel = ConstantKernel(0.1, (1e-3, 10.0)) * Matern([0.5] * len(spec.space), (0.1, 10.0), nu=2.5)
+    process = GaussianProcessRegressor(kernel, alpha=noise, n_restarts_optimizer=2, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound: the knob changes nothing
+        process.fit(_features([one.config for one in paced], spec), logs - logs.mean())
+    mean, deviation = process.predict(_features(left, spec), return_std=True)
+    return mean + logs.mean(), np.maximum(deviation, 1e-9)
+
+
+def _features(configs: Sequence[RunConfig], spec: SearchSpec) -> Values:
+    """Each knob over its range as 0 to 1, by its logarithm: twice the batch is the same step everywhere."""
+    rows = []
+    for config in configs:
+        values = {**spec.values(config), **({} if config.num_workers else {"prefetch_factor": 0})}
+        ends = {knob: (math.log1p(low), math.log1p(high)) for knob, (low, high) in spec.space.items()}
+        rows.append([(math.log1p(values[k]) - low) / (high - low or 1.0) for k, (low, high) in ends.items()])
+    return np.array(rows)
+
+
+def _expected_improvement(mean: Values, deviation: Values, best: float) -> Values:
+    above = (mean - best) / deviation
+    found: Values = deviation * (above * stats.norm.cdf(above) + stats.norm.pdf(above))
+    return found

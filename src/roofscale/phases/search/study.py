@@ -1,0 +1,253 @@
+"""The search itself: Optuna suggests, what is known beforehand is skipped, the rest is tried.
+
+All that a search knows is in its Optuna storage, so that the same command goes on where it was stopped and several
+workers can share one study. A trial carries its ``Tried`` as the user attribute ``tried``.
+"""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from roofscale.config import RunConfig
+from roofscale.errors import RoofscaleError
+from roofscale.forecast import host
+from roofscale.phases.search.choice import Choice, choose
+from roofscale.phases.search.foresight import Foresight, Room
+from roofscale.phases.search.propose import propose
+from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.search.trials import TrialFailed, as_trial
+from roofscale.phases.search.tried import SKIPPED, Tried, worth
+
+TRIED = "tried"
+_TOLD = "told"  # user attribute of a trial that an earlier run stands for
+_MOST_FAILURES = 3  # trials that end for no reason of memory, before the search gives up
+_POLL_SECONDS = 1.0
+
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+class TrialRunner(Protocol):
+    """Where trials are run, and put on record."""
+
+    def run(self, number: int, config: RunConfig, trial: RunConfig) -> Tried:
+        """Run ``trial``, which is short, and say what that tells of ``config``.
+
+        Raises:
+            Stopped: it was interrupted; nothing of it counts.
+            TrialFailed: it ended otherwise than well or for want of memory.
+        """
+        ...
+
+    def skip(self, number: int, tried: Tried) -> Tried:
+        """Put on record what was not run."""
+        ...
+
+
+@dataclass
+class Search:
+    """A search of one space from one base config.
+
+    Args:
+        spec: the space, and when enough was seen.
+        base: what every trial stands on.
+        room: the memory that there is.
+        usd_per_hour: of the compute; None where it has no price.
+        study: Optuna's, from ``open_study``.
+        trials: where trials run.
+        known: runs of earlier phases, told to the study and not repeated.
+        shared: whether other workers may have trials under way in the same study.
+    """
+
+    spec: SearchSpec
+    base: RunConfig
+    room: Room
+    usd_per_hour: float | None
+    study: optuna.Study
+    trials: TrialRunner
+    known: Sequence[Tried] = ()
+    shared: bool = False
+    _failed: list[str] = field(default_factory=list, init=False)
+
+    def run(self) -> Choice | None:
+        """Search to the end; the choice, None where no trial stayed within its memory.
+
+        Raises:
+            Stopped: a trial was interrupted; the same study goes on from there.
+            RoofscaleError: several trials failed for other reasons than memory.
+        """
+        self._tell_known()
+        if not self.shared:
+            self._take_up()
+        self._enqueue(self.base, "what the search stands on")
+        while self._waiting() or self._propose() or self._await_others():
+            if self._waiting():  # another worker may have been quicker
+                self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
+            if len(self._failed) >= _MOST_FAILURES:
+                raise RoofscaleError(f"{len(self._failed)} trials failed, the search was given up: {self._failed[-1]}")
+        self._put_edge_on_record()
+        return self.choice()
+
+    def choice(self) -> Choice | None:
+        """What the trials so far would have chosen."""
+        return choose(tried_in(self.study, self.spec, self.base), self.spec.tolerance)
+
+    def _objective(self, trial: Trial) -> float:
+        values = {knob: trial.suggest_int(knob, low, high) for knob, (low, high) in self.spec.space.items()}
+        config = self.spec.place(self.base, values)
+        if twin := self._twin(trial, config):
+            trial.set_user_attr("twin", twin)
+            raise optuna.TrialPruned(f"the same config as trial {twin}")
+        tried = self._skip(trial, config) or self._run(trial, config)
+        if tried.over != tried.over:
+            raise TrialFailed(f"trial {trial.number}: its memory was not measured")
+        trial.set_user_attr(TRIED, tried.as_dict())
+        trial.set_constraint("memory", tried.over)
+        value = worth(tried, self.usd_per_hour)
+        if tried.outcome == SKIPPED:
+            trial.report(value, 0)
+            raise optuna.TrialPruned(tried.why)
+        return value
+
+    def _skip(self, trial: Trial, config: RunConfig) -> Tried | None:
+        found = Foresight(self.room, tried_in(self.study, self.spec, self.base)).skip(config)
+        return found and self.trials.skip(trial.number, found)
+
+    def _run(self, trial: Trial, config: RunConfig) -> Tried:
+        so_far = self.choice()
+        short = as_trial(config, self.spec, so_far.best.rate) if so_far else as_trial(config, self.spec)
+        try:
+            return self.trials.run(trial.number, config, short)
+        except TrialFailed as failed:
+            self._failed.append(str(failed))
+            raise
+
+    def _twin(self, trial: Trial, config: RunConfig) -> int | None:
+        """Another trial of the same config, finished, or under way with a lower number."""
+        for other in self.study.get_trials(deepcopy=False):
+            running = other.state is TrialState.RUNNING and other.number < trial.number
+            same = other.params.keys() == self.spec.space.keys() and self._config(other) == config
+            if other.number != trial.number and same and (TRIED in other.user_attrs or running):
+                return other.number
+        return None
+
+    def _config(self, trial: FrozenTrial) -> RunConfig:
+        return self.spec.place(self.base, trial.params)
+
+    def _tell_known(self) -> None:
+        """Put earlier runs into the study, once each."""
+        told = {trial.user_attrs.get(_TOLD) for trial in self.study.get_trials(deepcopy=False)}
+        ranges = {knob: IntDistribution(low, high) for knob, (low, high) in self.spec.space.items()}
+        for one in self.known:
+            if one.run_id not in told:
+                trial = create_trial(
+                    params=self.spec.values(one.config),
+                    distributions=dict(ranges),
+                    value=worth(one, self.usd_per_hour),
+                    constraints={"memory": one.over},
+                    user_attrs={TRIED: one.as_dict(), _TOLD: one.run_id},
+                )
+                self.study.add_trial(trial)
+
+    def _take_up(self) -> None:
+        """Queue again what an earlier process left half done; nobody else has trials in this study."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state is TrialState.RUNNING:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+        trials = self.study.get_trials(deepcopy=False)
+        for lost in (trial for trial in trials if trial.state is TrialState.FAIL and trial.params):
+            self.study.enqueue_trial(lost.params, skip_if_exists=True)
+
+    def _enqueue(self, config: RunConfig, why: str) -> None:
+        self.study.enqueue_trial(self.spec.values(config), user_attrs={"why": why}, skip_if_exists=True)
+
+    def _waiting(self) -> bool:
+        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def _await_others(self) -> bool:
+        """Give the trials of other workers time; False where there are none. Those of a worker that was killed are
+        queued again once it has shown no sign of life for the storage's grace period."""
+        if not self.shared or not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            return False
+        time.sleep(_POLL_SECONDS)
+        optuna.storages.fail_stale_trials(self.study)
+        return True
+
+    def _put_edge_on_record(self) -> None:
+        """Skip, for each worker count, the smallest batch that is too large: why nothing beyond it was tried."""
+        tried = tried_in(self.study, self.spec, self.base)
+        sight, over = Foresight(self.room, tried), {one.config for one in tried if one.over > 0}
+        shown: set[int] = set()
+        for config in self.spec.configs(self.base):
+            if config.num_workers not in shown and (config in over or sight.skip(config)):
+                shown.add(config.num_workers)
+                self._enqueue(config, "the smallest batch that is too large with so many workers")
+        while self._waiting():
+            self.study.optimize(self._objective, n_trials=1)
+
+    def _propose(self) -> bool:
+        """Queue the next trial; False where no further one is wanted."""
+        tried = tried_in(self.study, self.spec, self.base)
+        trials = self.study.get_trials(deepcopy=False)
+        if sum(map(_was_run, trials)) >= self.spec.max_trials:
+            return False
+        taken = {self._config(trial) for trial in trials if trial.params.keys() == self.spec.space.keys()}
+        if probe := self._lacking_probe(tried, taken):
+            self._enqueue(probe, "what a forecast of memory lacks")
+            return True
+        left = [config for config in self.spec.configs(self.base) if config not in taken]
+        within = Foresight(self.room, tried).within
+        found = propose(tried, left, self.spec, within, seed=self.base.seed + len(trials))
+        if found:
+            self._enqueue(found.config, found.why)
+        return found is not None
+
+    def _lacking_probe(self, tried: Sequence[Tried], taken: Set[RunConfig]) -> RunConfig | None:
+        """The smallest config not yet tried of those that a forecast of host memory needs; None where it needs none."""
+        corner = self.spec.corner(self.base)
+        if self.room.kind is None or Foresight(self.room, tried).covers(corner):
+            return None
+        for probe in host.first_probes(corner):
+            sizes = {"batch_size": probe.batch_size, "num_workers": probe.num_workers}
+            config = self.spec.place(self.base, self.spec.values(self.base.with_overrides(sizes)))
+            if config not in taken:
+                return config
+        return None
+
+
+def open_study(storage: BaseStorage, name: str, seed: int) -> optuna.Study:
+    """Open a study, or go on with one that is there. Suggestions differ after a restart, as the trials do."""
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed + len(study.get_trials(deepcopy=False)), multivariate=True, constant_liar=True
+    )
+    return study
+
+
+def tried_in(study: optuna.Study, spec: SearchSpec, base: RunConfig) -> list[Tried]:
+    """What all finished trials came to, in their order."""
+    return _tried(study.get_trials(deepcopy=False), spec, base)
+
+
+def _tried(trials: Sequence[FrozenTrial], spec: SearchSpec, base: RunConfig) -> list[Tried]:
+    found: list[Tried] = []
+    for trial in trials:
+        if raw := _attribute(trial):
+            found.append(Tried.from_dict(spec.place(base, trial.params), raw))
+    return found
+
+
+def _attribute(trial: FrozenTrial) -> Mapping[str, Any] | None:
+    return trial.user_attrs.get(TRIED) if trial.state.is_finished() else None
+
+
+def _was_run(trial: FrozenTrial) -> bool:
+    raw = _attribute(trial)
+    return raw is not None and raw["outcome"] != SKIPPED and _TOLD not in trial.user_attrs
