@@ -43,3 +43,36 @@ def test_weights_that_cannot_be_reached_say_what_to_do(monkeypatch: pytest.Monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=r"pretrained=true.*HF_HOME.*pretrained=false"):
         model.build(SMALL.with_overrides({"pretrained": True}))
+
+
+@pytest.mark.parametrize("size", [64, 512])
+def test_an_encoder_made_for_one_size_says_which(size: int) -> None:
+    swin = RunConfig(encoder="swin_tiny_patch4_window7_224", image_size=size)
+    with pytest.raises(ConfigError, match=rf"image_size={size}: .*doesn't match model.*image_size=224"):
+        model.build(swin)
+
+
+def test_trying_the_size_leaves_no_trace_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = model.build(SMALL)
+    after = torch.rand(3)
+    monkeypatch.setattr(model, "_try_size", lambda *_: None)
+    untried = model.build(SMALL)
+    assert torch.equal(after, torch.rand(3))
+    assert tried.training
+    assert all(torch.equal(one, other) for one, other in zip(tried.state_dict().values(),
+               untried.state_dict().values(), strict=True))  # fmt: skip
+    assert {value.device.type for value in (*tried.parameters(), *tried.buffers())} == {"cpu"}
+
+
+def test_a_model_that_hangs_on_values_is_left_to_the_training() -> None:
+    class Looks(torch.nn.Module):
+        def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+            return image_NCHW * (1 if image_NCHW.mean().item() > 0 else 2)
+
+    class Shrinks(torch.nn.Module):
+        def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+            return image_NCHW[..., ::2, ::2]
+
+    model._try_size(SMALL, model.RoofNet(Looks()))
+    with pytest.raises(ConfigError, match=r"logits are of 32x32 px"):
+        model._try_size(SMALL, model.RoofNet(Shrinks()))

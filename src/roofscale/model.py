@@ -40,7 +40,8 @@ def build(config: RunConfig) -> RoofNet:
     """Build the model of a run config with seeded weights.
 
     Raises:
-        ConfigError: an unknown encoder or decoder, a pair that does not fit together, or unreachable weights.
+        ConfigError: an unknown encoder or decoder, a pair that does not fit together or cannot take an image of this
+            size, or unreachable weights.
     """
     smp = segmentation_models()
     import timm
@@ -65,7 +66,9 @@ def build(config: RunConfig) -> RoofNet:
         )
     except Exception as error:  # smp, timm and the hub each raise their own
         raise _explain(config, error) from error
-    return RoofNet(net)
+    model = RoofNet(net)
+    _try_size(config, model)
+    return model
 
 
 def _nearest_encoder(name: str, known: list[str]) -> str:
@@ -84,6 +87,45 @@ def _explain(config: RunConfig, error: Exception) -> ConfigError:
     return ConfigError(
         f"encoder={config.encoder} decoder={config.decoder}: they do not go together ({reason}); "
         "try decoder=unet, or another encoder."
+    )
+
+
+def _try_size(config: RunConfig, model: RoofNet) -> None:
+    """Let an image of the run's size through, in shapes alone: a tenth of a second, no memory and no randomness.
+
+    An operation that cannot be told without values proves nothing, and is left to the training.
+
+    Raises:
+        ConfigError: the model cannot take it, as one that was made for a single size cannot.
+    """
+    size = (config.image_size, config.image_size)
+    state = {name: value.detach().to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
+    try:
+        with torch.no_grad():
+            image_NCHW = torch.empty(1, 3, *size, device="meta")
+            logits_NKHW = torch.func.functional_call(model.eval(), state, (image_NCHW,))
+    except NotImplementedError:
+        return
+    except Exception as error:  # timm asserts, torch raises whatever a wrong shape leads to
+        if "meta tensor" in str(error):
+            return
+        raise _misfit(config, f"{type(error).__name__}: {error}".splitlines()[0][:300]) from error
+    finally:
+        model.train()
+    if logits_NKHW.shape[2:] != size:
+        raise _misfit(config, f"its logits are of {'x'.join(map(str, logits_NKHW.shape[2:]))} px")
+
+
+def _misfit(config: RunConfig, reason: str) -> ConfigError:
+    import timm
+
+    made_for = timm.get_pretrained_cfg(config.encoder)
+    remedy = "try decoder=unet, or another encoder."
+    if made_for and made_for.fixed_input_size and (side := made_for.input_size[1]) != config.image_size:
+        remedy = f"this encoder is made for image_size={side} alone: set that, or choose another encoder."
+    return ConfigError(
+        f"encoder={config.encoder} decoder={config.decoder} image_size={config.image_size}: expected a model that "
+        f"takes images of that size, and this one does not ({reason}); {remedy}"
     )
 
 
