@@ -3,12 +3,14 @@
 import dataclasses
 import logging
 import pickle
+import platform
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -48,6 +50,20 @@ def test_same_batches_with_and_without_workers_and_after_a_skip(generated: Path,
     assert resumed.position == len(alone)
     assert not same(alone, list(make_loader(config, mixed, epoch=2, train=True)))
     assert not same(alone, list(make_loader(dataclasses.replace(config, seed=7), mixed, epoch=1, train=True)))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be asked")
+@pytest.mark.parametrize(("workers", "given_back"), [(0, False), (1, True)])
+def test_free_memory_is_given_back_before_processes_are_forked(generated: Path, workers: int, given_back: bool) -> None:
+    blocks = [np.ones(2**13) for _ in range(2000)]  # 64 KiB each
+    last = blocks.pop()  # malloc cannot shrink below what lies on top
+    held = psutil.Process().memory_info().rss
+    blocks.clear()
+    loader = make_loader(
+        dataclasses.replace(CONFIG, num_workers=workers), sources(generated, "rid"), epoch=0, train=True
+    )
+    next(iter(loader))
+    assert (held - psutil.Process().memory_info().rss > 1000 * last.nbytes) is given_back
 
 
 def test_batch_holds_uint8_contiguous_targets_and_says_what_is_labelled(generated: Path) -> None:

@@ -5,6 +5,7 @@ sample's index, never of a process or of what was read before: so 0 and 4 worker
 epoch the rest of the interrupted one.
 """
 
+import ctypes
 import logging
 import multiprocessing
 import sys
@@ -56,6 +57,8 @@ class BatchLoader(DataLoader[Any]):
         self.position = first
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class here
+        if self.num_workers:
+            _give_back_free_memory()
         for loaded in super().__iter__():
             if loaded.error:
                 raise DataError(loaded.error)
@@ -103,6 +106,17 @@ def forks(config: RunConfig) -> bool:
     No source keeps a handle open over it.
     """
     return config.num_workers > 0 and sys.platform == "linux"
+
+
+def _give_back_free_memory() -> None:
+    """Hand back to the system what malloc holds but nobody uses, before processes are forked: a few hundredths of a
+    second.
+
+    Forked processes keep what was there when they began for as long as they live, used or not, while training writes it
+    anew: at batch 4, 512 px and 2 workers the second pass took 2.6 GiB, and 2.0 after this.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc alone has it
+        trim(0)
 
 
 def file_order(sources: Sequence[Source]) -> list[SampleKey]:
