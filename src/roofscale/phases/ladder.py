@@ -15,7 +15,7 @@ from typing import Protocol
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
-from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult
+from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult, Stopped
 from roofscale.phases.criteria import Rung
 from roofscale.phases.judge import StepVerdict, Verdict, judge
 from roofscale.phases.plan import Phase, Plan, Step, repeat_config
@@ -37,10 +37,6 @@ class Audience(Protocol):
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """A step has its verdict; its MLflow run is still open for figures and the model."""
         ...
-
-
-class Stopped(Exception):
-    """A run was stopped, by somebody or by a full disk; nothing of it was judged. Says why."""
 
 
 @dataclass(frozen=True)
