@@ -147,7 +147,7 @@ def climb(dry_run: bool, **wishes: Any) -> None:
 
 @main.group(cls=Group)
 def forecast() -> None:
-    """Foresee the memory of a run before it is made."""
+    """Foresee the memory and the time of a run before it is made."""
 
 
 def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,6 +185,16 @@ def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: boo
 
     resolved = config.load(None, [*_words(more, compute), *overrides])
     sys.exit(forecast_host(resolved, RUNS, GENERATED, probe, as_json))
+
+
+@forecast.command("time")
+@forecast_options
+def time_of_run(overrides: Sequence[str], more: Sequence[str], compute: str, as_json: bool) -> None:
+    """Foresee seconds and dollars of a run, an epoch and the full data set, from runs on record or a GPU's peaks."""
+    from roofscale import config
+    from roofscale.commands.forecast_time import forecast_time
+
+    forecast_time(config.load(None, [*_words(more, compute), *overrides]), as_json)
 
 
 @main.command()

@@ -91,7 +91,11 @@ def test_the_gate_reads_the_server_and_not_the_folder(climbed: Path, tmp_path: P
 def test_a_dry_run_forecasts_time_from_what_was_measured(climbed: Path) -> None:
     words = ["phase", "4", "--overlay", "experiments/smoke.yaml", "--set", "data_root=made", "--dry-run", "--json"]
     plan = json.loads(roofscale(climbed, *words).stdout)
-    assert [step["forecast"]["seconds"] > 0 for step in plan["steps"]] == [True] * 3
+    times = [step["forecast"]["run_seconds"] for step in plan["steps"]]
+    assert [0 < time["low"] < time["centre"] < time["high"] for time in times] == [True] * 3
+    assert plan["total"]["seconds"]["centre"] == pytest.approx(sum(time["centre"] for time in times))
+    assert plan["full_data"]["amounts"]["source"] == "as under data_root"
+    assert plan["full_data"]["forecast"]["run_seconds"]["centre"] > times[-1]["centre"]
 
 
 @pytest.mark.slow

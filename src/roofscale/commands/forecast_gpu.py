@@ -12,6 +12,7 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.gpu import GpuForecast, GpuForecaster, remedies
+from roofscale.forecast.roofline import MEAN_ERROR, StepEstimate
 from roofscale.report.console import as_json, console
 
 _SHOWN_MODULES = 8
@@ -22,19 +23,23 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
     forecaster = GpuForecaster(config, compute.get(config.compute))
     found = forecaster.at(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
-    lighter = remedies(forecaster) if found.fit is not Fit.FITS else []
+    lighter = remedies(forecaster, sure) if found.fit is not Fit.FITS else []
     if figure is not None:
         from roofscale.report.gpu_figure import gpu_memory_figure
 
         gpu_memory_figure(found, forecaster.timeline(config.batch_size)).savefig(figure)
     if to_json:
-        content = {"largest_batch": {"for_sure": sure, "expected": expected}}
+        content = {"largest_batch": {"for_sure": sure, "expected": expected}, "step": asdict(_step(forecaster))}
         print(as_json({**_as_dict(found), **content, "remedies": {words: _as_dict(f) for words, f in lighter}}))
     else:
         _print(console(), forecaster, found, sure, expected, lighter)
         if figure is not None:
             console().print(f"Memory over two training steps: {escape(str(figure))}")
     return 0 if found.fit is Fit.FITS else 1
+
+
+def _step(forecaster: GpuForecaster) -> StepEstimate:
+    return forecaster.step(forecaster.config.batch_size)
 
 
 def _as_dict(found: GpuForecast) -> dict[str, Any]:
@@ -60,6 +65,11 @@ def _print(
     out.print(f"Largest batch under {MAX_SHARE:.0%}: {sure} for sure, {expected} as expected.")
     if lighter:
         out.print(_remedies(lighter))
+    step = _step(forecaster)
+    out.print(
+        f"A step takes {step.seconds:.3g} s by a roofline estimate, {step.samples / step.seconds:.3g} samples/s; "
+        f"others find one {MEAN_ERROR:.0%} off on average. Time and cost of a run: roofscale forecast time"
+    )
     if not found.calibrated_on:
         out.print(
             f"[bold yellow]Not validated on a GPU:[/] context and workspace are assumed, and the interval is "

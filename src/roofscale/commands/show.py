@@ -1,8 +1,8 @@
 """Commands that only look: the knobs, what would run, and where everything stands."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +10,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
+from roofscale.commands import timed
 from roofscale.config import FIELDS, RunConfig
-from roofscale.forecast.time import Timed, TimeForecast, forecast_time
+from roofscale.forecast.time import TimeForecast, sum_of
+from roofscale.forecast.transfer import passes_of
 from roofscale.phases.attempt import StepFolder, read_json
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase, Plan
-from roofscale.phases.record import judged_runs, read_config
 from roofscale.report.console import as_json, console
+from roofscale.train.interval import CONFIDENCE, Interval
 
 if TYPE_CHECKING:
     from roofscale.forecast.gpu import GpuForecast
@@ -56,35 +58,92 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
         plan: its steps with the configs they would run.
         start: a sentence that says what the phase starts from.
     """
-    timed = timed_runs()
-    forecasts = [forecast_time(config, compute.get(config.compute), timed) for _, config in plan]
-    on_gpu = _gpu_forecasts(plan)
+    foreseen = _Foreseen.of(plan)
     if to_json:
-        steps = [
-            {
-                "step": step.name,
-                "config": config.as_dict(),
-                "forecast": asdict(forecast) if forecast else None,
-                "gpu_memory": {"total_mib": gpu.total_mib, "share": gpu.share, "fit": gpu.fit} if gpu else None,
-            }
-            for (step, config), forecast, gpu in zip(plan, forecasts, on_gpu, strict=True)
-        ]
-        print(as_json({"phase": asdict(phase), "start": start, "steps": steps}))
+        print(as_json({"phase": asdict(phase), "start": start, **foreseen.as_dict(plan)}))
         return
     out = console()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
     out.print(escape(start))
     print_config(plan[0][1], to_json=False)
     table = Table("step", "changes", "expects", "criteria", "then", "forecast", title="steps", title_justify="left")
-    for (step, config), forecast, gpu in zip(plan, forecasts, on_gpu, strict=True):
+    for (step, config), forecast, gpu in zip(plan, foreseen.times, foreseen.gpus, strict=True):
         expects = "\n".join(_expectation(e) for e in step.expect)
         criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
         then = f"failed: smaller, {step.max_retreats} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
         changes = "\n".join(f"{k}={config.written()[k]}" for k in step.set)
-        foreseen = _time_and_cost(forecast) + _gpu_memory(gpu)
-        table.add_row(step.name, changes, expects, criteria, then, foreseen, end_section=True)
+        words = _time_and_cost(forecast) + _gpu_memory(gpu)
+        table.add_row(step.name, changes, expects, criteria, then, words, end_section=True)
     out.print(table)
-    out.print(_total(forecasts))
+    for line in foreseen.lines(plan):
+        out.print(escape(line))
+
+
+@dataclass(frozen=True)
+class _Foreseen:
+    """What is foreseen of a plan."""
+
+    times: list[TimeForecast | None]  # of each step
+    full: TimeForecast | None  # of the last step's config on all samples of its data sets
+    gpus: list["GpuForecast | None"]
+
+    @classmethod
+    def of(cls, plan: Plan) -> "_Foreseen":
+        runs = timed.timed_runs()
+        times = [timed.foresee_time(config, runs) for _, config in plan]
+        return cls(times, timed.foresee_time(timed.everything(plan[-1][1]), runs), _gpu_forecasts(plan))
+
+    @property
+    def known(self) -> list[TimeForecast]:
+        return [forecast for forecast in self.times if forecast]
+
+    @property
+    def seconds(self) -> Interval:
+        """Of all steps of which something is known."""
+        return sum_of([forecast.run_seconds for forecast in self.known])
+
+    @property
+    def usd(self) -> Interval | None:
+        money = [forecast.usd for forecast in self.known if forecast.usd is not None]
+        return sum_of(money) if money and len(money) == len(self.known) else None
+
+    def as_dict(self, plan: Plan) -> dict[str, Any]:
+        """For a script."""
+        steps = [
+            {
+                "step": step.name,
+                "config": config.as_dict(),
+                "forecast": timed.as_dict(forecast),
+                "gpu_memory": {"total_mib": gpu.total_mib, "share": gpu.share, "fit": gpu.fit} if gpu else None,
+            }
+            for (step, config), forecast, gpu in zip(plan, self.times, self.gpus, strict=True)
+        ]
+        total = {"steps": len(self.known), "seconds": asdict(self.seconds), "usd": self.usd and asdict(self.usd)}
+        full = {"amounts": asdict(timed.counted(plan[-1][1])), "forecast": timed.as_dict(self.full)}
+        return {"steps": steps, "total": total if self.known else None, "full_data": full}
+
+    def lines(self, plan: Plan) -> Iterator[str]:
+        """What the whole phase takes, and the full data set, with what a reader has to know of it."""
+        if not self.known:
+            yield "No forecast of time and cost: no similar run is on record. The first step of phase 1 makes one."
+            return
+        cost = f", {timed.money_words(self.usd)}" if self.usd else ""
+        measured = [forecast for forecast in self.known if not forecast.estimate]
+        sources = ", ".join(dict.fromkeys(source for one in measured for source in one.sources))
+        yield (
+            f"Forecast of {len(self.known)} of {len(self.times)} steps, each once: {timed.seconds_words(self.seconds)}"
+            f"{cost}, {CONFIDENCE:.0%} interval{f', from runs {sources}' if sources else ''}."
+        )
+        if self.full:
+            (_, last), counts = plan[-1], timed.counted(plan[-1][1])
+            sizes = ", ".join(f"{name} {train:,} + {val:,}" for name, (train, val) in counts.samples.items())
+            yield (
+                f"The config of the last step on all samples ({sizes} validated, {counts.source}): "
+                f"{timed.seconds_words(self.full.epoch_seconds)} {timed.money_words(self.full.epoch_usd)} an epoch, "
+                f"{timed.seconds_words(self.full.run_seconds)} {timed.money_words(self.full.usd)} "
+                f"a run of {passes_of(last)} passes."
+            )
+        yield from dict.fromkeys(note for forecast in self.known if forecast.estimate for note in timed.notes(forecast))
 
 
 def _gpu_forecasts(plan: Plan) -> list["GpuForecast | None"]:
@@ -103,29 +162,13 @@ def _gpu_memory(gpu: "GpuForecast | None") -> str:
     return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n(+-{gpu.spread:.0%}): {gpu.fit}"
 
 
-def timed_runs() -> list[Timed]:
-    """Every judged run on the tracking server, with what it took."""
-    runs = [run for phase in range(1, 6) for run in judged_runs(phase) if "ruled_out_by" not in run.tags]
-    return [Timed(read_config(run), run.metrics, run.run_id, run.tags.get("device") == "cuda") for run in runs]
-
-
 def _time_and_cost(forecast: TimeForecast | None) -> str:
     if forecast is None:
         return "unknown: no similar run on record"
-    money = "" if forecast.usd is None else f"\n{forecast.usd:.2f} USD"
-    scaled = "\n(scaled)" if forecast.scaled else ""
-    return f"{forecast.seconds:,.0f} s{money}{scaled}"
-
-
-def _total(forecasts: Sequence[TimeForecast | None]) -> str:
-    known = [forecast for forecast in forecasts if forecast]
-    if not known:
-        return "No forecast of time and cost: no similar run is on record. The first step of phase 1 makes one."
-    minutes = sum(forecast.seconds for forecast in known) / 60
-    money = [forecast.usd for forecast in known if forecast.usd is not None]
-    cost = f", {sum(money):.2f} USD" if len(money) == len(known) else ""
-    sources = ", ".join(dict.fromkeys(forecast.source for forecast in known))
-    return f"Forecast of {len(known)} of {len(forecasts)} steps: {minutes:,.1f} minutes{cost}, from runs {sources}."
+    stands = "roofline" if forecast.estimate else f"{forecast.bound}{', scaled' if forecast.scaled else ''}"
+    run, epoch = timed.seconds_words(forecast.run_seconds), timed.seconds_words(forecast.epoch_seconds)
+    lines = [run, timed.money_words(forecast.usd), f"epoch {epoch}", stands]
+    return "\n".join(filter(None, lines))
 
 
 def _expectation(expected: Expectation) -> str:

@@ -21,6 +21,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
 from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
+from roofscale.forecast.roofline import StepEstimate, estimate_step
 from roofscale.forecast.trace import CONVOLUTION, Trace, trace_training
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
@@ -140,6 +141,10 @@ class GpuForecaster:
             modules=modules,
         )
 
+    def step(self, batch: int) -> StepEstimate:
+        """How long one training step with ``batch`` samples takes at the least, see ``roofline``."""
+        return estimate_step(self.trace.at(batch).work, self.where.gpu, self.precision, batch)
+
     def with_settings(self, settings: Settings) -> "GpuForecaster":
         """The same run under other settings of the allocator; the trace is shared."""
         assert self.trace, "made now, so that the copy has it"
@@ -227,19 +232,34 @@ def foresee(config: RunConfig, where: Compute) -> GpuForecast | None:
     Raises:
         ConfigError: as ``GpuForecaster`` does.
     """
-    if not where.gpu:
-        return None
-    decisive = RunConfig().with_overrides({knob: getattr(config, knob) for knob in _DECISIVE})
-    return replace(_forecaster(decisive, where).at(config.batch_size), config=config)
+    return replace(_forecaster(config, where).at(config.batch_size), config=config) if where.gpu else None
+
+
+def foresee_step(config: RunConfig, where: Compute) -> StepEstimate:
+    """The roofline of a config's step, from the same trace as its memory.
+
+    Raises:
+        ConfigError: as ``GpuForecaster`` does, or a GPU whose peaks are not known.
+    """
+    return _forecaster(config, where).step(config.batch_size)
+
+
+def _forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
+    return _of_decisive(RunConfig().with_overrides({knob: getattr(config, knob) for knob in _DECISIVE}), where)
 
 
 @cache
-def _forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
+def _of_decisive(config: RunConfig, where: Compute) -> GpuForecaster:
     return GpuForecaster(config, where)
 
 
-def remedies(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
-    """What would take less than the config asked for, each with its own forecast: what to set, and what comes of it."""
+def remedies(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuForecast]]:
+    """What would take less than the config asked for, each with its own forecast: what to set, and what comes of it.
+
+    Args:
+        forecaster: of the config.
+        largest: batch that surely fits, as ``largest_batch`` has found.
+    """
     config, where = forecaster.config, forecaster.where
     changes: list[dict[str, object]] = []
     if forecaster.precision == "fp32":
@@ -248,7 +268,6 @@ def remedies(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
         changes.append({"channels_last": True})
     changes += [{"decoder": name} for name in _LIGHTER_DECODERS if name != config.decoder]
     found = []
-    largest = forecaster.largest_batch()
     if 0 < largest < config.batch_size:
         found.append((f"batch_size={largest}", forecaster.at(largest)))
     if not forecaster.settings.expandable_segments:

@@ -58,15 +58,17 @@ class StepEstimate:
     arithmetic_share: float  # of the seconds that arithmetic takes, and not memory
     gpu: str
     precision: str
+    samples: int
 
 
-def estimate_step(work: Iterable["Work"], gpu: str, precision: str) -> StepEstimate:
+def estimate_step(work: Iterable["Work"], gpu: str, precision: str, samples: int) -> StepEstimate:
     """Sum up the operations of one step.
 
     Args:
         work: its operations, see ``work``.
         gpu: a model of ``gpu_peaks.yaml``.
         precision: of the run, as resolved for the GPU.
+        samples: that the step takes.
 
     Raises:
         ConfigError: a GPU whose peaks are not known.
@@ -82,7 +84,7 @@ def estimate_step(work: Iterable["Work"], gpu: str, precision: str) -> StepEstim
         forward += longer if one.forward else 0.0
         arithmetic += longer if computing == longer else 0.0
         flops, nbytes = flops + one.flops, nbytes + one.nbytes
-    return StepEstimate(seconds, forward, flops, nbytes, arithmetic / seconds, gpu, precision)
+    return StepEstimate(seconds, forward, flops, nbytes, arithmetic / seconds, gpu, precision, samples)
 
 
 def peaks_of(gpu: str) -> Peaks:

@@ -1,0 +1,88 @@
+"""The command that foresees how long a run takes and what it costs."""
+
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from roofscale import compute
+from roofscale.commands import timed
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.forecast.time import TimeForecast
+from roofscale.forecast.transfer import passes_of
+from roofscale.report.console import as_json, console
+from roofscale.train.interval import CONFIDENCE
+
+_SHOWN_SOURCES = 5
+
+
+def forecast_time(config: RunConfig, to_json: bool) -> None:
+    """Say how long a run and an epoch take and what they cost, of the samples asked for and of all that there are.
+
+    Raises:
+        ConfigError: no run on record says anything of it.
+    """
+    runs = timed.timed_runs()
+    found = timed.foresee_time(config, runs)
+    full = timed.foresee_time(timed.everything(config), runs)
+    if found is None or full is None:
+        raise ConfigError(
+            f"encoder={config.encoder} decoder={config.decoder} precision={config.precision}: a forecast of time needs "
+            "a timed run of these, and none is on record. Make one: roofscale phase 1, whose first step is a short one."
+        )
+    if to_json:
+        content = {
+            "amounts": asdict(timed.counted(config)),
+            "full_data": timed.as_dict(full),
+            "notes": _notes(config, found),
+        }
+        print(as_json({"config": config.as_dict(), **(timed.as_dict(found) or {}), **content}))
+        return
+    _print(console(), config, found, full)
+
+
+def _print(out: Console, config: RunConfig, found: TimeForecast, full: TimeForecast) -> None:
+    asked = f"{config.image_size} px, batch {config.batch_size}, {config.num_workers} workers on {config.compute}"
+    table = Table(f"time, {timed.basis(found)}", f"{CONFIDENCE:.0%} interval", "cost",
+                  title=f"{config.decoder} on {config.encoder}, {asked}", title_justify="left")  # fmt: skip
+    for words, forecast in (("", found), (", all samples", full)):
+        passes = passes_of(config)
+        table.add_row(f"an epoch{words}", timed.seconds_words(forecast.epoch_seconds),
+                      timed.money_words(forecast.epoch_usd))  # fmt: skip
+        table.add_row(f"a run, {passes} pass{'es' * (passes > 1)}{words}", timed.seconds_words(forecast.run_seconds),
+                      timed.money_words(forecast.usd), end_section=True)  # fmt: skip
+    parts = found.parts
+    for name, seconds in (("start", parts.start), ("each pass's start", parts.passes), ("training", parts.training),
+                          ("validation", parts.validation), ("last steps, cached", parts.cached)):  # fmt: skip
+        table.add_row(name, f"{seconds:,.1f} s", f"{seconds / parts.total:.0%}")
+    table.add_section()
+    if found.estimate:
+        table.add_row("a step", f"{found.estimate.seconds:.3g} s", f"{found.estimate.arithmetic_share:.0%} arithmetic")
+    table.add_row("a sample", f"{found.seconds_per_sample:.3g} s", found.bound)
+    out.print(table)
+    for line in _notes(config, found):
+        out.print(escape(line))
+
+
+def _notes(config: RunConfig, found: TimeForecast) -> list[str]:
+    lines = list(timed.notes(found))
+    if not found.estimate:
+        lines.insert(0, _where_from(found))
+    counts = timed.counted(config)
+    sizes = ", ".join(f"{name} {train:,} and {val:,} to validate" for name, (train, val) in counts.samples.items())
+    lines.append(f"All samples, {counts.source}: {sizes}.")
+    where = compute.get(config.compute)
+    if not where.gpu and (note := compute.allowance(where).note):
+        lines.append(f"That is as a run here takes it: {note}.")
+    return lines
+
+
+def _where_from(found: TimeForecast) -> str:
+    shown = ", ".join(found.sources[:_SHOWN_SOURCES])
+    more = len(found.sources) - _SHOWN_SOURCES
+    return (
+        f"Scaled from {shown}{f' and {more} more' if more > 0 else ''}, where the loader held a step up for "
+        f"{found.loader_share:.0%} of its time: that part goes with the workers, the rest with the model."
+    )

@@ -1,0 +1,112 @@
+"""What a forecast of time stands on, runs on record among it, and the words that it is told in."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from roofscale import compute
+from roofscale.config import RunConfig
+from roofscale.data.amounts import Amounts, amounts
+from roofscale.forecast.roofline import MEAN_ERROR
+from roofscale.forecast.time import TimeForecast, forecast_time
+from roofscale.forecast.transfer import Timed
+from roofscale.measurement import Outcome
+from roofscale.phases.record import judged_runs, read_config
+from roofscale.tracking import RunRecord
+from roofscale.train.interval import CONFIDENCE, Interval
+
+
+def timed_runs() -> list[Timed]:
+    """Every judged run on the tracking server that came to its end, with what it took."""
+    return [as_timed(run) for phase in range(1, 6) for run in judged_runs(phase) if went_well(run)]
+
+
+def went_well(run: RunRecord) -> bool:
+    """Whether a run was really made, and to its end."""
+    return run.tags.get("outcome") == Outcome.OK and "ruled_out_by" not in run.tags
+
+
+def as_timed(run: RunRecord) -> Timed:
+    """A run of the tracking server."""
+    config, tags = read_config(run), run.tags
+    on_gpu = tags.get("device") == "cuda"
+    gpu = compute.get(config.compute).gpu if on_gpu and config.compute in compute.names() else ""
+    return Timed(config, run.metrics, run.run_id, tags.get("precision", ""), int(tags.get("threads", 0)), on_gpu, gpu)
+
+
+def foresee_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast | None:
+    """The forecast of a run as this machine, held to its compute, would make it; None where nothing is known of it.
+
+    A compute with a GPU of which no run is on record has the roofline estimate of its step.
+    """
+    where, there = compute.get(config.compute), counted(config).samples
+    threads = 0 if where.gpu else config.threads or compute.allowance(where).cores
+    found = forecast_time(config, where, runs, there, threads=threads)
+    if found is None and where.gpu:
+        from roofscale.forecast.gpu import foresee_step  # seconds of imports, and of tracing
+
+        found = forecast_time(config, where, runs, there, estimate=foresee_step(config, where))
+    return found
+
+
+def counted(config: RunConfig) -> Amounts:
+    """How many samples its data sets have; counted once for all configs that read the same."""
+    knobs = ("datasets", "data_root", "split", "split_number", "image_size")
+    return _counted(RunConfig().with_overrides({knob: getattr(config, knob) for knob in knobs}))
+
+
+_counted = cache(amounts)
+
+
+def everything(config: RunConfig) -> RunConfig:
+    """The same run on all samples of its data sets."""
+    return config.with_overrides({"max_samples": 0, "val_samples": 0})
+
+
+def seconds_words(seconds: Interval) -> str:
+    """A time with its interval, in the unit that suits it."""
+    unit, size = next((unit, size) for unit, size in _UNITS if seconds.centre >= 2 * size or size == 1)
+    centre, low, high = (_short(value / size) for value in (seconds.centre, seconds.low, seconds.high))
+    return f"{centre} {unit} ({low} to {high})"
+
+
+_UNITS = (("h", 3600), ("min", 60), ("s", 1))  # the largest of which there are two
+
+
+def money_words(usd: Interval | None) -> str:
+    """A cost with its interval; empty where there is no price."""
+    if usd is None:
+        return ""
+    centre, low, high = (
+        f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}" for value in (usd.centre, usd.low, usd.high)
+    )
+    return f"{centre} USD ({low} to {high})"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def notes(forecast: TimeForecast) -> Iterator[str]:
+    """What a reader of a forecast has to know: what it is scaled from, over what, and how far to trust it."""
+    if forecast.estimate:
+        step = forecast.estimate
+        yield (
+            f"A roofline estimate, not validated on a GPU: {step.flops:.3g} FLOPs and {step.nbytes:.3g} bytes a step "
+            f"of {step.samples} over the data sheet's peaks of {step.gpu}. Others find a roofline {MEAN_ERROR:.0%} off "
+            "on average, which is what the interval stands on. It takes the loader to deliver "
+            f"{1 / forecast.seconds_per_sample:.3g} samples/s; with a slower one the GPU waits."
+        )
+    if forecast.scaled:
+        yield f"Scaled over: {', '.join(forecast.scaled)}. The interval is wider by what such a change may move."
+
+
+def as_dict(forecast: TimeForecast | None) -> dict[str, Any] | None:
+    """For a script."""
+    return {**asdict(forecast), "confidence": CONFIDENCE, "basis": basis(forecast)} if forecast else None
+
+
+def basis(forecast: TimeForecast) -> str:
+    """What a forecast stands on, in two words."""
+    return "roofline estimate" if forecast.estimate else "measured runs"
