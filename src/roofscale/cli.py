@@ -145,6 +145,36 @@ def climb(dry_run: bool, **wishes: Any) -> None:
     sys.exit(code)
 
 
+@main.command()
+@click.option("--file", type=click.Path(path_type=Path), help="Phase file; else experiments/phase3.yaml.")
+@click.option(
+    "--storage",
+    default="",
+    envvar="ROOFSCALE_STORAGE",
+    help="URL of an Optuna database that several workers share, such as postgresql+psycopg2://user@host/name.",
+)
+@click.option("--join", default="", help="Run trials of the study of this name, which another process conducts.")
+@climb_options
+def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: Any) -> None:
+    """Search batch size, workers and prefetch by short trials, and confirm what is chosen by a whole run."""
+    if join:
+        from roofscale.commands.search import join_search
+
+        join_search(join, storage, RUNS, wishes["as_json"])
+        return
+    from roofscale.commands import phase as commands
+
+    with _project_run() as results_are_in:
+        order = commands.Order(**_order(**wishes), storage=storage)
+        if dry_run:
+            commands.preview(order.load(commands.SEARCHING, file).searching(), order)
+            return
+        climbed = commands.climb_search(order, file)
+        if climbed:
+            results_are_in(climbed.run_id)
+    sys.exit(commands.exit_code(climbed) if climbed else 1)
+
+
 @main.group(cls=Group)
 def forecast() -> None:
     """Foresee the memory and the time of a run before it is made."""

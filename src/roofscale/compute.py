@@ -20,6 +20,7 @@ from roofscale.errors import ConfigError, did_you_mean
 
 LOCAL = "local"
 GIB = 2**30
+MIB = 2**20
 _FILE = Path(__file__).with_name("compute.yaml")
 
 
@@ -89,6 +90,17 @@ def allowance(wanted: Compute) -> Allowance:
     note = f"this machine gives only {' and '.join(lacking)} of {wanted.name}" if lacking else ""
     memory = min(wanted.memory_gib, here.memory_gib)
     return Allowance(memory_bytes=int(memory * GIB), cores=min(wanted.vcpus, here.vcpus), note=note)
+
+
+def shm_free_mib(wanted: Compute) -> float | None:
+    """What /dev/shm has left, MiB; None where ``wanted`` is not this machine, or where there is no such folder."""
+    if not wanted.name.startswith(LOCAL):
+        return None
+    try:
+        shm = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return shm.f_bavail * shm.f_frsize / MIB
 
 
 def _held_local(name: str, memory: str) -> Compute:

@@ -215,7 +215,7 @@ def test_a_smaller_increment_is_not_held_to_what_was_expected_of_the_larger(tmp_
 
 MISSION = {  # what each shipped phase changes from step to step, and what it stands on
     2: (1, "batch_size", [2, 4, 8, 16], {"completes", "memory_margin", "stable"}),
-    3: (2, "num_workers", [2, 4], {"completes", "memory_margin", "stable"}),
+    3: (2, "num_workers", [2, 4, 2], {"completes", "memory_margin", "stable"}),  # the third is searched
     4: (3, "datasets", [("rid",), ("rid", "roofline"), ("rid", "roofline", "airs")], {"completes", "memory_margin"}),
 }
 

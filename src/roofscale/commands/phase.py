@@ -1,13 +1,15 @@
 """The commands that climb: one phase, or all of them in order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from roofscale.commands import base, gate, show
+from roofscale.commands.foreseen import Foreseen
 from roofscale.commands.report import STRATEGY, write_report
 from roofscale.commands.run import INTERRUPTED, print_where, settle_data
 from roofscale.config import RunConfig
@@ -29,7 +31,12 @@ from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker, require_answer
 
+if TYPE_CHECKING:
+    from roofscale.phases.search.conduct import Conductor
+
 PHASES = (1, 2, 3, 4, 5)
+SEARCHING = 3  # the phase whose search stands for itself too
+SEARCH_EXPERIMENT = "roofscale-search"
 _EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
 
 
@@ -45,6 +52,7 @@ class Order:
     from_defaults: bool = False  # not from what the phase before has learnt
     fresh: bool = False
     force: bool = False  # go on where a requirement of the phase is not met
+    storage: str = ""  # URL of an Optuna storage for the trials of a search; may hold a password, so it is never shown
     to_json: bool = False
 
     def load(self, number: int, file: Path | None = None) -> Phase:
@@ -80,15 +88,25 @@ def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbRes
     Returns:
         What it came to; None where a requirement of the phase is not met, which is said on the terminal.
     """
-    out = console(quiet=order.to_json)
-    phase = order.load(number, file)
+    return _climb_and_publish(lambda: order.load(number, file), order, Attempts(order.runs, experiment_name(number)))
+
+
+def climb_search(order: Order, file: Path | None = None) -> ClimbResult | None:
+    """Climb the base step and the searching steps of phase 3, which then has its last good config from it."""
+    last_good_of = experiment_name(SEARCHING)
+    attempts = Attempts(order.runs, SEARCH_EXPERIMENT, last_good_of)
+    return _climb_and_publish(lambda: order.load(SEARCHING, file).searching(), order, attempts)
+
+
+def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attempts) -> ClimbResult | None:
+    phase, out = read(), console(quiet=order.to_json)
     require_answer()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
     unmet = gate.unmet(phase, out)
     if unmet and not order.force:
         if not order.to_json:
             preview(phase, order)
-        out.print(f"Phase {number} was not begun: {escape(unmet)}")
+        out.print(f"Phase {phase.number} was not begun: {escape(unmet)}")
         return None
     good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
     out.print(escape(said))
@@ -96,9 +114,9 @@ def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbRes
     configs = settle_data([config for _, config in plan], order.cache, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
     notes = [f"forced although {unmet}"] if unmet else []
-    tracker = Tracker(experiment_name(phase.number), order.runs)
-    climbed = _climb(phase, plan, good if phase.needs else None, tracker, order, out, notes)
-    _publish(climbed, tracker, order, file, out)
+    tracker = Tracker(attempts.experiment, order.runs)
+    climbed = _climb(phase, plan, good if phase.needs else None, attempts, tracker, order, out, notes)
+    _publish(_with_edit_noted(climbed, read), tracker, order, out)
     return climbed
 
 
@@ -106,34 +124,47 @@ def _climb(
     phase: Phase,
     plan: Plan,
     good: RunConfig | None,
+    attempts: Attempts,
     tracker: Tracker,
     order: Order,
     out: Console,
     notes: Sequence[str],
 ) -> ClimbResult:
+    tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out)
     ladder = Ladder(
         phase=phase,
         plan=plan,
         tracker=tracker,
-        attempts=Attempts(order.runs, tracker.experiment),
+        attempts=attempts,
         make_runner=LocalRunner,
-        audience=_Onlooker(out),
-        tags=git_state(Path.cwd()),
+        audience=_Onlooker(out, foreseen),
+        tags=tags,
         good=good,
         ruled_out=() if order.fresh else out_of_memory(PHASES),
         notes=notes,
+        foresee=foreseen,
+        search=_conductor(phase, tracker, order, out, tags),
     )
     return ladder.climb(order.fresh)
 
 
-def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, file: Path | None, out: Console) -> None:
+def _conductor(
+    phase: Phase, tracker: Tracker, order: Order, out: Console, tags: Mapping[str, str]
+) -> "Conductor | None":
+    if not any(step.search for step in phase.steps):
+        return None
+    from roofscale.commands.search import conductor  # seconds of imports
+
+    return conductor(tracker, LocalRunner, out, tags, order.storage)
+
+
+def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console) -> None:
     """Close MLflow's parent run with what the attempt came to, and write it up.
 
     Raises:
         TrackingError: the server is away; what the attempt came to was shown and is kept.
     """
     parent = tracker.open(climbed.run_id)
-    climbed = _with_edit_noted(climbed, order, file)
     coming = _following(climbed.phase.number, order)
     parent.describe(description(phase_section(climbed, coming), STRATEGY))
     if not climbed.interrupted:
@@ -142,7 +173,8 @@ def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, file: Path | 
     parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
     _print_climb(out, climbed, tracker, order.to_json)
     tracker.close(wait=not climbed.interrupted)  # the report is made from what the server has
-    if not climbed.interrupted and order.experiments.is_dir():
+    is_a_phase = tracker.experiment == experiment_name(climbed.phase.number)
+    if is_a_phase and not climbed.interrupted and order.experiments.is_dir():
         for written in _write_up(order, out):
             parent.artifact(written)
         tracker.close()
@@ -165,10 +197,10 @@ def _write_up(order: Order, out: Console) -> list[Path]:
         return []
 
 
-def _with_edit_noted(climbed: ClimbResult, order: Order, file: Path | None) -> ClimbResult:
+def _with_edit_noted(climbed: ClimbResult, read: Callable[[], Phase]) -> ClimbResult:
     """The verdict belongs to the plan as it stood when the climb began; say so where the file says otherwise now."""
     try:
-        same = order.load(climbed.phase.number, file).fingerprint == climbed.phase.fingerprint
+        same = read().fingerprint == climbed.phase.fingerprint
     except ConfigError:
         same = False
     if same:
@@ -180,8 +212,8 @@ def _with_edit_noted(climbed: ClimbResult, order: Order, file: Path | None) -> C
 class _Onlooker:
     """Shows a climb on the terminal and publishes each step in MLflow."""
 
-    def __init__(self, out: Console) -> None:
-        self._out = out
+    def __init__(self, out: Console, foreseen: Foreseen) -> None:
+        self._out, self._foreseen = out, foreseen
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
         """Announce the run and draw its bar."""
@@ -190,7 +222,8 @@ class _Onlooker:
         return ProgressBar(step.name)
 
     def judged(self, result: StepResult, run: TrackedRun) -> None:
-        """Publish the step and say how it went."""
+        """Publish the step, say how it went, and let what follows be foreseen by it."""
+        self._foreseen.learn(result.config, result.measurement, result.run_id)
         publish_run(run, result.config, result.measurement, result.folder)
         wanting = [f"{c.name}: {c.evidence}" for c in result.verdict.criteria if c.verdict is not Verdict.PASSED]
         said = "; ".join(wanting) or result.measurement.detail

@@ -82,6 +82,10 @@ class Attempt:
         folder.mkdir(exist_ok=True)
         return StepFolder(folder)
 
+    def search(self, number: int, name: str) -> Path:
+        """The folder of the search that a step begins with; made by the search."""
+        return self.path / f"{number:02d}-{name}.search"
+
     @property
     def has_verdicts(self) -> bool:
         """Whether any step was judged."""
@@ -89,10 +93,18 @@ class Attempt:
 
 
 class Attempts:
-    """All attempts at one phase: ``runs/<experiment>``."""
+    """All attempts at one phase: ``runs/<experiment>``.
 
-    def __init__(self, runs: Path, experiment: str) -> None:
+    Args:
+        runs: the folder of all runs.
+        experiment: MLflow's.
+        last_good_of: the experiment whose last good config these attempts change; their own where empty.
+    """
+
+    def __init__(self, runs: Path, experiment: str, last_good_of: str = "") -> None:
+        self.experiment = experiment
         self.path = runs / experiment
+        self._last_good = runs / (last_good_of or experiment) / "last_good.json"
 
     def all(self) -> list[Attempt]:
         """The attempts, oldest first."""
@@ -115,7 +127,7 @@ class Attempts:
     @property
     def last_good_file(self) -> Path:
         """The resolved config of the newest passed step, which rollback returns to."""
-        return self.path / "last_good.json"
+        return self._last_good
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -124,7 +136,8 @@ class Attempts:
         Raises:
             Busy: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.last_good_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

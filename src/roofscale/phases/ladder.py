@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, write_json
@@ -25,6 +25,9 @@ from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
 from roofscale.runners.supervise import Listener, Listeners
 from roofscale.tracking import TrackedRun, Tracker
+
+if TYPE_CHECKING:
+    from roofscale.phases.search.conduct import Conductor  # Optuna and scikit-learn: only where a phase searches
 
 
 class Audience(Protocol):
@@ -77,6 +80,8 @@ class Ladder:
     good: RunConfig | None = None  # the last good config of the phase before, where this one stands on it
     ruled_out: Sequence[RuledOut] = ()  # what ran out of memory in earlier attempts
     notes: Sequence[str] = ()  # what a reader of the verdict has to know already
+    foresee: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics of a run that is about to begin
+    search: "Conductor | None" = None  # for the steps that search
     _full: list[RuledOut] = field(default_factory=list, init=False)
 
     def climb(self, fresh: bool = False) -> ClimbResult:
@@ -157,6 +162,7 @@ class Ladder:
 
         The deciding run is the largest increment that passed, else the one that the step asks for.
         """
+        ask = self._search(attempt, parent, ask)
         passed_before = (r.config for r in reversed(ask.done) if r.verdict.verdict is Verdict.PASSED)
         good = next(passed_before, self.good)
         asked = self._measure(attempt, parent, ask, good)
@@ -177,6 +183,15 @@ class Ladder:
         deciding = next((run for run in reversed(runs) if run.verdict.verdict is Verdict.PASSED), asked)
         self.tracker.open(deciding.run_id).tags({"decides": "true"})
         return replace(deciding, step=asked.step, tries=tuple(run for run in runs if run is not deciding))
+
+    def _search(self, attempt: Attempt, parent: TrackedRun, ask: Ask) -> Ask:
+        """The step at the config that its search has chosen; its run confirms that, and is judged like any other."""
+        if ask.step.search is None:
+            return ask
+        assert self.search, "whoever climbs a phase that searches says how"
+        found = self.search.choose(ask.step.search, ask.config, attempt.search(ask.number, ask.step.name), parent)
+        step = replace(ask.step, set={**ask.step.set, **found})
+        return replace(ask, step=step, config=ask.config.with_overrides(found))
 
     def _measure(self, attempt: Attempt, parent: TrackedRun, ask: Ask, good: RunConfig | None) -> StepResult:
         """Run one config and, while the evidence is insufficient and the phase file says so, repeat it."""
@@ -269,6 +284,7 @@ class Ladder:
             notes.append(f"repeat {repeat}, seed {ask.config.seed}")
         run = self.tracker.start(" ".join([ask.step.name, *(f"({note})" for note in notes)]), tags, parent)
         run.params(ask.config)
+        run.foreseen(self.foresee(ask.config))
         folder.begin(run.run_id)
         return run, ", ".join(notes)
 

@@ -22,6 +22,7 @@ from roofscale.measurement import METRICS
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.expectation import REFERENCES, Expectation
 from roofscale.phases.nodes import Node, read_yaml
+from roofscale.phases.search.spec import SearchSpec, read_search
 
 ON_FAILURE = ("stop", "continue")  # after the retreats, where none of them passed
 ON_INSUFFICIENT = ("repeat", "continue", "stop")
@@ -33,8 +34,8 @@ _SEED_STRIDE = 1000  # far apart, so that a repeat of seed 0 is not somebody's r
 
 _POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats", "max_retreats")
 _PHASE_KEYS = ("phase", "name", "question", "needs", "requires", "base", "watch", "steps", *_POLICY_KEYS)
-_OVERLAY_KEYS = ("base", "hold", "decided_by", *_POLICY_KEYS)
-_STEP_KEYS = ("name", "set", "expect", "criteria", *_POLICY_KEYS)
+_OVERLAY_KEYS = ("base", "hold", "decided_by", "search", *_POLICY_KEYS)
+_STEP_KEYS = ("name", "set", "search", "expect", "criteria", *_POLICY_KEYS)
 _EXPECT_KEYS = ("value", "of", "tolerance")
 _DATASET = rf"(\*|{'|'.join(run_config.DATASETS)})"  # * stands for each data set trained on
 _DATASET_METRIC = re.compile(rf"val/{_DATASET}/(loss|(iou|f1|accuracy)(_[a-z]+)?)|forgetting/{_DATASET}")
@@ -61,6 +62,7 @@ class Step:
     on_insufficient: str  # of ON_INSUFFICIENT
     max_repeats: int  # more runs under other seeds while the evidence is insufficient
     max_retreats: int = _DEFAULT_RETREATS  # runs at a smaller increment where the cause of a failure suggests one
+    search: SearchSpec | None = None  # finds the rest of what the step sets, before its run
 
     def at_smaller_increment(self) -> "Step":
         """The step as a retreat is judged: what was expected of the increment asked for says nothing of another."""
@@ -82,6 +84,22 @@ class Phase:
     needs: int | None = None  # the phase whose last good config this one starts from
     requires: tuple[str, ...] = ()  # of REQUIREMENTS, before anything runs
     hold: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # an overlay's knobs that no step changes
+
+    def searching(self) -> "Phase":
+        """The phase cut down to its base step and the steps that search.
+
+        Raises:
+            ConfigError: no step of the phase searches.
+        """
+        kept = [step for step in self.steps if step is self.steps[0] or step.search]
+        if not any(step.search for step in kept):
+            raise ConfigError(
+                f"phase {self.number} ({self.name}): none of its steps has a 'search'; add one, such as search: "
+                "{space: {batch_size: [1, 24]}}."
+            )
+        names = [step.name for step in kept]
+        said = {**self.said, "steps": tuple(step for step in self.said["steps"] if step["name"] in names)}
+        return dataclasses.replace(self, steps=tuple(kept), said=said)
 
     @property
     def fingerprint(self) -> str:
@@ -174,7 +192,7 @@ def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) 
     content = node.mapping("key of a step", _STEP_KEYS)
     if "name" not in content:
         raise node.error("a step needs a 'name'.")
-    policy = {**{k: v for k, v in phase.items() if k in _POLICY_KEYS}, **content, **over}
+    policy = {k: v for said in (phase, content, over) for k, v in said.items() if k in _POLICY_KEYS}
     return Step(
         name=content["name"].text("name"),
         set=_read_overrides(content.get("set")),
@@ -190,6 +208,7 @@ def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) 
         max_retreats=(
             policy["max_retreats"].whole("max_retreats", low=0) if "max_retreats" in policy else _DEFAULT_RETREATS
         ),
+        search=read_search(content.get("search"), over.get("search")),
     )
 
 

@@ -59,8 +59,11 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> ClimbResult | None:
 def judged_runs(phase: int) -> list[RunRecord]:
     """Every run of every attempt at a phase that has a verdict, those of the newest attempt first."""
     tracker = Tracker.find(experiment_name(phase))
-    if tracker is None:
-        return []
+    return judged_in(tracker) if tracker else []
+
+
+def judged_in(tracker: Tracker) -> list[RunRecord]:
+    """Every run in an experiment that has a verdict, those of the newest attempt first."""
     children = (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
     return [run for run in children if "verdict" in run.tags]
 
@@ -118,17 +121,17 @@ def _read_run(tracker: Tracker, step: Step, run: RunRecord, repeats: Sequence[Ru
     return StepResult(
         step=step,
         config=read_config(run),
-        measurement=_read_measurement(tracker, run),
+        measurement=read_measurement(tracker, run),
         verdict=_read_verdict(tracker, newest),
         run_id=run.run_id,
         folder=Path(run.tags.get("folder", "")),
-        repeats=tuple(_read_measurement(tracker, repeat) for repeat in repeats),
+        repeats=tuple(read_measurement(tracker, repeat) for repeat in repeats),
         retreat=retreat,
         cause=Cause(run.tags["failure"]) if "failure" in run.tags else None,
     )
 
 
-def _read_measurement(tracker: Tracker, run: RunRecord) -> Measurement:
+def read_measurement(tracker: Tracker, run: RunRecord) -> Measurement:
     """The measurement that the run carries as an artifact; without it, what its metrics and tags say."""
     with tempfile.TemporaryDirectory() as folder:
         file = tracker.download(run.run_id, "measurement.json", Path(folder))

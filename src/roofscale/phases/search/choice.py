@@ -19,8 +19,7 @@ class Choice:
     front: tuple[Tried, ...]  # the Pareto front: none is faster with less memory; least memory first
 
     def __str__(self) -> str:
-        config = self.chosen.config
-        said = " ".join(f"{knob}={getattr(config, knob)}" for knob in KNOBS)
+        said = shown(self.chosen.config)
         if self.chosen is self.best:
             return f"{said}: {self.chosen.rate:.3g} samples/s, the fastest, at {self.chosen.share:.0%} of the memory"
         return (
@@ -41,6 +40,11 @@ def choose(tried: Sequence[Tried], tolerance: float) -> Choice | None:
     close = [one for one in able if one.rate >= (1 - tolerance) * best.rate]
     chosen = min(close, key=lambda one: (size(one.config), -one.rate))
     return Choice(chosen, best, _ratio(chosen, best), pareto(able))
+
+
+def shown(config: RunConfig) -> str:
+    """What a search moves, as overrides."""
+    return " ".join(f"{knob}={getattr(config, knob)}" for knob in KNOBS)
 
 
 def size(config: RunConfig) -> tuple[int, ...]:

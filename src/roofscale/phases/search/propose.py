@@ -20,16 +20,18 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from roofscale.config import RunConfig
+from roofscale.forecast.fit import MAX_SHARE
 from roofscale.phases.retreat import at_least_as_large
 from roofscale.phases.search.choice import choose, size
 from roofscale.phases.search.spec import SearchSpec
-from roofscale.phases.search.tried import Tried
+from roofscale.phases.search.tried import SKIPPED, Tried
 
 Values = npt.NDArray[np.float64]
 
 WORTH_A_TRIAL = 0.01  # expected gain in log samples/s; a run's pace varies by 2.5 % (interval.RUN_SPREAD)
 WORTH_A_LOOK = 0.3  # probability that a smaller config is within the tolerance of the fastest
-LEAST_PACES = 3  # before that a process has nothing to learn its scales from
+_PEAK_SPREAD = 0.02  # standard deviation of a log peak from run to run, about that of forecast.host.LEAST_SPREAD
+LEAST_PACES = 4  # before that a process has nothing to learn its scales from
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def propose(
 
     Args:
         tried: what is known.
-        left: the configs that were not tried.
+        left: the configs that were not tried, smallest first.
         spec: the space.
         within: the probability that a config stays within its memory, by which what it promises is weighed (Gardner et
             al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
@@ -63,10 +65,11 @@ def propose(
         return None
     choice = choose(tried, spec.tolerance)
     if len(paced) < LEAST_PACES or choice is None:
-        return Proposal(left[np.random.default_rng(seed).integers(len(left))], "too little is known yet")
-    mean, deviation = _predict(paced, left, spec, seed)
+        return Proposal(left[0], "the smallest, as too little is known yet")
+    rates = [(one.config, math.log(one.rate), one.pace.variance) for one in paced if one.pace]
+    mean, deviation = _predict(rates, left, spec, seed)
     best = math.log(choice.best.rate)
-    likely = np.array([within(one) for one in left])
+    likely = np.minimum([within(one) for one in left], _within_by_trials(tried, left, spec, seed))
     gain = likely * _expected_improvement(mean, deviation, best)
     place = int(gain.argmax())
     if gain[place] > WORTH_A_TRIAL:
@@ -79,17 +82,27 @@ def propose(
     return None
 
 
-def _predict(paced: Sequence[Tried], left: Sequence[RunConfig], spec: SearchSpec, seed: int) -> tuple[Values, Values]:
-    """Mean and standard deviation of the log samples/s of the configs that are left."""
-    logs = np.array([math.log(one.rate) for one in paced])
-    noise = np.array([one.pace.variance for one in paced if one.pace])
+def _within_by_trials(tried: Sequence[Tried], left: Sequence[RunConfig], spec: SearchSpec, seed: int) -> Values:
+    """The probability of staying within the memory as the trials alone tell it, whatever a forecast may say."""
+    shares = [(t.config, math.log(t.share), _PEAK_SPREAD**2) for t in tried if t.outcome != SKIPPED and t.share > 0]
+    mean, deviation = _predict(shares, left, spec, seed)
+    found: Values = stats.norm.cdf((math.log(MAX_SHARE) - mean) / deviation)
+    return found
+
+
+def _predict(
+    known: Sequence[tuple[RunConfig, float, float]], left: Sequence[RunConfig], spec: SearchSpec, seed: int
+) -> tuple[Values, Values]:
+    """Mean and standard deviation at the configs that are left, from configs with a value and its variance."""
+    configs, values, variances = zip(*known, strict=True)
+    level = float(np.mean(values))
     kernel = ConstantKernel(0.1, (1e-3, 10.0)) * Matern([0.5] * len(spec.space), (0.1, 10.0), nu=2.5)
-    process = GaussianProcessRegressor(kernel, alpha=noise, n_restarts_optimizer=2, random_state=seed)
+    process = GaussianProcessRegressor(kernel, alpha=np.array(variances), n_restarts_optimizer=2, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound: the knob changes nothing
-        process.fit(_features([one.config for one in paced], spec), logs - logs.mean())
+        process.fit(_features(configs, spec), np.array(values) - level)
     mean, deviation = process.predict(_features(left, spec), return_std=True)
-    return mean + logs.mean(), np.maximum(deviation, 1e-9)
+    return mean + level, np.maximum(deviation, 1e-9)
 
 
 def _features(configs: Sequence[RunConfig], spec: SearchSpec) -> Values:

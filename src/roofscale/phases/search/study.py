@@ -20,7 +20,7 @@ from roofscale.errors import RoofscaleError
 from roofscale.forecast import host
 from roofscale.phases.search.choice import Choice, choose
 from roofscale.phases.search.foresight import Foresight, Room
-from roofscale.phases.search.propose import propose
+from roofscale.phases.search.propose import LEAST_PACES, propose
 from roofscale.phases.search.spec import SearchSpec
 from roofscale.phases.search.trials import TrialFailed, as_trial
 from roofscale.phases.search.tried import SKIPPED, Tried, worth
@@ -84,8 +84,7 @@ class Search:
             RoofscaleError: several trials failed for other reasons than memory.
         """
         self._tell_known()
-        if not self.shared:
-            self._take_up()
+        self._take_up()
         self._enqueue(self.base, "what the search stands on")
         while self._waiting() or self._propose() or self._await_others():
             if self._waiting():  # another worker may have been quicker
@@ -157,13 +156,16 @@ class Search:
                 self.study.add_trial(trial)
 
     def _take_up(self) -> None:
-        """Queue again what an earlier process left half done; nobody else has trials in this study."""
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state is TrialState.RUNNING:
+        """Queue again what an earlier process left half done. In a shared study, what seems to run may really do so."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not self.shared:
                 self.study.tell(trial.number, state=TrialState.FAIL)
-        trials = self.study.get_trials(deepcopy=False)
-        for lost in (trial for trial in trials if trial.state is TrialState.FAIL and trial.params):
-            self.study.enqueue_trial(lost.params, skip_if_exists=True)
+        trials = [t for t in self.study.get_trials(deepcopy=False) if t.params]
+        kept = {self._config(trial) for trial in trials if trial.state is not TrialState.FAIL}
+        for config in dict.fromkeys(map(self._config, trials)):
+            if config not in kept:
+                why = {"why": "it was left half done"}
+                self.study.enqueue_trial(self.spec.values(config), user_attrs=why)
 
     def _enqueue(self, config: RunConfig, why: str) -> None:
         self.study.enqueue_trial(self.spec.values(config), user_attrs={"why": why}, skip_if_exists=True)
@@ -210,9 +212,12 @@ class Search:
         return found is not None
 
     def _lacking_probe(self, tried: Sequence[Tried], taken: Set[RunConfig]) -> RunConfig | None:
-        """The smallest config not yet tried of those that a forecast of host memory needs; None where it needs none."""
+        """The smallest config not yet tried of those from which host memory is forecast, which make a start on a GPU
+        too; None where the forecast has what it needs."""
         corner = self.spec.corner(self.base)
-        if self.room.kind is None or Foresight(self.room, tried).covers(corner):
+        if self.room.kind and Foresight(self.room, tried).covers(corner):
+            return None
+        if not self.room.kind and sum(one.feasible for one in tried) >= LEAST_PACES:
             return None
         for probe in host.first_probes(corner):
             sizes = {"batch_size": probe.batch_size, "num_workers": probe.num_workers}

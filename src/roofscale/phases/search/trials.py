@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
@@ -12,7 +13,7 @@ from roofscale.forecast import host
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import Stopped
 from roofscale.phases.retreat import OUT_OF_MEMORY
-from roofscale.phases.search.spec import KNOBS, SearchSpec
+from roofscale.phases.search.spec import SearchSpec
 from roofscale.phases.search.tried import Tried, measured
 from roofscale.runners import Runner
 from roofscale.runners.supervise import Listener, Listeners
@@ -42,6 +43,18 @@ def as_trial(config: RunConfig, spec: SearchSpec, best_rate: float = math.nan) -
     )
 
 
+class Spectator(Protocol):
+    """Whoever follows the trials of a search."""
+
+    def begin_trial(self, name: str, config: RunConfig) -> Listener:
+        """A trial begins; return the listener for its events."""
+        ...
+
+    def tried(self, name: str, tried: Tried) -> None:
+        """A trial has ended, or was skipped."""
+        ...
+
+
 @dataclass
 class Trials:
     """Where trials run and are tracked."""
@@ -50,14 +63,14 @@ class Trials:
     parent: TrackedRun  # the search's
     folder: Path  # one folder a trial
     make_runner: Callable[[Path, Listener], Runner]
-    begin: Callable[[str, RunConfig], Listener]  # a trial of this name and config begins
+    spectator: Spectator
     tags: Mapping[str, str]
 
     def run(self, number: int, config: RunConfig, trial: RunConfig) -> Tried:
         """Run ``trial``, and say what that tells of ``config``; see ``study.TrialRunner``."""
         name = f"trial {number}"
         run = self._open(name, config, {"trial": str(number)})
-        listener = self.begin(name, config)
+        listener = self.spectator.begin_trial(name, config)
         folder = self.folder / f"trial-{number:03d}"
         with run.system_metrics():
             measurement = self.make_runner(folder, Listeners(run, listener))(trial)
@@ -70,12 +83,15 @@ class Trials:
             raise Stopped(measurement.detail)
         if measurement.outcome is not Outcome.OK and measurement.outcome not in OUT_OF_MEMORY:
             raise TrialFailed(f"{name} ended as {measurement.outcome}: {measurement.detail} See {folder}/stderr.log.")
-        return measured(config, measurement, run.run_id, _lacking_mib(config, measurement))
+        tried = measured(config, measurement, run.run_id, lacking_mib(config, measurement))
+        self.spectator.tried(name, tried)
+        return tried
 
     def skip(self, number: int, tried: Tried) -> Tried:
         """Put a trial on record that was not run."""
         run = self._open(f"trial {number} (skipped)", tried.config, {"trial": str(number), "skipped": tried.why})
         run.finish(Outcome.OK)
+        self.spectator.tried(f"trial {number}", tried)
         return dataclasses.replace(tried, run_id=run.run_id)
 
     def _open(self, name: str, config: RunConfig, tags: Mapping[str, str]) -> TrackedRun:
@@ -84,12 +100,7 @@ class Trials:
         return run
 
 
-def shown(config: RunConfig) -> str:
-    """What a search moves, as overrides."""
-    return " ".join(f"{knob}={getattr(config, knob)}" for knob in KNOBS)
-
-
-def _lacking_mib(config: RunConfig, measurement: Measurement) -> float:
+def lacking_mib(config: RunConfig, measurement: Measurement) -> float:
     """What loader processes of later passes keep beyond those of the first, where only the first was seen."""
     passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
     seen = {step.epoch for step in measurement.steps}

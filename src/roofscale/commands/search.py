@@ -1,0 +1,135 @@
+"""The search of batch size, workers and prefetch: what a climb needs for its steps that search, and the command."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from roofscale import compute
+from roofscale.commands.host_points import kind_here, recorded_points
+from roofscale.commands.phase import SEARCH_EXPERIMENT
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.measurement import Outcome
+from roofscale.phases.criteria.evidence import BUSY, PACE_KNOBS
+from roofscale.phases.record import experiment_name, judged_in, read_config, read_measurement
+from roofscale.phases.search.choice import shown
+from roofscale.phases.search.conduct import Conductor, Found
+from roofscale.phases.search.foresight import Room
+from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.search.trials import lacking_mib
+from roofscale.phases.search.tried import SKIPPED, Tried, measured
+from roofscale.provenance import git_state
+from roofscale.report.console import ProgressBar, console
+from roofscale.report.search_figures import optuna_figures, pareto_figure
+from roofscale.runners import Runner
+from roofscale.runners.local import LocalRunner
+from roofscale.runners.supervise import Listener
+from roofscale.tracking import RunRecord, TrackedRun, Tracker, require_answer
+
+_KNOWN_FROM = (*map(experiment_name, (1, 2, 3)), SEARCH_EXPERIMENT)  # whose runs train what a search tries
+# What decides the pace beside what is searched.
+_SAME_WORK = (*(knob for knob in PACE_KNOBS if knob != "batch_size"), "datasets", "data_root", "augment", "fit")
+
+
+def conductor(
+    tracker: Tracker, make_runner: Callable[[Path, Listener], Runner], out: Console, tags: Mapping[str, str], url: str
+) -> Conductor:
+    """Whoever searches on behalf of a climb."""
+    return Conductor(tracker, make_runner, SearchOnlooker(out), tags, room_of, known_runs, url)
+
+
+def room_of(config: RunConfig) -> Room:
+    """The memory that trials of a config have, and the peaks of its kind that are on record."""
+    size = compute.get(config.compute)
+    try:
+        kind = kind_here(config, size)
+    except ConfigError:  # it trains on a GPU, whose memory is foreseen otherwise
+        kind = None
+    points = tuple(recorded_points()) if kind else ()
+    return Room(compute.allowance(size).memory_bytes / compute.MIB, compute.shm_free_mib(size), kind, points)
+
+
+def known_runs(spec: SearchSpec, base: RunConfig) -> list[Tried]:
+    """Judged runs that did the same work at a point of the space, on a machine that was not busy otherwise."""
+    trackers = (tracker for name in _KNOWN_FROM if (tracker := Tracker.find(name)))
+    return [one for tracker in trackers for one in _known_in(tracker, spec, base)]
+
+
+def _known_in(tracker: Tracker, spec: SearchSpec, base: RunConfig) -> Iterator[Tried]:
+    for run in judged_in(tracker):
+        config = read_config(run)
+        if _is_alike(run, config, base) and spec.holds(config):
+            measurement = read_measurement(tracker, run)
+            placed = spec.place(base, spec.values(config))
+            one = measured(placed, measurement, run.run_id, lacking_mib(base, measurement))
+            if one.pace:
+                yield dataclasses.replace(one, samples=0, why=f"known from {tracker.experiment}")
+
+
+def _is_alike(run: RunRecord, config: RunConfig, base: RunConfig) -> bool:
+    same = all(getattr(config, knob) == getattr(base, knob) for knob in _SAME_WORK)
+    ran_well = run.tags.get("outcome") == Outcome.OK and "ruled_out_by" not in run.tags
+    return same and ran_well and run.metrics.get("cpu/others", 1.0) <= BUSY
+
+
+class SearchOnlooker:
+    """Shows a search on the terminal and publishes it in MLflow."""
+
+    def __init__(self, out: Console) -> None:
+        self._out = out
+
+    def begin_trial(self, name: str, config: RunConfig) -> Listener:
+        """Draw a bar for a trial."""
+        return ProgressBar(f"{name}: {shown(config)}")
+
+    def tried(self, name: str, tried: Tried) -> None:
+        """Say what a trial came to."""
+        rate = f"{tried.rate:.3g} samples/s, " if tried.pace else ""
+        said = tried.why if tried.outcome == SKIPPED else f"{rate}{tried.share:.0%} of the memory"
+        self._out.print(f"  {name}: {shown(tried.config)}: {tried.outcome}: {escape(said)}")
+
+    def searched(self, found: Found, run: TrackedRun) -> None:
+        """Publish the figures, and say what was chosen."""
+        if figure := pareto_figure(found.tried, found.choice):
+            run.figure(figure, "figures/pareto.png")
+        for name, drawn in optuna_figures(found.study):
+            run.figure(drawn, f"figures/optuna-{name}.png")
+        self._out.print(front_table(found.tried, found))
+        chosen = str(found.choice) if found.choice else "nothing, as no trial stayed within its memory"
+        self._out.print(f"  [bold]chosen[/]: {escape(chosen)}")
+
+
+def front_table(tried: Sequence[Tried], found: Found) -> Table:
+    """The Pareto front, least memory first."""
+    run = sum(1 for one in tried if one.samples)
+    skipped = sum(1 for one in tried if one.outcome == SKIPPED)
+    known = len(tried) - run - skipped
+    title = f"Pareto front ({run} trials, {skipped} skipped, {known} known from earlier runs)"
+    table = Table("config", "samples/s", "memory", title=title, title_justify="left")
+    for one in found.choice.front if found.choice else ():
+        table.add_row(shown(one.config), f"{one.rate:.3g}", f"{one.share:.0%}")
+    return table
+
+
+def join_search(study: str, storage: str, runs: Path, to_json: bool) -> None:
+    """Take part in a search that another process conducts, until nothing of it is left.
+
+    Raises:
+        ConfigError: there is no such study, or no storage that it could be in.
+    """
+    if not storage:
+        raise ConfigError(
+            f"--join {study}: expected the storage that the study is in; name it with --storage, or in "
+            "ROOFSCALE_STORAGE, as the command does that conducts the search."
+        )
+    out = console(quiet=to_json)
+    require_answer()
+    tracker = Tracker(SEARCH_EXPERIMENT, runs)
+    folder = runs / SEARCH_EXPERIMENT / "joined"
+    folder.mkdir(parents=True, exist_ok=True)
+    conductor(tracker, LocalRunner, out, git_state(Path.cwd()), storage).join(study, folder)
+    tracker.close()

@@ -1,0 +1,169 @@
+"""Conducts the search of a step: storage, MLflow run and folder around it, and the way back after a kill."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+
+from roofscale import compute
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.measurement import Outcome, write_json
+from roofscale.phases.climb import Stopped
+from roofscale.phases.search.choice import Choice
+from roofscale.phases.search.foresight import Room
+from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.search.study import Search, open_study, tried_in
+from roofscale.phases.search.trials import Spectator, Trials
+from roofscale.phases.search.tried import Tried
+from roofscale.runners import Runner
+from roofscale.runners.supervise import Listener
+from roofscale.tracking import TrackedRun, Tracker
+
+CHOICE = "choice.json"
+_JOURNAL = "study.journal"
+# A worker that was killed stops to beat; so much later its trial is queued again.
+_HEARTBEAT_SECONDS = 10
+_GRACE_SECONDS = 60
+_ORDER = "roofscale"  # user attribute of a study: all that another worker needs to take part
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that a search came to."""
+
+    spec: SearchSpec
+    study: optuna.Study
+    tried: tuple[Tried, ...]
+    choice: Choice | None  # None: no trial stayed within its memory
+
+
+class Audience(Spectator, Protocol):
+    """Whoever follows a search."""
+
+    def searched(self, found: Found, run: TrackedRun) -> None:
+        """The search is over; its MLflow run is still open for figures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Conductor:
+    """Searches on behalf of a step."""
+
+    tracker: Tracker
+    make_runner: Callable[[Path, Listener], Runner]
+    audience: Audience
+    tags: Mapping[str, str]  # of every run
+    room_of: Callable[[RunConfig], Room]
+    known: Callable[[SearchSpec, RunConfig], list[Tried]]  # earlier runs of the same work
+    storage_url: str = ""  # of an Optuna RDB storage that several workers share; empty: a file of one's own
+
+    def choose(self, spec: SearchSpec, config: RunConfig, folder: Path, parent: TrackedRun) -> dict[str, int]:
+        """Search, or read what an earlier process has chosen; the chosen overrides, none where nothing fits.
+
+        Raises:
+            Stopped: a trial was interrupted; the same command goes on from there.
+            ConfigError: the storage cannot be opened.
+        """
+        file = folder / CHOICE
+        if file.exists():
+            chosen: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))["overrides"]
+            return chosen
+        folder.mkdir(parents=True, exist_ok=True)
+        study = open_study(
+            open_storage(self.storage_url, folder), f"roofscale-{parent.run_id}-{folder.name}", config.seed
+        )
+        run = self._open(study, spec, config, parent, folder.name)
+        try:
+            choice = self._search(study, spec, config, folder, run, self.known(spec, config)).run()
+        except Stopped:
+            run.finish(Outcome.INTERRUPTED)
+            raise
+        self.audience.searched(Found(spec, study, tuple(tried_in(study, spec, config)), choice), run)
+        values = {knob: getattr(choice.chosen.config, knob) for knob in spec.space} if choice else {}
+        why = str(choice or "no trial stayed within its memory")
+        write_json(file, {"overrides": values, "why": why})
+        run.artifact(file)
+        run.tags({"choice": why})
+        run.finish(Outcome.OK)
+        return values
+
+    def join(self, study_name: str, folder: Path) -> None:
+        """Take part in a study that another process conducts, until no trial is left.
+
+        Raises:
+            ConfigError: there is no such study.
+            Stopped: a trial was interrupted; another worker takes it up.
+        """
+        storage = open_storage(self.storage_url, folder)
+        try:
+            order = optuna.load_study(study_name=study_name, storage=storage).user_attrs[_ORDER]
+        except KeyError:
+            names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+            raise ConfigError(f"--join {study_name}: no such study of Roofscale there; there are: {names}.") from None
+        config = RunConfig().with_overrides(order["config"])
+        spec = SearchSpec(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
+        study = open_study(storage, study_name, config.seed + os.getpid())
+        run = self.tracker.open(order["run_id"])
+        self._search(study, spec, config, folder / f"worker-{os.getpid()}", run, []).run()
+
+    def _search(
+        self,
+        study: optuna.Study,
+        spec: SearchSpec,
+        config: RunConfig,
+        folder: Path,
+        run: TrackedRun,
+        known: list[Tried],
+    ) -> Search:
+        return Search(
+            spec=spec,
+            base=config,
+            room=self.room_of(config),
+            usd_per_hour=compute.get(config.compute).usd_per_hour,
+            study=study,
+            trials=Trials(self.tracker, run, folder, self.make_runner, self.audience, self.tags),
+            known=known,
+            shared=bool(self.storage_url),
+        )
+
+    def _open(
+        self, study: optuna.Study, spec: SearchSpec, config: RunConfig, parent: TrackedRun, name: str
+    ) -> TrackedRun:
+        """The search's own MLflow run, which the trials are children of; the one from before, where there is one."""
+        known: dict[str, Any] | None = study.user_attrs.get(_ORDER)
+        again = self.tracker.resume(known["run_id"]) if known else None
+        if again:
+            return again
+        run = self.tracker.start(f"search {name}", {**self.tags, "search": study.study_name}, parent)
+        order = {"config": config.as_dict(), "run_id": run.run_id, "spec": {**vars(spec), "space": dict(spec.space)}}
+        study.set_user_attr(_ORDER, order)
+        return run
+
+
+def open_storage(url: str, folder: Path) -> BaseStorage:
+    """An RDB storage that several workers can share, or, without a URL, a file in ``folder``.
+
+    Raises:
+        ConfigError: the database cannot be reached, or lacks its driver. The URL may hold a password: not repeated.
+    """
+    if not url:
+        return JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
+    try:
+        return RDBStorage(
+            url,
+            heartbeat_interval=_HEARTBEAT_SECONDS,
+            grace_period=_GRACE_SECONDS,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+    except Exception as error:  # SQLAlchemy's, its driver's, or that of a driver which is not installed
+        raise ConfigError(
+            f"the storage of the search cannot be opened ({type(error).__name__}); expected a URL of SQLAlchemy such "
+            "as postgresql+psycopg2://user@host/database, its driver installed, and the database there."
+        ) from error

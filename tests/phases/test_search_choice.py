@@ -1,0 +1,105 @@
+"""The knee, the Pareto front, and what a trial is worth."""
+
+import math
+
+import pytest
+
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement, Outcome, StepRecord
+from roofscale.phases.search.choice import choose, pareto
+from roofscale.phases.search.trials import MOST_STEPS, as_trial, lacking_mib
+from roofscale.phases.search.tried import SKIPPED, Tried, measured, worth
+from roofscale.train.interval import Estimate
+
+
+def tried(batch: int, rate: float, share: float = 0.5, workers: int = 2, deviation: float = 0.02) -> Tried:
+    config = RunConfig(batch_size=batch, num_workers=workers)
+    return Tried(config, Outcome.OK, share, Estimate(-math.log(rate), deviation**2, math.inf), run_id=str(batch))
+
+
+def test_the_choice_is_the_smallest_of_those_as_fast_as_the_fastest() -> None:
+    choice = choose([tried(2, 90), tried(4, 96), tried(8, 100), tried(6, 97), tried(16, 99)], 0.05)
+    assert choice
+    assert (choice.chosen.config.batch_size, choice.best.config.batch_size) == (4, 8)
+    assert choice.ratio.centre == pytest.approx(0.96)
+    assert choice.ratio.low < 0.95 < 0.97 < choice.ratio.high
+    assert "batch_size=4" in str(choice)
+    assert "0.96 (90% interval 0.92 to 1.01) of the fastest" in str(choice)
+
+
+def test_among_equal_batches_fewer_workers_are_smaller() -> None:
+    choice = choose([tried(4, 100, workers=3), tried(4, 99, workers=1)], 0.05)
+    assert choice
+    assert choice.chosen.config.num_workers == 1
+
+
+def test_what_is_over_its_memory_or_never_ran_is_not_chosen() -> None:
+    over, died = tried(8, 200, share=0.81), Tried(RunConfig(batch_size=16), Outcome.HOST_OOM, 1.2)
+    skipped = Tried(RunConfig(batch_size=24), SKIPPED, 1.5)
+    choice = choose([over, died, skipped, tried(2, 50)], 0.05)
+    assert choice
+    assert choice.chosen.config.batch_size == 2
+    assert choose([over, died, skipped], 0.05) is None
+
+
+def test_of_a_config_that_ran_twice_the_undisturbed_run_counts() -> None:
+    choice = choose([tried(4, 60), tried(4, 100), tried(8, 101)], 0.05)
+    assert choice
+    assert choice.chosen.rate == pytest.approx(100)
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    points = [tried(2, 50, 0.2), tried(4, 80, 0.4), tried(6, 70, 0.5), tried(8, 80, 0.6), tried(16, 90, 0.7)]
+    assert [one.config.batch_size for one in pareto(points)] == [2, 4, 16]
+
+
+def test_the_objective_is_a_rate_or_a_rate_a_dollar_or_a_penalty() -> None:
+    assert worth(tried(4, 10.0), None) == pytest.approx(10)
+    assert worth(tried(4, 10.0), 0.5) == pytest.approx(72_000)  # 36,000 samples an hour
+    slightly, far = (worth(tried(4, 1000.0, share=share), None) for share in (0.82, 1.2))
+    assert far < slightly < 0
+    assert slightly == pytest.approx(-0.025)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.HOST_OOM, Outcome.CUDA_OOM, Outcome.SHM_FULL])
+def test_a_run_out_of_memory_took_all_of_it_at_the_least(outcome: Outcome) -> None:
+    found = measured(RunConfig(), Measurement(outcome, "", "", metrics={"memory/share": 0.7}), "run")
+    assert (found.share, found.pace) == (1.0, None)
+    assert math.isnan(found.peak_mib)
+    assert Tried.from_dict(found.config, found.as_dict()).share == 1.0
+
+
+def steps(count: int, epochs: int = 1) -> tuple[StepRecord, ...]:
+    each = [(epoch, number) for epoch in range(epochs) for number in range(count // epochs)]
+    return tuple(
+        StepRecord(i + 1, epoch, "rid", 4 * (i + 1), 1.0, 1.0, 1e-3, 2.0, 0.0, 0.0) for i, (epoch, _) in enumerate(each)
+    )
+
+
+def test_a_measured_trial_has_the_pace_of_its_steps() -> None:
+    metrics = {"memory/share": 0.5, "memory/peak_mib": 1000.0, "gpu/memory_share": 0.6}
+    found = measured(RunConfig(batch_size=4), Measurement(Outcome.OK, "", "", steps(9), metrics=metrics), "run", 200.0)
+    assert found.rate == pytest.approx(2.0)
+    assert found.peak_mib == 1200
+    assert found.share == 0.6  # the host's, 0.5 x 1200 / 1000, is no larger
+    assert found.samples == 36
+
+
+def test_what_later_passes_copy_is_added_where_a_trial_saw_only_the_first() -> None:
+    config = RunConfig(epochs=2)
+    metrics = {"memory/copied_mib": 400.0}
+    first, both = (Measurement(Outcome.OK, "", "", steps(8, epochs), metrics=metrics) for epochs in (1, 2))
+    assert lacking_mib(config, first) == 300
+    assert lacking_mib(config, both) == 0
+    assert lacking_mib(RunConfig(epochs=2, num_workers=0), first) == 0
+    assert lacking_mib(RunConfig(epochs=1), first) == 0
+
+
+def test_a_trial_is_the_same_training_cut_short() -> None:
+    from roofscale.phases.search.spec import SearchSpec
+
+    config = RunConfig(batch_size=8, max_samples=32, epochs=2)
+    trial = as_trial(config, SearchSpec({"batch_size": (1, 8)}, precision=0.02), best_rate=10.0)
+    assert trial.epochs * 32 // 8 >= MOST_STEPS
+    assert (trial.stop_precision, trial.stop_below) == (0.02, pytest.approx(9.5))
+    assert (trial.batch_size, trial.max_samples, trial.num_workers) == (8, 32, config.num_workers)
