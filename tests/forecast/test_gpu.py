@@ -10,6 +10,7 @@ from roofscale import compute
 from roofscale.cli import main
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.forecast import trace
 from roofscale.forecast.allocator import MIB, Settings
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.gpu import GpuForecaster, Terms, remedies, resolve_precision
@@ -102,13 +103,24 @@ def test_each_remedy_takes_less_and_has_its_own_forecast() -> None:
     config = RunConfig(encoder="resnet18", image_size=64, batch_size=2000, channels_last=False, precision="fp32")
     made = GpuForecaster(config, compute.get("ml.g4dn.xlarge"), settings=Settings())
     asked = made.at(2000)
-    found = dict(remedies(made))
-    assert {"precision=auto", "decoder=linknet", f"batch_size={made.largest_batch()}"} <= set(found)
+    largest = made.largest_batch()
+    found = dict(remedies(made, largest))
+    assert {"precision=auto", "decoder=linknet", f"batch_size={largest}"} <= set(found)
     assert all(forecast.total_mib < asked.total_mib for forecast in found.values())
     assert found["precision=auto"].precision == "fp16"
     expandable = found["PYTORCH_ALLOC_CONF=expandable_segments:True"]
     assert expandable.config == asked.config
     assert expandable.allocated_mib <= asked.allocated_mib, "its blocks are never given out with something left over"
+
+
+def test_a_step_that_cannot_be_traced_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Trace:
+        raise RuntimeError("no values here")
+
+    monkeypatch.setattr(trace, "trace_batch", fails)
+    made = GpuForecaster(RunConfig(encoder="resnet18", image_size=64), GPU, NO_TERMS, Settings())
+    with pytest.raises(ConfigError, match=r"encoder=resnet18 .*image_size=64: .*no values here.*choose another"):
+        made.at(1)
 
 
 def test_the_command_says_all_of_it(tmp_path, monkeypatch) -> None:

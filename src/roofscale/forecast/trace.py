@@ -90,10 +90,17 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
         precision: fp32, bf16 or fp16, as resolved for the GPU.
 
     Raises:
-        ConfigError: a model that cannot be built, or whose operations hang on the batch size.
+        ConfigError: a model that cannot be built or traced, or whose operations hang on the batch size.
     """
     net = models.build(config)
-    low, high = (trace_batch(config, precision, net, batch) for batch in _BATCHES)
+    try:
+        low, high = (trace_batch(config, precision, net, batch) for batch in _BATCHES)
+    except Exception as error:  # whatever an operation makes of tensors without values
+        raise ConfigError(
+            f"encoder={config.encoder} decoder={config.decoder} image_size={config.image_size}: expected a model whose "
+            f"training step can be traced, and this one's cannot ({f'{type(error).__name__}: {error}'[:300]}); choose "
+            "another encoder or decoder, or measure a short run instead."
+        ) from error
     if low.events != high.events:
         raise ConfigError(
             f"encoder={config.encoder} decoder={config.decoder}: its operations change with the batch size, so that no "
