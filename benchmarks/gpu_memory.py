@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -33,6 +33,8 @@ SIZES = ((512, 8), (1024, 2), (1024, 4))  # px and batch: what an A10G holds of 
 WORKSPACES_MIB = (0, 32, 64, 128, 256, 512, 1024)
 STEPS = 3
 TARGET_MEDIAN, TARGET_WORST = 0.03, 0.08  # of the reserved peak, on the judged half
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ def configurations() -> list[RunConfig]:
         RunConfig(encoder=encoder, decoder=decoder, image_size=size, batch_size=batch, precision=precision)
         for encoder, decoder, (size, batch), precision in combined
     ]
+
+
+def halves(cells: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Those that calibrate and those that judge, in the order of ``configurations``: both precisions are in both, of
+    one size and the next by turns."""
+    calibrating = [one for place, one in enumerate(cells) if place % 4 in (0, 3)]
+    return calibrating, [one for place, one in enumerate(cells) if place % 4 in (1, 2)]
 
 
 def calibrate(cells: Sequence[Cell]) -> tuple[float, float]:
@@ -118,8 +127,9 @@ def main() -> int:
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
     where = Compute("this GPU", 0, 0, gpu=torch.cuda.get_device_name(), gpu_count=1, gpu_memory_gib=memory)
     cells = [found for config in tqdm(configurations(), unit="config") if (found := cell(config, where))]
-    workspace, context = calibrate(cells[::2])
-    errors = [error(one, workspace) for one in cells[1::2]]
+    calibrating, judging = halves(cells)
+    workspace, context = calibrate(calibrating)
+    errors = [error(one, workspace) for one in judging]
     verdict = {
         "workspace_mib": workspace,
         "context_mib": context,
