@@ -140,8 +140,9 @@ class MetricInfo:
 
 
 FORECAST = "forecast/"
-# What is foreseen of a run before it begins, and of which metric; the ends are those of the 90 % interval.
-_FORESEEN = {
+# What is foreseen of a run before it begins: the unit, and the metric that it is to be held against. The ends are those
+# of the 90 % interval.
+FORESEEN = {
     "host_peak_mib": ("MiB", "memory/peak_mib"),
     "gpu_peak_mib": ("MiB", "gpu/memory_peak_mib"),
     "run_seconds": ("s", "speed/run_seconds"),
@@ -204,7 +205,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "train/skipped_samples": MetricInfo("count", "broken samples left out under on_bad_sample=skip"),
         **{
             f"{FORECAST}{name}{end}": MetricInfo(unit, f"{what}, as foreseen before the run{words}")
-            for name, (unit, what) in _FORESEEN.items()
+            for name, (unit, what) in FORESEEN.items()
             for end, words in _ENDS.items()
         },
         **{

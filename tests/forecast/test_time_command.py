@@ -43,7 +43,7 @@ def record(run_id: str, config: RunConfig = BASE, **tags: str) -> RunRecord:
 @pytest.fixture
 def on_record(monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
     runs = [record("good"), record("died", outcome="host_oom"), record("never made", ruled_out_by="died")]
-    monkeypatch.setattr(timed, "judged_runs", lambda phase: runs if phase == 1 else [])
+    monkeypatch.setattr(timed, "runs_on_record", lambda: runs)
     return runs
 
 
@@ -106,7 +106,7 @@ def test_a_dry_run_shows_time_and_cost_of_each_step_and_of_everything(on_record,
 
 
 def test_a_plan_of_which_nothing_is_known_says_so(monkeypatch, tmp_path: Path, capsys) -> None:
-    monkeypatch.setattr(timed, "judged_runs", lambda phase: [])
+    monkeypatch.setattr(timed, "runs_on_record", list)
     file = tmp_path / "phase.yaml"
     file.write_text(PLAN % "local")
     phase = load_phase(file)

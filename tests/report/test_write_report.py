@@ -38,11 +38,15 @@ def test_all_documents_are_written_from_what_the_server_has(project: Path) -> No
     found = written(project)
     assert set(found) == {
         *documents, "experiments/phase1.yaml", "experiments/phase2.yaml", "experiments/results/phase1.json",
-        "experiments/results/phase1.html", "experiments/results/phase2.json", "experiments/results/phase2.html",
+        "experiments/results/phase1.html", "experiments/results/calibration.json",
+        "experiments/results/phase2.json", "experiments/results/phase2.html",
     }  # fmt: skip
     strategy = found["experiments/STRATEGY.md"].decode()
     for text in (*runs, "batch-16 at batch_size=12", "killed by the kernel", "## Gate before the GPU\n\nClosed"):
         assert text in strategy
+    assert "## Foreseen and measured" in strategy
+    calibration = json.loads(found["experiments/results/calibration.json"])
+    assert [one["runs"] for one in calibration["quantities"]] == [0] * 4, "none of these runs was foreseen"
     record = json.loads(found["experiments/results/phase2.json"])
     assert record["run_id"] == runs[1]
     assert record["last_good"]["config"] == {"max_samples": "100", "batch_size": "12"}

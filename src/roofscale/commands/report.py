@@ -6,9 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from roofscale.commands.gate import read_gate
+from roofscale.commands.timed import runs_on_record
 from roofscale.errors import ConfigError
 from roofscale.phases.plan import Phase, load_phase
 from roofscale.phases.record import newest_climb
+from roofscale.report.calibration import Pair, calibrate, calibration_record, pairs
 from roofscale.report.climb_record import climb_record
 from roofscale.report.console import as_json, console
 from roofscale.report.files import read_text, replace_text
@@ -21,6 +23,7 @@ from roofscale.tracking import tracking_uri
 STRATEGY = "STRATEGY.md"
 NOTEBOOK = "launch.ipynb"
 RESULTS = "results"
+CALIBRATION = "calibration.json"
 _NUMBERS = range(1, 6)
 
 
@@ -40,16 +43,16 @@ def write_report(experiments: Path, out: Console) -> list[Path]:
             f"{tracking_uri()}: expected a climb of a phase on this tracking server, found none, so nothing was "
             "written. Climb one first (roofscale phase 1), or name the server that has one in MLFLOW_TRACKING_URI."
         )
-    phases, gate = _read_phases(experiments), read_gate()
+    phases, gate, foretold = _read_phases(experiments), read_gate(), list(pairs(runs_on_record()))
     strategy, notebook = experiments / STRATEGY, experiments / NOTEBOOK
     old = read_text(strategy)
     try:
-        document = strategy_document(phases, climbs, gate, old)
+        document = strategy_document(phases, climbs, gate, old, calibrate(foretold))
     except ConfigError as error:
         raise ConfigError(f"{strategy}: {error}") from error
     update_notebook(notebook, climbs, phases, gate)  # refuses what it cannot read before anything is written
     replace_text(strategy, document)
-    written = [strategy, notebook, *_write_results(experiments / RESULTS, climbs, phases)]
+    written = [strategy, notebook, *_write_results(experiments / RESULTS, climbs, phases, foretold)]
     out.print(f"Written from {tracking_uri()}: {', '.join(map(str, written))}")
     return [strategy, notebook]
 
@@ -66,9 +69,11 @@ def _read_phases(experiments: Path) -> list[Phase]:
     return [load_phase(file) for file in files.values() if file.exists()]
 
 
-def _write_results(folder: Path, climbs: Climbs, phases: Sequence[Phase]) -> Iterator[Path]:
-    """Of each phase a record for scripts and a page for people."""
+def _write_results(folder: Path, climbs: Climbs, phases: Sequence[Phase], foretold: Sequence[Pair]) -> Iterator[Path]:
+    """Of each phase a record for scripts and a page for people, and what was foreseen beside what was measured."""
     folder.mkdir(exist_ok=True)
+    replace_text(folder / CALIBRATION, as_json(calibration_record(foretold)) + "\n")
+    yield folder / CALIBRATION
     for number, climb in climbs.items():
         record = folder / f"phase{number}.json"
         replace_text(record, as_json(climb_record(climb)) + "\n")

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
+from roofscale.commands.timed import TRAIN_EXPERIMENT
 from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources, resolve_root
 from roofscale.measurement import METRICS, Measurement, Outcome
@@ -25,15 +26,18 @@ INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 def train_once(config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool) -> tuple[str, int]:
     """Run one training; return its MLflow run and the exit code."""
+    from roofscale.commands.foreseen import Foreseen  # which stands on this module
+
     out = console(quiet=to_json)
     require_answer()
     config = settle_data([config], cache, out)[0]
-    tracker = Tracker("roofscale-train", runs)
+    tracker = Tracker(TRAIN_EXPERIMENT, runs)
     folder = _train_folder(runs / tracker.experiment, config, fresh)
     run = tracker.resume(folder.run_id) if folder.run_id else None
     if run is None:
         run = tracker.start(config.fingerprint, {**git_state(Path.cwd()), "fingerprint": config.fingerprint})
         run.params(config)
+        run.foreseen(Foreseen(runs, out)(config))
         folder.begin(run.run_id)
     with run.system_metrics():
         measurement = LocalRunner(folder.path, Listeners(run, ProgressBar("train")))(config)

@@ -1,6 +1,6 @@
 """What a forecast of time stands on, runs on record among it, and the words that it is told in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -13,13 +13,21 @@ from roofscale.forecast.time import TimeForecast, forecast_time
 from roofscale.forecast.transfer import Timed
 from roofscale.measurement import Outcome
 from roofscale.phases.record import judged_runs, read_config
-from roofscale.tracking import RunRecord
+from roofscale.tracking import RunRecord, Tracker
 from roofscale.train.interval import CONFIDENCE, Interval
+
+TRAIN_EXPERIMENT = "roofscale-train"  # of single trainings
+
+
+def runs_on_record() -> list[RunRecord]:
+    """Every judged run of the phases on the tracking server, and every single training."""
+    single = Tracker.find(TRAIN_EXPERIMENT)
+    return [*(run for phase in range(1, 6) for run in judged_runs(phase)), *(single.attempts() if single else ())]
 
 
 def timed_runs() -> list[Timed]:
-    """Every judged run on the tracking server that came to its end, with what it took."""
-    return [as_timed(run) for phase in range(1, 6) for run in judged_runs(phase) if went_well(run)]
+    """What each run on record took that came to its end."""
+    return [as_timed(run) for run in runs_on_record() if went_well(run)]
 
 
 def went_well(run: RunRecord) -> bool:
@@ -29,10 +37,14 @@ def went_well(run: RunRecord) -> bool:
 
 def as_timed(run: RunRecord) -> Timed:
     """A run of the tracking server."""
-    config, tags = read_config(run), run.tags
-    on_gpu = tags.get("device") == "cuda"
+    return timed_of(read_config(run), run.metrics, run.tags, run.run_id)
+
+
+def timed_of(config: RunConfig, metrics: Mapping[str, float], facts: Mapping[str, str], run_id: str) -> Timed:
+    """A run by what it measured and the facts that it told of itself."""
+    on_gpu = facts.get("device") == "cuda"
     gpu = compute.get(config.compute).gpu if on_gpu and config.compute in compute.names() else ""
-    return Timed(config, run.metrics, run.run_id, tags.get("precision", ""), int(tags.get("threads", 0)), on_gpu, gpu)
+    return Timed(config, metrics, run_id, facts.get("precision", ""), int(facts.get("threads", 0)), on_gpu, gpu)
 
 
 def foresee_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast | None:

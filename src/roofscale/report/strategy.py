@@ -11,6 +11,7 @@ from roofscale.phases.climb import ClimbResult
 from roofscale.phases.gate import GateReport
 from roofscale.phases.plan import Phase
 from roofscale.report import regions
+from roofscale.report.calibration import Calibration, calibration_table
 from roofscale.report.plan_sections import coming_down, going_up, phase_plan
 from roofscale.report.sections import outcome_words, phase_section
 from roofscale.report.standing import Climbs, config_words, current, following, next_phase, stale, step_words
@@ -26,7 +27,9 @@ _NOTES = "notes"
 _INVITATION = "<!-- Write between the next two lines: it is yours, and it is kept. -->"
 
 
-def strategy_document(phases: Sequence[Phase], climbs: Climbs, gate: GateReport | None, old: str) -> str:
+def strategy_document(
+    phases: Sequence[Phase], climbs: Climbs, gate: GateReport | None, old: str, forecasts: Sequence[Calibration] = ()
+) -> str:
     """The whole page.
 
     Args:
@@ -34,6 +37,7 @@ def strategy_document(phases: Sequence[Phase], climbs: Climbs, gate: GateReport 
         climbs: the newest climb of each phase that the server has one of.
         gate: the gate before the GPU; None where it was not asked.
         old: the page as it stands, empty where there is none; a text that is no such page is kept among the notes.
+        forecasts: how those of each quantity have done.
 
     Raises:
         ConfigError: the markers of the old page do not pair.
@@ -52,6 +56,7 @@ def strategy_document(phases: Sequence[Phase], climbs: Climbs, gate: GateReport 
         "## Plan\n\n" + "\n\n".join(phase_plan(phase) for phase in phases),
         *_sections(phases, climbs, kept.phases, yours),
         f"## Gate before the GPU\n\n{_gate(gate)}",
+        *([f"## Foreseen and measured\n\n{calibration_table(forecasts)}"] if forecasts else []),
     ]
     if yours:
         left = (regions.block(name, written) for name, written in yours.items())

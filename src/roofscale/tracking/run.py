@@ -67,6 +67,11 @@ class TrackedRun:
         self._add({f"knob/{name}": float(getattr(config, name)) for name in _CLIMBED_BY})
         self._tell("batch", {"params": config.written()})
 
+    def foreseen(self, metrics: Mapping[str, float]) -> None:
+        """Log what is foreseen of the run; the server has it before the run begins."""
+        self._add(metrics)
+        self.flush()
+
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self._tell("batch", {"tags": _cut(tags)})

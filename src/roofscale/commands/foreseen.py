@@ -1,0 +1,109 @@
+"""What is foreseen of a run, to be written down before it begins: memory and time, each with its interval."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from roofscale import compute
+from roofscale.commands import timed
+from roofscale.commands.host_points import Probes, kind_here, recorded_points
+from roofscale.config import RunConfig
+from roofscale.errors import RoofscaleError
+from roofscale.forecast import host
+from roofscale.forecast.host import Kind, Point
+from roofscale.forecast.transfer import Timed
+from roofscale.measurement import FORECAST, Measurement, Outcome
+
+Metrics = dict[str, float]
+
+
+class Foreseen:
+    """Foresees each run of a climb. The tracking server is read once, at the first; what follows is learnt run by run.
+
+    A forecast that cannot be made is left out: none may stop a run.
+
+    Args:
+        runs: folder of the runs, with the probes among them.
+        out: where it is said that a forecast broke.
+    """
+
+    def __init__(self, runs: Path, out: Console) -> None:
+        self._runs, self._out = runs, out
+        self._timed: list[Timed] | None = None
+        self._points: list[Point] | None = None
+
+    def __call__(self, config: RunConfig) -> Metrics:
+        """The metrics ``forecast/...`` of a run that is about to begin."""
+        found: Metrics = {}
+        for foresee in (self._time, self._host_peak, self._gpu_peak):
+            found |= self._attempt(foresee, config)
+        return found
+
+    def learn(self, config: RunConfig, measured: Measurement, run_id: str) -> None:
+        """Take in what a run came to, for those that follow."""
+        facts, metrics = measured.facts, measured.metrics
+        if measured.outcome is not Outcome.OK or "precision" not in facts:
+            return
+        if self._timed is not None:
+            self._timed.append(timed.timed_of(config, metrics, facts, run_id))
+        if self._points is not None and facts.get("device") == "cpu":
+            kind = Kind.of(config, facts["precision"], int(facts["threads"]), facts.get("malloc", ""))
+            peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
+            self._points.append(Point(config, kind, peak, run_id, copied))
+
+    def _attempt(self, foresee: Callable[[RunConfig], Metrics], config: RunConfig) -> Metrics:
+        try:
+            return foresee(config)
+        except RoofscaleError:  # too little is known, or this is no run of that sort
+            return {}
+        except Exception as error:  # whatever it is, the run is worth more than its forecast
+            self._out.print(f"No {foresee.__name__.strip('_')} foreseen: {escape(f'{type(error).__name__}: {error}')}")
+            return {}
+
+    def _time(self, config: RunConfig) -> Metrics:
+        if config.stop_precision or (compute.get(config.compute).gpu and not _has_gpu()):
+            return {}  # a run that stops by itself, or one that was forced onto a machine without its GPU
+        if self._timed is None:
+            self._timed = timed.timed_runs()
+        found = timed.foresee_time(config, self._timed)
+        if found is None:
+            return {}
+        run, epoch = found.run_seconds, found.epoch_seconds
+        return {
+            **_named("run_seconds", run.centre, run.low, run.high),
+            **_named("seconds_per_epoch", epoch.centre, epoch.low, epoch.high),
+        }
+
+    def _host_peak(self, config: RunConfig) -> Metrics:
+        size = compute.get(config.compute)
+        kind = kind_here(config, size)
+        if self._points is None:
+            self._points = [*recorded_points(), *Probes(self._runs / "probes", kind).points()]
+        model = host.fit_host(kind, self._points)
+        peak = model.forecast(config, size.memory_gib * 1024).peak
+        return _named("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
+
+    def _gpu_peak(self, config: RunConfig) -> Metrics:
+        where = compute.get(config.compute)
+        if not where.gpu:
+            return {}
+        from roofscale.forecast.gpu import foresee  # seconds of imports, and of tracing
+
+        found = foresee(config, where)
+        assert found, "as the compute has a GPU"
+        mib = found.reserved_mib  # what a run reports of itself
+        return _named("gpu_peak_mib", mib, mib * (1 - found.spread), mib * (1 + found.spread))
+
+
+def _named(name: str, centre: float, low: float, high: float) -> Metrics:
+    found = {f"{FORECAST}{name}": centre, f"{FORECAST}{name}_low": low, f"{FORECAST}{name}_high": high}
+    return found if all(map(math.isfinite, found.values())) else {}
+
+
+def _has_gpu() -> bool:
+    import torch  # only for a compute with a GPU
+
+    return torch.cuda.is_available()

@@ -1,0 +1,118 @@
+"""What was foreseen of runs beside what they came to: how far off, and how often the interval held. Pure functions."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scipy import stats
+
+from roofscale.measurement import FORECAST, FORESEEN, Outcome
+from roofscale.report.table import markdown
+from roofscale.tracking import RunRecord
+from roofscale.train.interval import CONFIDENCE
+
+_DIED_OF = {"memory/peak_mib": Outcome.HOST_OOM, "gpu/memory_peak_mib": Outcome.CUDA_OOM}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One quantity of one run: as it was foreseen before, and as it was measured."""
+
+    run_id: str
+    quantity: str  # of FORESEEN
+    foreseen: float
+    low: float
+    high: float
+    actual: float
+
+    @property
+    def error(self) -> float:
+        """As a share of what was measured; above 0 where too much was foreseen."""
+        return self.foreseen / self.actual - 1
+
+    @property
+    def held(self) -> bool:
+        """Whether the interval held what was measured."""
+        return self.low <= self.actual <= self.high
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the forecasts of one quantity have done."""
+
+    quantity: str  # of FORESEEN
+    runs: int
+    held: int  # of these, runs whose interval held
+    median_error: float  # of the errors' size, as a share; as the worst one NaN without runs
+    worst_error: float
+    share_low: float  # exact interval of the share of runs in which an interval holds (Clopper and Pearson 1934)
+    share_high: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether the intervals do what they say."""
+        if not self.runs:
+            return "no run yet"
+        if self.share_high < CONFIDENCE:
+            return "too narrow"
+        return "wider than they need be" if self.share_low > CONFIDENCE else f"agrees with {CONFIDENCE:.0%}"
+
+
+def pairs(runs: Sequence[RunRecord]) -> Iterator[Pair]:
+    """Every forecast that can be held against a measurement.
+
+    A run that ran out of memory would have taken more: it counts only where even what it had is above the interval.
+    """
+    for run in runs:
+        for quantity, (_, metric) in FORESEEN.items():
+            names = (*(f"{FORECAST}{quantity}{end}" for end in ("", "_low", "_high")), metric)
+            if not set(names) <= run.metrics.keys() or not run.metrics[metric] > 0:
+                continue
+            foreseen, low, high, actual = (run.metrics[name] for name in names)
+            pair = Pair(run.run_id, quantity, foreseen, low, high, actual)
+            outcome = run.tags.get("outcome")
+            if outcome == Outcome.OK or (outcome == _DIED_OF.get(metric) and pair.actual > pair.high):
+                yield pair
+
+
+def calibrate(found: Sequence[Pair]) -> list[Calibration]:
+    """How the forecasts of each quantity have done, those without a run among them."""
+    return [_calibration(name, [pair for pair in found if pair.quantity == name]) for name in FORESEEN]
+
+
+def calibration_table(found: Sequence[Calibration]) -> str:
+    """In Markdown."""
+    rows = [
+        (
+            FORESEEN[one.quantity][1],
+            str(one.runs),
+            *(f"{error:.1%}" if one.runs else "-" for error in (one.median_error, one.worst_error)),
+            f"{one.held} of {one.runs}" if one.runs else "-",
+            f"{one.share_low:.0%} to {one.share_high:.0%}" if one.runs else "-",
+            one.verdict,
+        )
+        for one in found
+    ]
+    said = (
+        f"Each run logs what is foreseen of it before it begins, with an interval that is to hold in {CONFIDENCE:.0%} "
+        "of runs. These are the runs on record that have both a forecast and a measurement."
+    )
+    heading = ("what", "runs", "median error", "worst error", "interval held", "so a share of", "the intervals' width")
+    return f"{said}\n\n{markdown(heading, rows)}"
+
+
+def calibration_record(found: Sequence[Pair]) -> dict[str, Any]:
+    """For a script: the table, and every run behind it."""
+    table = [{**asdict(one), "metric": FORESEEN[one.quantity][1], "verdict": one.verdict} for one in calibrate(found)]
+    return {"nominal": CONFIDENCE, "quantities": table, "runs": [asdict(pair) for pair in found]}
+
+
+def _calibration(quantity: str, found: Sequence[Pair]) -> Calibration:
+    if not found:
+        return Calibration(quantity, 0, 0, *[float("nan")] * 4)
+    errors, held = [abs(pair.error) for pair in found], sum(pair.held for pair in found)
+    share = stats.binomtest(held, len(found)).proportion_ci(CONFIDENCE, method="exact")
+    return Calibration(
+        quantity, len(found), held, statistics.median(errors), max(errors), float(share.low), float(share.high)
+    )

@@ -1,0 +1,169 @@
+"""What is foreseen of a run: that it is written down before the run begins, learnt from, and never in the way."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.phases.test_ladder import Silent
+
+from roofscale.commands import foreseen as commands
+from roofscale.commands import timed
+from roofscale.commands.foreseen import Foreseen
+from roofscale.config import RunConfig
+from roofscale.forecast.host import Kind, Point, shared_mib
+from roofscale.forecast.time import training_samples, validated_samples
+from roofscale.measurement import METRICS, Measurement, Outcome
+from roofscale.phases.attempt import Attempts
+from roofscale.phases.ladder import Ladder
+from roofscale.phases.plan import load_phase
+from roofscale.report.console import console
+from roofscale.runners.supervise import Listener
+from roofscale.tracking import Tracker
+
+BASE = RunConfig(encoder="resnet18", image_size=64, max_samples=50, val_samples=10, threads=1, precision="fp32")
+PHASE = """
+phase: 1
+name: tried
+max_retreats: 0
+on_failure: continue
+steps:
+  - {name: one, set: {max_samples: 50}, criteria: {completes: }}
+  - {name: two, set: {max_samples: 100}, criteria: {completes: }}
+  - {name: three, set: {max_samples: 200}, criteria: {completes: }}
+"""
+
+
+def measured(config: RunConfig, outcome: Outcome = Outcome.OK) -> Measurement:
+    """A run that takes half a second a sample and so many MiB as its kind's line says."""
+    samples, count = training_samples(config), validated_samples(config)
+    metrics = {
+        "memory/peak_mib": 900.0 + 100 * config.batch_size,
+        "speed/seconds_per_sample": 0.5,
+        "speed/seconds_per_epoch": 0.5 * samples,
+        "speed/cached_seconds_per_sample": 0.5,
+        "speed/run_seconds": 10 + 0.5 * samples + 0.1 * count + 6 * 0.5 * config.batch_size,
+        "speed/setup_seconds": 5 + 0.1 * count / 2,
+        "speed/seconds_per_validated": 0.1,
+        "train/validated_samples": count,
+        "train/samples": samples,
+        "train/steps": samples / config.batch_size,
+    }
+    return Measurement(outcome, "as told", config.fingerprint, metrics=metrics,
+                       facts={"device": "cpu", "precision": "fp32", "threads": "1"})  # fmt: skip
+
+
+@pytest.fixture
+def nothing_on_record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An empty server, and how often it was asked."""
+    asked: list[int] = []
+    monkeypatch.setattr(timed, "runs_on_record", lambda: asked.append(1) or [])
+    monkeypatch.setattr(commands, "recorded_points", list)
+    return asked
+
+
+def test_a_forecast_is_in_the_run_before_it_begins_and_learns_from_those_before(
+    tmp_path: Path, tracking_store: None, nothing_on_record: list[int]
+) -> None:
+    tracker, foreseen = Tracker("tried"), Foreseen(tmp_path / "runs", console())
+    seen: list[dict[str, float]] = []
+
+    class Audience(Silent):
+        def judged(self, result, run) -> None:
+            foreseen.learn(result.config, result.measurement, result.run_id)
+
+    def make_runner(folder: Path, listener: Listener) -> Callable[[RunConfig], Measurement]:
+        def run(config: RunConfig) -> Measurement:
+            runs = tracker.client.search_runs([tracker.experiment_id], "attributes.status = 'RUNNING'")
+            newest = next(run for run in runs if run.data.params.get("max_samples") == str(config.max_samples))
+            seen.append({name: value for name, value in newest.data.metrics.items() if name.startswith("forecast/")})
+            found = measured(config)
+            found.save(folder / "measurement.json")
+            return found
+
+        return run
+
+    file = tmp_path / "phase.yaml"
+    file.write_text(PHASE)
+    phase = load_phase(file)
+    climbed = Ladder(phase, phase.resolve(BASE), tracker, Attempts(tmp_path / "runs", "tried"), make_runner, Audience(),
+                     {}, foresee=foreseen).climb()  # fmt: skip
+    assert seen[0] == {}, "nothing was known of the first"
+    for result, known in zip(climbed.results[1:], seen[1:], strict=True):
+        actual = result.measurement.metrics
+        assert known["forecast/run_seconds"] == pytest.approx(actual["speed/run_seconds"])
+        assert known["forecast/seconds_per_epoch"] == pytest.approx(actual["speed/seconds_per_epoch"])
+        assert known["forecast/run_seconds_low"] < known["forecast/run_seconds"] < known["forecast/run_seconds_high"]
+    assert set(seen[1]) <= set(METRICS)
+    assert len(nothing_on_record) == 1, "the server is read once a climb"
+
+
+def points(config: RunConfig) -> list[Point]:
+    """Enough of them for a forecast of host memory."""
+    kind = commands.kind_here(config, commands.compute.get(config.compute))
+    sizes = [(batch, workers) for batch in (1, 2, 4) for workers in (0, 2)]
+    found = []
+    for batch, workers in sizes:
+        one = config.with_overrides({"batch_size": batch, "num_workers": workers})
+        found.append(Point(one, kind, 900 + 100 * batch + 40 * workers + shared_mib(one), f"{batch}/{workers}"))
+    return found
+
+
+def test_host_memory_is_foreseen_where_enough_was_measured(tmp_path: Path, nothing_on_record, monkeypatch) -> None:
+    monkeypatch.setattr(commands, "recorded_points", lambda: points(BASE))
+    found = Foreseen(tmp_path, console())(BASE.with_overrides({"batch_size": 4, "num_workers": 2}))
+    assert found["forecast/host_peak_mib_low"] < 1380 < found["forecast/host_peak_mib_high"]
+    assert "forecast/run_seconds" not in found
+    few = Foreseen(tmp_path, console())
+    monkeypatch.setattr(commands, "recorded_points", lambda: points(BASE)[:1])
+    assert few(BASE) == {}
+    for point in points(BASE)[1:]:
+        came_to = measured(point.config)
+        few.learn(point.config, came_to, "r")
+    assert "forecast/host_peak_mib" in few(BASE), "learnt"
+
+
+def test_a_forecast_that_breaks_is_said_and_left_out(tmp_path: Path, nothing_on_record, monkeypatch, capsys) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("at home")
+
+    monkeypatch.setattr(commands, "recorded_points", broken)
+    foreseen = Foreseen(tmp_path, console())
+    foreseen.learn(BASE, measured(BASE), "before anything was read, so it is on the server")
+    assert foreseen(BASE) == {}
+    assert "No host_peak foreseen: ZeroDivisionError: at home" in capsys.readouterr().out
+
+
+def test_what_died_teaches_nothing_and_what_stops_by_itself_is_not_foreseen(tmp_path, nothing_on_record) -> None:
+    foreseen = Foreseen(tmp_path, console())
+    foreseen(BASE)
+    foreseen.learn(BASE, measured(BASE, Outcome.HOST_OOM), "died")
+    assert foreseen(BASE) == {}
+    foreseen.learn(BASE, measured(BASE), "went well")
+    assert "forecast/run_seconds" in foreseen(BASE)
+    assert foreseen(BASE.with_overrides({"stop_precision": 0.05})) == {}
+
+
+def test_gpu_memory_is_foreseen_for_a_compute_with_one(tmp_path: Path, nothing_on_record) -> None:
+    found = Foreseen(tmp_path, console())(BASE.with_overrides({"compute": "ml.g5.xlarge", "precision": "auto"}))
+    assert {"forecast/gpu_peak_mib", "forecast/gpu_peak_mib_low", "forecast/gpu_peak_mib_high"} == set(found), (
+        "and no time: this machine has no GPU to make the run on"
+    )
+
+
+def test_a_forecast_from_a_long_record_takes_no_time(tmp_path: Path, nothing_on_record) -> None:
+    """Thousands of runs on record: CPU seconds of one forecast once they are read, imports left out."""
+    foreseen = Foreseen(tmp_path, console())
+    foreseen(BASE)
+    for number in range(3000):
+        config = BASE.with_overrides({"batch_size": 1 + number % 16, "seed": number})
+        foreseen.learn(config, measured(config), str(number))
+    foreseen(BASE)
+    before = time.process_time()
+    assert foreseen(BASE.with_overrides({"batch_size": 3}))
+    assert time.process_time() - before < 1.0
+
+
+def test_kinds_of_learnt_points_are_those_of_recorded_ones() -> None:
+    here = commands.kind_here(BASE, commands.compute.get("local"))
+    assert here == Kind.of(BASE, "fp32", 1, here.malloc)
