@@ -1,13 +1,15 @@
 """How far is the forecast of host memory from peaks that it was not fitted to?
 
-``python -m benchmarks.host_forecast [--encoders resnet34 mobilenetv2_100] [--cells 1/4 8/0 16/4] [--set "..."]`` makes
-each encoder's probes, forecasts each held-out cell (batch/workers) from them alone, and only then runs it. A cell may
-be said to be under the limit while it is over it (for some size of compute) only where its peak lies above the
-interval. Further calls add to the results file.
+``python -m benchmarks.host_forecast [--encoders resnet34 mobilenetv2_100] [--cells 3/1 16/4 8/2/2] [--set "..."]``
+makes each encoder's probes, forecasts each held-out cell (batch/workers, or batch/workers/passes) from them alone, and
+only then runs it. A cell may be said to be under the limit while it is over it (for some size of compute) only where
+its peak lies above the interval. Settings of the allocator are taken from the environment (``MALLOC_ARENA_MAX=2 python
+-m ...``). Further calls add to the results file.
 """
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -25,10 +27,11 @@ from roofscale.forecast.host import HostModel
 from roofscale.measurement import Outcome
 from roofscale.report.console import ProgressBar, console
 from roofscale.runners.local import LocalRunner
+from roofscale.train import malloc
 
 LARGEST = (16, 4)  # batch and workers that the probes are chosen for
-STEPS = 5  # of a held-out run; the six on a cached batch come on top
-CELLS = ("1/4", "2/4", "4/4", "8/0", "8/2", "8/4", "16/0", "16/2", "16/4")
+STEPS = 4  # of a pass of a held-out run; the six on a cached batch come on top
+CELLS = ("3/1", "6/0", "6/3", "8/4", "12/2", "16/0", "16/4", "4/2/2")  # none of them is a probe
 TARGET = {"median": 0.03, "worst": 0.08}
 
 
@@ -46,8 +49,9 @@ def measure_encoder(
     for cell in cells:
         if time.monotonic() > until:
             return
-        size, workers = map(int, cell.split("/"))
-        config = host.as_probe(base, size, workers).with_overrides({"max_samples": STEPS * size, "val_samples": size})
+        size, workers, passes = (*map(int, cell.split("/")), 1)[:3]
+        longer = {"max_samples": STEPS * size, "val_samples": size, "epochs": passes}
+        config = host.as_probe(base, size, workers).with_overrides(longer)
         yield measure_cell(settle_data([config], GENERATED, out)[0], cell, model, folder)
 
 
@@ -84,26 +88,37 @@ def summary(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def command() -> str:
+    """What was called, with the allocator's settings before it."""
+    return f"{malloc.settings()} python -m benchmarks.host_forecast {shlex.join(sys.argv[1:])}".strip()
+
+
 def main() -> int:
     """Measure; 0 where all cells on file together meet the targets and none lies above its interval."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--encoders", nargs="+", default=["resnet34", "mobilenetv2_100"])
-    parser.add_argument("--cells", nargs="+", default=CELLS, help="batch/workers")
+    parser.add_argument("--cells", nargs="*", default=CELLS, help="batch/workers or batch/workers/passes")
     parser.add_argument("--seconds", type=float, default=7200.0, help="no cell is begun after that time")
     parser.add_argument("--probes", type=Path, help="folder that keeps probes from one call to the next")
     parser.add_argument("--set", default="", help="overrides, KEY=VALUE words")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/host_forecast.json")
     asked = parser.parse_args()
     until = time.monotonic() + asked.seconds
-    kept = json.loads(asked.out.read_text(encoding="utf-8"))["results"] if asked.out.exists() else []
+    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
+    kept, commands = before.get("results", []), [*before.get("commands", []), command()]
     for encoder in asked.encoders:
         base = RunConfig().with_overrides([f"encoder={encoder}", *asked.set.split()])
         with scratch_folder() as folder:
             for found in measure_encoder(base, asked.cells, folder, asked.probes or folder / "probes", until):
                 print(json.dumps(found), file=sys.stderr, flush=True)
                 kept.append(found)
-                content = {"machine": machine(), "summary": summary(kept), "results": kept}
+                content = {"machine": machine(), "commands": commands, "summary": summary(kept), "by_kind": {
+                    kind: summary([one for one in kept if one["kind"] == kind])
+                    for kind in dict.fromkeys(one["kind"] for one in kept)
+                }, "results": kept}  # fmt: skip
                 asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if not kept:
+        return 0  # probes alone
     done = summary(kept)
     print(json.dumps(done, indent=1))
     return 0 if done["met"] and not done["false_fits_possible"] else 1

@@ -15,7 +15,7 @@ from roofscale.compute import get
 from roofscale.config import RunConfig
 from roofscale.data.generate import GenerateSpec, generate
 from roofscale.errors import ConfigError, RoofscaleError
-from roofscale.forecast.host import shared_mib
+from roofscale.forecast.host import Kind, shared_mib
 from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.report.console import console
 from roofscale.tracking import RunRecord
@@ -41,7 +41,7 @@ class Simulated:
     def __call__(self, config: RunConfig) -> Measurement:
         self.ran.append(config)
         outcome = self.endings.get((config.batch_size, config.num_workers), Outcome.OK)
-        facts = {"device": "cpu", "precision": self.precision, "threads": "1"}
+        facts = {"device": "cpu", "precision": self.precision, "threads": "1", "malloc": ""}
         self.folder.mkdir(parents=True)
         write_json(self.folder / "config.json", config.as_dict())
         (self.folder / "best.pt").write_bytes(b"weights")
@@ -55,6 +55,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
     Simulated.ran, Simulated.endings, Simulated.precision = [], {}, "fp32"
     monkeypatch.setattr(host_points, "LocalRunner", Simulated)
     monkeypatch.setattr(host_points, "settle_data", lambda configs, cache, out: configs)
+    monkeypatch.setattr(Kind, "tensors_mib", lambda self, batch: 450 * batch)
     return Simulated
 
 
@@ -105,6 +106,34 @@ def test_a_probe_out_of_memory_is_no_point_and_is_not_tried_again(runner, tmp_pa
     assert len(runner.ran) == 6
 
 
+def test_where_probes_ran_out_of_memory_more_of_them_are_no_remedy(runner, tmp_path: Path, capsys) -> None:
+    runner.endings |= {(size, workers): Outcome.HOST_OOM for size in (2, 4) for workers in (0, 2)}
+    for probe in (True, True, False):
+        with pytest.raises(
+            ConfigError, match=r"local:16 .* too small for the probes batch_size=2.*--compute"
+        ) as refused:
+            forecast_host(ASKED, tmp_path, tmp_path, probe, to_json=True)
+        assert "--probe" not in str(refused.value)
+    assert len(runner.ran) == 6
+    runner.endings.clear()
+    roomier = ASKED.with_overrides({"compute": "local:32"})
+    assert forecast(tmp_path, capsys, roomier)["fit"] == "fits"
+    assert len(runner.ran) == 10, "those that ended well serve there as well"
+
+
+def test_a_batch_beyond_what_the_probes_reached_says_that_they_ran_out(runner, tmp_path: Path) -> None:
+    runner.endings |= {(8, 0): Outcome.HOST_OOM, (8, 2): Outcome.HOST_OOM}
+    with pytest.raises(ConfigError, match=r"too small for the probes batch_size=8 num_workers=0"):
+        forecast_host(ASKED.with_overrides({"batch_size": 32}), tmp_path, tmp_path, True, to_json=True)
+
+
+def test_runs_under_other_settings_of_malloc_are_another_kind(runner, tmp_path: Path, capsys, monkeypatch) -> None:
+    forecast(tmp_path, capsys)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    with pytest.raises(ConfigError, match=r"MALLOC_ARENA_MAX=2: 0 measured runs"):
+        forecast_host(ASKED, tmp_path, tmp_path, False, to_json=True)
+
+
 def test_a_probe_that_breaks_is_an_error(runner, tmp_path: Path) -> None:
     runner.endings[1, 0] = Outcome.DATA_ERROR
     with pytest.raises(RoofscaleError, match="data_error"):
@@ -129,7 +158,7 @@ def test_a_person_reads_the_verdict_the_parts_and_the_sources(runner, tmp_path: 
         "fits",
         "90% interval",
         "largest batch",
-        "a sample",
+        "tensors",
         "shared memory",
         "6 runs",
         "narrow",

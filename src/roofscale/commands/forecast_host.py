@@ -1,7 +1,6 @@
 """The command that foresees a CPU training's host memory, from runs on record and from probes run now."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from rich.table import Table
 from roofscale import compute
 from roofscale.commands.host_points import Probes, Stopped, kind_here, recorded_points
 from roofscale.commands.run import INTERRUPTED
-from roofscale.compute import Compute
 from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
 from roofscale.forecast import host
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host import HostForecast, HostModel, Point
 from roofscale.report.console import as_json, console
 
-_MIB = 2**20
 _STYLE = {Fit.FITS: "green", Fit.TOO_LARGE: "bold red", Fit.UNCERTAIN: "yellow"}
 
 
@@ -43,7 +41,7 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
     out = console(quiet=to_json)
     size = compute.get(config.compute)
     probes = Probes(runs / "probes", kind_here(config, size))
-    limits = size.memory_gib * 1024, _shm_free_mib(size)
+    limits = size.memory_gib * 1024, compute.shm_free_mib(size)
     points = [*recorded_points(), *probes.points()]
     if probe:
         try:
@@ -52,8 +50,13 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
             out.print("Stopped. What was measured is kept: the same command goes on from there.")
             return INTERRUPTED
         points = [*recorded_points(), *probes.points()]
-    model = host.fit_host(probes.kind, points)
-    forecast = model.forecast(config, *limits)
+    try:
+        model = host.fit_host(probes.kind, points)
+        forecast = model.forecast(config, *limits)
+    except ConfigError as error:
+        if lost := probes.ran_out(config):
+            raise _out_of_memory(probes, lost, limits[0]) from error
+        raise
     if to_json:
         print(as_json(_content(config, model, forecast)))
     else:
@@ -67,20 +70,22 @@ def _worth_making(
     """The probes that a forecast lacks; where it lacks none and still cannot tell, the one that helps most."""
     if lacking := probes.lacking(config, points):
         return lacking
-    forecast = host.fit_host(probes.kind, points).forecast(config, *limits)
+    try:
+        forecast = host.fit_host(probes.kind, points).forecast(config, *limits)
+    except ConfigError:  # too little came of those that were made
+        return []
     best = forecast.next_probe if forecast.fit is Fit.UNCERTAIN else None
     return [host.as_probe(config, best.batch_size, best.num_workers)] if best else []
 
 
-def _shm_free_mib(size: Compute) -> float | None:
-    """What /dev/shm has left; None where the compute is not this machine, or has no such folder."""
-    if not size.name.startswith(compute.LOCAL):
-        return None
-    try:
-        shm = os.statvfs("/dev/shm")
-    except OSError:
-        return None
-    return shm.f_bavail * shm.f_frsize / _MIB
+def _out_of_memory(probes: Probes, lost: Sequence[RunConfig], memory_mib: float) -> ConfigError:
+    """What to do where probes ran out of memory, so that more of them are no remedy."""
+    named = ", ".join(f"batch_size={one.batch_size} num_workers={one.num_workers}" for one in lost)
+    return ConfigError(
+        f"{probes.kind}: no forecast, because {lost[0].compute} with its {memory_mib:,.0f} MiB was too small for the "
+        f"probe{'s' * (len(lost) > 1)} {named}. Expected probes that end well: name a compute with more memory "
+        "(--compute), or ask for a smaller image_size or a lighter encoder."
+    )
 
 
 def _content(config: RunConfig, model: HostModel, forecast: HostForecast) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def _parts(config: RunConfig, forecast: HostForecast) -> dict[str, str]:
     room = "size of its /dev/shm not known" if free is None else f"{free:,.0f} MiB free in /dev/shm"
     found = {
         "base": f"{parts.base:,.0f} MiB",
-        "batch": f"{parts.batch:,.0f} MiB, {parts.batch / config.batch_size:,.0f} a sample",
+        "tensors": f"{parts.tensors:,.0f} MiB, traced: weights, gradients, optimiser's state, activations, gaps",
         "workers": f"{parts.workers:,.0f} MiB",
         "shared memory": f"at most {parts.shared:,.0f} MiB ({room})",
     }

@@ -21,7 +21,7 @@ from roofscale.phases.attempt import read_json
 from roofscale.phases.record import judged_runs, read_config
 from roofscale.report.console import ProgressBar
 from roofscale.runners.local import MEASUREMENT, LocalRunner
-from roofscale.train import device
+from roofscale.train import device, malloc
 
 _LEFT_OUT = {"ruled_out_by", "retry_of"}  # tags of runs that were never made, or made to recover
 
@@ -47,7 +47,7 @@ def kind_here(config: RunConfig, size: Compute) -> Kind:
             "this machine trains on its GPU, and a forecast of host memory is of training on a CPU. Hide the GPU: "
             "CUDA_VISIBLE_DEVICES= roofscale forecast host"
         )
-    return Kind.of(config, where.precision, config.threads or compute.allowance(size).cores)
+    return Kind.of(config, where.precision, config.threads or compute.allowance(size).cores, malloc.settings())
 
 
 def recorded_points() -> list[Point]:
@@ -58,7 +58,7 @@ def recorded_points() -> list[Point]:
         sound = tags.get("outcome") == Outcome.OK and tags.get("device") == "cpu" and not _LEFT_OUT & tags.keys()
         if sound and "memory/peak_mib" in metrics:
             config = read_config(run)
-            kind = Kind.of(config, tags["precision"], int(tags["threads"]))
+            kind = Kind.of(config, tags["precision"], int(tags["threads"]), tags.get("malloc", ""))
             copied = metrics.get("memory/copied_mib", math.nan)
             found.append(Point(config, kind, metrics["memory/peak_mib"], run.run_id, copied))
     return found
@@ -95,10 +95,15 @@ class Probes:
             measured = Measurement.load(file)
             if measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
                 config = RunConfig().with_overrides(read_json(file.with_name("config.json")))
-                kind = Kind.of(config, measured.facts["precision"], int(measured.facts["threads"]))
+                facts = measured.facts
+                kind = Kind.of(config, facts["precision"], int(facts["threads"]), facts.get("malloc", ""))
                 peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
                 found.append(Point(config, kind, peak, str(file.parent), copied))
         return found
+
+    def ran_out(self, config: RunConfig) -> list[RunConfig]:
+        """The probes for ``config`` that its compute had too little memory for."""
+        return [one for one in host.first_probes(config) if self._ran_out(one)]
 
     def _ran_out(self, config: RunConfig) -> bool:
         file = self.folder / config.fingerprint / MEASUREMENT

@@ -21,6 +21,7 @@ from roofscale.data.sources import data_fingerprint, leak_notes, open_sources, r
 from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.model import count_parameters
+from roofscale.train import malloc
 from roofscale.train.loop import Diverged, Interrupted, Run
 
 
@@ -104,6 +105,7 @@ def prepare(folder: Path, events: EventFile, stopping: Any) -> Run:
         "precision": run.trainer.where.precision,
         "precision_why": run.trainer.where.why,
         "threads": str(torch.get_num_threads()),
+        "malloc": malloc.settings(),
         "parameters": str(count_parameters(run.trainer.model)),
         "torch": torch.__version__,
     }

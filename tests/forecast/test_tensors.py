@@ -1,0 +1,45 @@
+"""What a step's tensors take of the host: known traces, the allocator's threshold, and peaks that were measured."""
+
+import pytest
+
+from roofscale.config import RunConfig
+from roofscale.forecast.host import Kind
+from roofscale.forecast.tensors import peak_mib, tensors_mib
+from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
+
+MIB = 2**20
+WEIGHTS = Storage(100 * MIB, "parameters", "")
+SMALL = Storage(0, "activations", "", per_sample=8 * MIB)
+LARGE = Storage(0, "activations", "", per_sample=40 * MIB)
+TRACE = Trace((WEIGHTS, SMALL, LARGE, SMALL), (0, 1, CONVOLUTION, 2, 1, 3, 2, 3))
+
+# Measured peaks, MiB, by batch: U-Net at 512 px, channels_last, no workers, 2 threads.
+MEASURED = {
+    ("resnet34", "bf16"): {1: 955, 2: 1260, 3: 1533, 4: 1629, 6: 2158, 8: 2538, 16: 4260},
+    ("resnet34", "fp32"): {1: 1170, 2: 1592, 4: 2496, 8: 4075},
+    ("mobilenetv2_100", "bf16"): {1: 788, 2: 1195, 4: 1924, 8: 3179},
+}
+
+
+def test_the_peak_counts_what_is_alive_at_once_and_gaps_between_small_blocks() -> None:
+    assert peak_mib(TRACE, 3) == pytest.approx(100 + 24 + 120 + 24 / 4)
+    assert peak_mib(TRACE, 4) == pytest.approx(100 + 32 + 160)  # of 32 MiB each: mapped on their own
+    assert peak_mib(TRACE, 4, largest_on_heap=33 * MIB) == pytest.approx(100 + 32 + 160 + 32 / 4)
+    assert peak_mib(TRACE, 4, largest_on_heap=0) == pytest.approx(100 + 32 + 160)
+
+
+@pytest.mark.parametrize("malloc", ["MALLOC_MMAP_THRESHOLD_=65536", "GLIBC_TUNABLES=glibc.malloc.mmap_threshold=65536"])
+def test_a_threshold_that_is_set_leaves_less_on_the_heap(malloc: str) -> None:
+    small = RunConfig(encoder="resnet18", image_size=64)
+    assert tensors_mib(small, "fp32", malloc, 4) < 0.9 * tensors_mib(small, "fp32", "MALLOC_ARENA_MAX=2", 4)
+    assert tensors_mib(small, "fp32", "", 4) == tensors_mib(small, "fp32", "MALLOC_ARENA_MAX=2", 4)
+
+
+@pytest.mark.parametrize(("encoder", "precision"), MEASURED)
+def test_measured_peaks_lie_above_the_tensors_by_what_interpreter_and_libraries_take(encoder, precision) -> None:
+    kind = Kind.of(RunConfig(encoder=encoder), precision, 2)
+    measured = MEASURED[encoder, precision]
+    base = {batch: mib - kind.tensors_mib(batch) for batch, mib in measured.items()}
+    middle = sum(base.values()) / len(base)
+    assert 250 < middle < 420
+    assert all(abs(base[batch] - middle) < 0.06 * mib for batch, mib in measured.items())
