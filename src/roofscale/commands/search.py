@@ -92,6 +92,10 @@ class SearchOnlooker:
         said = tried.why if tried.outcome == SKIPPED else f"{rate}{tried.share:.0%} of the memory"
         self._out.print(f"  {name}: {shown(tried.config)}: {tried.outcome}: {escape(said)}")
 
+    def sharing(self, study_name: str) -> None:
+        """Say how to join in."""
+        self._out.print(f"  join with the same --storage: roofscale search --join {study_name}", soft_wrap=True)
+
     def searched(self, found: Found, run: TrackedRun) -> None:
         """Publish the figures, and say what was chosen."""
         if figure := pareto_figure(found.tried, found.choice):

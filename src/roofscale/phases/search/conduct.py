@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,10 @@ class Found:
 class Audience(Spectator, Protocol):
     """Whoever follows a search."""
 
+    def sharing(self, study_name: str) -> None:
+        """Other workers can join this study from now on."""
+        ...
+
     def searched(self, found: Found, run: TrackedRun) -> None:
         """The search is over; its MLflow run is still open for figures."""
         ...
@@ -80,6 +84,8 @@ class Conductor:
             open_storage(self.storage_url, folder), f"roofscale-{parent.run_id}-{folder.name}", config.seed
         )
         run = self._open(study, spec, config, parent, folder.name)
+        if self.storage_url:
+            self.audience.sharing(study.study_name)
         try:
             choice = self._search(study, spec, config, folder, run, self.known(spec, config)).run()
         except Stopped:
@@ -111,7 +117,7 @@ class Conductor:
         spec = SearchSpec(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
         study = open_study(storage, study_name, config.seed + os.getpid())
         run = self.tracker.open(order["run_id"])
-        self._search(study, spec, config, folder / f"worker-{os.getpid()}", run, []).run()
+        self._search(study, spec, config, folder / f"worker-{os.getpid()}", run).run()
 
     def _search(
         self,
@@ -120,7 +126,7 @@ class Conductor:
         config: RunConfig,
         folder: Path,
         run: TrackedRun,
-        known: list[Tried],
+        known: Sequence[Tried] | None = None,
     ) -> Search:
         return Search(
             spec=spec,
@@ -129,7 +135,8 @@ class Conductor:
             usd_per_hour=compute.get(config.compute).usd_per_hour,
             study=study,
             trials=Trials(self.tracker, run, folder, self.make_runner, self.audience, self.tags),
-            known=known,
+            known=known or (),
+            leads=known is not None,
             shared=bool(self.storage_url),
         )
 

@@ -28,7 +28,8 @@ from roofscale.phases.search.tried import SKIPPED, Tried, worth
 TRIED = "tried"
 _TOLD = "told"  # user attribute of a trial that an earlier run stands for
 _MOST_FAILURES = 3  # trials that end for no reason of memory, before the search gives up
-_POLL_SECONDS = 1.0
+_CLAIM = "claim"  # user attribute of a trial: "made" on its config, then "kept"
+_POLL_SECONDS = 0.5
 
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -64,6 +65,7 @@ class Search:
         trials: where trials run.
         known: runs of earlier phases, told to the study and not repeated.
         shared: whether other workers may have trials under way in the same study.
+        leads: whether this process conducts the search, rather than only taking part in it.
     """
 
     spec: SearchSpec
@@ -74,7 +76,9 @@ class Search:
     trials: TrialRunner
     known: Sequence[Tried] = ()
     shared: bool = False
+    leads: bool = True
     _failed: list[str] = field(default_factory=list, init=False)
+    _exhausted: int = field(default=-1, init=False)  # what was tried when nothing more was worth a trial
 
     def run(self) -> Choice | None:
         """Search to the end; the choice, None where no trial stayed within its memory.
@@ -83,15 +87,17 @@ class Search:
             Stopped: a trial was interrupted; the same study goes on from there.
             RoofscaleError: several trials failed for other reasons than memory.
         """
-        self._tell_known()
-        self._take_up()
-        self._enqueue(self.base, "what the search stands on")
+        if self.leads:
+            self._tell_known()
+            self._take_up()
+            self._enqueue(self.base, "what the search stands on")
         while self._waiting() or self._propose() or self._await_others():
             if self._waiting():  # another worker may have been quicker
                 self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
             if len(self._failed) >= _MOST_FAILURES:
                 raise RoofscaleError(f"{len(self._failed)} trials failed, the search was given up: {self._failed[-1]}")
-        self._put_edge_on_record()
+        if self.leads:
+            self._put_edge_on_record()
         return self.choice()
 
     def choice(self) -> Choice | None:
@@ -129,13 +135,29 @@ class Search:
             raise
 
     def _twin(self, trial: Trial, config: RunConfig) -> int | None:
-        """Another trial of the same config, finished, or under way with a lower number."""
-        for other in self.study.get_trials(deepcopy=False):
-            running = other.state is TrialState.RUNNING and other.number < trial.number
-            same = other.params.keys() == self.spec.space.keys() and self._config(other) == config
-            if other.number != trial.number and same and (TRIED in other.user_attrs or running):
-                return other.number
-        return None
+        """Another trial of the same config, finished or under way; None where this one is to run it.
+
+        Two workers may come to the same config at the same time. Each says what it wants before it looks, and says
+        when it has decided: the lower number gives way only to one that had decided before it spoke (after Lamport
+        1974, A New Solution of Dijkstra's Concurrent Programming Problem, Commun. ACM 17:453).
+        """
+        trial.set_user_attr(_CLAIM, "made")
+        while True:
+            others = [other for other in self._same(config) if other.number != trial.number]
+            running = [other for other in others if other.state is TrialState.RUNNING]
+            before = [
+                other for other in running if other.number < trial.number or other.user_attrs.get(_CLAIM) == "kept"
+            ]
+            if ahead := [other for other in others if TRIED in other.user_attrs] or before:
+                return ahead[0].number
+            if not any(_CLAIM in other.user_attrs for other in running):
+                trial.set_user_attr(_CLAIM, "kept")
+                return None
+            self._give_time()  # a higher number is about to decide
+
+    def _same(self, config: RunConfig) -> list[FrozenTrial]:
+        whole = (t for t in self.study.get_trials(deepcopy=False) if t.params.keys() == self.spec.space.keys())
+        return [trial for trial in whole if self._config(trial) == config]
 
     def _config(self, trial: FrozenTrial) -> RunConfig:
         return self.spec.place(self.base, trial.params)
@@ -174,13 +196,20 @@ class Search:
         return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _await_others(self) -> bool:
-        """Give the trials of other workers time; False where there are none. Those of a worker that was killed are
-        queued again once it has shown no sign of life for the storage's grace period."""
-        if not self.shared or not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        """Give the trials of other workers time; False where there are none."""
+        if not self._running():
             return False
+        self._give_time()
+        return True
+
+    def _running(self) -> list[FrozenTrial]:
+        """Trials of other workers."""
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if self.shared else []
+
+    def _give_time(self) -> None:
+        """Those of a worker that was killed are queued again once its signs of life are too old for the storage."""
         time.sleep(_POLL_SECONDS)
         optuna.storages.fail_stale_trials(self.study)
-        return True
 
     def _put_edge_on_record(self) -> None:
         """Skip, for each worker count, the smallest batch that is too large: why nothing beyond it was tried."""
@@ -198,7 +227,9 @@ class Search:
         """Queue the next trial; False where no further one is wanted."""
         tried = tried_in(self.study, self.spec, self.base)
         trials = self.study.get_trials(deepcopy=False)
-        if sum(map(_was_run, trials)) >= self.spec.max_trials:
+        if sum(map(_was_run, trials)) + len(self._running()) >= self.spec.max_trials:
+            return False
+        if len(tried) == self._exhausted:
             return False
         taken = {self._config(trial) for trial in trials if trial.params.keys() == self.spec.space.keys()}
         if probe := self._lacking_probe(tried, taken):
@@ -209,6 +240,8 @@ class Search:
         found = propose(tried, left, self.spec, within, seed=self.base.seed + len(trials))
         if found:
             self._enqueue(found.config, found.why)
+        else:
+            self._exhausted = len(tried)
         return found is not None
 
     def _lacking_probe(self, tried: Sequence[Tried], taken: Set[RunConfig]) -> RunConfig | None:
