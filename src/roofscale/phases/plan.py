@@ -64,6 +64,11 @@ class Step:
     max_retreats: int = _DEFAULT_RETREATS  # runs at a smaller increment where the cause of a failure suggests one
     search: SearchSpec | None = None  # finds the rest of what the step sets, before its run
 
+    def changes(self) -> list[str]:
+        """What it changes on the phase's base: overrides as they would be written, and what it searches."""
+        written = RunConfig().with_overrides(self.set).written()
+        return [*(f"{key}={written[key]}" for key in self.set), *([str(self.search)] if self.search else [])]
+
     def at_smaller_increment(self) -> "Step":
         """The step as a retreat is judged: what was expected of the increment asked for says nothing of another."""
         kept = tuple(spec for spec in self.criteria if spec.name != EXPECTATIONS)

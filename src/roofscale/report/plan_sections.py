@@ -75,7 +75,7 @@ def _planned(step: Step) -> tuple[str, str, str, str, str]:
     smaller = f"up to {step.max_retreats} x a smaller increment, then " if step.max_retreats else ""
     repeats = f"up to {step.max_repeats} x another seed" if step.max_repeats else "go on"
     return (
-        code(overrides_words(step.set)),
+        ", ".join(map(code, step.changes())),
         "; ".join(f"{expected.metric} {expectation_words(expected)}" for expected in step.expect),
         ", ".join(spec.name for spec in step.criteria),
         smaller + step.on_failure,

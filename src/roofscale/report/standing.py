@@ -44,7 +44,8 @@ def config_words(config: RunConfig) -> str:
 def at_words(result: StepResult) -> str:
     """What a run changed on its phase's base: the step's own overrides, and the smaller increment it took instead."""
     written = result.config.written()
-    knobs = [*result.step.set, *([result.retreat.changed.partition("=")[0]] if result.retreat else [])]
+    searched = result.step.search.space if result.step.search else ()
+    knobs = [*result.step.set, *searched, *([result.retreat.changed.partition("=")[0]] if result.retreat else [])]
     return " ".join(f"{key}={written[key]}" for key in dict.fromkeys(knobs))
 
 

@@ -24,6 +24,10 @@ class SearchSpec:
     precision: float = 0.03  # a trial ends once its samples/s is known to within this share
     tolerance: float = 0.05  # a config this close to the fastest is as good
 
+    def __str__(self) -> str:
+        ranges = ", ".join(f"{knob} {low} to {high}" for knob, (low, high) in self.space.items())
+        return f"searched: {ranges}, in at most {self.max_trials} trials"
+
     def place(self, config: RunConfig, values: Mapping[str, int]) -> RunConfig:
         """A config moved to a point of the space; without loader processes nothing is prefetched, whatever it says."""
         moved = config.with_overrides(dict(values))
