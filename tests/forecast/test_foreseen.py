@@ -1,5 +1,6 @@
 """What is foreseen of a run: that it is written down before the run begins, learnt from, and never in the way."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,12 @@ def test_a_forecast_that_breaks_is_said_and_left_out(tmp_path: Path, nothing_on_
     foreseen = Foreseen(tmp_path, console())
     foreseen.learn(BASE, measured(BASE), "before anything was read, so it is on the server")
     assert foreseen(BASE) == {}
-    assert "No host_peak foreseen: ZeroDivisionError: at home" in capsys.readouterr().out
+    assert "Nothing foreseen of its host memory: ZeroDivisionError: at home" in capsys.readouterr().out
+    monkeypatch.setattr(commands, "recorded_points", list)
+    assert foreseen(BASE) == {}
+    told_nothing = dataclasses.replace(measured(BASE), facts={})
+    foreseen.learn(BASE, told_nothing, "of an older kind")
+    assert "Nothing learnt of that run's memory and time: KeyError" in capsys.readouterr().out
 
 
 def test_what_died_teaches_nothing_and_what_stops_by_itself_is_not_foreseen(tmp_path, nothing_on_record) -> None:

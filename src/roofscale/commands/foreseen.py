@@ -37,30 +37,34 @@ class Foreseen:
 
     def __call__(self, config: RunConfig) -> Metrics:
         """The metrics ``forecast/...`` of a run that is about to begin."""
-        found: Metrics = {}
-        for foresee in (self._time, self._host_peak, self._gpu_peak):
-            found |= self._attempt(foresee, config)
-        return found
+        return {
+            **self._attempt(lambda: self._time(config), "foreseen of its time"),
+            **self._attempt(lambda: self._host_peak(config), "foreseen of its host memory"),
+            **self._attempt(lambda: self._gpu_peak(config), "foreseen of its GPU memory"),
+        }
 
     def learn(self, config: RunConfig, measured: Measurement, run_id: str) -> None:
         """Take in what a run came to, for those that follow."""
-        facts, metrics = measured.facts, measured.metrics
-        if measured.outcome is not Outcome.OK or "precision" not in facts:
-            return
+        if measured.outcome is Outcome.OK:
+            self._attempt(lambda: self._learn(config, measured, run_id), "learnt of that run's memory and time")
+
+    def _learn(self, config: RunConfig, measured: Measurement, run_id: str) -> Metrics:
+        facts = measured.facts
         if self._timed is not None:
-            self._timed.append(timed.timed_of(config, metrics, facts, run_id))
-        if self._points is not None and facts.get("device") == "cpu":
+            self._timed.append(timed.timed_of(config, measured.metrics, facts, run_id))
+        if self._points is not None and facts["device"] == "cpu":
             kind = Kind.of(config, facts["precision"], int(facts["threads"]), facts.get("malloc", ""))
             peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
             self._points.append(Point(config, kind, peak, run_id, copied))
+        return {}
 
-    def _attempt(self, foresee: Callable[[RunConfig], Metrics], config: RunConfig) -> Metrics:
+    def _attempt(self, attempt: Callable[[], Metrics], what: str) -> Metrics:
         try:
-            return foresee(config)
+            return attempt()
         except RoofscaleError:  # too little is known, or this is no run of that sort
             return {}
         except Exception as error:  # whatever it is, the run is worth more than its forecast
-            self._out.print(f"No {foresee.__name__.strip('_')} foreseen: {escape(f'{type(error).__name__}: {error}')}")
+            self._out.print(f"Nothing {what}: {escape(f'{type(error).__name__}: {error}')}")
             return {}
 
     def _time(self, config: RunConfig) -> Metrics:
