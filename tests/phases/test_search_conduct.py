@@ -1,0 +1,173 @@
+"""A step that searches: its trials in MLflow, the whole run that confirms them, and the way back after an interruption."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.phases.landscape import BASE, KIND, LIMIT_MIB, peak_mib, rate, tensors_mib
+
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.forecast.host import Kind
+from roofscale.measurement import Measurement, Outcome, StepRecord
+from roofscale.phases.attempt import Attempts
+from roofscale.phases.ladder import ClimbResult, Ladder, StepResult
+from roofscale.phases.plan import Step, load_phase
+from roofscale.phases.search.conduct import CHOICE, Conductor, Found, open_storage
+from roofscale.phases.search.foresight import Room
+from roofscale.phases.search.tried import Tried
+from roofscale.runners.supervise import Listener, SilentListener
+from roofscale.tracking import TrackedRun, Tracker
+
+PHASE = """
+phase: 3
+name: tried
+max_retreats: 0
+steps:
+  - name: searched
+    search: {space: {batch_size: [1, 16], num_workers: [0, 3], prefetch_factor: [1, 2]}}
+    criteria: {completes: , memory_margin: {max_share: 0.8}}
+"""
+
+
+@dataclass
+class Machine:
+    """Makes runners that measure what the invented machine would; may be told to be interrupted at a batch size."""
+
+    stops_at: int = 0
+    ran: list[RunConfig] = field(default_factory=list)
+
+    def __call__(self, folder: Path, listener: Listener) -> Callable[[RunConfig], Measurement]:
+        def run(config: RunConfig) -> Measurement:
+            folder.mkdir(exist_ok=True)
+            self.ran.append(config)
+            share = peak_mib(config) / LIMIT_MIB
+            outcome = Outcome.HOST_OOM if share > 1 else Outcome.OK
+            outcome = Outcome.INTERRUPTED if config.batch_size == self.stops_at else outcome
+            metrics = {"memory/share": share, "memory/peak_mib": peak_mib(config), "speed/run_seconds": 1.0}
+            steps = _steps(config) if outcome is Outcome.OK else ()
+            measurement = Measurement(outcome, "as told", config.fingerprint, steps, metrics=metrics)
+            measurement.save(folder / "measurement.json")
+            return measurement
+
+        return run
+
+
+def _steps(config: RunConfig) -> tuple[StepRecord, ...]:
+    size = config.batch_size
+    return tuple(StepRecord(i, 0, "rid", i * size, 1.0, 1.0, 1e-3, size / rate(config), 0.0, 0.0) for i in range(1, 9))
+
+
+@dataclass
+class Audience:
+    found: list[Found] = field(default_factory=list)
+
+    def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
+        return SilentListener()
+
+    def judged(self, result: StepResult, run: TrackedRun) -> None:
+        pass
+
+    def begin_trial(self, name: str, config: RunConfig) -> Listener:
+        return SilentListener()
+
+    def tried(self, name: str, tried: Tried) -> None:
+        pass
+
+    def sharing(self, study_name: str) -> None:
+        pass
+
+    def searched(self, found: Found, run: TrackedRun) -> None:
+        self.found.append(found)
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kind, "tensors_mib", tensors_mib, raising=False)
+
+
+@pytest.fixture
+def climb(tmp_path: Path, tracking_store: None) -> Callable[[Machine, Audience], ClimbResult]:
+    tracker = Tracker("tried")
+    (tmp_path / "phase.yaml").write_text(PHASE)
+    phase = load_phase(tmp_path / "phase.yaml")
+
+    def climbed(machine: Machine, audience: Audience) -> ClimbResult:
+        room = Room(LIMIT_MIB, None, KIND)
+        conductor = Conductor(tracker, machine, audience, {}, lambda _: room, lambda spec, config: [])
+        ladder = Ladder(phase, phase.resolve(BASE), tracker, Attempts(tmp_path / "runs", "tried"), machine, audience, {},
+                        search=conductor)  # fmt: skip
+        return ladder.climb()
+
+    return climbed
+
+
+def test_a_search_chooses_and_a_whole_run_confirms(climb: Callable[..., ClimbResult], tmp_path: Path) -> None:
+    machine, audience = Machine(), Audience()
+    climbed = climb(machine, audience)
+    whole = machine.ran[-1]
+    assert whole.stop_precision == 0
+    assert all(trial.stop_precision > 0 for trial in machine.ran[:-1])
+    (result,) = climbed.results
+    assert result.config == whole
+    assert climbed.last_good is result
+    (found,) = audience.found
+    assert found.choice
+    assert found.choice.chosen.config == whole
+    good = json.loads((tmp_path / "runs/tried/last_good.json").read_text())
+    assert good["config"]["batch_size"] == whole.batch_size
+    assert result.step.set == {knob: getattr(whole, knob) for knob in ("batch_size", "num_workers", "prefetch_factor")}
+
+
+def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
+    climb: Callable[..., ClimbResult],
+) -> None:
+    machine, audience = Machine(), Audience()
+    climbed = climb(machine, audience)
+    tracker = Tracker("tried")
+    searched, confirmed = tracker.children(climbed.run_id)
+    assert confirmed.run_id == climbed.results[0].run_id
+    assert "batch_size=" in searched.tags["choice"]
+    trials = tracker.children(searched.run_id)
+    assert len(trials) == len(audience.found[0].tried)
+    skipped = [trial for trial in trials if "skipped" in trial.tags]
+    assert skipped
+    assert all("forecast" in t.tags["skipped"] or "at least as large" in t.tags["skipped"] for t in skipped)
+    ran = [trial for trial in trials if "skipped" not in trial.tags]
+    assert [int(trial.params["batch_size"]) for trial in ran] == [config.batch_size for config in machine.ran[:-1]]
+    assert all(math.isfinite(trial.metrics["memory/peak_mib"]) for trial in ran)
+    assert {trial.status for trial in trials} == {"FINISHED"}
+    assert not any("verdict" in trial.tags for trial in trials)  # no judged run: nothing else may take it for one
+    assert tracker.read_text(searched.run_id, CHOICE)
+
+
+def test_an_interrupted_search_goes_on_with_the_same_command(climb: Callable[..., ClimbResult]) -> None:
+    first = Machine(stops_at=4)
+    assert climb(first, Audience()).interrupted
+    second = Machine()
+    climbed = climb(second, Audience())
+    assert not climbed.interrupted
+    assert second.ran[0].batch_size == 4
+    done = {(c.batch_size, c.num_workers, c.prefetch_factor) for c in first.ran[:-1]}
+    again = {(c.batch_size, c.num_workers, c.prefetch_factor) for c in second.ran[:-1]}
+    assert not done & again
+    searches = [run for run in Tracker("tried").children(climbed.run_id) if "search" in run.tags]
+    assert len(searches) == 1
+
+
+def test_a_storage_that_cannot_be_opened_is_said_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be opened") as caught:
+        open_storage("postgresql+psycopg2://somebody:secret@127.0.0.1:1/none", tmp_path)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="expected a URL of SQLAlchemy"):
+        open_storage("nonsense", tmp_path)
+
+
+def test_joining_a_study_that_is_not_there_names_those_that_are(tmp_path: Path, tracking_store: None) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    conductor = Conductor(Tracker("tried"), Machine(), Audience(), {}, lambda _: Room(1.0), lambda *_: [], url)
+    with pytest.raises(ConfigError, match="no such study of Roofscale there; there are: none"):
+        conductor.join("nobody", tmp_path)
