@@ -12,7 +12,7 @@ from roofscale.measurement import ResourceSample
 
 # A bar that is written to a file or a log would fill it line by line.
 _WIDTH_OF_A_LOG = 140
-_SECONDS_BETWEEN_LINES = 0.1 if sys.stderr.isatty() else 15.0
+SECONDS_BETWEEN_LINES = 0.1 if sys.stderr.isatty() else 15.0
 
 
 def console(quiet: bool = False) -> Console:
@@ -34,7 +34,7 @@ class ProgressBar:
         kind = event["event"]
         if kind == "start":
             self._bar = tqdm(
-                total=event["steps_planned"], desc=self._name, unit="step", mininterval=_SECONDS_BETWEEN_LINES
+                total=event["steps_planned"], desc=self._name, unit="step", mininterval=SECONDS_BETWEEN_LINES
             )
         if self._bar is None:
             return
