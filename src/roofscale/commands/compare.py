@@ -181,7 +181,7 @@ def _content(
             **git_state(Path.cwd()),
         },
         "kind": dataclasses.asdict(contest.kind),
-        "base": contest.base.changed_from(RunConfig()),
+        "base": contest.base.with_overrides({"data_root": ""}).changed_from(RunConfig()),
         "spec": dataclasses.asdict(contest.spec),
         "memory_mib": limit,
         "grid": {
