@@ -9,8 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
+from roofscale.commands.base import starting_config
+from roofscale.commands.compare import compare_searches
 from roofscale.commands.host_points import kind_here, recorded_points
-from roofscale.commands.phase import SEARCH_EXPERIMENT
+from roofscale.commands.phase import SEARCH_EXPERIMENT, SEARCHING, Order
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
@@ -117,6 +119,19 @@ def front_table(tried: Sequence[Tried], found: Found) -> Table:
     for one in found.choice.front if found.choice else ():
         table.add_row(shown(one.config), f"{one.rate:.3g}", f"{one.share:.0%}")
     return table
+
+
+def compare_search(order: Order, file: Path | None) -> int:
+    """Compare the search of phase 3 with other ways of searching the same space; see ``commands.compare``.
+
+    Raises:
+        ConfigError: no step of the phase searches.
+    """
+    phase = order.load(SEARCHING, file).searching()
+    good, _ = starting_config(phase, order.runs, order.cache, order.from_defaults)
+    step, config = phase.resolve(good, order.overrides)[-1]
+    assert step.search, "the last of the searching steps"
+    return compare_searches(step.search, config, order.runs / "compare", order.cache, order.to_json)
 
 
 def join_search(study: str, storage: str, runs: Path, to_json: bool) -> None:
