@@ -1,9 +1,11 @@
 """Which trials need not be run, because it is known beforehand that they leave their memory."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 from scipy import stats
 
@@ -16,6 +18,9 @@ from roofscale.forecast.host import HostModel, Kind, Point
 from roofscale.measurement import Outcome
 from roofscale.phases.retreat import at_least_as_large
 from roofscale.phases.search.tried import SKIPPED, Tried
+
+if TYPE_CHECKING:
+    from roofscale.forecast.gpu import GpuForecast
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,10 @@ class Foresight:
         return True
 
     def within(self, config: RunConfig) -> float:
-        """Probability that a config stays within MAX_SHARE of the host's memory; 1 where nothing is known."""
+        """Probability that a config stays within MAX_SHARE of its memory, as foreseen; 1 where nothing is."""
+        return min(self._within_host(config), _within_gpu(config))
+
+    def _within_host(self, config: RunConfig) -> float:
         if self._model is None:
             return 1.0
         peak = self._model.peak(config)
@@ -88,10 +96,7 @@ class Foresight:
         return Tried(config, SKIPPED, shared / room.shm_free_mib, why=why)
 
     def _foreseen_gpu(self, config: RunConfig) -> Tried | None:
-        from roofscale.forecast.gpu import foresee  # imports torch; only where there is a GPU to forecast
-
-        where = compute.get(config.compute)
-        forecast = foresee(config, where) if where.gpu else None
+        forecast = _gpu_forecast(config)
         if forecast is None or forecast.fit is not Fit.TOO_LARGE:
             return None
         why = (
@@ -109,6 +114,30 @@ class Foresight:
             return host.fit_host(kind, [*self.room.points, *_points(kind, self.tried)])
         except ConfigError:  # too little was measured so far
             return None
+
+
+def _gpu_forecast(config: RunConfig) -> "GpuForecast | None":
+    """What a config takes of its GPU; None where it has none. Loader processes take nothing of it."""
+    return _gpu_forecast_of(dataclasses.replace(config, num_workers=0, prefetch_factor=1))
+
+
+@cache
+def _gpu_forecast_of(config: RunConfig) -> "GpuForecast | None":
+    where = compute.get(config.compute)
+    if not where.gpu:
+        return None
+    from roofscale.forecast.gpu import foresee  # imports torch, and traces the model
+
+    return foresee(config, where)
+
+
+def _within_gpu(config: RunConfig) -> float:
+    forecast = _gpu_forecast(config)
+    if forecast is None:
+        return 1.0
+    # The interval's half width as that of a normal one.
+    deviation = (forecast.high_mib - forecast.total_mib) / stats.norm.ppf((1 + host.CONFIDENCE) / 2)
+    return float(stats.norm.cdf((MAX_SHARE * forecast.usable_mib - forecast.total_mib) / deviation))
 
 
 def _points(kind: Kind, tried: Iterable[Tried]) -> Iterable[Point]:
