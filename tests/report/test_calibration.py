@@ -36,7 +36,7 @@ def test_errors_and_held_intervals_are_counted() -> None:
     (1, 1, "agrees with 90%"),  # which is no proof of anything
 ])  # fmt: skip
 def test_the_share_has_its_exact_interval(held: int, runs: int, verdict: str) -> None:
-    found = [Pair("r", "run_seconds", 1.0, 0.5, 1.5, 1.0 if i < held else 2.0) for i in range(runs)]
+    found = [Pair("r", "run_seconds", 1.0, 0.5, 1.5, 1.0 if i < held else 2.0, False) for i in range(runs)]
     one = next(one for one in calibrate(found) if one.quantity == "run_seconds")
     assert (one.runs, one.held, one.verdict) == (runs, held, verdict)
     if runs:
@@ -51,9 +51,16 @@ def test_what_is_called_too_narrow_seldom_is_right() -> None:
     for _ in range(300):
         actual = np.exp(0.1 * random.normal(size=30))
         reach = math.exp(1.645 * 0.1)
-        found = [Pair("r", "run_seconds", 1.0, 1 / reach, reach, value) for value in actual]
+        found = [Pair("r", "run_seconds", 1.0, 1 / reach, reach, value, False) for value in actual]
         called += next(one for one in calibrate(found) if one.quantity == "run_seconds").verdict == "too narrow"
     assert called <= 0.05 * 300 * 1.6
+
+
+def test_runs_on_a_busy_machine_are_told_apart_and_counted_all_the_same() -> None:
+    found = list(pairs([run(1000, 900, 1100), run(1000, 1100, 1500, **{"cpu/others": 0.5})]))
+    host = calibrate(found)[0]
+    assert (host.held, host.runs, host.undisturbed_held, host.undisturbed) == (1, 2, 1, 1)
+    assert "| 1 of 2 | 1 of 1 |" in " ".join(calibration_table([host]).split())
 
 
 def test_a_run_without_both_does_not_count() -> None:

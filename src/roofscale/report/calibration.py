@@ -1,5 +1,6 @@
 """What was foreseen of runs beside what they came to: how far off, and how often the interval held. Pure functions."""
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from scipy import stats
 
+from roofscale.forecast.time import BUSY
 from roofscale.measurement import FORECAST, FORESEEN, Outcome
 from roofscale.report.table import markdown
 from roofscale.tracking import RunRecord
@@ -25,6 +27,7 @@ class Pair:
     low: float
     high: float
     actual: float
+    disturbed: bool  # whether the machine gave much of its time to other work meanwhile
 
     @property
     def error(self) -> float:
@@ -44,6 +47,8 @@ class Calibration:
     quantity: str  # of FORESEEN
     runs: int
     held: int  # of these, runs whose interval held
+    undisturbed: int  # runs that had the machine to themselves, as a forecast of time takes for granted
+    undisturbed_held: int
     median_error: float  # of the errors' size, as a share; as the worst one NaN without runs
     worst_error: float
     share_low: float  # exact interval of the share of runs in which an interval holds (Clopper and Pearson 1934)
@@ -70,7 +75,8 @@ def pairs(runs: Sequence[RunRecord]) -> Iterator[Pair]:
             if not set(names) <= run.metrics.keys() or not run.metrics[metric] > 0:
                 continue
             foreseen, low, high, actual = (run.metrics[name] for name in names)
-            pair = Pair(run.run_id, quantity, foreseen, low, high, actual)
+            disturbed = run.metrics.get("cpu/others", 0.0) > BUSY
+            pair = Pair(run.run_id, quantity, foreseen, low, high, actual, disturbed)
             outcome = run.tags.get("outcome")
             if outcome == Outcome.OK or (outcome == _DIED_OF.get(metric) and pair.actual > pair.high):
                 yield pair
@@ -89,6 +95,7 @@ def calibration_table(found: Sequence[Calibration]) -> str:
             str(one.runs),
             *(f"{error:.1%}" if one.runs else "-" for error in (one.median_error, one.worst_error)),
             f"{one.held} of {one.runs}" if one.runs else "-",
+            f"{one.undisturbed_held} of {one.undisturbed}" if one.runs else "-",
             f"{one.share_low:.0%} to {one.share_high:.0%}" if one.runs else "-",
             one.verdict,
         )
@@ -96,9 +103,19 @@ def calibration_table(found: Sequence[Calibration]) -> str:
     ]
     said = (
         f"Each run logs what is foreseen of it before it begins, with an interval that is to hold in {CONFIDENCE:.0%} "
-        "of runs. These are the runs on record that have both a forecast and a measurement."
+        "of runs. These are the runs on record that have both a forecast and a measurement. Undisturbed are those "
+        f"during which no more than {BUSY:.0%} of the machine went to other work, as a forecast of time takes for granted."
     )
-    heading = ("what", "runs", "median error", "worst error", "interval held", "so a share of", "the intervals' width")
+    heading = (
+        "what",
+        "runs",
+        "median error",
+        "worst error",
+        "interval held",
+        "undisturbed",
+        "so a share of",
+        "intervals",
+    )
     return f"{said}\n\n{markdown(heading, rows)}"
 
 
@@ -110,9 +127,18 @@ def calibration_record(found: Sequence[Pair]) -> dict[str, Any]:
 
 def _calibration(quantity: str, found: Sequence[Pair]) -> Calibration:
     if not found:
-        return Calibration(quantity, 0, 0, *[float("nan")] * 4)
+        return Calibration(quantity, 0, 0, 0, 0, *[math.nan] * 4)
     errors, held = [abs(pair.error) for pair in found], sum(pair.held for pair in found)
+    quiet = [pair for pair in found if not pair.disturbed]
     share = stats.binomtest(held, len(found)).proportion_ci(CONFIDENCE, method="exact")
     return Calibration(
-        quantity, len(found), held, statistics.median(errors), max(errors), float(share.low), float(share.high)
+        quantity=quantity,
+        runs=len(found),
+        held=held,
+        undisturbed=len(quiet),
+        undisturbed_held=sum(pair.held for pair in quiet),
+        median_error=statistics.median(errors),
+        worst_error=max(errors),
+        share_low=float(share.low),
+        share_high=float(share.high),
     )

@@ -1,0 +1,94 @@
+"""How far is the forecast of time from runs that it does not know?
+
+``python -m benchmarks.time_forecast`` takes the climbs on record (experiments/results) and forecasts each of their runs
+twice: from all the others, and, as a climb would have, from those before it alone. Writes
+benchmarks/results/time_forecast.json. Nothing is trained.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.measure import ROOT
+from roofscale.commands.timed import timed_of
+from roofscale.compute import get
+from roofscale.config import RunConfig
+from roofscale.forecast.time import BUSY, forecast_time
+from roofscale.forecast.transfer import Timed, between_runs
+from roofscale.measurement import FORESEEN
+from roofscale.report.calibration import Pair, calibrate
+
+RESULTS = ROOT / "experiments" / "results"
+WRITTEN = ROOT / "benchmarks" / "results" / "time_forecast.json"
+
+
+def recorded() -> Iterator[Timed]:
+    """Every run of the climbs on record that ended well, repeats among them, in the order in which they were made."""
+    for file in sorted(RESULTS.glob("phase*.json")):
+        for run in json.loads(file.read_text(encoding="utf-8"))["runs"]:
+            config = RunConfig().with_overrides(run["config"])
+            for place, one in enumerate([run, *run["repeats"]]):
+                if one["outcome"] == "ok":
+                    name = f"{file.stem} {run['step']}{f' repeat {place}' * bool(place)}"
+                    yield timed_of(config, one["metrics"], run["facts"], name)
+
+
+def held_out(runs: Sequence[Timed], *, only_before: bool) -> Iterator[tuple[Pair, tuple[str, ...]]]:
+    """Each run's times as foreseen without it, and what they were scaled over."""
+    for place, run in enumerate(runs):
+        known = runs[:place] if only_before else [*runs[:place], *runs[place + 1 :]]
+        found = forecast_time(run.config, get(run.config.compute), known, threads=run.threads)
+        if found is None:
+            continue
+        for quantity, interval in (("run_seconds", found.run_seconds), ("seconds_per_epoch", found.epoch_seconds)):
+            actual, disturbed = run.metrics[FORESEEN[quantity][1]], run.metrics["cpu/others"] > BUSY
+            ends = interval.centre, interval.low, interval.high
+            yield Pair(run.run_id, quantity, *ends, actual, disturbed), found.scaled
+
+
+def summary(found: Sequence[tuple[Pair, tuple[str, ...]]]) -> dict[str, Any]:
+    """Errors and held intervals of each quantity, over all and over those that were scaled to another config."""
+    content: dict[str, Any] = {}
+    for words, chosen in (("all", found), ("scaled", [one for one in found if one[1]])):
+        for one in calibrate([pair for pair, _ in chosen]):
+            if one.runs:
+                content[f"{one.quantity}, {words}"] = {
+                    "runs": one.runs,
+                    "median_error": round(one.median_error, 4),
+                    "worst_error": round(one.worst_error, 4),
+                    "held": one.held,
+                    "share_held_90": [round(one.share_low, 3), round(one.share_high, 3)],
+                }
+    return content
+
+
+def main() -> int:
+    """Forecast every run without itself, and say how far off that was."""
+    runs = list(recorded())
+    variance, freedom = between_runs(runs)
+    spread = {"deviation": round(variance**0.5, 4), "freedom": freedom}
+    content: dict[str, Any] = {"runs": len(runs), "between_runs": spread}
+    for words, only_before in (("from all others", False), ("from those before", True)):
+        found = list(held_out(runs, only_before=only_before))
+        rows = [
+            {
+                "run": pair.run_id,
+                "quantity": pair.quantity,
+                "foreseen": round(pair.foreseen, 2),
+                "interval": [round(pair.low, 2), round(pair.high, 2)],
+                "actual": round(pair.actual, 2),
+                "error": round(pair.error, 4),
+                "held": pair.held,
+                "scaled": scaled,
+            }
+            for pair, scaled in found
+        ]
+        content[words] = {"summary": summary(found), "forecasts": rows}
+        print(f"{words}: {json.dumps(content[words]['summary'], indent=1)}")
+    WRITTEN.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
