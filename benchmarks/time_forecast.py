@@ -1,25 +1,32 @@
 """How far is the forecast of time from runs that it does not know?
 
 ``python -m benchmarks.time_forecast`` takes the climbs on record (experiments/results) and forecasts each of their runs
-twice: from all the others, and, as a climb would have, from those before it alone. Writes
-benchmarks/results/time_forecast.json. Nothing is trained.
+twice: from all the others, and, as a climb would have, from those before it alone. Nothing is trained. With
+``--image-sizes 256 512 1024`` it also trains shortly at each, to see how far seconds a sample go with the area. Writes
+benchmarks/results/time_forecast.json.
 """
 
+import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import GENERATED, ROOT, machine, scratch_folder
+from roofscale.commands.run import settle_data
 from roofscale.commands.timed import timed_of
 from roofscale.compute import get
 from roofscale.config import RunConfig
 from roofscale.forecast.time import BUSY, forecast_time
 from roofscale.forecast.transfer import Timed, between_runs
-from roofscale.measurement import FORESEEN
+from roofscale.measurement import FORESEEN, Outcome
 from roofscale.report.calibration import Pair, calibrate
+from roofscale.report.console import ProgressBar, console
+from roofscale.runners.local import LocalRunner
 
 RESULTS = ROOT / "experiments" / "results"
+STEPS = 8  # of a run at one image size
 WRITTEN = ROOT / "benchmarks" / "results" / "time_forecast.json"
 
 
@@ -63,8 +70,32 @@ def summary(found: Sequence[tuple[Pair, tuple[str, ...]]]) -> dict[str, Any]:
     return content
 
 
+def by_image_size(sizes: Sequence[int]) -> list[dict[str, float]]:
+    """Seconds a sample at each size, and how far their logarithm lies over that of the size before, beyond the area."""
+    rows: list[dict[str, float]] = []
+    with scratch_folder() as folder:
+        for size in sorted(sizes):
+            asked = RunConfig(image_size=size, max_samples=STEPS * 2, val_samples=2)
+            config = settle_data([asked], GENERATED, console(quiet=True))[0]
+            measured = LocalRunner(folder / str(size), ProgressBar(f"{size} px"))(config)
+            assert measured.outcome is Outcome.OK, measured.detail
+            seconds = measured.metric("speed/seconds_per_sample")
+            row = {"image_size": size, "seconds_per_sample": seconds, "others": measured.metric("cpu/others")}
+            if rows:
+                before = rows[-1]
+                beyond = math.log(seconds / before["seconds_per_sample"]) - 2 * math.log(size / before["image_size"])
+                row["beyond_area_a_doubling"] = beyond / math.log2(size / before["image_size"])
+            rows.append(row)
+            print(row)
+    return rows
+
+
 def main() -> int:
     """Forecast every run without itself, and say how far off that was."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image-sizes", nargs="+", type=int, default=[], help="train at these, px")
+    sizes = parser.parse_args().image_sizes
+    earlier = json.loads(WRITTEN.read_text(encoding="utf-8")) if WRITTEN.exists() else {}
     runs = list(recorded())
     variance, freedom = between_runs(runs)
     spread = {"deviation": round(variance**0.5, 4), "freedom": freedom}
@@ -86,6 +117,10 @@ def main() -> int:
         ]
         content[words] = {"summary": summary(found), "forecasts": rows}
         print(f"{words}: {json.dumps(content[words]['summary'], indent=1)}")
+    if sizes:
+        content |= {"image_sizes": {"machine": machine(), "runs": by_image_size(sizes)}}
+    elif "image_sizes" in earlier:
+        content["image_sizes"] = earlier["image_sizes"]
     WRITTEN.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 

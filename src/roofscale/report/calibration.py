@@ -104,7 +104,8 @@ def calibration_table(found: Sequence[Calibration]) -> str:
     said = (
         f"Each run logs what is foreseen of it before it begins, with an interval that is to hold in {CONFIDENCE:.0%} "
         "of runs. These are the runs on record that have both a forecast and a measurement. Undisturbed are those "
-        f"during which no more than {BUSY:.0%} of the machine went to other work, as a forecast of time takes for granted."
+        f"during which no more than {BUSY:.0%} of the machine went to other work, which a forecast of time takes for "
+        "granted."
     )
     heading = (
         "what",
