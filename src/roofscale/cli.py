@@ -100,7 +100,7 @@ def train(
     with _project_run() as results_are_in:
         resolved = config.load(file, [*_words(more, compute), *overrides])
         if dry_run:
-            show.print_config(resolved, as_json)
+            show.print_run(resolved, as_json)
             return
         from roofscale.commands import run
 

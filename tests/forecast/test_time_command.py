@@ -101,8 +101,22 @@ def test_a_dry_run_shows_time_and_cost_of_each_step_and_of_everything(on_record,
     show.print_plan(phase, phase.resolve(), "From the defaults.", to_json=False)
     said = " ".join(capsys.readouterr().out.split())
     assert "Forecast of 2 of 2 steps, each once" in said
-    assert "on all samples (rid 1,504 + 188 validated, as published)" in said
+    assert "On all samples (rid 1,504 + 188 validated, as published)" in said
     assert ("not validated on a GPU" in said) == (compute == "ml.g5.xlarge")
+
+
+def test_a_dry_run_of_one_training_shows_its_time_and_that_of_everything(on_record, capsys) -> None:
+    show.print_run(BASE, to_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["config"]["max_samples"] == 50
+    assert found["forecast"]["run_seconds"]["centre"] == pytest.approx(METRICS["speed/run_seconds"])
+    assert found["full_data"]["parts"]["training"] == pytest.approx(0.5 * 1504)
+    show.print_run(BASE, to_json=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Forecast, 90% interval: 42 s (" in said
+    assert "an epoch 12.5 min (" in said
+    show.print_run(BASE.with_overrides({"encoder": "resnet50"}), to_json=False)
+    assert "unknown: no similar run on record" in capsys.readouterr().out
 
 
 def test_a_plan_of_which_nothing_is_known_says_so(monkeypatch, tmp_path: Path, capsys) -> None:

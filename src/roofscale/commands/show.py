@@ -37,12 +37,23 @@ def print_knobs(to_json: bool) -> None:
     console().print(table)
 
 
-def print_config(config: RunConfig, to_json: bool) -> None:
-    """Say what a training would run."""
+def print_run(config: RunConfig, to_json: bool) -> None:
+    """Say what a training would run, and how long it and the full data set would take."""
     compute.get(config.compute)  # refuses an unknown one
+    runs = timed.timed_runs()
+    found, full = timed.foresee_time(config, runs), timed.foresee_time(timed.everything(config), runs)
     if to_json:
-        print(as_json({"config": config.as_dict(), "fingerprint": config.fingerprint}))
+        foreseen = {"forecast": timed.as_dict(found), "full_data": timed.as_dict(full)}
+        print(as_json({"config": config.as_dict(), "fingerprint": config.fingerprint, **foreseen}))
         return
+    _print_config(config)
+    words = f"Forecast, {CONFIDENCE:.0%} interval: " + "; ".join(_time_and_cost(found).splitlines())
+    console().print(f"{words}. More: roofscale forecast time" if found else words)
+    if full:
+        console().print(escape(_full_words(config, full)))
+
+
+def _print_config(config: RunConfig) -> None:
     changed = config.changed_from(RunConfig())
     table = Table("knob", "value", title=f"run config {config.fingerprint}", title_justify="left")
     for name, value in config.written().items():
@@ -65,7 +76,7 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
     out = console()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
     out.print(escape(start))
-    print_config(plan[0][1], to_json=False)
+    _print_config(plan[0][1])
     table = Table("step", "changes", "expects", "criteria", "then", "forecast", title="steps", title_justify="left")
     for (step, _), forecast, gpu in zip(plan, foreseen.times, foreseen.gpus, strict=True):
         expects = "\n".join(_expectation(e) for e in step.expect)
@@ -135,14 +146,7 @@ class _Foreseen:
             f"{cost}, {CONFIDENCE:.0%} interval{f', from runs {sources}' if sources else ''}."
         )
         if self.full:
-            (_, last), counts = plan[-1], timed.counted(plan[-1][1])
-            sizes = ", ".join(f"{name} {train:,} + {val:,}" for name, (train, val) in counts.samples.items())
-            yield (
-                f"The config of the last step on all samples ({sizes} validated, {counts.source}): "
-                f"{timed.seconds_words(self.full.epoch_seconds)} {timed.money_words(self.full.epoch_usd)} an epoch, "
-                f"{timed.seconds_words(self.full.run_seconds)} {timed.money_words(self.full.usd)} "
-                f"a run of {passes_of(last)} passes."
-            )
+            yield f"The last step's config: {_full_words(plan[-1][1], self.full)}"
         yield from dict.fromkeys(note for forecast in self.known if forecast.estimate for note in timed.notes(forecast))
 
 
@@ -160,6 +164,17 @@ def _gpu_memory(gpu: "GpuForecast | None") -> str:
     if gpu is None:
         return ""
     return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n(+-{gpu.spread:.0%}): {gpu.fit}"
+
+
+def _full_words(config: RunConfig, full: TimeForecast) -> str:
+    counts = timed.counted(config)
+    sizes = ", ".join(f"{name} {train:,} + {val:,} validated" for name, (train, val) in counts.samples.items())
+    epoch, run = (
+        ", ".join(filter(None, (timed.seconds_words(seconds), timed.money_words(usd))))
+        for seconds, usd in ((full.epoch_seconds, full.epoch_usd), (full.run_seconds, full.usd))
+    )
+    passes = passes_of(config)
+    return f"On all samples ({sizes}, {counts.source}): an epoch {epoch}; a run of {passes} pass{'es' * (passes > 1)} {run}."
 
 
 def _time_and_cost(forecast: TimeForecast | None) -> str:
