@@ -173,8 +173,8 @@ def _full_words(config: RunConfig, full: TimeForecast) -> str:
         ", ".join(filter(None, (timed.seconds_words(seconds), timed.money_words(usd))))
         for seconds, usd in ((full.epoch_seconds, full.epoch_usd), (full.run_seconds, full.usd))
     )
-    passes = passes_of(config)
-    return f"On all samples ({sizes}, {counts.source}): an epoch {epoch}; a run of {passes} pass{'es' * (passes > 1)} {run}."
+    passes = f"{passes_of(config)} pass{'es' * (passes_of(config) > 1)}"
+    return f"On all samples ({sizes}, {counts.source}): an epoch {epoch}; a run of {passes} {run}."
 
 
 def _time_and_cost(forecast: TimeForecast | None) -> str:
