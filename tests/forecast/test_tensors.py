@@ -1,5 +1,7 @@
 """What a step's tensors take of the host: known traces, the allocator's threshold, and peaks that were measured."""
 
+import dataclasses
+
 import pytest
 
 from roofscale.config import RunConfig
@@ -13,11 +15,11 @@ SMALL = Storage(0, "activations", "", per_sample=8 * MIB)
 LARGE = Storage(0, "activations", "", per_sample=40 * MIB)
 TRACE = Trace((WEIGHTS, SMALL, LARGE, SMALL), (0, 1, CONVOLUTION, 2, 1, 3, 2, 3))
 
-# Measured peaks, MiB, by batch: U-Net at 512 px, channels_last, no workers, 2 threads.
+# Measured peaks, MiB, by batch, each the mean of one to four runs: U-Net at 512 px, channels_last, no workers.
 MEASURED = {
-    ("resnet34", "bf16"): {1: 955, 2: 1260, 3: 1533, 4: 1629, 6: 2158, 8: 2538, 16: 4260},
-    ("resnet34", "fp32"): {1: 1170, 2: 1592, 4: 2496, 8: 4075},
-    ("mobilenetv2_100", "bf16"): {1: 788, 2: 1195, 4: 1924, 8: 3179},
+    ("resnet34", "bf16"): {1: 961, 2: 1275, 3: 1533, 4: 1642, 6: 2147, 8: 2538, 16: 4260},
+    ("resnet34", "fp32"): {1: 1169, 2: 1580, 4: 2513, 8: 4075},
+    ("mobilenetv2_100", "bf16"): {1: 790, 2: 1192, 4: 1910, 6: 2405, 8: 3179},
 }
 
 
@@ -26,6 +28,11 @@ def test_the_peak_counts_what_is_alive_at_once_and_gaps_between_small_blocks() -
     assert peak_mib(TRACE, 4) == pytest.approx(100 + 32 + 160)  # of 32 MiB each: mapped on their own
     assert peak_mib(TRACE, 4, largest_on_heap=33 * MIB) == pytest.approx(100 + 32 + 160 + 32 / 4)
     assert peak_mib(TRACE, 4, largest_on_heap=0) == pytest.approx(100 + 32 + 160)
+
+
+def test_gaps_do_not_grow_beyond_what_was_ever_seen() -> None:
+    crowded = Trace((dataclasses.replace(SMALL, per_sample=4 * MIB),) * 300, (*range(300), *range(300)))
+    assert peak_mib(crowded, 1) == pytest.approx(300 * 4 + 200)
 
 
 @pytest.mark.parametrize("malloc", ["MALLOC_MMAP_THRESHOLD_=65536", "GLIBC_TUNABLES=glibc.malloc.mmap_threshold=65536"])
@@ -42,4 +49,4 @@ def test_measured_peaks_lie_above_the_tensors_by_what_interpreter_and_libraries_
     base = {batch: mib - kind.tensors_mib(batch) for batch, mib in measured.items()}
     middle = sum(base.values()) / len(base)
     assert 250 < middle < 420
-    assert all(abs(base[batch] - middle) < 0.06 * mib for batch, mib in measured.items())
+    assert all(abs(base[batch] - middle) < 0.05 * mib for batch, mib in measured.items())
