@@ -74,6 +74,9 @@ class RunConfig:
     pretrained: bool = knob(False, "start the encoder from ImageNet weights (needs the model hub or its cache)")
     # training
     batch_size: int = knob(2, "samples per optimiser step per device", low=1)
+    micro_batches: int = knob(
+        1, "parts that a batch is trained in, their gradients summed: memory of a part, step of the whole", low=1
+    )
     num_workers: int = knob(2, "loader processes; 0 loads in the training process", low=0)
     prefetch_factor: int = knob(2, "batches each loader process prepares ahead", low=1)
     epochs: int = knob(1, "passes over each data set", low=1)
@@ -90,6 +93,9 @@ class RunConfig:
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     channels_last: bool = knob(True, "NHWC memory format for the model and its input")
+    activation_checkpointing: bool = knob(
+        False, "keep only some of the encoder's activations and compute the others again: less memory, more time"
+    )
     seed: int = knob(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     checkpoint_seconds: float = knob(60.0, "seconds between checkpoints; one is also written at SIGTERM", low=0.0)
     # where and how long
@@ -111,6 +117,11 @@ class RunConfig:
             raise ConfigError(
                 f"image_size={self.image_size}: expected a multiple of 32, because the encoder halves "
                 f"the image five times; try {max(32, round(self.image_size / 32) * 32)}."
+            )
+        if self.micro_batches > self.batch_size:
+            raise ConfigError(
+                f"micro_batches={self.micro_batches}: expected at most batch_size={self.batch_size}, as each part "
+                "has at least one sample."
             )
         if not self.datasets or len(set(self.datasets)) != len(self.datasets):
             raise ConfigError(

@@ -66,9 +66,22 @@ def build(config: RunConfig) -> RoofNet:
         )
     except Exception as error:  # smp, timm and the hub each raise their own
         raise _explain(config, error) from error
+    if config.activation_checkpointing:
+        _checkpoint_activations(config, net)
     model = RoofNet(net)
     _try_size(config, model)
     return model
+
+
+def _checkpoint_activations(config: RunConfig, net: nn.Module) -> None:
+    """Let the encoder keep the activations at its stages' ends alone (Chen et al. 2016, arXiv:1604.06174)."""
+    try:
+        net.encoder.model.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]  # smp's wrapper of timm's
+    except (AttributeError, AssertionError) as error:
+        raise ConfigError(
+            f"activation_checkpointing=true: {config.encoder} has no such switch in timm; expected an encoder that "
+            "does, such as resnet34, or set activation_checkpointing=false."
+        ) from error
 
 
 def _nearest_encoder(name: str, known: list[str]) -> str:

@@ -88,3 +88,18 @@ def test_what_cuda_runs_in_float32_is_float32() -> None:
             assert F.relu(image_NCHW).dtype == torch.bfloat16
     with CudaAutocast():
         assert image_NCHW.sum().dtype == torch.bfloat16, "outside of autocast nothing is cast"
+
+
+def test_a_batch_in_parts_holds_what_it_really_holds() -> None:
+    config = SMALL.with_overrides({"image_size": 320, "batch_size": 4, "micro_batches": 2})
+    net = models.build(config)
+    fake, real = (trace_batch(config, "bf16", net, 4, fake=fake) for fake in (True, False))
+    assert peak(fake) == pytest.approx(peak(real), rel=0.01)
+    whole = trace_batch(config.with_overrides({"micro_batches": 1}), "bf16", net, 4)
+    assert peak(fake) < peak(whole), "fewer activations, though the first part's gradients lie beside them"
+
+
+def test_further_parts_take_no_more_than_the_second() -> None:
+    config = SMALL.with_overrides({"batch_size": 8, "micro_batches": 4})
+    four = trace_batch(config, "bf16", models.build(config), 8)
+    assert peak(trace_training(config, "bf16").at(2)) == pytest.approx(peak(four), rel=0.01)

@@ -4,6 +4,7 @@ A trace of real training steps (``trace``) is replayed through a simulation of P
 neither can see is added as named terms (``gpu_terms.yaml``). One trace serves every batch size.
 """
 
+import contextlib
 import copy
 import math
 import os
@@ -22,12 +23,21 @@ from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
 from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
 from roofscale.forecast.roofline import StepEstimate, estimate_step
-from roofscale.forecast.trace import CONVOLUTION, Trace, trace_training
+from roofscale.forecast.trace import CONVOLUTION, PARTS, Trace, trace_training
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
 LARGEST_BATCH = 4096  # beyond this nobody asks
 _BEFORE_AMPERE = ("K80", "M60", "P100", "V100", "T4")  # compute capability below 8.0: no bf16
-_DECISIVE = ("encoder", "decoder", "image_size", "precision", "channels_last")  # beside the batch size
+# Beside the batch size.
+_DECISIVE = (
+    "encoder",
+    "decoder",
+    "image_size",
+    "precision",
+    "channels_last",
+    "activation_checkpointing",
+    "micro_batches",
+)
 _LIGHTER_DECODERS = ("fpn", "linknet")
 _TERMS = Path(__file__).with_name("gpu_terms.yaml")
 
@@ -124,7 +134,7 @@ class GpuForecaster:
 
     def at(self, batch: int) -> GpuForecast:
         """The forecast with ``batch`` samples a step."""
-        trace = self.trace.at(batch)
+        trace = self._trace_at(batch)
         timeline = list(self._replay(trace))
         peak = max(range(len(timeline)), key=lambda i: timeline[i].allocated)
         kinds, modules = _parts(trace, peak, timeline[peak].allocated)
@@ -143,7 +153,9 @@ class GpuForecaster:
 
     def step(self, batch: int) -> StepEstimate:
         """How long one training step with ``batch`` samples takes at the least, see ``roofline``."""
-        return estimate_step(self.trace.at(batch).work, self.where.gpu, self.precision, batch)
+        parts = self.config.micro_batches
+        traced = self._trace_at(batch).work * math.ceil(parts / PARTS)
+        return estimate_step(traced, self.where.gpu, self.precision, batch)
 
     def with_settings(self, settings: Settings) -> "GpuForecaster":
         """The same run under other settings of the allocator; the trace is shared."""
@@ -152,9 +164,19 @@ class GpuForecaster:
         other.settings = settings
         return other
 
+    def in_parts(self, parts: int) -> "GpuForecaster":
+        """The same run with its batches cut into so many parts; among two and more the trace is shared."""
+        config = self.config.with_overrides({"micro_batches": parts})
+        if min(parts, self.config.micro_batches) < PARTS:
+            return GpuForecaster(config, self.where, self.terms, self.settings)
+        assert self.trace, "made now, so that the copy has it"
+        other = copy.copy(self)
+        other.config = config
+        return other
+
     def timeline(self, batch: int) -> list[Held]:
         """What is held after each event of the traced steps."""
-        return list(self._replay(self.trace.at(batch)))
+        return list(self._replay(self._trace_at(batch)))
 
     def largest_batch(self, *, for_sure: bool = True) -> int:
         """The largest batch whose interval (or, unless ``for_sure``, whose centre) stays under MAX_SHARE; 0 for none.
@@ -179,6 +201,10 @@ class GpuForecaster:
         """Of two training steps, for every batch size."""
         # Weights from a model hub have the same shapes as random ones.
         return trace_training(self.config.with_overrides({"pretrained": False}), self.precision)
+
+    def _trace_at(self, batch: int) -> Trace:
+        """The trace with ``batch`` samples a step, of which the largest part is alive at a time."""
+        return self.trace.at(math.ceil(batch / self.config.micro_batches))
 
     def _replay(self, trace: Trace) -> Iterator[Held]:
         """Run the events through the allocator; a convolution's workspace comes and goes."""
@@ -245,7 +271,8 @@ def foresee_step(config: RunConfig, where: Compute) -> StepEstimate:
 
 
 def _forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
-    return _of_decisive(RunConfig().with_overrides({knob: getattr(config, knob) for knob in _DECISIVE}), where)
+    decisive = {knob: getattr(config, knob) for knob in _DECISIVE}
+    return _of_decisive(RunConfig(batch_size=config.micro_batches).with_overrides(decisive), where)
 
 
 @cache
@@ -266,8 +293,10 @@ def remedies(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuFore
         changes.append({"precision": "auto"})
     if not config.channels_last:
         changes.append({"channels_last": True})
+    if not config.activation_checkpointing:
+        changes.append({"activation_checkpointing": True})
     changes += [{"decoder": name} for name in _LIGHTER_DECODERS if name != config.decoder]
-    found = []
+    found = _in_parts(forecaster)
     if 0 < largest < config.batch_size:
         found.append((f"batch_size={largest}", forecaster.at(largest)))
     if not forecaster.settings.expandable_segments:
@@ -276,9 +305,23 @@ def remedies(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuFore
     for change in changes:
         other = GpuForecaster(config.with_overrides(change), where, forecaster.terms, forecaster.settings)
         words = " ".join(f"{key}={other.config.written()[key]}" for key in change)
-        found.append((words, other.at(config.batch_size)))
+        with contextlib.suppress(ConfigError):  # an encoder that cannot do it, or not be traced while it does
+            found.append((words, other.at(config.batch_size)))
     asked = forecaster.at(config.batch_size)
     return [(words, forecast) for words, forecast in found if forecast.total_mib < asked.total_mib]
+
+
+def _in_parts(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
+    """The same batch in as few parts as surely fit, which takes the same optimiser steps; nothing where none do."""
+    batch, now = forecaster.config.batch_size, forecaster.config.micro_batches
+    if batch == 1:
+        return []
+    cut = forecaster.in_parts(max(2, now))
+    sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), batch + 1))
+    for parts in (math.ceil(batch / size) for size in sizes):
+        if (found := cut.in_parts(parts).at(batch)).fit is Fit.FITS:
+            return [(f"micro_batches={parts}", found)]
+    return []
 
 
 def resolve_precision(config: RunConfig, gpu: str) -> str:

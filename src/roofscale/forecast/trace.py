@@ -31,6 +31,7 @@ from roofscale.train.trainer import Trainer
 
 _STEPS = 2  # the optimiser's state is born at the end of the first: only the second step has all of it
 _BATCHES = (2, 3)  # traced, to tell what grows with the batch; not 1, whose strides are ambiguous
+PARTS = 2  # of a batch that is cut into parts: the gradients of the first lie beside the activations of the second
 CONVOLUTION = -1  # stands in the events where a convolution ran, which may have wanted a workspace
 
 
@@ -57,7 +58,7 @@ class Trace:
     work: tuple[Work, ...] = ()
 
     def at(self, batch: int) -> "Trace":
-        """The trace of the same steps with ``batch`` samples each."""
+        """The trace of the same steps with ``batch`` samples each, or in each part."""
         grown = (replace(s, nbytes=s.nbytes + batch * s.per_sample, per_sample=0.0) for s in self.storages)
         return Trace(tuple(grown), self.events, tuple(one.at(batch) for one in self.work))
 
@@ -85,6 +86,9 @@ class Trace:
 def trace_training(config: RunConfig, precision: str) -> Trace:
     """Trace training steps once for every batch size: each storage's bytes are a fixed part and one a sample.
 
+    Of a run whose batches are cut into parts, two parts are traced, as the third is to the second what the second is to
+    the first; and the batch of the trace is that of a part.
+
     Args:
         config: of the run; its ``batch_size`` plays no part.
         precision: fp32, bf16 or fp16, as resolved for the GPU.
@@ -92,9 +96,11 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
     Raises:
         ConfigError: a model that cannot be built or traced, or whose operations hang on the batch size.
     """
+    parts = min(config.micro_batches, PARTS)
+    config = config.with_overrides({"batch_size": parts * max(_BATCHES), "micro_batches": parts})
     net = models.build(config)
     try:
-        low, high = (trace_batch(config, precision, net, batch) for batch in _BATCHES)
+        low, high = (trace_batch(config, precision, net, batch * parts) for batch in _BATCHES)
     except Exception as error:  # whatever an operation makes of tensors without values
         raise ConfigError(
             f"encoder={config.encoder} decoder={config.decoder} image_size={config.image_size}: expected a model whose "
@@ -140,6 +146,7 @@ def trace_batch(config: RunConfig, precision: str, net: nn.Module, batch: int, *
         if fake:
             _make_fake(net)
         in_host_memory = _batch(config, batch)
+        recorder.overlook(in_host_memory[:-1])
         for tensor in (*net.parameters(), *net.buffers()):
             recorder.see(tensor)
         with recorder, CudaAutocast(), _naming_modules(net, recorder):
@@ -164,6 +171,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         self._events: list[int] = []
         # A storage's Python object lives as long as the storage itself, so that its id is its own until it dies.
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        self._elsewhere: list[torch.UntypedStorage] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and look at what it returns."""
@@ -180,7 +188,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
     def see(self, tensor: torch.Tensor) -> None:
         """Note a tensor's storage, if it is new and holds anything."""
         storage = tensor.untyped_storage()
-        if id(storage) in self._alive or not storage.nbytes():
+        if id(storage) in self._alive or not storage.nbytes() or any(storage is one for one in self._elsewhere):
             return
         key, index = id(storage), len(self._storages)
 
@@ -191,6 +199,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         self._storages.append(Storage(storage.nbytes(), self.phase, self.module))
         self._alive[key] = index, weakref.ref(storage, died)
         self._events.append(index)
+
+    def overlook(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Say which tensors are not on the device."""
+        self._elsewhere += [tensor.untyped_storage() for tensor in tensors]
 
     def claim(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
         """Say what tensors turned out to be."""
@@ -229,11 +241,14 @@ class _TracedTrainer(Trainer):
 
 def _step(trainer: Trainer, recorder: Recorder, batch: Batch) -> None:
     """One step as ``Trainer.step`` takes it, without its look at whether the loss is finite."""
-    recorder.phase = "activations"
-    loss = trainer.loss(batch)
-    recorder.phase = "temporary"
-    trainer.update(loss)
-    recorder.claim("gradients", (p.grad for p in trainer.model.parameters() if p.grad is not None))
+    trainer.begin()
+    for part in trainer.parts(batch):
+        recorder.phase = "activations"
+        loss = trainer.loss(part, batch.labelled_NK)
+        recorder.phase = "temporary"
+        trainer.backward(loss)
+        recorder.claim("gradients", (p.grad for p in trainer.model.parameters() if p.grad is not None))
+    trainer.update()
     kept = (value for state in trainer.optimizer.state.values() for value in state.values())
     recorder.claim("optimizer", (value for value in kept if isinstance(value, torch.Tensor)))
 

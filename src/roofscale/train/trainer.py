@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -89,23 +90,47 @@ class Trainer:
         moves ``schedule`` on.
         """
         torch.manual_seed(self.config.seed * 1_000_003 + self.progress.step)
-        loss = self.loss(batch)
-        if not torch.isfinite(loss):
-            return loss.item(), math.nan
-        norm = self.update(loss)
-        return loss.item(), norm.item()
+        self.begin()
+        total = 0.0
+        for part in self.parts(batch):
+            loss = self.loss(part, batch.labelled_NK)
+            total += loss.item()
+            if not math.isfinite(total):
+                return total, math.nan
+            self.backward(loss)
+        return total, self.update().item()
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Begin a step: mean loss over what is labelled, a float32 scalar with its graph."""
+    def begin(self) -> None:
+        """Begin a step."""
         self.model.train()
         # Before the forward pass and not after it, so that the old gradients do not lie beside the activations.
         self.optimizer.zero_grad(set_to_none=True)
-        image_NCHW, target_NKHW, labelled_NK = self.to_device(batch)
-        return mean_labelled(sample_losses(self.forward(image_NCHW), target_NKHW, labelled_NK), labelled_NK)
 
-    def update(self, loss: torch.Tensor) -> torch.Tensor:
-        """End a step: change the weights by the loss's gradients; return their norm before clipping."""
+    def parts(self, batch: Batch) -> list[Batch]:
+        """The micro-batches of a batch, as even as can be."""
+        count = min(self.config.micro_batches, len(batch.ids))
+        if count == 1:
+            return [batch]
+        images, targets, labelled = (torch.tensor_split(tensor, count) for tensor in batch[:-1])
+        ids = iter(batch.ids)
+        return [
+            Batch(image_NCHW, target_NKHW, labelled_NK, list(islice(ids, len(image_NCHW))))
+            for image_NCHW, target_NKHW, labelled_NK in zip(images, targets, labelled, strict=True)
+        ]
+
+    def loss(self, part: Batch, labelled_NK: torch.Tensor) -> torch.Tensor:
+        """What a micro-batch adds to the mean loss over all that is labelled in its batch (``labelled_NK``), a float32
+        scalar with its graph."""
+        image_NCHW, target_NKHW, labelled_part_NK = self.to_device(part)
+        losses_NK = sample_losses(self.forward(image_NCHW), target_NKHW, labelled_part_NK)
+        return mean_labelled(losses_NK, labelled_NK.to(losses_NK.device, non_blocking=True))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a micro-batch's gradients to those of the step."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> torch.Tensor:
+        """End a step: change the weights by its gradients; return their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
