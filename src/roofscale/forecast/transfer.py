@@ -34,7 +34,8 @@ OTHER: Mapping[str, float] = {  # of a difference that is no matter of degree
     "datasets": 0.05,  # phase 4 on record: Roofline and AIRS beside RID moved it by 0.00 and 0.04
     "compute": 0.20,  # assumed: another CPU
 }
-ALIKE = ("encoder", "decoder", "channels_last")  # without these, seconds a sample cannot be carried over
+# Without these, seconds a sample cannot be carried over.
+ALIKE = ("encoder", "decoder", "channels_last", "micro_batches", "activation_checkpointing")
 _MOVED_BY_DEGREE = ("batch_size", "image_size")
 _MOVED = ("augment", "fit", "datasets", "compute")
 

@@ -15,7 +15,17 @@ from roofscale.phases.judge import StepVerdict, Verdict
 
 # What decides how much memory a run needs; a config that differs in anything else cannot be compared by size.
 DIMENSIONS = ("batch_size", "image_size", "num_workers", "prefetch_factor")
-_SAME = ("encoder", "decoder", "pretrained", "precision", "channels_last", "compute", "threads")
+_SAME = (
+    "encoder",
+    "decoder",
+    "pretrained",
+    "precision",
+    "channels_last",
+    "micro_batches",
+    "activation_checkpointing",
+    "compute",
+    "threads",
+)
 OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM, Outcome.SHM_FULL)
 
 _LR_FACTOR = 3  # two retreats come to a ninth of the rate asked for, about one decade

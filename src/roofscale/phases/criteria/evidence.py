@@ -15,7 +15,18 @@ BUSY = 0.10
 DRIFT = 1.2  # ratio of paces; likewise half the tightest tolerance, either way
 
 # What a step on a cached batch costs depends on these, and on nothing else of the run config.
-PACE_KNOBS = ("encoder", "decoder", "image_size", "batch_size", "precision", "channels_last", "threads", "compute")
+PACE_KNOBS = (
+    "encoder",
+    "decoder",
+    "image_size",
+    "batch_size",
+    "precision",
+    "channels_last",
+    "micro_batches",
+    "activation_checkpointing",
+    "threads",
+    "compute",
+)
 
 
 @dataclass(frozen=True)
