@@ -119,6 +119,22 @@ def test_a_dry_run_of_one_training_shows_its_time_and_that_of_everything(on_reco
     assert "unknown: no similar run on record" in capsys.readouterr().out
 
 
+def test_the_trials_of_a_search_come_on_top(on_record, tmp_path, capsys) -> None:
+    file = tmp_path / "phase.yaml"
+    search = "{max_trials: 5, space: {batch_size: [1, 4]}}"
+    sought = f"  - {{name: sought, set: {{max_samples: 50}}, criteria: {{completes: }}, search: {search}}}\n"
+    file.write_text(PLAN % "ml.m5.xlarge" + sought)
+    phase = load_phase(file)
+    show.print_plan(phase, phase.resolve(), "", to_json=True)
+    found = json.loads(capsys.readouterr().out)
+    few, _, sought = found["steps"]
+    assert few["trial_seconds"] is None
+    largest = 4 * 24  # samples of a trial that takes all of its steps, at half a second each
+    assert sought["trial_seconds"]["centre"] > 5 * 0.5 * largest
+    show.print_plan(phase, phase.resolve(), "", to_json=False)
+    assert "trials of sought, at most 5, " in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_plan_of_which_nothing_is_known_says_so(monkeypatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(timed, "runs_on_record", list)
     file = tmp_path / "phase.yaml"

@@ -13,11 +13,11 @@ from roofscale import compute
 from roofscale.commands import timed
 from roofscale.config import FIELDS, RunConfig
 from roofscale.forecast.time import TimeForecast, sum_of
-from roofscale.forecast.transfer import passes_of
+from roofscale.forecast.transfer import Timed, passes_of
 from roofscale.phases.attempt import StepFolder, read_json
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.judge import Verdict
-from roofscale.phases.plan import Phase, Plan
+from roofscale.phases.plan import Phase, Plan, Step
 from roofscale.report.console import as_json, console
 from roofscale.train.interval import CONFIDENCE, Interval
 
@@ -97,12 +97,14 @@ class _Foreseen:
     times: list[TimeForecast | None]  # of each step
     full: TimeForecast | None  # of the last step's config on all samples of its data sets
     gpus: list["GpuForecast | None"]
+    trials: list[Interval | None]  # seconds of all trials of each step that searches, at the most
 
     @classmethod
     def of(cls, plan: Plan) -> "_Foreseen":
         runs = timed.timed_runs()
         times = [timed.foresee_time(config, runs) for _, config in plan]
-        return cls(times, timed.foresee_time(timed.everything(plan[-1][1]), runs), _gpu_forecasts(plan))
+        trials = [_trial_seconds(step, config, runs) for step, config in plan]
+        return cls(times, timed.foresee_time(timed.everything(plan[-1][1]), runs), _gpu_forecasts(plan), trials)
 
     @property
     def known(self) -> list[TimeForecast]:
@@ -125,9 +127,10 @@ class _Foreseen:
                 "step": step.name,
                 "config": config.as_dict(),
                 "forecast": timed.as_dict(forecast),
+                "trial_seconds": trials and asdict(trials),
                 "gpu_memory": {"total_mib": gpu.total_mib, "share": gpu.share, "fit": gpu.fit} if gpu else None,
             }
-            for (step, config), forecast, gpu in zip(plan, self.times, self.gpus, strict=True)
+            for (step, config), forecast, gpu, trials in zip(plan, self.times, self.gpus, self.trials, strict=True)
         ]
         total = {"steps": len(self.known), "seconds": asdict(self.seconds), "usd": self.usd and asdict(self.usd)}
         full = {"amounts": asdict(timed.counted(plan[-1][1])), "forecast": timed.as_dict(self.full)}
@@ -145,9 +148,24 @@ class _Foreseen:
             f"Forecast of {len(self.known)} of {len(self.times)} steps, each once: {timed.seconds_words(self.seconds)}"
             f"{cost}, {CONFIDENCE:.0%} interval{f', from runs {sources}' if sources else ''}."
         )
+        for (step, _), trials in zip(plan, self.trials, strict=True):
+            if step.search and trials:
+                most = f"{step.search.max_trials}, {timed.seconds_words(trials)}"
+                yield f"On top of that, trials of {step.name}, at most {most}."
         if self.full:
             yield f"The last step's config: {_full_words(plan[-1][1], self.full)}"
         yield from dict.fromkeys(note for forecast in self.known if forecast.estimate for note in timed.notes(forecast))
+
+
+def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[Timed]) -> Interval | None:
+    """What the trials of a searching step take if all are made, each as large as the space allows and to its end."""
+    if step.search is None:
+        return None
+    from roofscale.phases.search.trials import as_trial  # only where a phase searches
+
+    largest = as_trial(step.search.corner(config), step.search).with_overrides({"stop_precision": 0.0})
+    found = timed.foresee_time(largest, runs)
+    return sum_of([found.run_seconds] * step.search.max_trials) if found else None
 
 
 def _gpu_forecasts(plan: Plan) -> list["GpuForecast | None"]:
