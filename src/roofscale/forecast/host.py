@@ -40,7 +40,8 @@ _LEAST_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narro
 # Forked workers together keep one copy of what was there when they were forked and is written anew since: in the first
 # pass the weights, in a later one the gradients and AdamW's two moments as well.
 COPIED_FIRST = 1 / 4
-_DECISIVE = ("encoder", "decoder", "image_size", "channels_last")  # of the tensors, beside batch and precision
+# Of the tensors, beside batch and precision.
+_DECISIVE = ("encoder", "decoder", "image_size", "channels_last", "micro_batches", "activation_checkpointing")
 _MIB = 2**20
 
 
@@ -55,17 +56,31 @@ class Kind:
     channels_last: bool
     threads: int  # as it ran, never 0
     malloc: str = ""  # settings of the allocator, as train.malloc has them
+    micro_batches: int = 1
+    activation_checkpointing: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, precision: str, threads: int, malloc: str = "") -> "Kind":
         """The kind of a run config where it runs in this precision, with so many threads and this allocator."""
-        return cls(config.encoder, config.decoder, config.image_size, precision, config.channels_last, threads, malloc)
+        return cls(
+            config.encoder,
+            config.decoder,
+            config.image_size,
+            precision,
+            config.channels_last,
+            threads,
+            malloc,
+            config.micro_batches,
+            config.activation_checkpointing,
+        )
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
         return (
             f"{self.decoder} on {self.encoder}, {self.image_size} px, {self.precision}, {layout}, "
             f"{self.threads} thread{'s' * (self.threads != 1)}{', ' * bool(self.malloc)}{self.malloc}"
+            f"{f', batches in {self.micro_batches} parts' * (self.micro_batches > 1)}"
+            f"{', activations recomputed' * self.activation_checkpointing}"
         )
 
     def tensors_mib(self, batch: int) -> float:
@@ -76,8 +91,9 @@ class Kind:
         """
         from roofscale.forecast.tensors import tensors_mib  # imports torch, which the rest does without
 
-        config = RunConfig().with_overrides({knob: getattr(self, knob) for knob in _DECISIVE})
-        return tensors_mib(config, self.precision, self.malloc, batch)
+        decisive = {knob: getattr(self, knob) for knob in _DECISIVE}
+        config = RunConfig(batch_size=self.micro_batches).with_overrides(decisive)
+        return tensors_mib(config, self.precision, self.malloc, math.ceil(batch / self.micro_batches))
 
 
 @dataclass(frozen=True)
