@@ -75,7 +75,7 @@ class RunConfig:
     # training
     batch_size: int = knob(2, "samples per optimiser step per device", low=1)
     micro_batches: int = knob(
-        1, "parts that a batch is trained in, their gradients summed: memory of a part, step of the whole", low=1
+        1, "parts, of a sample at least, that a batch is trained in: memory of a part, step of the whole batch", low=1
     )
     num_workers: int = knob(2, "loader processes; 0 loads in the training process", low=0)
     prefetch_factor: int = knob(2, "batches each loader process prepares ahead", low=1)
@@ -117,11 +117,6 @@ class RunConfig:
             raise ConfigError(
                 f"image_size={self.image_size}: expected a multiple of 32, because the encoder halves "
                 f"the image five times; try {max(32, round(self.image_size / 32) * 32)}."
-            )
-        if self.micro_batches > self.batch_size:
-            raise ConfigError(
-                f"micro_batches={self.micro_batches}: expected at most batch_size={self.batch_size}, as each part "
-                "has at least one sample."
             )
         if not self.datasets or len(set(self.datasets)) != len(self.datasets):
             raise ConfigError(

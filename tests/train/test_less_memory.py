@@ -58,11 +58,6 @@ def test_a_smaller_last_batch_has_fewer_parts() -> None:
     assert [part.ids for part in trainer.parts(batch(3))] == [["made/0"], ["made/1"], ["made/2"]]
 
 
-def test_more_parts_than_samples_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"micro_batches=7: expected at most batch_size=6"):
-        dataclasses.replace(SMALL, micro_batches=7)
-
-
 def test_a_part_that_is_not_finite_changes_nothing() -> None:
     trainer = Trainer(dataclasses.replace(SMALL, micro_batches=2), 10)
     with torch.no_grad():

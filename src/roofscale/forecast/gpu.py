@@ -271,8 +271,7 @@ def foresee_step(config: RunConfig, where: Compute) -> StepEstimate:
 
 
 def _forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
-    decisive = {knob: getattr(config, knob) for knob in _DECISIVE}
-    return _of_decisive(RunConfig(batch_size=config.micro_batches).with_overrides(decisive), where)
+    return _of_decisive(RunConfig().with_overrides({knob: getattr(config, knob) for knob in _DECISIVE}), where)
 
 
 @cache

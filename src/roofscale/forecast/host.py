@@ -92,7 +92,7 @@ class Kind:
         from roofscale.forecast.tensors import tensors_mib  # imports torch, which the rest does without
 
         decisive = {knob: getattr(self, knob) for knob in _DECISIVE}
-        config = RunConfig(batch_size=self.micro_batches).with_overrides(decisive)
+        config = RunConfig().with_overrides(decisive)
         return tensors_mib(config, self.precision, self.malloc, math.ceil(batch / self.micro_batches))
 
 

@@ -97,7 +97,7 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
         ConfigError: a model that cannot be built or traced, or whose operations hang on the batch size.
     """
     parts = min(config.micro_batches, PARTS)
-    config = config.with_overrides({"batch_size": parts * max(_BATCHES), "micro_batches": parts})
+    config = config.with_overrides({"micro_batches": parts})
     net = models.build(config)
     try:
         low, high = (trace_batch(config, precision, net, batch * parts) for batch in _BATCHES)
