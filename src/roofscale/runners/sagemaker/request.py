@@ -1,0 +1,143 @@
+"""Builds the request for a training job, by nothing but the run config, the settings and the job's name.
+
+The run config travels as a file in a channel, never as hyperparameters: SageMaker's own containers hand these to a
+shell, where a quote breaks the job or runs as code.
+"""
+
+import math
+import re
+from typing import Any
+
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.runners.sagemaker.job import Job
+from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.sagemaker.shapes import problems
+
+S3 = "s3://"
+CONFIG_CHANNEL = "config"
+# Exec form: Python is process 1. Behind a shell or the toolkit's `train`, SIGTERM would never reach the training.
+ENTRYPOINT = ("python", "-u", "-m", "roofscale.runners.sagemaker.entry")
+CHECKPOINTS = "/opt/ml/checkpoints"
+# The run ends itself at timeout_seconds; the service's own limit is for one that no longer can.
+_SLACK_SECONDS = 600
+_LONGEST_SECONDS = 28 * 86_400  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StoppingCondition.html
+_FREE_SHARE = 1.2  # of the data's size, kept on the volume
+_TAG = re.compile(r"[^\w .:/=+\-@]")
+
+
+def build(
+    config: RunConfig,
+    settings: Settings,
+    job: Job,
+    tags: dict[str, str],
+    *,
+    data_bytes: int = 0,
+    most_seconds: float = math.inf,
+) -> dict[str, Any]:
+    """The request for one job.
+
+    Args:
+        tags: where the run belongs, such as its phase and step.
+        data_bytes: of the data sets, which File mode copies to the volume.
+        most_seconds: what a budget leaves for this job to run.
+
+    Raises:
+        ConfigError: SageMaker would refuse the request; says every reason.
+    """
+    named = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
+    request: dict[str, Any] = {
+        "TrainingJobName": job.name,
+        "RoleArn": settings.role,
+        "AlgorithmSpecification": {
+            "TrainingImage": settings.image,
+            "TrainingInputMode": settings.input_mode,
+            "ContainerEntrypoint": list(ENTRYPOINT),
+            "ContainerArguments": ["--fingerprint", config.fingerprint],
+        },
+        "InputDataConfig": _channels(config, settings, job),
+        "OutputDataConfig": _with_key({"S3OutputPath": f"{_top(settings)}/output"}, "KmsKeyId", settings),
+        "CheckpointConfig": {"S3Uri": folder_uri(settings, job), "LocalPath": CHECKPOINTS},
+        "ResourceConfig": _resources(config, settings, data_bytes),
+        "StoppingCondition": _stopping(config, settings, most_seconds),
+        "EnableManagedSpotTraining": settings.spot,
+        "Tags": _tags({**settings.tags, **{f"roofscale:{name}": text for name, text in named.items()}}),
+    }
+    if settings.subnets:
+        request["VpcConfig"] = {"Subnets": [*settings.subnets], "SecurityGroupIds": [*settings.security_groups]}
+    wrong = problems("CreateTrainingJob", request)
+    if wrong:
+        raise ConfigError(
+            f"SageMaker would refuse the job {job.name}: {'; '.join(wrong)}. Correct the settings or the run config."
+        )
+    return request
+
+
+def config_uri(settings: Settings, job: Job) -> str:
+    """Where the job finds its run config."""
+    return f"{_top(settings)}/{job.key}/config"
+
+
+def folder_uri(settings: Settings, job: Job) -> str:
+    """Where the run folder lies between the jobs of a run, and while one goes on."""
+    return f"{_top(settings)}/{job.key}/folder"
+
+
+def output_uri(settings: Settings, job: Job) -> str:
+    """What this job alone has left; the service packs it."""
+    return f"{_top(settings)}/output/{job.name}/output/output.tar.gz"
+
+
+def max_runtime(config: RunConfig, settings: Settings, most_seconds: float = math.inf) -> int:
+    """Seconds after which the service stops the job."""
+    own = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
+    return max(1, math.floor(min(own, most_seconds, _LONGEST_SECONDS)))
+
+
+def _top(settings: Settings) -> str:
+    return f"{S3}{settings.bucket}/{settings.prefix.strip('/')}".rstrip("/")
+
+
+def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
+    source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": mode}
+
+
+def _channels(config: RunConfig, settings: Settings, job: Job) -> list[dict[str, Any]]:
+    """The run config, and each data set that lies in S3; the folder of all channels is the job's data root."""
+    data = [_channel(name, uri, settings.input_mode) for name, uri in data_uris(config).items()]
+    return [_channel(CONFIG_CHANNEL, config_uri(settings, job), "File"), *data]
+
+
+def data_uris(config: RunConfig) -> dict[str, str]:
+    """Where in S3 each data set lies; empty where the data root is not in S3. The last slash keeps rid from rid-old."""
+    if not config.data_root.startswith(S3):
+        return {}
+    return {name: f"{config.data_root.rstrip('/')}/{name}/" for name in config.datasets}
+
+
+def _resources(config: RunConfig, settings: Settings, data_bytes: int) -> dict[str, Any]:
+    copied = data_bytes if settings.input_mode == "File" else 0
+    found: dict[str, Any] = {
+        "InstanceType": config.compute,
+        "InstanceCount": 1,
+        "VolumeSizeInGB": settings.volume_gb + math.ceil(_FREE_SHARE * copied / 1e9),
+    }
+    if settings.keep_alive_seconds:
+        found["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
+    return _with_key(found, "VolumeKmsKeyId", settings)
+
+
+def _stopping(config: RunConfig, settings: Settings, most_seconds: float) -> dict[str, int]:
+    longest = max_runtime(config, settings, most_seconds)
+    waiting = {"MaxWaitTimeInSeconds": longest + settings.max_wait_seconds} if settings.spot else {}
+    return {"MaxRuntimeInSeconds": longest, **waiting}
+
+
+def _with_key(found: dict[str, Any], name: str, settings: Settings) -> dict[str, Any]:
+    return {**found, name: settings.kms_key} if settings.kms_key else found
+
+
+def _tags(tags: dict[str, str]) -> list[dict[str, str]]:
+    """Tags as the service takes them: what its pattern refuses becomes an underscore."""
+    return [{"Key": key, "Value": _TAG.sub("_", value)[:256]} for key, value in tags.items()]

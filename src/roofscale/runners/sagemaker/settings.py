@@ -1,0 +1,146 @@
+"""Where SageMaker jobs of a user run and as whom: one YAML file, and environment variables that win over it.
+
+No secret belongs here: credentials come from boto3's own chain (profile, environment, SSO, instance role).
+"""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roofscale.errors import ConfigError, did_you_mean
+
+FILE = Path("sagemaker.yaml")
+FILE_VARIABLE = "ROOFSCALE_SAGEMAKER"  # names another file
+VARIABLE_PREFIX = "ROOFSCALE_SAGEMAKER_"  # ROOFSCALE_SAGEMAKER_BUCKET=..., for every setting
+_MOST_KEEP_ALIVE = 21_600  # seconds; botocore's model of KeepAlivePeriodInSeconds
+
+
+def setting(meaning: str, default: Any = dataclasses.MISSING, *, low: float = 0, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its meaning (unit included) and the values it takes."""
+    metadata = {"meaning": meaning, "low": low, "choices": choices}
+    if default is dict:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a training job needs beside the run config.
+
+    Raises:
+        ConfigError: a value out of range, not among the choices, or two that do not go together.
+    """
+
+    role: str = setting("ARN of the IAM role that the job runs as (deploy/iam/job-role.json)")
+    bucket: str = setting("S3 bucket for configs, checkpoints and results")
+    image: str = setting("image that the Dockerfile makes, in ECR")
+    prefix: str = setting("where in the bucket", "roofscale")
+    region: str = setting("AWS region; empty: that of the profile or of AWS_DEFAULT_REGION", "")
+    subnets: tuple[str, ...] = setting("subnets of the VPC to run in; none: SageMaker's own network", ())
+    security_groups: tuple[str, ...] = setting("security groups in that VPC", ())
+    kms_key: str = setting("KMS key for the volume, the output and what is uploaded; empty: the service's own", "")
+    tags: Mapping[str, str] = setting("further tags of every job, such as a cost centre", dict)
+    input_mode: str = setting(
+        "File copies a data set before the job trains, FastFile streams it", "File", choices=("File", "FastFile")
+    )
+    volume_gb: int = setting("least storage of the instance, GB; data copied in File mode comes on top", 30, low=1)
+    max_runtime_seconds: int = setting("most a job may run; 0: the config's timeout_seconds and ten minutes", 0)
+    spot: bool = setting("run on spare capacity, which is cheaper and may be taken away and given back", False)
+    max_wait_seconds: int = setting("most that a spot job may wait for capacity, beyond its running time", 3600)
+    keep_alive_seconds: int = setting("how long a warm pool holds the instance for the next job; 0: no pool", 0)
+    budget_usd: float = setting("most that the jobs of one attempt at a phase may cost, USD; 0: no limit", 0.0)
+    on_interrupt: str = setting(
+        "what Ctrl-C does to a running job: ask, stop it, or detach, so that it runs on; without a terminal, ask stops",
+        "ask",
+        choices=("ask", "stop", "detach"),
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, known = getattr(self, field.name), field.metadata["choices"]
+            if known and value not in known:
+                raise ConfigError(f"{field.name}={value}: expected {' or '.join(known)}.{did_you_mean(value, known)}")
+            if isinstance(value, int | float) and value < field.metadata["low"]:
+                raise ConfigError(f"{field.name}={value}: expected at least {field.metadata['low']:g}.")
+        if bool(self.subnets) != bool(self.security_groups):
+            raise ConfigError("subnets and security_groups: a VPC needs both; name both, or neither.")
+        if self.keep_alive_seconds > _MOST_KEEP_ALIVE:
+            raise ConfigError(f"keep_alive_seconds={self.keep_alive_seconds}: expected at most {_MOST_KEEP_ALIVE}.")
+        if self.spot and self.keep_alive_seconds:
+            raise ConfigError(
+                "spot and keep_alive_seconds: SageMaker keeps no warm pool of spot instances; choose one of the two."
+            )
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+REQUIRED = ("role", "bucket", "image")
+_TYPES = typing.get_type_hints(Settings)
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def load(environment: Mapping[str, str] = os.environ, folder: Path = Path()) -> Settings:
+    """Read the settings: the defaults, then the file, then the environment.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key, a value that does not fit, or one that is lacking.
+    """
+    file = folder / (environment.get(FILE_VARIABLE) or FILE)
+    found = _read(file) if file.exists() or FILE_VARIABLE in environment else {}
+    named = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
+             and key.startswith(VARIABLE_PREFIX)}  # fmt: skip
+    values = {key: _convert(key, value) for key, value in {**found, **named}.items()}
+    lacking = [name for name in REQUIRED if not values.get(name)]
+    if lacking:
+        what = "; ".join(f"{name}: {FIELDS[name].metadata['meaning']}" for name in lacking)
+        raise ConfigError(
+            f"SageMaker needs {', '.join(lacking)} ({what}). Write them into {file} as lines like 'bucket: my-bucket', "
+            f"or set {VARIABLE_PREFIX}{lacking[0].upper()}; or run on this machine, without --runner sagemaker."
+        )
+    return Settings(**values)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); expected lines like 'bucket: my-bucket'.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected lines like 'bucket: my-bucket', found {type(content).__name__}.")
+    return content
+
+
+def _convert(key: str, value: Any) -> Any:
+    """Turn a written or typed value into the setting's type."""
+    if key not in FIELDS:
+        raise ConfigError(f"{key!r} is no setting of SageMaker.{did_you_mean(str(key), FIELDS)}")
+    kind = _TYPES[key]
+    try:
+        if kind is bool:
+            return _TRUTH[str(value).strip().lower()]
+        if kind in (int, float):
+            return kind(value)
+        if kind is str:
+            return str(value).strip()
+        if kind == tuple[str, ...]:
+            return tuple(_words(value))
+        return _pairs(value)
+    except (KeyError, TypeError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        words = expected.get(kind, "a list" if kind == tuple[str, ...] else "pairs, such as team=roofs,project=scale")
+        raise ConfigError(f"{key}={value!r}: expected {words} ({FIELDS[key].metadata['meaning']}).") from error
+
+
+def _words(value: Any) -> list[str]:
+    return [word.strip() for word in (value.split(",") if isinstance(value, str) else map(str, value)) if word.strip()]
+
+
+def _pairs(value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        return {str(key): str(text) for key, text in value.items()}
+    return {key.strip(): text.strip() for key, text in (word.split("=", 1) for word in _words(value))}

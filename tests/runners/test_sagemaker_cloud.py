@@ -1,0 +1,166 @@
+"""What is asked of AWS: S3 on moto, SageMaker's faults by botocore's own stub, nothing over any network."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from botocore.stub import Stubber
+from moto import mock_aws
+from tests.runners.sagemaker_settings import SETTINGS, packed
+
+from roofscale.errors import ConfigError
+from roofscale.runners.sagemaker.cloud import Cloud, CloudError, explain, is_passing, patiently
+
+HERE = dataclasses.replace(SETTINGS, region="eu-west-1")
+
+
+@pytest.fixture
+def waited() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def cloud(waited: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with mock_aws():
+        found = Cloud(HERE, waited.append)
+        found._s3.create_bucket(Bucket="roofs", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+        yield found
+
+
+def fault(code: str, status: int = 400, message: str = "what AWS says") -> ClientError:
+    content = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(content, "DescribeTrainingJob")  # type: ignore[arg-type]
+
+
+def test_the_credentials_are_the_tests_own(cloud: Cloud) -> None:
+    assert boto3.client("sts", region_name="eu-west-1").get_caller_identity()["Account"] == "123456789012"
+
+
+def test_an_object_is_read_as_it_grows(cloud: Cloud) -> None:
+    uri = "s3://roofs/a b/ü.jsonl"
+    assert cloud.read_from(uri, 0) == b""
+    cloud.write(uri, b"one\n")
+    assert cloud.read_from(uri, 0) == b"one\n"
+    assert cloud.read_from(uri, 4) == b""
+    cloud.write(uri, b"one\ntwo\n")
+    assert cloud.read_from(uri, 4) == b"two\n"
+
+
+def test_a_run_folder_is_fetched_but_for_what_is_left_out(cloud: Cloud, tmp_path: Path) -> None:
+    for name in ("stderr.log", "sheets/1.png", "config.json", ".best.pt.partial", "../outside"):
+        cloud.write(f"s3://roofs/run/folder/{name}", name.encode())
+    cloud.write("s3://roofs/run/folder-of-another/x", b"")
+    cloud.fetch("s3://roofs/run/folder", tmp_path / "into", ["config.json"])
+    found = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert found == {"into/stderr.log", "into/sheets/1.png"}
+    assert cloud.size("s3://roofs/run/folder/stderr.log") == len("stderr.log")
+
+
+def test_one_file_of_what_the_service_packed(cloud: Cloud) -> None:
+    cloud.write("s3://roofs/output.tar.gz", packed("measurement.json", b"{}"))
+    assert cloud.read_packed("s3://roofs/output.tar.gz", "measurement.json") == b"{}"
+    assert cloud.read_packed("s3://roofs/output.tar.gz", "other.json") is None
+    assert cloud.read_packed("s3://roofs/none.tar.gz", "measurement.json") is None
+
+
+def test_what_is_uploaded_is_encrypted_with_the_users_key(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud, "_settings", dataclasses.replace(HERE, kms_key="key-1"))
+    cloud.write("s3://roofs/secret", b"x")
+    head = cloud._s3.head_object(Bucket="roofs", Key="secret")
+    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "key-1")
+
+
+def test_a_wrong_bucket_is_named(cloud: Cloud) -> None:
+    with pytest.raises(ConfigError, match=r"to write s3://none/x: .*NoSuchBucket.*correct the setting bucket"):
+        cloud.write("s3://none/x", b"")
+
+
+def stubbed(cloud: Cloud, operation: str, *codes: tuple[str, int]) -> Stubber:
+    stub = Stubber(cloud._sagemaker)
+    for code, status in codes:
+        stub.add_client_error(operation, code, "what AWS says", status)
+    stub.activate()
+    return stub
+
+
+def test_throttling_is_waited_out_twice_as_long_each_time(cloud: Cloud, waited: list[float]) -> None:
+    stub = stubbed(cloud, "describe_training_job", *[("ThrottlingException", 400)] * 3, ("Whatever", 503))
+    stub.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
+    assert cloud.describe("job") is None
+    assert waited == [1.0, 2.0, 4.0, 8.0]
+    stub.assert_no_pending_responses()
+
+
+def test_a_job_that_is_over_is_not_stopped_again(cloud: Cloud) -> None:
+    stubbed(cloud, "stop_training_job", ("ValidationException", 400))
+    cloud.stop("job")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("ResourceLimitExceeded", "quota"),
+        ("AccessDeniedException", "deploy/iam/launcher.json"),
+        ("ExpiredTokenException", "sign in again"),
+        ("ValidationException", "correct the settings"),
+        ("ResourceInUse", "see the message"),
+    ],
+)
+def test_a_refusal_says_what_to_do(cloud: Cloud, code: str, said: str) -> None:
+    stubbed(cloud, "create_training_job", (code, 400))
+    request: dict[str, Any] = {
+        "TrainingJobName": "job",
+        "RoleArn": HERE.role,
+        "OutputDataConfig": {"S3OutputPath": "s3://x"},
+    }
+    with pytest.raises(ConfigError, match=rf"refused to create the job job: what AWS says \({code}\).*{said}"):
+        cloud.submit(request)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (fault("ThrottlingException"), True),
+        (fault("Whatever", 500), True),
+        (fault("ValidationException"), False),
+        (EndpointConnectionError(endpoint_url="https://x"), True),
+        (ReadTimeoutError(endpoint_url="https://x"), True),
+        (NoCredentialsError(), False),
+    ],
+)
+def test_what_passes(error: Exception, passes: bool) -> None:
+    assert is_passing(error) is passes
+
+
+def test_patience_ends() -> None:
+    waited: list[float] = []
+
+    def away() -> None:
+        raise EndpointConnectionError(endpoint_url="https://x")
+
+    with pytest.raises(EndpointConnectionError):
+        patiently(away, waited.append, patience=200)
+    assert waited == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_no_credentials_and_a_network_that_is_away() -> None:
+    assert "aws configure" in str(explain(NoCredentialsError(), "to write"))
+    lost = explain(EndpointConnectionError(endpoint_url="https://x"), "to look after the job j")
+    assert isinstance(lost, CloudError)
+    assert "the same command finds it again" in str(lost)
+
+
+def test_no_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="set region in sagemaker"):
+        Cloud(SETTINGS)

@@ -1,0 +1,151 @@
+"""Process 1 of a job, on a folder that stands for /opt/ml."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roofscale.config import RunConfig
+from roofscale.data.generate import GenerateSpec
+from roofscale.data.places import find_dataset, origin
+from roofscale.errors import ConfigError
+from roofscale.measurement import Measurement, Outcome
+from roofscale.runners.sagemaker import entry
+
+CHILD = Path(__file__).with_name("child.py")
+# A path that a shell, or JSON put together by hand, would break; what the launcher's own data root may look like.
+AWKWARD = RunConfig(compute="local", data_root='s3://roofs/it\'s "a" $HOME `x`\n;ü 屋根')
+# The same process as in a job, but for what trains.
+STANDING_IN = f"""
+import sys
+from pathlib import Path
+from roofscale.runners.local import LocalRunner
+from roofscale.runners.sagemaker import entry
+from roofscale.runners.supervise import Interrupt
+how, top, *words = sys.argv[1:]
+entry._run = lambda config, folder, asked: LocalRunner(
+    folder,
+    entry.Log(),
+    command=(sys.executable, {str(CHILD)!r}, how),
+    interrupt=Interrupt(len(asked)),
+    use_cgroup=False,
+)(config)
+sys.exit(entry.main(words, Path(top)))
+"""
+
+
+@pytest.fixture
+def top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """/opt/ml as the service makes it, with the channel of the config."""
+    monkeypatch.chdir(tmp_path)  # and back, as a job goes to a folder of its own
+    (tmp_path / "ml/input/data/config").mkdir(parents=True)
+    (tmp_path / "ml/checkpoints").mkdir()
+    hand_over(tmp_path / "ml", AWKWARD.as_dict())
+    return tmp_path / "ml"
+
+
+def hand_over(top: Path, config: dict[str, Any]) -> None:
+    (top / "input/data/config/config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def start(how: str, top: Path) -> "subprocess.Popen[str]":
+    words = [how, str(top), "--fingerprint", AWKWARD.fingerprint]
+    return subprocess.Popen([sys.executable, "-c", STANDING_IN, *words], stdout=subprocess.PIPE, text=True)
+
+
+def left(top: Path) -> Measurement:
+    return Measurement.load(top / "output/data/measurement.json")
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome"), [("ok", Outcome.OK), ("data_error", Outcome.DATA_ERROR), ("segfault", Outcome.CRASHED)]
+)
+def test_the_measurement_and_its_cause_are_left_where_they_are_looked_for(
+    how: str, outcome: Outcome, top: Path
+) -> None:
+    job = start(how, top)
+    said, _ = job.communicate(timeout=60)
+    assert left(top).outcome is outcome
+    assert left(top).fingerprint == AWKWARD.fingerprint
+    assert job.returncode == (0 if outcome is Outcome.OK else 1)
+    failure = top / "output/failure"
+    assert failure.exists() is (outcome is not Outcome.OK)
+    if failure.exists():
+        assert failure.read_text(encoding="utf-8") == f"{outcome}: {left(top).detail}"
+    assert "4 steps planned" in said
+    assert (top / "checkpoints/events.jsonl").exists(), "the run folder is what the service keeps"
+
+
+def test_a_stop_reaches_the_training(top: Path) -> None:
+    job = start("wait", top)
+    until = time.monotonic() + 60
+    while not (top / "checkpoints/events.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=60)
+    assert left(top).outcome is Outcome.INTERRUPTED
+
+
+def test_the_config_arrives_as_it_was_but_for_the_data_root(top: Path) -> None:
+    found = entry.read_config(top / "input/data", AWKWARD.fingerprint)
+    assert found.data_root == str(top / "input/data")
+    assert found.changed_from(AWKWARD).keys() == {"data_root"}
+
+
+def test_another_run_config_than_was_asked_for_is_not_run(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "_run", lambda *_: pytest.fail("it was run"))
+    hand_over(top, AWKWARD.with_overrides({"lr": 0.5}).as_dict())
+    assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
+    assert "another version of Roofscale than the launcher" in (top / "output/failure").read_text()
+    assert left(top).outcome is Outcome.CRASHED
+
+
+def test_a_knob_that_the_image_does_not_know_is_named(top: Path) -> None:
+    hand_over(top, {**AWKWARD.as_dict(), "knob_of_tomorrow": 1})
+    assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
+    assert "knob_of_tomorrow" in (top / "output/failure").read_text()
+
+
+def test_whatever_breaks_is_told(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/opt/ml/checkpoints")
+
+    monkeypatch.setattr(entry, "_run", breaks)
+    assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
+    assert "crashed: PermissionError: [Errno 13]" in (top / "output/failure").read_text()
+
+
+def test_a_signal_before_the_training_is_remembered(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def read(*_: object) -> RunConfig:
+        os.kill(os.getpid(), signal.SIGTERM)  # while the job is still getting ready
+        return AWKWARD
+
+    monkeypatch.setattr(entry, "read_config", read)
+    monkeypatch.setattr(entry, "_run", lambda config, folder, got: asked.extend(got) or Measurement(Outcome.OK, "", ""))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert asked == [signal.SIGTERM]
+
+
+def test_generated_images_are_made_again_and_only_by_the_same_drawing(top: Path) -> None:
+    spec = json.loads(json.dumps(vars(GenerateSpec(("rid",), train=2, val=1, test=0, image_px=32))))
+    note = top / "input/data/config/generated.json"
+    note.write_text(json.dumps({"rid": spec}))
+    found = entry.read_config(top / "input/data", AWKWARD.fingerprint)
+    assert origin(find_dataset("rid", Path(found.data_root))) == "GENERATED"
+    note.write_text(json.dumps({"rid": {**spec, "drawing": 0}}))
+    with pytest.raises(ConfigError, match="drawing 0"):
+        entry.read_config(top / "input/data", AWKWARD.fingerprint)

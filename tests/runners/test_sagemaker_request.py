@@ -1,0 +1,178 @@
+"""The request for a job: what it says, and that AWS's own model finds nothing wrong with it, lengths included."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.runners.sagemaker_settings import CONFIG, SETTINGS
+
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.runners.sagemaker import request
+from roofscale.runners.sagemaker.job import Job, new_key, of_run, places, spent_usd
+from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.sagemaker.shapes import problems
+
+JOB = Job("roofscale-phase1-001-02-50-samples-abc123")
+
+
+def build(
+    config: RunConfig = CONFIG, job: Job = JOB, tags: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    changed = {key: more.pop(key) for key in list(more) if key not in ("data_bytes", "most_seconds")}
+    return request.build(config, dataclasses.replace(SETTINGS, **changed), job, tags or {}, **more)
+
+
+def test_python_is_process_1_and_nothing_is_a_hyperparameter() -> None:
+    built = build()
+    entrypoint = built["AlgorithmSpecification"]["ContainerEntrypoint"]
+    assert entrypoint[0] == "python"
+    assert not any(word == "sh" or word.endswith("/sh") or "bash" in word for word in entrypoint)
+    assert built["AlgorithmSpecification"]["ContainerArguments"] == ["--fingerprint", CONFIG.fingerprint]
+    assert "HyperParameters" not in built
+    assert "Environment" not in built
+
+
+def test_each_data_set_is_a_channel_and_so_is_the_config() -> None:
+    channels = {one["ChannelName"]: one for one in build(input_mode="FastFile")["InputDataConfig"]}
+    uris = {name: one["DataSource"]["S3DataSource"]["S3Uri"] for name, one in channels.items()}
+    assert uris == {"config": f"s3://roofs/roofscale/{JOB.key}/config", "rid": "s3://roofs/data/rid/",
+                    "airs": "s3://roofs/data/airs/"}  # fmt: skip
+    assert [channels[name]["InputMode"] for name in ("config", "rid")] == ["File", "FastFile"]
+
+
+def test_generated_data_has_no_channel() -> None:
+    local = CONFIG.with_overrides({"data_root": "/somewhere"})
+    assert [one["ChannelName"] for one in build(local)["InputDataConfig"]] == ["config"]
+
+
+def test_jobs_of_one_run_share_its_folder_and_nothing_else() -> None:
+    first, second = build(), build(job=dataclasses.replace(JOB, number=2))
+    assert first["CheckpointConfig"] == second["CheckpointConfig"]
+    assert first["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
+    assert first["TrainingJobName"] != second["TrainingJobName"]
+
+
+def test_the_service_stops_later_than_the_run_itself() -> None:
+    config = CONFIG.with_overrides({"timeout_seconds": 100.5})
+    assert build(config)["StoppingCondition"] == {"MaxRuntimeInSeconds": 701}
+    assert build(config, max_runtime_seconds=50)["StoppingCondition"] == {"MaxRuntimeInSeconds": 50}
+    assert build(config, most_seconds=77.9)["StoppingCondition"] == {"MaxRuntimeInSeconds": 77}
+    assert (
+        build(CONFIG.with_overrides({"timeout_seconds": 1e9}))["StoppingCondition"]["MaxRuntimeInSeconds"] == 2_419_200
+    )
+
+
+def test_a_spot_job_may_wait_on_top_of_its_running_time() -> None:
+    built = build(spot=True, max_wait_seconds=500, max_runtime_seconds=100)
+    assert built["EnableManagedSpotTraining"] is True
+    assert built["StoppingCondition"] == {"MaxRuntimeInSeconds": 100, "MaxWaitTimeInSeconds": 600}
+    assert build()["EnableManagedSpotTraining"] is False
+
+
+def test_the_volume_holds_what_file_mode_copies() -> None:
+    assert build(data_bytes=100_000_000_000)["ResourceConfig"]["VolumeSizeInGB"] == 150
+    assert build(data_bytes=100_000_000_000, input_mode="FastFile")["ResourceConfig"]["VolumeSizeInGB"] == 30
+
+
+def test_network_keys_and_warm_pool() -> None:
+    assert not {"VpcConfig"} & set(build())
+    built = build(subnets=("subnet-1",), security_groups=("sg-1",), kms_key="key-1", keep_alive_seconds=600)
+    assert built["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
+    assert built["ResourceConfig"]["VolumeKmsKeyId"] == built["OutputDataConfig"]["KmsKeyId"] == "key-1"
+    assert built["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
+
+
+def test_tags_say_where_the_run_belongs(tmp_path: Path) -> None:
+    where = places(tmp_path / "runs/roofscale-phase3/002/01-first-retreat1")
+    tags = {one["Key"]: one["Value"] for one in build(tags=where, job=JOB)["Tags"]}
+    assert tags == {
+        "roofscale:experiment": "roofscale-phase3",
+        "roofscale:phase": "3",
+        "roofscale:attempt": "002",
+        "roofscale:step": "01-first-retreat1",
+        "roofscale:fingerprint": CONFIG.fingerprint,
+        "roofscale:run": JOB.key,
+        "roofscale:number": "1",
+    }
+
+
+def test_what_a_tag_cannot_hold_becomes_an_underscore() -> None:
+    tags = build(tags={"step": 'a"b\nc; ü' + "x" * 300})["Tags"]
+    assert next(one["Value"] for one in tags if one["Key"] == "roofscale:step").startswith("a_b_c_ üxxx")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=90), st.integers(1, 9999))
+def test_any_folder_gives_a_name_that_the_service_takes(step: str, number: int) -> None:
+    job = Job(new_key(Path("/runs/roofscale-phase1/001") / step.replace("/", "-").replace("\0", "-")), number % 1000)
+    assert len(job.name) <= 63
+    assert build(job=job, tags={"step": step})["TrainingJobName"] == job.name  # build checks it against the model
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"role": "Train"}, r"RoleArn: 'Train' does not have the form.*5 characters, expected 20 to 2048"),
+        ({"image": "x" * 256}, "TrainingImage: 256 characters, expected 0 to 255"),
+        ({"subnets": ("a b",), "security_groups": ("c",)}, r"Subnets\[0\]: 'a b' does not have the form"),
+        ({"tags": {f"k{i}": "v" for i in range(60)}}, "Tags: 63 entries, expected 0 to 50"),
+    ],
+)
+def test_what_the_service_would_refuse_is_refused_before(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build(**changed)
+
+
+def test_an_instance_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"InstanceType: 'ml\.c99\.huge' is none of the"):
+        build(CONFIG.with_overrides({"compute": "ml.c99.huge"}))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda r: r.pop("RoleArn"), "CreateTrainingJob.RoleArn: lacking"),
+        (lambda r: r.update(Colour="red"), "CreateTrainingJob.Colour: not known"),
+        (lambda r: r["ResourceConfig"].update(InstanceCount="1"), "expected integer, found str"),
+        (lambda r: r["ResourceConfig"].update(InstanceCount=True), "expected integer, found bool"),
+        (lambda r: r["StoppingCondition"].update(MaxRuntimeInSeconds=0), "MaxRuntimeInSeconds: 0, expected 1 to None"),
+        (lambda r: r.update(Environment={"A": "x" * 513}), "Environment.A: 513 characters, expected 0 to 512"),
+        (lambda r: r.update(HyperParameters={"a": "x" * 2501}), "HyperParameters.a: 2501 characters"),
+        (lambda r: r["AlgorithmSpecification"].update(ContainerArguments=["x" * 257]), "257 characters"),
+        (lambda r: r["InputDataConfig"][0].update(InputMode="Fast"), "'Fast' is none of the 3 values"),
+    ],
+)
+def test_the_checker_sees(break_it: Any, said: str) -> None:
+    built = json.loads(json.dumps(build()))
+    assert problems("CreateTrainingJob", built) == []
+    break_it(built)
+    assert said in " ".join(problems("CreateTrainingJob", built))
+
+
+def test_a_run_folder_remembers_its_job_until_the_result_was_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "roofscale-phase1/001/01-a"
+    folder.mkdir(parents=True)
+    first = of_run(folder)
+    first.save(folder)
+    assert of_run(folder) == first
+    dataclasses.replace(first, over=True, usd=0.5).save(folder)
+    second = of_run(folder)
+    assert (second.key, second.number, second.over, second.usd) == (first.key, 2, False, 0.5)
+    assert first.name.startswith("roofscale-phase1-001-01-a-")
+    assert spent_usd(folder.parent) == 0.5
+
+
+def test_places_of_a_single_training_and_of_a_folder_elsewhere() -> None:
+    assert places(Path("/x/runs/roofscale-train/abc-001")) == {"experiment": "roofscale-train", "attempt": "abc-001"}
+    assert places(Path("/x/mine")) == {"experiment": "mine"}
+
+
+def test_settings_are_all_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(SETTINGS, Settings)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
+    assert "do-not-tell" not in json.dumps(build())
