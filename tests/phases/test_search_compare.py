@@ -77,9 +77,20 @@ def test_nothing_fits_is_said(grid):
         grid.best(300)
 
 
-def test_one_run_of_a_config_is_too_little():
-    with pytest.raises(ConfigError, match="1 runs, expected two"):
+def test_without_a_repeated_run_the_spread_is_not_known():
+    with pytest.raises(ConfigError, match="was run twice"):
         Grid([run_of(BASE, (1.0, 1.0, 1.0))])
+
+
+def test_a_run_without_a_pace_is_refused():
+    with pytest.raises(ConfigError, match="too short"):
+        Grid([run_of(BASE, (1.0, 1.0, 1.0)), run_of(BASE, (1.0, 1.0, 1.0), steps=2)])
+
+
+def test_the_spread_comes_from_those_that_were_repeated(grid):
+    once = BASE.with_overrides({"batch_size": 9})
+    runs = [run for same in grid.runs.values() for run in same]
+    assert Grid([*runs, run_of(once, (1.3, 1.3, 1.3))]).pace_spread == pytest.approx(grid.pace_spread)
 
 
 def test_a_played_trial_says_no_more_than_a_real_one(contest):

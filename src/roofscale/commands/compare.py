@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
-from roofscale.commands.compare_runs import ROUNDS, TRAININGS, Bench, Rival, bar
+from roofscale.commands.compare_runs import TRAININGS, Bench, Rival, bar
 from roofscale.commands.host_points import kind_here
 from roofscale.commands.run import settle_data
 from roofscale.config import RunConfig
@@ -99,8 +99,9 @@ def _said_of_grid(contest: Contest) -> str:
     grid, limit = contest.grid, contest.memory_mib
     best, over = grid.best(limit), len(grid.over(limit))
     fit = sum(grid.fits(place, limit) for place in grid.runs)
+    runs = sum(map(len, grid.runs.values()))
     return (
-        f"Grid: {len(grid.runs)} configs, each measured {ROUNDS} times; runs of one differ by {grid.pace_spread:.1%} "
+        f"Grid: {len(grid.runs)} configs, measured in {runs} runs; those of one differ by {grid.pace_spread:.1%} "
         f"in pace and {grid.peak_spread:.1%} in memory. Of {limit:,.0f} MiB {over} run out, and {fit} stay within "
         f"{MAX_SHARE:.0%}. The best of these: {_named(best)}, {grid.rate(best):.3g} samples/s."
     )

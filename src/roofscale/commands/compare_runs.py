@@ -25,7 +25,7 @@ from roofscale.report.console import SECONDS_BETWEEN_LINES
 from roofscale.runners.assemble import samples_of
 from roofscale.runners.local import MEASUREMENT, TRAIN, LocalRunner
 
-ROUNDS = 2  # of the grid: how much runs of one config differ is part of what is replayed
+EVERY = 3  # config of the grid is measured again: how much runs of one differ is part of what is replayed
 TURNS = 5  # of the choice against the best of the grid
 TRAININGS = 20  # of the choice, with validation
 EDGE = 3  # configs on either side of the limit that are run under it
@@ -65,11 +65,11 @@ class Bench:
     spec: SearchSpec
 
     def grid_runs(self, base: RunConfig) -> Iterator[GridRun]:
-        """Every config of the space, ROUNDS times, on all the memory that this machine has."""
-        free = base.with_overrides({"compute": compute.LOCAL})
-        wanted = [(turn, config) for turn in range(ROUNDS) for config in self.spec.configs(free)]
-        for turn, config in bar(wanted, "grid"):
-            measurement = self._calm(f"grid-{turn + 1}", config)
+        """Every config of the space, each EVERY-th twice, on all the memory that this machine has."""
+        configs = list(self.spec.configs(base.with_overrides({"compute": compute.LOCAL})))
+        wanted = [*(("grid-1", one) for one in configs), *(("grid-2", one) for one in configs[::EVERY])]
+        for kind, config in bar(wanted, "grid"):
+            measurement = self._calm(kind, config)
             if measurement.outcome is not Outcome.OK:
                 raise RoofscaleError(f"{shown(config)} ended as {measurement.outcome}: {measurement.detail}")
             yield GridRun.of(config, measurement)

@@ -77,10 +77,10 @@ class GridRun:
 
 
 class Grid:
-    """All configs of a space, each with at least two runs, as their spread is what a played trial is moved by.
+    """All configs of a space with their runs; some have several, whose spread is what a played trial is moved by.
 
     Raises:
-        ConfigError: a config with fewer runs, or with one that was too short to tell its pace.
+        ConfigError: no config with several runs, or one with a run that was too short to tell its pace.
     """
 
     def __init__(self, runs: Iterable[GridRun]) -> None:
@@ -88,10 +88,10 @@ class Grid:
             place: tuple(same) for place, same in itertools.groupby(sorted(runs, key=_place), key=_place)
         }
         for place, same in self.runs.items():
-            if len(same) < 2 or any(run.pace is None for run in same):
-                raise ConfigError(
-                    f"the grid's config {place} has {len(same)} runs, expected two at least, each of a known pace."
-                )
+            if any(run.pace is None for run in same):
+                raise ConfigError(f"a run of {place} was too short to tell its pace; expected more max_samples.")
+        if max(map(len, self.runs.values())) < 2:
+            raise ConfigError("no config of the grid was run twice, so how much runs of one differ is not known.")
 
     def rate(self, place: Place) -> float:
         """Samples a second, the geometric mean of the runs."""
