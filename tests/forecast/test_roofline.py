@@ -9,6 +9,7 @@ from roofscale import compute
 from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.forecast.gpu import GpuForecaster
 from roofscale.forecast.roofline import Peaks, estimate_step, peaks_of
 from roofscale.forecast.trace import trace_batch, trace_training
 from roofscale.forecast.work import Work, work_of
@@ -100,3 +101,13 @@ def test_every_gpu_that_can_be_named_has_its_peaks() -> None:
         assert peaks.fp32 <= (peaks.tf32 or peaks.fp32) < peaks.fp16
     with pytest.raises(ConfigError, match=r"H9000.*known are.*A10G"):
         peaks_of("H9000")
+
+
+@pytest.mark.parametrize(("parts", "batch"), [(2, 8), (3, 24), (8, 8), (4, 1)])
+def test_a_batch_in_parts_takes_the_work_of_the_whole(parts: int, batch: int) -> None:
+    where = compute.get("ml.g5.xlarge")
+    whole = GpuForecaster(SMALL, where).step(batch)
+    cut = GpuForecaster(SMALL.with_overrides({"batch_size": batch, "micro_batches": parts}), where).step(batch)
+    assert cut.samples == batch
+    assert cut.flops == pytest.approx(whole.flops), "the optimiser has no products"
+    assert cut.forward_seconds > 0.9 * whole.forward_seconds, "and the weights are read for each part"

@@ -152,10 +152,15 @@ class GpuForecaster:
         )
 
     def step(self, batch: int) -> StepEstimate:
-        """How long one training step with ``batch`` samples takes at the least, see ``roofline``."""
+        """How long one training step with ``batch`` samples takes at the least, see ``roofline``.
+
+        Of a batch in more parts than were traced, as much longer as it has more samples than these: what the optimiser
+        does once a step is then counted more than once, which with large images is a small part.
+        """
         parts = self.config.micro_batches
-        traced = self._trace_at(batch).work * math.ceil(parts / PARTS)
-        return estimate_step(traced, self.where.gpu, self.precision, batch)
+        traced = min(parts, PARTS) * math.ceil(batch / parts)
+        found = estimate_step(self._trace_at(batch).work, self.where.gpu, self.precision, traced)
+        return found.with_samples(batch)
 
     def with_settings(self, settings: Settings) -> "GpuForecaster":
         """The same run under other settings of the allocator; the trace is shared."""

@@ -8,7 +8,7 @@ It was compared with no GPU here.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +59,12 @@ class StepEstimate:
     gpu: str
     precision: str
     samples: int
+
+    def with_samples(self, samples: int) -> "StepEstimate":
+        """The same work done for more samples or for fewer."""
+        times = samples / self.samples
+        grown = {name: times * getattr(self, name) for name in ("seconds", "forward_seconds", "flops", "nbytes")}
+        return replace(self, samples=samples, **grown)
 
 
 def estimate_step(work: Iterable["Work"], gpu: str, precision: str, samples: int) -> StepEstimate:
