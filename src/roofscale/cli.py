@@ -17,8 +17,18 @@ RUNS = Path("runs")
 GENERATED = Path("data/generated")
 PHASES = Path("experiments")
 
+RUNNERS = ("local", "sagemaker")  # runners.choose has them too, but would load what --help can do without
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script on standard output.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
+runner_option = click.option(
+    "--runner",
+    type=click.Choice(RUNNERS),
+    default=RUNNERS[0],
+    show_default=True,
+    envvar="ROOFSCALE_RUNNER",
+    help="On this machine, held to the size of the compute; or as training jobs on SageMaker.",
+)
 
 
 def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,6 +37,7 @@ def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--overlay", default="", help="Overlay whose knobs and policies win, such as smoke.yaml."),
         click.option("--set", "more", multiple=True, help="KEY=VALUE words for every step, several in one text."),
         click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge."),
+        runner_option,
         switch("--from-defaults", "Start from the defaults, not from what the phase before has learnt."),
         switch("--fresh", "Begin a new attempt even if one was left half done, and forget what ran out of memory."),
         switch("--force", "Go on where a requirement of the phase, such as the gate, is not met; it is recorded."),
@@ -77,6 +88,7 @@ def main() -> None:
 @click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text.")
 @click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge; short for compute=...")
 @click.option("--knobs", is_flag=True, help="List every knob with its default and meaning.")
+@runner_option
 @click.option("--fresh", is_flag=True, help="Begin anew even if the same run was left half done.")
 @dry_run_option
 @json_option
@@ -86,6 +98,7 @@ def train(
     more: Sequence[str],
     compute: str,
     knobs: bool,
+    runner: str,
     fresh: bool,
     dry_run: bool,
     as_json: bool,
@@ -104,7 +117,7 @@ def train(
             return
         from roofscale.commands import run
 
-        run_id, code = run.train_once(resolved, RUNS, GENERATED, fresh, as_json)
+        run_id, code = run.train_once(resolved, RUNS, GENERATED, fresh, as_json, runner)
         results_are_in(run_id)
     sys.exit(code)
 
@@ -328,7 +341,14 @@ def _words(more: Sequence[str], compute: str) -> list[str]:
 
 
 def _order(
-    more: Sequence[str], compute: str, overlay: str, from_defaults: bool, fresh: bool, force: bool, as_json: bool
+    more: Sequence[str],
+    compute: str,
+    runner: str,
+    overlay: str,
+    from_defaults: bool,
+    fresh: bool,
+    force: bool,
+    as_json: bool,
 ) -> dict[str, Any]:
     """What ``commands.phase.Order`` takes, from the options of ``climb_options``."""
     return {
@@ -340,6 +360,7 @@ def _order(
         "from_defaults": from_defaults,
         "fresh": fresh,
         "force": force,
+        "runner": runner,
         "to_json": as_json,
     }
 

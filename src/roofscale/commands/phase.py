@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from roofscale.commands import base, gate, show
 from roofscale.commands.foreseen import Foreseen
+from roofscale.commands.place import check_place
 from roofscale.commands.report import STRATEGY, write_report
 from roofscale.commands.run import INTERRUPTED, print_where, settle_data
 from roofscale.config import RunConfig
@@ -27,7 +28,7 @@ from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import publish_phase, publish_run
 from roofscale.report.sections import description, phase_section
 from roofscale.report.table import verdict_table
-from roofscale.runners.local import LocalRunner
+from roofscale.runners import choose
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker, require_answer
 
@@ -53,6 +54,7 @@ class Order:
     fresh: bool = False
     force: bool = False  # go on where a requirement of the phase is not met
     storage: str = ""  # URL of an Optuna storage for the trials of a search; may hold a password, so it is never shown
+    runner: str = choose.LOCAL  # on this machine, or as jobs elsewhere
     to_json: bool = False
 
     def load(self, number: int, file: Path | None = None) -> Phase:
@@ -112,6 +114,7 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     out.print(escape(said))
     plan = phase.resolve(good, order.overrides)
     configs = settle_data([config for _, config in plan], order.cache, out)
+    check_place(order.runner, configs, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
     notes = [f"forced although {unmet}"] if unmet else []
     tracker = Tracker(attempts.experiment, order.runs)
@@ -136,7 +139,7 @@ def _climb(
         plan=plan,
         tracker=tracker,
         attempts=attempts,
-        make_runner=LocalRunner,
+        make_runner=choose.chosen(order.runner),
         audience=_Onlooker(out, foreseen),
         tags=tags,
         good=good,
@@ -155,7 +158,7 @@ def _conductor(
         return None
     from roofscale.commands.search import conductor  # seconds of imports
 
-    return conductor(tracker, LocalRunner, out, tags, order.storage)
+    return conductor(tracker, choose.chosen(order.runner), out, tags, order.storage)
 
 
 def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console) -> None:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
+from roofscale.commands.place import IN_S3, check_place
 from roofscale.commands.timed import TRAIN_EXPERIMENT
 from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources, resolve_root
@@ -17,20 +18,23 @@ from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import publish_run
 from roofscale.report.table import number
-from roofscale.runners.local import LocalRunner
+from roofscale.runners import choose
 from roofscale.runners.supervise import Listeners
 from roofscale.tracking import Tracker, require_answer
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
-def train_once(config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool) -> tuple[str, int]:
+def train_once(
+    config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool, runner: str = choose.LOCAL
+) -> tuple[str, int]:
     """Run one training; return its MLflow run and the exit code."""
     from roofscale.commands.foreseen import Foreseen  # which stands on this module
 
     out = console(quiet=to_json)
     require_answer()
     config = settle_data([config], cache, out)[0]
+    check_place(runner, [config], out)
     tracker = Tracker(TRAIN_EXPERIMENT, runs)
     folder = _train_folder(runs / tracker.experiment, config, fresh)
     run = tracker.resume(folder.run_id) if folder.run_id else None
@@ -40,7 +44,7 @@ def train_once(config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json:
         run.foreseen(Foreseen(runs, out)(config))
         folder.begin(run.run_id)
     with run.system_metrics():
-        measurement = LocalRunner(folder.path, Listeners(run, ProgressBar("train")))(config)
+        measurement = choose.chosen(runner)(folder.path, Listeners(run, ProgressBar("train")))(config)
     run.summary(measurement)
     if measurement.outcome is not Outcome.INTERRUPTED:
         publish_run(run, config, measurement, folder.path)
@@ -82,6 +86,11 @@ def settle_data(configs: Sequence[RunConfig], cache: Path, out: Console) -> list
     """Settle which data is used, say it aloud, and refuse what cannot be had before anything runs."""
     for config in configs:
         compute.get(config.compute)
+    if any(config.data_root.startswith(IN_S3) for config in configs):  # whoever runs there opens it
+        out.print(
+            f"Data: {escape(', '.join(dict.fromkeys(config.data_root for config in configs)))}, read by the jobs."
+        )
+        return list(configs)
     root, said = resolve_root(_greediest(configs), cache)
     out.print(f"Data: {escape(said)}")
     settled = [config.with_overrides({"data_root": str(root)}) for config in configs]

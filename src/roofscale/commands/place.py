@@ -1,0 +1,64 @@
+"""Refuses, before anything runs, what cannot run where a user wants it, or would cost more than it may."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from roofscale.commands import timed
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.forecast.time import sum_of
+from roofscale.runners.choose import LOCAL
+
+if TYPE_CHECKING:
+    from roofscale.runners.sagemaker.settings import Settings
+
+IN_S3 = "s3://"  # how a data root begins that only a job can read
+
+
+def check_place(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
+    """Say where configs will run and what that may cost; refuse what cannot be.
+
+    Raises:
+        ConfigError: the runner cannot run one of them, or what is foreseen of them exceeds the budget.
+    """
+    if runner == LOCAL:
+        for config in configs:
+            if config.data_root.startswith(IN_S3):
+                raise ConfigError(
+                    f"data_root={config.data_root}: data in S3 is read by jobs, and this runs on this machine. Add "
+                    "--runner sagemaker, or copy the data here and name its folder."
+                )
+        return
+    from roofscale.runners.sagemaker import settings
+    from roofscale.runners.sagemaker.runner import generated_specs, instance
+
+    wanted = settings.load()
+    for config in configs:
+        instance(config)
+        generated_specs(config)
+    computes = ", ".join(dict.fromkeys(config.compute for config in configs))
+    out.print(
+        f"Runs as SageMaker training jobs on {computes}, with s3://{escape(wanted.bucket)}/{escape(wanted.prefix)}."
+    )
+    if wanted.budget_usd:
+        _check_budget(wanted, configs, out)
+
+
+def _check_budget(wanted: "Settings", configs: Sequence[RunConfig], out: Console) -> None:
+    """Hold the upper end of what is foreseen against the budget; the jobs' longest time keeps to it in any case."""
+    runs = timed.timed_runs()
+    foreseen = [found.usd for config in configs if (found := timed.foresee_time(config, runs)) and found.usd]
+    if not foreseen:
+        out.print(f"Nothing is foreseen of the cost; the jobs end once {wanted.budget_usd:g} USD are used up.")
+        return
+    total = sum_of(foreseen)
+    said = f"{len(foreseen)} of {len(configs)} runs: {timed.money_words(total)}"
+    if total.high > wanted.budget_usd:
+        raise ConfigError(
+            f"budget_usd={wanted.budget_usd:g}: the forecast of {said} goes beyond it. Raise it in sagemaker.yaml, or "
+            "choose fewer samples, fewer steps or a cheaper compute."
+        )
+    out.print(f"Forecast of {said}, of a budget of {wanted.budget_usd:g} USD.")
