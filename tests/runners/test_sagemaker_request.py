@@ -164,7 +164,21 @@ def test_a_run_folder_remembers_its_job_until_the_result_was_taken(tmp_path: Pat
     second = of_run(folder)
     assert (second.key, second.number, second.over, second.usd) == (first.key, 2, False, 0.5)
     assert first.name.startswith("roofscale-phase1-001-01-a-")
-    assert spent_usd(folder.parent) == 0.5
+
+
+def test_what_an_attempt_has_cost_counts_its_steps_and_trials_and_no_other_attempts(tmp_path: Path) -> None:
+    for where, usd in {"001/01-a": 1.0, "001/02-b.search/trial-3": 2.0, "002/01-a": 4.0}.items():
+        folder = tmp_path / "roofscale-phase1" / where
+        folder.mkdir(parents=True)
+        Job("key", over=True, usd=usd).save(folder)
+    for where in ("001/01-a", "001/02-b.search/trial-3", "001/03-new"):
+        assert spent_usd(tmp_path / "roofscale-phase1" / where) == 3.0
+    single = tmp_path / "roofscale-train/abc-001"
+    single.mkdir(parents=True)
+    assert spent_usd(single) == 0.0
+    Job("key", over=True, usd=8.0).save(single)
+    assert spent_usd(single) == 8.0
+    assert spent_usd(single.with_name("abc-002")) == 0.0
 
 
 def test_places_of_a_single_training_and_of_a_folder_elsewhere() -> None:

@@ -60,6 +60,8 @@ def _place(run_dir: Path) -> tuple[str, ...]:
     return parts[begins:]
 
 
-def spent_usd(attempt: Path) -> float:
-    """What all jobs below the folder of an attempt have cost so far."""
+def spent_usd(run_dir: Path) -> float:
+    """What all jobs of a run's attempt have cost so far: of a phase all its steps and trials, of a training its own."""
+    place = _place(run_dir)
+    attempt = run_dir.absolute().parents[len(place) - 3] if len(place) > 2 else run_dir
     return sum(float(json.loads(file.read_text(encoding="utf-8"))["usd"]) for file in attempt.rglob(FILE))

@@ -27,6 +27,7 @@ from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
 from roofscale.runners.sagemaker import request as requests
 from roofscale.runners.sagemaker.entry import CONFIG, GENERATED
+from roofscale.runners.sagemaker.job import FILE as JOB_FILE
 from roofscale.runners.sagemaker.job import Job, of_run, places, spent_usd
 from roofscale.runners.sagemaker.outcomes import RUNNING, cost_metrics, job_outcome
 from roofscale.runners.sagemaker.settings import Settings
@@ -68,7 +69,8 @@ class SageMakerRunner:
         with self.interrupt.on_signals():
             cloud = (self.connect or _connect)(self.settings, self._wait)
             job = of_run(self.run_dir)
-            described = cloud.describe(job.name) or self._submit(cloud, config, job, size)
+            begun = cloud.describe(job.name) if (self.run_dir / JOB_FILE).exists() else None
+            described = begun or self._submit(cloud, config, job, size)
             described = self._watch(cloud, job, described)
         if described["TrainingJobStatus"] in RUNNING:
             measurement = _unseen(config, Outcome.INTERRUPTED, f"job {job.name} runs on; the same command waits for it")
@@ -84,7 +86,7 @@ class SageMakerRunner:
         """Hand the config over and create the job; what SageMaker then says of it."""
         generated = generated_specs(config)
         data_bytes = sum(map(cloud.size, requests.data_uris(config).values()))
-        seconds = seconds_left(self.settings, size, spent_usd(self.run_dir.parent))
+        seconds = seconds_left(self.settings, size, spent_usd(self.run_dir))
         request = requests.build(
             config, self.settings, job, places(self.run_dir), data_bytes=data_bytes, most_seconds=seconds
         )

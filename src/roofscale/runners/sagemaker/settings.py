@@ -52,7 +52,9 @@ class Settings:
     spot: bool = setting("run on spare capacity, which is cheaper and may be taken away and given back", False)
     max_wait_seconds: int = setting("most that a spot job may wait for capacity, beyond its running time", 3600)
     keep_alive_seconds: int = setting("how long a warm pool holds the instance for the next job; 0: no pool", 0)
-    budget_usd: float = setting("most that the jobs of one attempt at a phase may cost, USD; 0: no limit", 0.0)
+    budget_usd: float = setting(
+        "most that the jobs of one attempt at a phase, or of one training, may cost, USD; 0: no limit", 0.0
+    )
     on_interrupt: str = setting(
         "what Ctrl-C does to a running job: ask, stop it, or detach, so that it runs on; without a terminal, ask stops",
         "ask",
