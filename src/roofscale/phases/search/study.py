@@ -4,11 +4,12 @@ All that a search knows is in its Optuna storage, so that the same command goes 
 workers can share one study. A trial carries its ``Tried`` as the user attribute ``tried``.
 """
 
+import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import optuna
 from optuna.distributions import IntDistribution
@@ -111,8 +112,6 @@ class Search:
             trial.set_user_attr("twin", twin)
             raise optuna.TrialPruned(f"the same config as trial {twin}")
         tried = self._skip(trial, config) or self._run(trial, config)
-        if tried.over != tried.over:
-            raise TrialFailed(f"trial {trial.number}: its memory was not measured")
         trial.set_user_attr(TRIED, tried.as_dict())
         trial.set_constraint("memory", tried.over)
         value = worth(tried, self.usd_per_hour)
@@ -129,10 +128,13 @@ class Search:
         so_far = self.choice()
         short = as_trial(config, self.spec, so_far.best.rate) if so_far else as_trial(config, self.spec)
         try:
-            return self.trials.run(trial.number, config, short)
+            tried = self.trials.run(trial.number, config, short)
+            if math.isnan(tried.share):
+                raise TrialFailed(f"trial {trial.number}: its memory was not measured")
         except TrialFailed as failed:
             self._failed.append(str(failed))
             raise
+        return tried
 
     def _twin(self, trial: Trial, config: RunConfig) -> int | None:
         """Another trial of the same config, finished or under way; None where this one is to run it.
@@ -156,8 +158,12 @@ class Search:
             self._give_time()  # a higher number is about to decide
 
     def _same(self, config: RunConfig) -> list[FrozenTrial]:
-        whole = (t for t in self.study.get_trials(deepcopy=False) if t.params.keys() == self.spec.space.keys())
-        return [trial for trial in whole if self._config(trial) == config]
+        return [trial for trial in self._placed() if self._config(trial) == config]
+
+    def _placed(self) -> list[FrozenTrial]:
+        """All trials whose config is known: a worker may have been killed, or may be, before it is."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.params.keys() == self.spec.space.keys()]
 
     def _config(self, trial: FrozenTrial) -> RunConfig:
         return self.spec.place(self.base, trial.params)
@@ -182,12 +188,11 @@ class Search:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not self.shared:
                 self.study.tell(trial.number, state=TrialState.FAIL)
-        trials = [t for t in self.study.get_trials(deepcopy=False) if t.params]
+        trials = self._placed()
         kept = {self._config(trial) for trial in trials if trial.state is not TrialState.FAIL}
         for config in dict.fromkeys(map(self._config, trials)):
             if config not in kept:
-                why = {"why": "it was left half done"}
-                self.study.enqueue_trial(self.spec.values(config), user_attrs=why)
+                self.study.enqueue_trial(self.spec.values(config), user_attrs={"why": "it was left half done"})
 
     def _enqueue(self, config: RunConfig, why: str) -> None:
         self.study.enqueue_trial(self.spec.values(config), user_attrs={"why": why}, skip_if_exists=True)
@@ -231,7 +236,7 @@ class Search:
             return False
         if len(tried) == self._exhausted:
             return False
-        taken = {self._config(trial) for trial in trials if trial.params.keys() == self.spec.space.keys()}
+        taken = set(map(self._config, self._placed()))
         if probe := self._lacking_probe(tried, taken):
             self._enqueue(probe, "what a forecast of memory lacks")
             return True
@@ -261,7 +266,11 @@ class Search:
 
 
 def open_study(storage: BaseStorage, name: str, seed: int) -> optuna.Study:
-    """Open a study, or go on with one that is there. Suggestions differ after a restart, as the trials do."""
+    """Open a study, or go on with one that is there.
+
+    Its sampler only steps in where another worker has taken the trial that was queued; it is given penalty and
+    constraints like any.
+    """
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     study.sampler = optuna.samplers.TPESampler(
         seed=seed + len(study.get_trials(deepcopy=False)), multivariate=True, constant_liar=True
@@ -271,21 +280,10 @@ def open_study(storage: BaseStorage, name: str, seed: int) -> optuna.Study:
 
 def tried_in(study: optuna.Study, spec: SearchSpec, base: RunConfig) -> list[Tried]:
     """What all finished trials came to, in their order."""
-    return _tried(study.get_trials(deepcopy=False), spec, base)
-
-
-def _tried(trials: Sequence[FrozenTrial], spec: SearchSpec, base: RunConfig) -> list[Tried]:
-    found: list[Tried] = []
-    for trial in trials:
-        if raw := _attribute(trial):
-            found.append(Tried.from_dict(spec.place(base, trial.params), raw))
-    return found
-
-
-def _attribute(trial: FrozenTrial) -> Mapping[str, Any] | None:
-    return trial.user_attrs.get(TRIED) if trial.state.is_finished() else None
+    ended = (t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and TRIED in t.user_attrs)
+    return [Tried.from_dict(spec.place(base, trial.params), trial.user_attrs[TRIED]) for trial in ended]
 
 
 def _was_run(trial: FrozenTrial) -> bool:
-    raw = _attribute(trial)
-    return raw is not None and raw["outcome"] != SKIPPED and _TOLD not in trial.user_attrs
+    attributes = trial.user_attrs
+    return TRIED in attributes and attributes[TRIED]["outcome"] != SKIPPED and _TOLD not in attributes
