@@ -174,7 +174,7 @@ def search(file: Path | None, storage: str, join: str, compare: bool, dry_run: b
     if join:
         from roofscale.commands.search import join_search
 
-        join_search(join, storage, RUNS, wishes["as_json"])
+        join_search(join, storage, RUNS, wishes["as_json"], wishes["runner"])
         return
     from roofscale.commands import phase as commands
 

@@ -27,8 +27,7 @@ from roofscale.phases.search.tried import SKIPPED, Tried, measured
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, console
 from roofscale.report.search_figures import optuna_figures, pareto_figure
-from roofscale.runners import Runner
-from roofscale.runners.local import LocalRunner
+from roofscale.runners import Runner, choose
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import RunRecord, TrackedRun, Tracker, require_answer
 
@@ -134,7 +133,7 @@ def compare_search(order: Order, file: Path | None) -> int:
     return compare_searches(step.search, config, order.runs / "compare", order.cache, order.to_json)
 
 
-def join_search(study: str, storage: str, runs: Path, to_json: bool) -> None:
+def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str) -> None:
     """Take part in a search that another process conducts, until nothing of it is left.
 
     Raises:
@@ -150,5 +149,5 @@ def join_search(study: str, storage: str, runs: Path, to_json: bool) -> None:
     tracker = Tracker(SEARCH_EXPERIMENT, runs)
     folder = runs / SEARCH_EXPERIMENT / "joined"
     folder.mkdir(parents=True, exist_ok=True)
-    conductor(tracker, LocalRunner, out, git_state(Path.cwd()), storage).join(study, folder)
+    conductor(tracker, choose.chosen(runner), out, git_state(Path.cwd()), storage).join(study, folder)
     tracker.close()
