@@ -1,0 +1,96 @@
+"""What is refused before anything runs: places that a run cannot be in, and costs beyond the budget."""
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from roofscale import cli
+from roofscale.commands import place
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.runners import choose
+from roofscale.train.interval import Interval
+
+IN_S3 = RunConfig(compute="ml.m5.xlarge", data_root="s3://roofs/data")
+
+
+@pytest.fixture
+def out() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture
+def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
+    for name, value in {"ROLE": "r", "BUCKET": "roofs", "IMAGE": "i", "BUDGET_USD": "1.5"}.items():
+        monkeypatch.setenv(f"ROOFSCALE_SAGEMAKER_{name}", value)
+
+
+def foreseen(monkeypatch: pytest.MonkeyPatch, *highs: float | None) -> None:
+    """Let these be the upper ends of what runs cost, None where nothing is known."""
+    answers = iter(None if high is None else SimpleNamespace(usd=Interval(high / 2, 0.0, high)) for high in highs)
+    monkeypatch.setattr("roofscale.commands.timed.timed_runs", list)
+    monkeypatch.setattr("roofscale.commands.timed.foresee_time", lambda *_: next(answers))
+
+
+def said(out: Console) -> str:
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue()
+
+
+def test_this_machine_cannot_read_from_s3(out: Console) -> None:
+    with pytest.raises(ConfigError, match="Add --runner sagemaker"):
+        place.check_place(choose.LOCAL, [RunConfig(), IN_S3], out)
+    place.check_place(choose.LOCAL, [RunConfig()], out)
+
+
+@pytest.mark.usefixtures("_settings")
+def test_a_job_needs_an_instance(out: Console) -> None:
+    with pytest.raises(ConfigError, match="compute=local: expected an instance"):
+        place.check_place(choose.SAGEMAKER, [IN_S3, IN_S3.with_overrides({"compute": "local"})], out)
+
+
+@pytest.mark.usefixtures("_settings")
+def test_the_upper_end_of_the_forecast_is_held_against_the_budget(
+    out: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreseen(monkeypatch, 0.7, 0.7)
+    place.check_place(choose.SAGEMAKER, [IN_S3, IN_S3], out)
+    assert "of a budget of 1.5 USD" in said(out)
+    foreseen(monkeypatch, 0.7, None, 0.9)
+    with pytest.raises(ConfigError, match=r"budget_usd=1\.5: the forecast of 2 of 3 runs"):
+        place.check_place(choose.SAGEMAKER, [IN_S3] * 3, out)
+
+
+@pytest.mark.usefixtures("_settings")
+def test_where_nothing_is_foreseen_the_jobs_are_held_to_the_budget(
+    out: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreseen(monkeypatch, None)
+    place.check_place(choose.SAGEMAKER, [IN_S3], out)
+    assert "the jobs end once 1.5 USD are used up" in said(out)
+
+
+def test_the_command_line_knows_the_same_runners() -> None:
+    assert cli.RUNNERS == choose.NAMES
+
+
+@pytest.mark.parametrize(("words", "variable", "runner"), [([], "", "local"), ([], "sagemaker", "sagemaker"),
+                                                           (["--runner", "local"], "sagemaker", "local")])  # fmt: skip
+def test_the_option_wins_over_the_variable(
+    words: list[str], variable: str, runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def train_once(*given: Any) -> tuple[str, int]:
+        asked.append(given[-1])
+        return "", 0
+
+    monkeypatch.setattr("roofscale.commands.run.train_once", train_once)
+    done = CliRunner().invoke(cli.main, ["train", *words], env={"ROOFSCALE_RUNNER": variable} if variable else {})
+    assert done.exit_code == 0, done.output
+    assert asked == [runner]
