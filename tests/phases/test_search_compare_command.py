@@ -85,7 +85,7 @@ def test_all_of_it_is_left_in_one_file(machine, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "replayed on the measured grid: no trial of these was run anew" in said
     assert content["grid"]["configs"] == 8
-    assert len(content["runs"]) == 8 + 3  # every third again
+    assert len(content["runs"]) == 8 + 3  # a third again
     assert content["confirmed"]["trainings"]["ok"] == TRAININGS
     assert {one["outcome"] for one in content["confirmed"]["edge"]} == {"ok", "host_oom"}
     assert all(one["expected"] == one["outcome"] for one in content["confirmed"]["edge"])
