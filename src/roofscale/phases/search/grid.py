@@ -57,6 +57,11 @@ class GridRun:
         return sum(size for _, size, _ in self.steps)
 
     @property
+    def whole_mib(self) -> float:
+        """What a whole training takes at its peak."""
+        return self.peak_mib + self.lacking_mib
+
+    @property
     def timed(self) -> list[tuple[float, float]]:
         """Samples and seconds of each step, each pass's first left out."""
         return [(float(size), took) for before, (epoch, size, took) in _pairs(self.steps) if before[0] == epoch]
@@ -67,9 +72,10 @@ class GridRun:
         return log_rate([self.timed])
 
     def moved(self, slower: float, larger: float) -> "GridRun":
-        """The same run, each step and the peak so many times as long and as large."""
+        """The same run, each step and its memory so many times as long and as large."""
         steps = tuple((epoch, size, seconds * slower) for epoch, size, seconds in self.steps)
-        return dataclasses.replace(self, peak_mib=self.peak_mib * larger, steps=steps)
+        peak, lacking = self.peak_mib * larger, self.lacking_mib * larger
+        return dataclasses.replace(self, peak_mib=peak, lacking_mib=lacking, steps=steps)
 
     def cut(self, count: int) -> "GridRun":
         """The same run, ended after so many steps."""
@@ -99,7 +105,7 @@ class Grid:
 
     def peak_mib(self, place: Place) -> float:
         """What a whole training takes at its peak, the mean of the runs."""
-        return float(np.mean([run.peak_mib + run.lacking_mib for run in self.runs[place]]))
+        return float(np.mean([run.whole_mib for run in self.runs[place]]))
 
     def fits(self, place: Place, memory_mib: float) -> bool:
         """Whether a whole training stays within MAX_SHARE of the memory."""
@@ -136,7 +142,7 @@ class Grid:
         run = self.runs[place][int(rng.integers(len(self.runs[place])))]
         assert run.pace
         slower = math.exp(self._paces[place] - run.pace.value + rng.normal(0, self.pace_spread))
-        larger = self.trial_mib(place) / run.peak_mib * math.exp(rng.normal(0, self.peak_spread))
+        larger = self.peak_mib(place) / run.whole_mib * math.exp(rng.normal(0, self.peak_spread))
         return run.moved(slower, larger)
 
     @cached_property
@@ -146,8 +152,10 @@ class Grid:
 
     @cached_property
     def peak_spread(self) -> float:
-        """Standard deviation of the logarithm of the peak between runs of one config."""
-        return _pooled([[math.log(run.peak_mib) for run in same] for same in self.runs.values()])
+        """Standard deviation of the logarithm of a whole training's peak between runs of one config: a trial that went
+        on into a second pass has seen more of it than one that has not.
+        """
+        return _pooled([[math.log(run.whole_mib) for run in same] for same in self.runs.values()])
 
     @cached_property
     def _paces(self) -> Mapping[Place, float]:
