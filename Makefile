@@ -38,6 +38,10 @@ test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m alone
 
+.PHONY: test-sagemaker
+test-sagemaker: $(STAMP) ## run training jobs for real, on a simulator of SageMaker (root; skips where there is none)
+	ROOFSCALE_TEST_SAGEMAKER=1 $(BIN)/python -m pytest -v -rs tests/sagemaker
+
 .PHONY: check
 check: $(STAMP) ## lint, format and type checks
 	$(BIN)/ruff check .
@@ -56,7 +60,7 @@ clean: ## remove .venv and caches; data, runs and results stay
 
 .PHONY: help
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' \
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' \
 		$(MAKEFILE_LIST)
 
 $(STAMP):
