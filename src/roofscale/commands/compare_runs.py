@@ -17,7 +17,6 @@ from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import Stopped
-from roofscale.phases.criteria.evidence import BUSY
 from roofscale.phases.search.choice import shown, size
 from roofscale.phases.search.grid import GridRun, Place
 from roofscale.phases.search.replay import Contest
@@ -26,6 +25,7 @@ from roofscale.phases.search.trials import as_trial
 from roofscale.report.console import SECONDS_BETWEEN_LINES
 from roofscale.runners.assemble import samples_of
 from roofscale.runners.local import MEASUREMENT, TRAIN, LocalRunner
+from roofscale.train.interval import BUSY
 
 AGAIN = 1 / 3  # of the grid's configs, measured again: how much runs of one differ is part of what is replayed
 TURNS = 5  # of the choice against the best of the grid

@@ -18,6 +18,7 @@ from roofscale.forecast import host
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host import HostForecast, HostModel, Point
 from roofscale.report.console import as_json, console
+from roofscale.train.interval import CONFIDENCE
 
 _STYLE = {Fit.FITS: "green", Fit.TOO_LARGE: "bold red", Fit.UNCERTAIN: "yellow"}
 
@@ -104,7 +105,7 @@ def _content(config: RunConfig, model: HostModel, forecast: HostForecast) -> dic
         "kind": dataclasses.asdict(model.kind),
         **dataclasses.asdict(forecast),
         "share": forecast.peak.mib / forecast.memory_mib,
-        "confidence": host.CONFIDENCE,
+        "confidence": CONFIDENCE,
         "spread": model.spread,
         "points": points,
         "notes": _notes(config, model),
@@ -115,7 +116,7 @@ def _print_forecast(out: Console, config: RunConfig, model: HostModel, forecast:
     asked = f"batch_size={config.batch_size} num_workers={config.num_workers} on {config.compute}"
     table = Table("host memory", asked, title=escape(str(model.kind)), title_justify="left")
     peak, share = forecast.peak, 1 / forecast.memory_mib
-    interval = f"({host.CONFIDENCE:.0%} interval {peak.low_mib:,.0f} to {peak.high_mib:,.0f})"
+    interval = f"({CONFIDENCE:.0%} interval {peak.low_mib:,.0f} to {peak.high_mib:,.0f})"
     table.add_row("peak", f"{peak.mib:,.0f} MiB {interval}")
     shares = f"{peak.mib * share:.0%} ({peak.low_mib * share:.0%} to {peak.high_mib * share:.0%})"
     table.add_row("share", f"{shares} of {forecast.memory_mib:,.0f} MiB")

@@ -16,7 +16,7 @@ from roofscale.commands.phase import SEARCH_EXPERIMENT, SEARCHING, Order
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
-from roofscale.phases.criteria.evidence import BUSY, PACE_KNOBS
+from roofscale.phases.criteria.evidence import PACE_KNOBS
 from roofscale.phases.record import experiment_name, judged_in, read_config, read_measurement
 from roofscale.phases.search.choice import shown
 from roofscale.phases.search.conduct import Conductor, Found
@@ -30,6 +30,7 @@ from roofscale.report.search_figures import optuna_figures, pareto_figure
 from roofscale.runners import Runner, choose
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import RunRecord, TrackedRun, Tracker, require_answer
+from roofscale.train.interval import BUSY
 
 _KNOWN_FROM = (*map(experiment_name, (1, 2, 3)), SEARCH_EXPERIMENT)  # whose runs train what a search tries
 # What decides the pace beside what is searched.

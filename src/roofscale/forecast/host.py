@@ -22,10 +22,10 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
+from roofscale.train.interval import CONFIDENCE
 
 Values = npt.NDArray[np.float64]
 
-CONFIDENCE = 0.90  # of the interval, so that its upper end is passed by one run in twenty
 # A spread from a few runs may come out near zero by chance. U-Net on ResNet-34 at 512 px, fitted on batch 1, 2, 4 with
 # 0 and 2 workers, missed nine held-out runs (batch 1 to 16, 0 to 4 workers) by 1.8 % on average and 6.2 % at worst; a
 # normal deviation of that mean has this standard deviation: 0.018 x sqrt(pi / 2).

@@ -22,11 +22,10 @@ from roofscale.errors import ConfigError
 from roofscale.forecast import transfer
 from roofscale.forecast.roofline import ERROR, StepEstimate
 from roofscale.forecast.transfer import Bound, SampleTime, Timed, area_ratio, passes_of
-from roofscale.train.interval import Estimate, Interval, interval, spread
+from roofscale.train.interval import BUSY, Estimate, Interval, interval, spread
 
 Amounts = Mapping[str, tuple[int, int]]  # by data set: the training and the validation samples that there are
 
-BUSY = 0.10  # share of a machine that went to other work, from which a run's times say little; as the criteria have it
 # Standard deviation of the logarithm of a run's fixed part. The 16 runs of phases 1 to 4 on record, 1 to 6 passes long,
 # lie so far about one start (6 s) and one time a pass (3.8 s) for them all.
 FIXED_SPREAD = 0.16

@@ -10,12 +10,13 @@ import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from roofscale.config import RunConfig
-from roofscale.train.interval import RUN_SPREAD
+from roofscale.train.interval import CONFIDENCE, RUN_SPREAD
 
 LOADER_BOUND = 0.10  # share of a step that waits for the loader, from which it holds the model up; as data_stall has it
-_REACH = 1.645  # standard deviations to either end of a 90 % interval
+_REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # standard deviations to either end of an interval
 
 # Standard deviation of log seconds a sample for each doubling of a knob, beyond what is accounted for.
 DOUBLING: Mapping[str, float] = {

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from roofscale.phases.climb import ClimbResult, StepResult
-from roofscale.phases.criteria import BUSY, CRITERIA
+from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase
 from roofscale.phases.retreat import ADVICE
 from roofscale.report.points import by_value, mean, points
 from roofscale.report.standing import carries, step_words
 from roofscale.report.table import cause_words, code, number
+from roofscale.train.interval import BUSY
 
 _NEAR = CRITERIA["knee"].limits["tolerance"].default
 _MARGIN = CRITERIA["memory_margin"].limits["max_share"].default

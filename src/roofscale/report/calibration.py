@@ -8,11 +8,10 @@ from typing import Any
 
 from scipy import stats
 
-from roofscale.forecast.time import BUSY
 from roofscale.measurement import FORECAST, FORESEEN, Outcome
 from roofscale.report.table import markdown
 from roofscale.tracking import RunRecord
-from roofscale.train.interval import CONFIDENCE
+from roofscale.train.interval import BUSY, CONFIDENCE
 
 _DIED_OF = {"memory/peak_mib": Outcome.HOST_OOM, "gpu/memory_peak_mib": Outcome.CUDA_OOM}
 

@@ -26,6 +26,10 @@ MAX_WINDOWS = 10
 # end-to-end benchmark gave ratios of two runs of 0.972, 1.01 and 1.04 (benchmarks/results/2026-11-23.md).
 RUN_SPREAD = 0.025
 
+# Share of the machine's time that went to other work, over which a run's times prove nothing. A run that wants every
+# core loses about as much of its speed; half the tightest tolerance of a shipped phase file (0.20).
+BUSY = 0.10
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -12,10 +12,10 @@ import types
 from collections.abc import Mapping
 
 from roofscale.phases.criteria import curves, datasets, ending, resources, samples, speed
-from roofscale.phases.criteria.evidence import BUSY, DRIFT, Criterion, Evidence, Limit, Rung
+from roofscale.phases.criteria.evidence import DRIFT, Criterion, Evidence, Limit, Rung
 from roofscale.phases.criteria.speed import BatchPoint, knee
 
-__all__ = ["BUSY", "CRITERIA", "DRIFT", "BatchPoint", "Criterion", "Evidence", "Limit", "Rung", "knee"]
+__all__ = ["CRITERIA", "DRIFT", "BatchPoint", "Criterion", "Evidence", "Limit", "Rung", "knee"]
 
 CRITERIA: Mapping[str, Criterion] = types.MappingProxyType(
     {

@@ -8,11 +8,9 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 from roofscale.phases.expectation import Expectation
 from roofscale.train.health import Finding, Verdict, combine
+from roofscale.train.interval import BUSY
 
-# Share of the machine's time. A run that wants every core loses about as much of its speed; half the tightest tolerance
-# of a shipped phase file (0.20).
-BUSY = 0.10
-DRIFT = 1.2  # ratio of paces; likewise half the tightest tolerance, either way
+DRIFT = 1.2  # ratio of paces; half the tightest tolerance of a shipped phase file (0.20), either way
 
 # What a step on a cached batch costs depends on these, and on nothing else of the run config.
 PACE_KNOBS = (

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 from roofscale.phases.criteria.evidence import (
-    BUSY,
     PACE_KNOBS,
     Criterion,
     Evidence,
@@ -24,7 +23,7 @@ from roofscale.phases.criteria.evidence import (
 )
 from roofscale.runners.assemble import warm
 from roofscale.train.health import Finding, Verdict
-from roofscale.train.interval import MIN_WINDOWS, Estimate, Interval, interval, log_pace, minus, place
+from roofscale.train.interval import BUSY, MIN_WINDOWS, Estimate, Interval, interval, log_pace, minus, place
 
 # A knee is told from throughputs of the same work.
 _SAME_WORK = tuple(knob for knob in PACE_KNOBS if knob != "batch_size")

@@ -18,6 +18,7 @@ from roofscale.forecast.host import HostModel, Kind, Point
 from roofscale.measurement import Outcome
 from roofscale.phases.retreat import at_least_as_large
 from roofscale.phases.search.tried import SKIPPED, Tried
+from roofscale.train.interval import CONFIDENCE
 
 if TYPE_CHECKING:
     from roofscale.forecast.gpu import GpuForecast
@@ -63,7 +64,7 @@ class Foresight:
             return 1.0
         peak = self._model.peak(config)
         # The interval is a Student's t, scaled (Draper and Smith, see ``forecast.host``).
-        scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + host.CONFIDENCE) / 2, self._model.freedom)
+        scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + CONFIDENCE) / 2, self._model.freedom)
         return float(stats.t.cdf((MAX_SHARE * self.room.memory_mib - peak.mib) / scale, self._model.freedom))
 
     def _as_large(self, config: RunConfig) -> Tried | None:
@@ -136,7 +137,7 @@ def _within_gpu(config: RunConfig) -> float:
     if forecast is None:
         return 1.0
     # The interval's half width as that of a normal one.
-    deviation = (forecast.high_mib - forecast.total_mib) / stats.norm.ppf((1 + host.CONFIDENCE) / 2)
+    deviation = (forecast.high_mib - forecast.total_mib) / stats.norm.ppf((1 + CONFIDENCE) / 2)
     return float(stats.norm.cdf((MAX_SHARE * forecast.usable_mib - forecast.total_mib) / deviation))
 
 
