@@ -10,12 +10,12 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.fit import MAX_SHARE
 from roofscale.forecast.host import Kind, shared_mib
-from roofscale.measurement import Measurement, Outcome, StepRecord
+from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import size
 from roofscale.phases.search.grid import Grid, GridRun
 from roofscale.phases.search.replay import METHODS, TRIALS, Contest, Played, Replay, ended, play, summaries
 from roofscale.phases.search.spec import SearchSpec
-from roofscale.phases.search.trials import as_trial, with_whole_peak
+from roofscale.phases.search.trials import as_trial
 
 BASE = RunConfig(encoder="resnet18", image_size=192, max_samples=96)
 SPEC = SearchSpec({"batch_size": (1, 8), "num_workers": (0, 2)})
@@ -52,18 +52,6 @@ def test_a_grid_run_leaves_out_each_pass_first_step():
     assert len(run.timed) == 6
     assert run.samples == 32
     assert math.exp(run.pace.value) == pytest.approx(pace(BASE.with_overrides({"batch_size": 4})))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "kernel", "peak"), [(0.2, 800.0, 800.0), (2.0, 800.0, 600.0), (0.2, 500.0, 600.0), (0.2, None, 600.0)]
-)
-def test_the_kernel_saw_the_peak_of_a_trial_that_was_over_in_a_moment(seconds, kernel, peak):
-    steps = tuple(StepRecord(i, 0, "rid", 2 * i, 1.0, 1.0, 1e-3, seconds, 0.0, i) for i in range(1, 6))
-    metrics = {"memory/peak_mib": 600.0, "memory/share": 0.6}
-    metrics |= {"memory/kernel_peak_mib": kernel} if kernel else {}
-    found = with_whole_peak(Measurement(Outcome.OK, "", "", steps=steps, metrics=metrics))
-    assert found.metric("memory/peak_mib") == peak
-    assert found.metric("memory/share") == pytest.approx(peak / 1000)
 
 
 def test_the_spread_is_that_within_configs(grid):

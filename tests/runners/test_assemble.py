@@ -134,6 +134,18 @@ def test_a_run_killed_for_memory_reached_what_the_kernel_saw() -> None:
     assert a.memory_metrics([], seen(outcome=Outcome.HOST_OOM, metrics=only), 1)["memory/peak_mib"] == 700
 
 
+@pytest.mark.parametrize(
+    ("seconds", "kernel", "writes_nothing", "peak"),
+    [(0.2, 800, True, 800), (0.2, 800, False, 600), (2.0, 800, True, 600), (0.2, 500, True, 600)],
+)
+def test_the_kernel_saw_the_peak_of_a_trial_that_was_over_in_a_moment(
+    seconds: float, kernel: float, writes_nothing: bool, peak: float
+) -> None:
+    steps = [dataclasses.replace(step(number), seconds=seconds) for number in range(1, 6)]
+    run = seen(metrics={"memory/peak_mib": 600.0, "memory/kernel_peak_mib": kernel})
+    assert a.memory_metrics(steps, run, 1, writes_nothing=writes_nothing)["memory/peak_mib"] == peak
+
+
 def test_the_whole_measurement_speaks_in_known_names() -> None:
     validation = {"step": 0, "epoch": 0, "dataset": "rid", "sample_ids": ["a"], "losses": [0.5],
                   "constant_losses": [0.6], "metrics": {"iou": 0.1, "iou_hip": math.nan}, "seconds": 1.0}  # fmt: skip

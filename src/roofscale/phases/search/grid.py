@@ -19,7 +19,7 @@ from roofscale.errors import ConfigError
 from roofscale.forecast.fit import MAX_SHARE
 from roofscale.measurement import Measurement
 from roofscale.phases.search.choice import size
-from roofscale.phases.search.trials import lacking_mib, with_whole_peak
+from roofscale.phases.search.trials import lacking_mib
 from roofscale.runners.assemble import samples_of
 from roofscale.train.interval import Estimate, log_rate
 
@@ -44,7 +44,7 @@ class GridRun:
         sizes = samples_of(measurement.steps)
         return cls(
             place=size(config),
-            peak_mib=with_whole_peak(measurement).metric("memory/peak_mib"),
+            peak_mib=measurement.metric("memory/peak_mib"),
             lacking_mib=lacking_mib(config, measurement),
             copied_mib=measurement.metric("memory/copied_mib"),
             others=measurement.metric("cpu/others"),

@@ -21,9 +21,6 @@ from roofscale.tracking import TrackedRun, Tracker
 
 MOST_STEPS = 24  # of a trial whose pace stays unsteady
 _VALIDATED = 2  # samples; the loss of a trial is nobody's concern
-# Memory is looked at five times a second. Of trials of resnet18 at 192 px whose steps took 1.1 to 1.6 s some showed 598
-# to 674 MiB where the kernel had seen 786 to 861; those of 1.8 to 10 s showed what the kernel had seen, within 8 %.
-_SEEN_WELL_SECONDS = 2.0
 
 
 class TrialFailed(RoofscaleError):
@@ -86,7 +83,7 @@ class Trials:
             raise Stopped(measurement.detail)
         if measurement.outcome is not Outcome.OK and measurement.outcome not in OUT_OF_MEMORY:
             raise TrialFailed(f"{name} ended as {measurement.outcome}: {measurement.detail} See {folder}/stderr.log.")
-        tried = measured(config, with_whole_peak(measurement), run.run_id, lacking_mib(config, measurement))
+        tried = measured(config, measurement, run.run_id, lacking_mib(config, measurement))
         self.spectator.tried(name, tried)
         return tried
 
@@ -101,20 +98,6 @@ class Trials:
         run = self.tracker.start(name, {**self.tags, **tags, "fingerprint": config.fingerprint}, self.parent)
         run.params(config)
         return run
-
-
-def with_whole_peak(measurement: Measurement) -> Measurement:
-    """The kernel's own peak where a trial was over before its memory was looked at often enough.
-
-    It counts page cache as well, of which there is little as a trial writes nothing.
-    """
-    peak, kernel = measurement.metric("memory/peak_mib"), measurement.metric("memory/kernel_peak_mib")
-    brief = math.fsum(step.seconds for step in measurement.steps) < _SEEN_WELL_SECONDS
-    if not (brief and kernel > peak):
-        return measurement
-    share = measurement.metric("memory/share") * kernel / peak
-    whole = {"memory/peak_mib": kernel, "memory/share": share}
-    return dataclasses.replace(measurement, metrics={**measurement.metrics, **whole})
 
 
 def lacking_mib(config: RunConfig, measurement: Measurement) -> float:
