@@ -53,7 +53,7 @@ class Foreseen:
         if self._timed is not None:
             self._timed.append(timed.timed_of(config, measured.metrics, facts, run_id))
         if self._points is not None and facts["device"] == "cpu":
-            kind = Kind.of(config, facts["precision"], int(facts["threads"]), facts.get("malloc", ""))
+            kind = Kind.of_run(config, facts)
             peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
             self._points.append(Point(config, kind, peak, run_id, copied))
         return {}

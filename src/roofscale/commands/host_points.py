@@ -58,9 +58,8 @@ def recorded_points() -> list[Point]:
         sound = tags.get("outcome") == Outcome.OK and tags.get("device") == "cpu" and not _LEFT_OUT & tags.keys()
         if sound and "memory/peak_mib" in metrics:
             config = read_config(run)
-            kind = Kind.of(config, tags["precision"], int(tags["threads"]), tags.get("malloc", ""))
             copied = metrics.get("memory/copied_mib", math.nan)
-            found.append(Point(config, kind, metrics["memory/peak_mib"], run.run_id, copied))
+            found.append(Point(config, Kind.of_run(config, tags), metrics["memory/peak_mib"], run.run_id, copied))
     return found
 
 
@@ -95,8 +94,7 @@ class Probes:
             measured = Measurement.load(file)
             if measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
                 config = RunConfig().with_overrides(read_json(file.with_name("config.json")))
-                facts = measured.facts
-                kind = Kind.of(config, facts["precision"], int(facts["threads"]), facts.get("malloc", ""))
+                kind = Kind.of_run(config, measured.facts)
                 peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
                 found.append(Point(config, kind, peak, str(file.parent), copied))
         return found

@@ -13,9 +13,9 @@ from roofscale.commands.base import starting_config
 from roofscale.commands.compare import compare_searches
 from roofscale.commands.host_points import kind_here, recorded_points
 from roofscale.commands.phase import SEARCH_EXPERIMENT, SEARCHING, Order
+from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.measurement import Outcome
 from roofscale.phases.criteria.evidence import PACE_KNOBS
 from roofscale.phases.record import experiment_name, judged_in, read_config, read_measurement
 from roofscale.phases.search.choice import shown
@@ -74,8 +74,7 @@ def _known_in(tracker: Tracker, spec: SearchSpec, base: RunConfig) -> Iterator[T
 
 def _is_alike(run: RunRecord, config: RunConfig, base: RunConfig) -> bool:
     same = all(getattr(config, knob) == getattr(base, knob) for knob in _SAME_WORK)
-    ran_well = run.tags.get("outcome") == Outcome.OK and "ruled_out_by" not in run.tags
-    return same and ran_well and run.metrics.get("cpu/others", 1.0) <= BUSY
+    return same and went_well(run) and run.metrics.get("cpu/others", 1.0) <= BUSY
 
 
 class SearchOnlooker:

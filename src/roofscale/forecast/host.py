@@ -11,7 +11,7 @@ forecast speaks of the measured range and somewhat beyond; further out it refuse
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,11 @@ class Kind:
             config.micro_batches,
             config.activation_checkpointing,
         )
+
+    @classmethod
+    def of_run(cls, config: RunConfig, facts: Mapping[str, str]) -> "Kind":
+        """The kind that a run turned out to be, by the facts of its measurement."""
+        return cls.of(config, facts["precision"], int(facts["threads"]), facts.get("malloc", ""))
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
