@@ -1,9 +1,11 @@
 """What a search chooses: the knee, with how sure that is. Pure functions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roofscale.config import RunConfig
+from roofscale.phases.criteria import BatchPoint, knee
 from roofscale.phases.search.spec import KNOBS
 from roofscale.phases.search.tried import Tried
 from roofscale.train.interval import Interval, interval, minus
@@ -33,12 +35,13 @@ def choose(tried: Sequence[Tried], tolerance: float) -> Choice | None:
 
     Of a config that ran several times the fastest run counts, as a disturbance only ever slows one down.
     """
-    able = [one for one in tried if one.feasible]
-    if not able:
+    able = sorted((one for one in tried if one.feasible), key=lambda one: (size(one.config), -one.rate))
+    points = [BatchPoint(one.config.batch_size, one.rate, one.share) for one in able]
+    found = knee(points, tolerance, max_share=math.inf)  # the first of several with its batch, so the smallest of them
+    if found is None:
         return None
+    chosen = next(one for one, point in zip(able, points, strict=True) if point is found)
     best = max(able, key=lambda one: one.rate)
-    close = [one for one in able if one.rate >= (1 - tolerance) * best.rate]
-    chosen = min(close, key=lambda one: (size(one.config), -one.rate))
     return Choice(chosen, best, _ratio(chosen, best), pareto(able))
 
 
