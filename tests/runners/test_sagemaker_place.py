@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from roofscale import cli
+from roofscale.cli.options import RUNNERS
 from roofscale.commands import place
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
@@ -76,7 +77,7 @@ def test_where_nothing_is_foreseen_the_jobs_are_held_to_the_budget(
 
 
 def test_the_command_line_knows_the_same_runners() -> None:
-    assert cli.RUNNERS == choose.NAMES
+    assert RUNNERS == choose.NAMES
 
 
 @pytest.mark.parametrize(("words", "variable", "runner"), [([], "", "local"), ([], "sagemaker", "sagemaker"),

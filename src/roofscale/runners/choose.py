@@ -11,7 +11,7 @@ from roofscale.runners.supervise import Listener
 MakeRunner = Callable[[Path, Listener], Runner]
 
 LOCAL, SAGEMAKER = "local", "sagemaker"
-NAMES = (LOCAL, SAGEMAKER)  # cli.py has them too, as --help loads nothing of this
+NAMES = (LOCAL, SAGEMAKER)  # cli has them too, as --help loads nothing of this
 
 
 def chosen(name: str) -> MakeRunner:

@@ -1,0 +1,28 @@
+"""The command line: parse, call, print. What is heavy is imported inside the commands, so that --help is quick."""
+
+import click
+
+from roofscale import __version__
+from roofscale.cli import climb, data, forecast, records, train
+from roofscale.cli.group import Group
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Scale a segmentation training from a small CPU instance to GPUs, one judged step at a time."""
+
+
+for command in (
+    train.train,
+    climb.phase,
+    climb.climb,
+    climb.search,
+    forecast.forecast,
+    records.gate,
+    records.report,
+    records.status,
+    records.sync,
+    data.data,
+):
+    main.add_command(command)

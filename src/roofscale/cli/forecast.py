@@ -1,0 +1,63 @@
+"""Foreseeing a run before it is made."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from roofscale.cli.group import Group
+from roofscale.cli.options import GENERATED, RUNS, json_option, words_of
+
+
+@click.group(cls=Group)
+def forecast() -> None:
+    """Foresee the memory and the time of a run before it is made."""
+
+
+def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every forecast is asked with."""
+    options = [
+        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+        click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text."),
+        click.option("--compute", default="", help="Where it would run, such as ml.g5.xlarge."),
+        json_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@forecast.command()
+@forecast_options
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw memory over two steps into this .svg or .png.")
+def gpu(overrides: Sequence[str], more: Sequence[str], compute: str, figure: Path | None, as_json: bool) -> None:
+    """Foresee GPU memory, on a machine without one: peak, verdict, largest batch and where the memory goes."""
+    from roofscale import config
+    from roofscale.commands.forecast_gpu import forecast_gpu
+
+    resolved = config.load(None, [*words_of(more, compute), *overrides])
+    sys.exit(forecast_gpu(resolved, figure, as_json))
+
+
+@forecast.command()
+@forecast_options
+@click.option("--probe", is_flag=True, help="Run a few small trainings where what is on record does not suffice.")
+def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: bool, as_json: bool) -> None:
+    """Foresee host memory from small runs: peak, verdict, largest batch, and the probe that would tell most."""
+    from roofscale import config
+    from roofscale.commands.forecast_host import forecast_host
+
+    resolved = config.load(None, [*words_of(more, compute), *overrides])
+    sys.exit(forecast_host(resolved, RUNS, GENERATED, probe, as_json))
+
+
+@forecast.command("time")
+@forecast_options
+def time_of_run(overrides: Sequence[str], more: Sequence[str], compute: str, as_json: bool) -> None:
+    """Foresee seconds and dollars of a run, an epoch and the full data set, from runs on record or a GPU's peaks."""
+    from roofscale import config
+    from roofscale.commands.forecast_time import forecast_time
+
+    forecast_time(config.load(None, [*words_of(more, compute), *overrides]), as_json)

@@ -1,0 +1,44 @@
+"""What the tracking server and the run folders have on record: read, written up, sent."""
+
+import sys
+
+import click
+
+from roofscale.cli.options import PHASES, RUNS, json_option
+
+
+@click.command()
+@json_option
+def gate(as_json: bool) -> None:
+    """Say whether the GPU phase may begin: each condition with the run that proves it, or what would supply it."""
+    from roofscale.commands.gate import print_gate
+
+    sys.exit(0 if print_gate(as_json) else 1)
+
+
+@click.command()
+@json_option
+def report(as_json: bool) -> None:
+    """Write up what the tracking server has: strategy document, notebook, and a record and a page of each phase."""
+    from roofscale.commands.report import print_report
+
+    print_report(PHASES, as_json)
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show where every phase stands: attempts, steps, verdicts, and what is half done."""
+    from roofscale.commands import show
+
+    show.print_status(RUNS, as_json)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@json_option
+def sync(dry_run: bool, as_json: bool) -> None:
+    """Send what was kept while the tracking server was away."""
+    from roofscale.commands import sync as commands
+
+    sys.exit(0 if commands.sync(RUNS, dry_run, as_json) else 1)

@@ -1,0 +1,57 @@
+"""Training once."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from roofscale.cli.options import (
+    GENERATED,
+    RUNS,
+    dry_run_option,
+    json_option,
+    project_run,
+    runner_option,
+    words_of,
+)
+
+
+@click.command()
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of knobs; KEY=VALUE wins over it.")
+@click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text.")
+@click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge; short for compute=...")
+@click.option("--knobs", is_flag=True, help="List every knob with its default and meaning.")
+@runner_option
+@click.option("--fresh", is_flag=True, help="Begin anew even if the same run was left half done.")
+@dry_run_option
+@json_option
+def train(
+    overrides: Sequence[str],
+    file: Path | None,
+    more: Sequence[str],
+    compute: str,
+    knobs: bool,
+    runner: str,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run one training, held to its compute's memory, measured and tracked."""
+    from roofscale import config
+    from roofscale.commands import show
+
+    if knobs:
+        show.print_knobs(as_json)
+        return
+    with project_run() as results_are_in:
+        resolved = config.load(file, [*words_of(more, compute), *overrides])
+        if dry_run:
+            show.print_run(resolved, as_json)
+            return
+        from roofscale.commands import run
+
+        run_id, code = run.train_once(resolved, RUNS, GENERATED, fresh, as_json, runner)
+        results_are_in(run_id)
+    sys.exit(code)
