@@ -74,6 +74,8 @@ class RunConfig:
     pretrained: bool = knob(False, "start the encoder from ImageNet weights (needs the model hub or its cache)")
     # training
     batch_size: int = knob(2, "samples per optimiser step per device", low=1)
+    processes: int = knob(1, "training processes on each machine, one a GPU; all take one step together", low=1)
+    instance_count: int = knob(1, "machines that train together, each with its processes; SageMaker only", low=1)
     micro_batches: int = knob(
         1, "parts, of a sample at least, that a batch is trained in: memory of a part, step of the whole batch", low=1
     )
@@ -140,6 +142,16 @@ class RunConfig:
         """The knobs, as written, in which this config differs from another."""
         theirs = other.written()
         return {key: value for key, value in self.written().items() if value != theirs[key]}
+
+    @property
+    def devices(self) -> int:
+        """Processes that train together, over all machines."""
+        return self.processes * self.instance_count
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of one optimiser step, over all devices."""
+        return self.batch_size * self.devices
 
     @property
     def fingerprint(self) -> str:
