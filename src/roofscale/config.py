@@ -65,6 +65,15 @@ class RunConfig:
         "training augmentations: none, light (flips, turns, brightness), heavy",
         choices=("none", "light", "heavy"),
     )
+    roof_sampling: float = knob(
+        0.0,
+        "share of the AIRS windows drawn for training that go by their roofs, the more roof the oftener; 0 = each once",
+        low=0.0,
+        high=1.0,
+    )
+    tile_cache_gib: float = knob(
+        0.0, "disk for copies of AIRS tiles that windows are read from more quickly, GiB; 0 = no copies", low=0.0
+    )
     on_bad_sample: str = knob(
         "error", "a broken file: error names it and ends the run; skip counts and logs it", choices=("error", "skip")
     )

@@ -182,6 +182,10 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
             "share", "standard error of speed/seconds_per_sample, as the run's own steps show it"
         ),
         "speed/run_seconds": MetricInfo("s", "the whole run, process start and validation included"),
+        "data/roof_share": MetricInfo("share", "px of the AIRS training windows that are roof; with roof_sampling"),
+        "data/with_roof": MetricInfo("share", "AIRS training windows that hold any roof; with roof_sampling"),
+        "data/drawn_roof_share": MetricInfo("share", "as data/roof_share, of the windows that an epoch draws"),
+        "data/drawn_with_roof": MetricInfo("share", "as data/with_roof, of the windows that an epoch draws"),
         "cpu/utilisation": MetricInfo("share", "CPU time of the process tree over wall time x cores of the compute"),
         "cpu/others": MetricInfo("share", "the machine's time over all cores that went to anything but the run"),
         "cpu/io_wait": MetricInfo("share", "the machine's time in I/O wait over wall time x cores"),

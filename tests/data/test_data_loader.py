@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import pickle
 import platform
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch
 
 from roofscale.config import RunConfig
 from roofscale.data import rid
-from roofscale.data.loader import epoch_order, file_order, make_loader
+from roofscale.data.loader import make_loader
+from roofscale.data.order import epoch_order, file_order
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import Batch, Sample, Source
 from roofscale.data.sources import open_sources
@@ -105,8 +105,9 @@ def test_validation_keeps_order_and_every_sample(generated: Path) -> None:
 
 def test_order_is_a_shuffle_of_all_sources(generated: Path) -> None:
     mixed = sources(generated, "rid", "airs")
-    assert Counter(epoch_order(mixed, 3, 0)) == Counter(file_order(mixed))
-    assert epoch_order(mixed, 3, 0) == epoch_order(mixed, 3, 0) != epoch_order(mixed, 3, 1)
+    first, again, other = (epoch_order(mixed, 3, epoch).tolist() for epoch in (0, 0, 1))
+    assert sorted(first) == file_order(mixed).tolist()
+    assert first == again != other
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,7 @@ class Recording:
     reads: list[int]
     name: str = "rid"
     labelled: tuple[bool, ...] = (True, False, False, False)
+    roof_share_N: None = None
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -151,7 +153,7 @@ def test_skipped_batches_are_not_read(generated: Path) -> None:
     config = dataclasses.replace(CONFIG, max_samples=8)
     source = Recording(sources(generated, "rid", config=config)[0], [])
     list(make_loader(config, [source], epoch=0, train=True, skip_batches=3))
-    assert source.reads == [key.index for key in epoch_order([source], config.seed, 0)[6:]]
+    assert source.reads == epoch_order([source], config.seed, 0)[6:, 1].tolist()
 
 
 def broken_root(copy_of: Callable[[str], Path], count: int) -> tuple[Path, list[Path], RunConfig]:
@@ -159,7 +161,7 @@ def broken_root(copy_of: Callable[[str], Path], count: int) -> tuple[Path, list[
     root = copy_of("rid")
     config = dataclasses.replace(CONFIG, max_samples=8)
     (source,) = sources(root, "rid", config=config)
-    files = [source.path(key.index) for key in epoch_order([source], config.seed, 0)[:count]]
+    files = [source.path(index) for index in epoch_order([source], config.seed, 0)[:count, 1].tolist()]
     for file in files:
         file.write_bytes(file.read_bytes()[:2000])
     return root, files, config
@@ -207,3 +209,37 @@ def test_sources_and_problems_survive_pickling(generated: Path) -> None:
         assert np.array_equal(again.read(0).image_HWC, first.image_HWC)
     problem = FileProblem(Kind.BROKEN, rid.split_file(Path("x"), "val", 1), "broken")
     assert str(pickle.loads(pickle.dumps(problem))) == str(problem)
+
+
+def of_ranks(config: RunConfig, mixed: list[Source], count: int, *, train: bool) -> list[list[Batch]]:
+    together = dataclasses.replace(config, processes=count)
+    return [list(make_loader(together, mixed, epoch=1, train=train, rank=rank)) for rank in range(count)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_that_train_together_share_out_the_batches_of_one(generated: Path, count: int) -> None:
+    mixed = sources(generated, "rid", "roofline")
+    alone = list(make_loader(dataclasses.replace(CONFIG, batch_size=2 * count), mixed, epoch=1, train=True))
+    ranks = of_ranks(CONFIG, mixed, count, train=True)
+    assert {len(batches) for batches in ranks} == {len(alone)}, "as many steps in each"
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        for rank, part in enumerate(parts):
+            assert part.ids == whole.ids[rank::count]
+            assert torch.equal(part.image_NCHW, whole.image_NCHW[rank::count])
+            assert torch.equal(part.labelled_NK, whole.labelled_NK[rank::count])
+
+
+def test_a_process_without_a_sample_in_a_batch_gets_an_empty_one(generated: Path) -> None:
+    two = sources(generated, "rid", config=dataclasses.replace(CONFIG, max_samples=2))
+    ranks = of_ranks(dataclasses.replace(CONFIG, batch_size=1), two, 3, train=True)
+    assert [[len(batch.ids) for batch in batches] for batches in ranks] == [[1], [1], [0]]
+    assert ranks[2][0].image_NCHW.shape == (0, 3, 64, 64)
+    assert ranks[2][0].labelled_NK.shape == (0, 4)
+    assert ranks[2][0].labelled_NK.dtype is torch.bool
+
+
+def test_processes_validate_one_stretch_each(generated: Path) -> None:
+    mixed = sources(generated, "rid", part="val")
+    alone = [name for batch in make_loader(CONFIG, mixed, epoch=0, train=False) for name in batch.ids]
+    ranks = of_ranks(CONFIG, mixed, 2, train=False)
+    assert [name for batches in ranks for batch in batches for name in batch.ids] == alone

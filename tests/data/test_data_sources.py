@@ -51,8 +51,8 @@ def test_airs_windows_tile_the_whole_tile_and_pad_beyond_it(generated: Path) -> 
         whole_label, whole_image = label.read(1), image.read().transpose(1, 2, 0)
     source = airs.open_tiles([tile], 128)
     assert len(source) == 9  # 272 px: two whole windows and one of 16 px, both ways
-    for index, window in enumerate(source.windows):
-        sample = source.read(index)
+    for index in range(len(source)):
+        window, sample = source.window(index), source.read(index)
         assert sample.image_HWC.shape == (128, 128, 3)
         part = slice(window.row, window.row + 128), slice(window.col, window.col + 128)
         height, width = whole_label[part].shape

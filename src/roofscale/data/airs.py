@@ -4,17 +4,26 @@ Tiles are cut on a grid of ``window_px``. A window that hangs over the edge of i
 no roof; a tile smaller than a window is one sample of its own size. Windows without any roof are samples like others.
 """
 
+import contextlib
+import dataclasses
+import functools
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rasterio.windows import Window
 
 from roofscale.data import folders, geotiff
+from roofscale.data.leaks import Seen, located
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Pixels, Sample
+
+_log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 VISUAL = "_vis"  # ending of the twins for looking at: 0/255 instead of 0/1
@@ -33,36 +42,68 @@ class Tile:
         return self.image.stem
 
 
-@dataclass(frozen=True, slots=True)  # there are 400 of them in a full-size tile
-class TileWindow:
-    """A square of one tile, by its upper left corner in px; the tile's size is 0 x 0 where its header is broken."""
+class TileWindow(NamedTuple):
+    """A square of one tile, by its upper left corner in px."""
 
     tile: Tile
     row: int
     col: int
-    tile_height: int
-    tile_width: int
 
 
 @dataclass
 class AirsSource:
-    """Some windows of AIRS tiles."""
+    """Some windows of AIRS tiles.
 
-    windows: tuple[TileWindow, ...]
+    Windows are numbers: those of the first tile, row by row, then those of the second. All 80,000 of 1024 px in 857
+    tiles take 0.6 MiB that way, and a loader process is sent little.
+    """
+
+    tiles: tuple[Tile, ...]
+    headers: tuple[Seen, ...]  # of the tiles' images; one without a shape does not open, and is one window
     window_px: int
+    numbers_N: npt.NDArray[np.int64]  # the windows taken, in this order
+    roof_share_N: npt.NDArray[np.float32] | None = None  # of each window, once somebody has looked
+    copies: Mapping[Tile, Path] = field(default_factory=dict)  # of tiles, read from more quickly: see ``tile_cache``
     name: str = "airs"
     labelled: tuple[bool, ...] = (True, False, False, False)
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.numbers_N)
+
+    def window(self, index: int) -> TileWindow:
+        """Which square of which tile a sample is."""
+        tile = self.tile_N[index]
+        row, col = divmod(
+            int(self.numbers_N[index] - self._firsts_T[tile]), _grid(self.headers[tile], self.window_px)[1]
+        )
+        return TileWindow(self.tiles[tile], row * self.window_px, col * self.window_px)
 
     def path(self, index: int) -> Path:
         """The tile that a window is read from."""
-        return self.windows[index].tile.image
+        return self.tiles[self.tile_N[index]].image
 
     def files(self, index: int) -> tuple[Path, ...]:
         """All files that a sample is read from: the image, then the label."""
-        return self.windows[index].tile.image, self.windows[index].tile.label
+        tile = self.tiles[self.tile_N[index]]
+        return tile.image, tile.label
+
+    def place(self, index: int) -> str:
+        """A window's tile, corner and side, whatever the folder."""
+        where = self.window(index)
+        return f"{where.tile.image.name} {where.row} {where.col} {self.window_px}"
+
+    def located(self) -> list[Seen]:
+        """Where each tile lies that it takes windows from; nothing is opened again."""
+        return [self.headers[tile] for tile in self.tiles_taken()]
+
+    @functools.cached_property
+    def tile_N(self) -> npt.NDArray[np.int64]:
+        """Which of the tiles each window lies on."""
+        return np.searchsorted(self._firsts_T, self.numbers_N, side="right") - 1
+
+    def tiles_taken(self) -> list[int]:
+        """Which of the tiles it takes windows from, in their order."""
+        return np.unique(self.tile_N).tolist()
 
     def read(self, index: int) -> Sample:
         """Read one window of image and label.
@@ -70,32 +111,59 @@ class AirsSource:
         Raises:
             FileProblem: a file missing or broken, sizes that differ, or a label other than 0 and 1.
         """
-        where = self.windows[index]
-        image_HWC, roof_HW = self._read_both(where)
+        where = self.window(index)
+        image_HWC, roof_HW, tile_shape = self._read_copy(where) or self._read_both(where)
         check_ids(where.tile.label, int(roof_HW.max(initial=0)))
-        if max(where.tile_height, where.tile_width) >= self.window_px:
+        if max(tile_shape) >= self.window_px:
             image_HWC, roof_HW = _padded(image_HWC, self.window_px), _padded(roof_HW, self.window_px)
         target_HWK = np.zeros((*roof_HW.shape, len(CHANNELS)), np.uint8)
         target_HWK[..., 0] = roof_HW
         return Sample(f"{where.tile.id}_{where.row}_{where.col}", image_HWC, target_HWK)
 
+    def with_copies(self, copies: Mapping[Tile, Path]) -> "AirsSource":
+        """The same windows, read from the copies of their tiles where they have one."""
+        return dataclasses.replace(self, copies=copies)
+
     def subset(self, indices: Sequence[int]) -> "AirsSource":
         """The same data set with only these windows, in this order."""
-        return AirsSource(tuple(self.windows[i] for i in indices), self.window_px)
+        taken_N = np.asarray(indices, np.int64)
+        shares_N = None if self.roof_share_N is None else self.roof_share_N[taken_N]
+        return dataclasses.replace(self, numbers_N=self.numbers_N[taken_N], roof_share_N=shares_N)
 
-    def _read_both(self, where: TileWindow) -> tuple[Pixels, Pixels]:
-        """Read the part of the window that lies on the tile: (H,W,3) image and (H,W) label."""
+    @functools.cached_property
+    def _firsts_T(self) -> npt.NDArray[np.int64]:
+        """The number of each tile's first window."""
+        counts = [math.prod(_grid(header, self.window_px)) for header in self.headers]
+        return np.cumsum([0, *counts[:-1]], dtype=np.int64)
+
+    def _read_copy(self, where: TileWindow) -> tuple[Pixels, Pixels, tuple[int, int]] | None:
+        """As ``_read_both``, from the copy; None where there is no sound one; the next run makes it anew."""
+        if (copy := self.copies.get(where.tile)) is None:
+            return None
+        try:
+            with geotiff.opened(copy) as dataset:
+                *image_3HW, roof_HW = dataset.read(window=self.clipped(where, dataset.shape))
+                return geotiff.interleaved(image_3HW), roof_HW, dataset.shape
+        except FileProblem as problem:
+            if problem.kind is Kind.BROKEN:  # else another run has given it up to make room
+                _log.warning("read from the original instead: %s", problem)
+                with contextlib.suppress(OSError):
+                    copy.unlink(missing_ok=True)
+            return None
+
+    def _read_both(self, where: TileWindow) -> tuple[Pixels, Pixels, tuple[int, int]]:
+        """Read the part of the window that lies on the tile: (H,W,3) image and (H,W) label; and the tile's shape."""
         image_file, label_file = where.tile.image, where.tile.label
         with geotiff.opened(image_file) as image:
             geotiff.check_rgb(image_file, image)
-            shape, window = image.shape, self._clipped(where, image.shape)
+            shape, window = image.shape, self.clipped(where, image.shape)
             image_HWC = geotiff.interleaved(image.read((1, 2, 3), window=window))
         with geotiff.opened(label_file) as label:
             geotiff.check_band(label_file, label)
             geotiff.check_same_size(image_file, shape, label_file, label.shape)
-            return image_HWC, label.read(1, window=window)
+            return image_HWC, label.read(1, window=window), shape
 
-    def _clipped(self, where: TileWindow, shape: tuple[int, int]) -> Window:
+    def clipped(self, where: TileWindow, shape: tuple[int, int]) -> Window:
         height, width = (
             min(self.window_px, size - start) for size, start in zip(shape, (where.row, where.col), strict=True)
         )
@@ -140,23 +208,22 @@ def tiles_of(folder: Path, part: str) -> tuple[Tile, ...]:
     )
 
 
-def open_tiles(tiles: Sequence[Tile], window_px: int) -> AirsSource:
-    """Cut tiles into windows, by their headers alone; a tile that does not open is one window, so that reading it
-    (and not counting windows) tells what is wrong with it."""
-    return AirsSource(tuple(window for tile in tiles for window in _grid(tile, window_px)), window_px)
+def open_tiles(tiles: Sequence[Tile], window_px: int, headers: Sequence[Seen] | None = None) -> AirsSource:
+    """Cut tiles into windows, by the headers of their images alone, which are read unless they are given.
+
+    A tile that does not open is one window, so that reading it (and not counting windows) tells what is wrong with it.
+    """
+    found = tuple(located(tile.image) for tile in tiles) if headers is None else tuple(headers)
+    count = sum(math.prod(_grid(header, window_px)) for header in found)
+    return AirsSource(tuple(tiles), found, window_px, np.arange(count))
 
 
-def _grid(tile: Tile, window_px: int) -> list[TileWindow]:
-    try:
-        with geotiff.opened(tile.image) as dataset:
-            height, width = dataset.shape
-    except FileProblem:
-        return [TileWindow(tile, 0, 0, 0, 0)]
-    return [
-        TileWindow(tile, row * window_px, col * window_px, height, width)
-        for row in range(math.ceil(height / window_px))
-        for col in range(math.ceil(width / window_px))
-    ]
+def _grid(header: Seen, window_px: int) -> tuple[int, int]:
+    """Rows and columns of a tile's windows."""
+    if header.shape is None:
+        return 1, 1
+    height, width = header.shape
+    return math.ceil(height / window_px), math.ceil(width / window_px)
 
 
 def _padded(array: Pixels, side: int) -> Pixels:

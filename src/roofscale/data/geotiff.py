@@ -1,7 +1,7 @@
 """GeoTIFF and PNG files read into arrays, with errors that name the file."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def read_rgb(path: Path, window: Window | None = None) -> Pixels:
     return interleaved(bands)
 
 
-def interleaved(bands_CHW: Pixels) -> Pixels:
+def interleaved(bands_CHW: Pixels | Sequence[Pixels]) -> Pixels:
     """(C,H,W) to contiguous (H,W,C); a fraction of the time of NumPy's transposed copy."""
     merged: Pixels = cv2.merge(list(bands_CHW))
     return merged

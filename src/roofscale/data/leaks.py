@@ -1,5 +1,6 @@
 """Find images that show the same: the same pixels, or the same ground. Two parts of a split should share neither."""
 
+import functools
 import hashlib
 import math
 from collections import defaultdict
@@ -40,6 +41,7 @@ class Seen:
     label: str  # what to call it in a message: a file name, or a sample of a file
     digest: str  # of its pixels, or of those that a glance reads; empty: not readable, and so like no other
     footprint: Footprint | None = None
+    shape: tuple[int, int] | None = None  # height and width, px; None: not known, or the file does not open
 
 
 class Pair(NamedTuple):
@@ -82,16 +84,28 @@ def glance(path: Path) -> Seen:
             side_y, side_x = min(height, GLANCE_PX), min(width, GLANCE_PX)
             window = Window((width - side_x) // 2, (height - side_y) // 2, side_x, side_y)
             digest = hashlib.blake2b(dataset.read(window=window).tobytes(), digest_size=16).hexdigest()
-            return Seen(path, path.name, f"{height}x{width} {digest}", footprint_of(dataset))
+            return Seen(path, path.name, f"{height}x{width} {digest}", footprint_of(dataset), (height, width))
     except FileProblem:
         return Seen(path, path.name, "")
 
 
 def located(path: Path) -> Seen:
-    """Where an image lies, at half the cost of a glance: no pixel is read."""
+    """Where an image lies and how large it is, at half the cost of a glance: no pixel is read.
+
+    A process opens a file once, as long as it does not change: a phase opens its data once for each of its steps.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return Seen(path, path.name, "")
+    return _located(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)  # over twice the files of RID, or of AIRS; some 2 MiB
+def _located(path: Path, size: int, modified: int) -> Seen:
     try:
         with geotiff.opened(path) as dataset:
-            return Seen(path, path.name, "", footprint_of(dataset))
+            return Seen(path, path.name, "", footprint_of(dataset), dataset.shape)
     except FileProblem:
         return Seen(path, path.name, "")
 

@@ -7,6 +7,7 @@ epoch the rest of the interrupted one.
 
 import ctypes
 import logging
+import math
 import multiprocessing
 import sys
 import zlib
@@ -21,18 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from roofscale.config import RunConfig
 from roofscale.data.augment import augment, fit
+from roofscale.data.order import Keys, SampleKey, epoch_order, file_order
 from roofscale.data.sample import CHANNELS, Batch, Pixels, Sample, Source
 from roofscale.errors import DataError
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SampleKey:
-    """One sample among several sources."""
-
-    source: int
-    index: int
 
 
 class _Loaded(NamedTuple):
@@ -71,20 +65,23 @@ class BatchLoader(DataLoader[Any]):
 
 
 def make_loader(
-    config: RunConfig, sources: Sequence[Source], *, epoch: int, train: bool, skip_batches: int = 0
+    config: RunConfig, sources: Sequence[Source], *, epoch: int, train: bool, skip_batches: int = 0, rank: int = 0
 ) -> BatchLoader:
     """Make the loader of one pass over one source, or over several shuffled together (the mixed schedule).
 
     Training batches are shuffled, augmented and randomly cropped; a last training batch of one sample is dropped where
-    others came before and batch_size is over 1, as BatchNorm cannot take it. Validation keeps every sample, in order.
-    Batches before ``skip_batches`` are not even read.
+    others came before and it is smaller than these, as BatchNorm cannot take it. Validation keeps every sample, in
+    order. Batches before ``skip_batches`` are not even read.
+
+    Of several processes that train together, each (``rank``) reads its part alone: of training its samples of each
+    batch, which may be none, so that all take as many steps; of validation one stretch of the order.
     """
-    order = epoch_order(sources, config.seed, epoch) if train else file_order(sources)
-    size = config.batch_size
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    if train and size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
-        batches.pop()
-    dataset = _Batches(config, tuple(sources), tuple(batches), epoch, train)
+    order = epoch_order(sources, config.seed, epoch, config.roof_sampling) if train else file_order(sources)
+    if not train:
+        order = np.array_split(order, config.devices)[rank]
+    elif config.step_samples > 1 and len(order) > 1 and len(order) % config.step_samples == 1:
+        order = order[:-1]
+    dataset = _Batches(config, tuple(sources), order, epoch, train, rank)
     options: dict[str, Any] = {
         "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator().manual_seed(config.seed),
@@ -97,7 +94,7 @@ def make_loader(
             "multiprocessing_context": multiprocessing.get_context(method),
             "worker_init_fn": _one_thread,
         }
-    return BatchLoader(dataset, min(skip_batches, len(batches)), **options)
+    return BatchLoader(dataset, min(skip_batches, len(dataset)), **options)
 
 
 def forks(config: RunConfig) -> bool:
@@ -119,35 +116,36 @@ def _give_back_free_memory() -> None:
         trim(0)
 
 
-def file_order(sources: Sequence[Source]) -> list[SampleKey]:
-    """Every sample of every source, in their own order."""
-    return [SampleKey(number, index) for number, source in enumerate(sources) for index in range(len(source))]
-
-
-def epoch_order(sources: Sequence[Source], seed: int, epoch: int) -> list[SampleKey]:
-    """Every sample of every source, shuffled by seed and epoch alone."""
-    keys = file_order(sources)
-    return [keys[i] for i in np.random.default_rng((seed, epoch)).permutation(len(keys))]
-
-
 @dataclass(frozen=True)
 class _Batches(Dataset[_Loaded]):
     """Maps the number of a batch to the batch: reading, fit, augmentation and collation, in a loader process."""
 
     config: RunConfig
     sources: tuple[Source, ...]
-    batches: tuple[Sequence[SampleKey], ...]
+    order: Keys
     epoch: int
     train: bool
+    rank: int
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return math.ceil(len(self.order) / self._size)
+
+    @property
+    def _size(self) -> int:
+        """Samples of a batch, of all processes in training."""
+        return self.config.step_samples if self.train else self.config.batch_size
+
+    def _keys(self, number: int) -> list[SampleKey]:
+        """This process's samples of a batch."""
+        keys_N3 = self.order[number * self._size : (number + 1) * self._size]
+        own_N3 = keys_N3[self.rank :: self.config.devices] if self.train else keys_N3
+        return [SampleKey(*row) for row in own_N3.tolist()]
 
     def __getitem__(self, number: int) -> _Loaded:
         samples: list[Sample] = []
         keys: list[SampleKey] = []
         skipped: list[str] = []
-        for key in self.batches[number]:
+        for key in self._keys(number):
             try:
                 samples.append(self._prepared(key))
                 keys.append(key)
@@ -155,13 +153,14 @@ class _Batches(Dataset[_Loaded]):
                 if self.config.on_bad_sample == "error":
                     return _Loaded(None, [], str(error))
                 skipped.append(str(error))
-        return _Loaded(self._collated(samples, keys) if samples else None, skipped, "")
+        together = self.train and self.config.devices > 1  # then a step is taken with nothing to learn from, too
+        return _Loaded(self._collated(samples, keys) if samples or together else None, skipped, "")
 
     def _prepared(self, key: SampleKey) -> Sample:
         """Read, fit and augment one sample; only the labelled channels take part, the others stay 0."""
         source = self.sources[key.source]
         sample = source.read(key.index)
-        seed = sample_seed(self.config.seed, self.epoch, source.name, key.index)
+        seed = sample_seed(self.config.seed, self.epoch, source.name, key)
         rng = np.random.default_rng(seed) if self.train else None
         target = _channels(sample.target_HWK, source.labelled)
         image, target = fit(sample.image_HWC, target, self.config.image_size, self.config.fit, rng)
@@ -174,7 +173,8 @@ class _Batches(Dataset[_Loaded]):
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         image_NCHW = torch.empty((count, 3, side, side), dtype=torch.uint8, memory_format=layout)
         target_NKHW = torch.zeros((count, len(CHANNELS), side, side), dtype=torch.uint8)
-        labelled_NK = torch.tensor([self.sources[key.source].labelled for key in keys])
+        labelled_NK = torch.tensor([self.sources[key.source].labelled for key in keys], dtype=torch.bool)
+        labelled_NK = labelled_NK.view(count, len(CHANNELS))
         for i, sample in enumerate(samples):
             image_NCHW[i] = torch.from_numpy(np.ascontiguousarray(sample.image_HWC)).permute(2, 0, 1)
             for j, channel in enumerate(labelled_NK[i].nonzero().flatten().tolist()):
@@ -188,9 +188,9 @@ def _channels(target_HWK: Pixels, labelled: tuple[bool, ...]) -> Pixels:
     return np.asarray(cv2.merge(kept), np.uint8).reshape(*target_HWK.shape[:2], len(kept))
 
 
-def sample_seed(seed: int, epoch: int, dataset: str, index: int) -> int:
-    """The seed of one sample's crop and augmentation in one epoch, 32 bits."""
-    words = [seed, epoch, zlib.crc32(dataset.encode()), index]
+def sample_seed(seed: int, epoch: int, dataset: str, key: SampleKey) -> int:
+    """The seed of one sample's crop and augmentation in one epoch, 32 bits; drawn again, it is varied anew."""
+    words = [seed, epoch, zlib.crc32(dataset.encode()), key.index, *([key.draw] if key.draw else [])]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from roofscale.data import folders, geotiff
-from roofscale.data.leaks import Seen, glance
+from roofscale.data.leaks import Seen, glance, located
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Sample
 
@@ -31,6 +31,7 @@ class RidSource:
     ids: tuple[str, ...]  # '880'
     name: str = "rid"
     labelled: tuple[bool, ...] = (True, False, False, False)
+    roof_share_N: None = None  # each image was centred on a roof
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,6 +61,14 @@ class RidSource:
     def seen(self) -> list[Seen]:
         """What every image shows, and where."""
         return [glance(self.path(index)) for index in range(len(self))]
+
+    def located(self) -> list[Seen]:
+        """Where every image lies; no pixel is read."""
+        return [located(self.path(index)) for index in range(len(self))]
+
+    def place(self, index: int) -> str:
+        """What a sample is called, whatever the folder."""
+        return self.path(index).name
 
     def subset(self, indices: Sequence[int]) -> "RidSource":
         """The same data set with only these samples, in this order."""

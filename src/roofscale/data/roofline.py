@@ -27,6 +27,7 @@ class RooflineSource:
 
     name = "roofline"
     labelled = tuple(channel in ELEMENTS for channel in CHANNELS)
+    roof_share_N = None  # there is no roof class
 
     def __init__(self, file: Path, indices: tuple[int, ...]) -> None:
         self.file = file
@@ -66,6 +67,14 @@ class RooflineSource:
     def subset(self, indices: Sequence[int]) -> "RooflineSource":
         """The same data set with only these samples, in this order."""
         return RooflineSource(self.file, tuple(self.indices[i] for i in indices))
+
+    def located(self) -> list[Seen]:
+        """None: the file knows no place on the ground."""
+        return []
+
+    def place(self, index: int) -> str:
+        """Which sample of the file it is."""
+        return str(self.indices[index])
 
     def seen(self) -> list[Seen]:
         """What every sample shows: its pixels as they are stored; the file knows no place on the ground."""

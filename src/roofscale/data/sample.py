@@ -33,6 +33,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def roof_share_N(self) -> npt.NDArray[np.float32] | None:
+        """Share of each sample's px that are roof, for ``roof_sampling``; None: not known, none is drawn more often."""
+        ...
+
     def read(self, index: int) -> Sample:
         """Read one sample.
 

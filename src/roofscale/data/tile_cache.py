@@ -1,0 +1,127 @@
+"""Copies of AIRS tiles in a layout that windows are read from quickly; why this one: decision 0011.
+
+A copy holds image and label as the four bands of one GeoTIFF, in blocks of 512 px that are compressed each on their own
+and carry a checksum (zlib's Adler-32): a damaged block is an error, never wrong pixels. A copy appears whole or not at
+all, under a name that changes with its originals.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from roofscale.data import geotiff
+from roofscale.data.airs import Tile, check_ids
+from roofscale.data.cache import Chore, alone_in, file_state
+from roofscale.data.leaks import located
+from roofscale.data.problem import FileProblem
+
+BANDS = 4  # red, green, blue, roof
+BLOCK_PX = 512  # a window of 1024 is four of them, one of 512 a single one
+_SPARE_BYTES = 2**30  # left free on the disk, for checkpoints
+
+
+def copies_of(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: Chore) -> dict[Tile, Path]:
+    """The copies of tiles, after making those that are missing as far as they fit; the others are read as they are.
+
+    Each stays, as an epoch reads all tiles in a new order: to drop one for another would only make it again. Copies
+    that this run has no use for go first, the longest unused before others.
+
+    Args:
+        tiles: whose copies are wanted, in the order in which they are made.
+        folder: the cache; several processes may ask for it at once, and one at a time works in it.
+        most_bytes: how large it may become.
+        chore: tiles copied at once, and so on; what is there when it ends early is used.
+    """
+    copies = {tile: folder / f"{tile.id}-{file_state(tile.image, tile.label)}.tif" for tile in tiles}
+    with alone_in(folder, chore) as alone:
+        if alone:
+            for partial in folder.glob("*.partial"):
+                partial.unlink()  # of a process that was killed, as nobody else is at work here
+            for copy in copies.values():
+                if copy.is_file():
+                    os.utime(copy)
+            _fits(0, folder, copies.values(), most_bytes)
+            _make(copies, folder, most_bytes, chore)
+    return {tile: copy for tile, copy in copies.items() if copy.is_file()}
+
+
+def _make(copies: Mapping[Tile, Path], folder: Path, most_bytes: float, chore: Chore) -> None:
+    """Make what is missing, as many at once as there are threads."""
+    missing = [(tile, copy) for tile, copy in copies.items() if not copy.is_file()]
+    with ThreadPoolExecutor(chore.threads) as pool:
+        for done in range(0, len(missing), chore.threads):
+            if not chore.goes_on("copying AIRS tiles", done, len(missing)):
+                return
+            some = missing[done : done + chore.threads]
+            if not _fits(sum(_at_most(tile) for tile, _ in some), folder, copies.values(), most_bytes):
+                chore.say(f"{len(missing) - done} of {len(copies)} AIRS tiles get no copy: {_room(folder, most_bytes)}")
+                return
+            list(pool.map(_copy, *zip(*some, strict=True)))
+
+
+def _copy(tile: Tile, copy: Path) -> None:
+    """Copy one tile, strip by strip; one with a fault gets no copy, as whoever reads the tile will name the fault."""
+    partial = copy.with_suffix(".partial")
+    try:
+        with geotiff.opened(tile.image) as image, geotiff.opened(tile.label) as label:
+            geotiff.check_rgb(tile.image, image)
+            geotiff.check_band(tile.label, label)
+            geotiff.check_same_size(tile.image, image.shape, tile.label, label.shape)
+            with rasterio.open(partial, "w", **_profile(*image.shape)) as written:
+                for window in _strips(*image.shape):
+                    roof_1HW = label.read(window=window)
+                    check_ids(tile.label, int(roof_1HW.max()))
+                    written.write(np.concatenate([image.read((1, 2, 3), window=window), roof_1HW]), window=window)
+        partial.replace(copy)
+    except (FileProblem, RasterioError, OSError):  # the disk may be full, too: then it is trained on the originals
+        partial.unlink(missing_ok=True)
+
+
+def _profile(height: int, width: int) -> dict[str, Any]:
+    layout = {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "pixel"}
+    packed = {"compress": "deflate", "zlevel": 6, "predictor": 2}
+    return {"driver": "GTiff", "dtype": "uint8", "height": height, "width": width, "count": BANDS, **layout, **packed}
+
+
+def _strips(height: int, width: int) -> Iterator[Window]:
+    for row in range(0, height, BLOCK_PX):
+        yield Window(0, row, width, min(BLOCK_PX, height - row))
+
+
+def _at_most(tile: Tile) -> int:
+    """What a copy may take: pixels that cannot be compressed."""
+    height, width = located(tile.image).shape or (0, 0)
+    return height * width * BANDS
+
+
+def _fits(need: int, folder: Path, wanted: Collection[Path], most_bytes: float) -> bool:
+    """Whether ``need`` bytes more fit, after removing what is not wanted as far as needed.
+
+    With nothing needed, what is wanted is removed as well where there is too much: somebody has lowered the bound.
+    """
+    there = {file: file.stat() for file in folder.glob("*.tif")}
+    used = sum(state.st_size for state in there.values())
+    others = sorted(there.keys() - set(wanted), key=lambda file: there[file].st_mtime)
+    for file in [*others, *([] if need else [file for file in reversed(list(wanted)) if file in there])]:
+        if used + need <= most_bytes:
+            break
+        file.unlink()
+        used -= there[file].st_size
+    return used + need <= most_bytes and shutil.disk_usage(folder).free - need > _SPARE_BYTES
+
+
+def _room(folder: Path, most_bytes: float) -> str:
+    used = sum(file.stat().st_size for file in folder.glob("*.tif"))
+    free = shutil.disk_usage(folder).free
+    return (
+        f"{folder} holds {used / 2**30:.1f} GiB of at most {most_bytes / 2**30:g}, and {free / 2**30:.1f} GiB are free "
+        "on its disk; raise tile_cache_gib, or make room."
+    )
