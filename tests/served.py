@@ -84,15 +84,13 @@ def _answers(port: int) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a server that lasts as long as the tests do."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_store, folder / "mlflow.db")
+@contextlib.contextmanager
+def serving(folder: Path, *more: str, **environment: str) -> Iterator[int]:
+    """A server with its database in a folder and these further words; yields its port."""
     port = _free_port()
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    words += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", *more]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment}
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -105,6 +103,15 @@ def mlflow_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -
     finally:
         os.killpg(server.pid, 9)
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server that lasts as long as the tests do."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with serving(folder, "--artifacts-destination", str(folder / "kept")) as port:
+        yield port
 
 
 @pytest.fixture

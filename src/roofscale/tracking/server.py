@@ -18,6 +18,9 @@ from roofscale.errors import ConfigError, RoofscaleError
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+# sagemaker-mlflow 0.5.0 wants to add its headers to requests to servers that are none of SageMaker's, fails, and MLflow
+# says so at each of them.
+logging.getLogger("mlflow.tracking.request_header.registry").setLevel(logging.ERROR)
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each small file that is read back
 
@@ -32,6 +35,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 PATIENCE = "ROOFSCALE_TRACKING_PATIENCE"
 _PATIENCE_SECONDS = 90.0  # a server that is started anew needs a minute
 _SQLITE = "sqlite:///"
+_ARN = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(app|tracking-server)/[A-Za-z0-9-]+")
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 # Beside the statuses from 500 on: no or no longer valid credentials, time-out, too many requests. What was logged is
 # worth keeping until that is mended.
@@ -55,6 +59,29 @@ def was_ever_used() -> bool:
     """False for a local database that does not exist: a client that looks into it would make it."""
     uri = str(mlflow.get_tracking_uri())
     return not uri.startswith(_SQLITE) or Path(unquote(uri.removeprefix(_SQLITE))).exists()
+
+
+def require_address() -> None:
+    """Look at an ARN, as sagemaker-mlflow would only say ``list index out of range`` of one that is cut short.
+
+    Raises:
+        ConfigError: it names no MLflow of SageMaker's, or what speaks to these is not installed.
+    """
+    uri = str(mlflow.get_tracking_uri())
+    if not uri.startswith("arn:"):
+        return
+    if not _ARN.fullmatch(uri):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI={uri}: expected the ARN of an MLflow App or tracking server of SageMaker, such as "
+            "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-app/app-ABC123, or an address, such as "
+            "http://127.0.0.1:5000."
+        )
+    try:
+        import sagemaker_mlflow  # noqa: F401  # MLflow finds it by itself
+    except ImportError:
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI={uri}: pip install sagemaker-mlflow, which signs requests to it."
+        ) from None
 
 
 def patience() -> float:
@@ -106,9 +133,11 @@ def asking() -> Iterator[None]:
     """Around a question to the server.
 
     Raises:
+        ConfigError: what is named is no server.
         ServerAway: it does not answer.
         TrackingError: it answers, but not as a tracking server does.
     """
+    require_address()
     try:
         yield
     except Exception as error:
@@ -124,6 +153,11 @@ def away(why: str, kept: str = "") -> ServerAway:
     named = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") else ""
     if kept:
         todo = f"Nothing is lost: {kept}. Once it answers, `roofscale sync` sends it, and the same command goes on."
+    elif str(mlflow.get_tracking_uri()).startswith("arn:"):
+        todo = (
+            "Requests to it are signed with your AWS credentials (aws sts get-caller-identity shows them), which "
+            "deploy/iam/mlflow-user.json must be attached to."
+        )
     else:
         todo = (
             "Start it and run the same command again, or set MLFLOW_TRACKING_URI to one that runs; without that "
