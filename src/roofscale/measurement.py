@@ -148,6 +148,7 @@ FORESEEN = {
     "run_seconds": ("s", "speed/run_seconds"),
     "seconds_per_epoch": ("s", "speed/seconds_per_epoch"),
 }
+FIRST_PASS_ONLY = "first_pass_only"  # tag of a run too brief to show the peak of what was foreseen
 _ENDS = {"": "", "_low": ", lower end of the interval", "_high": ", upper end of the interval"}
 
 # The one list of metric names. MLflow groups by the part before the slash.
@@ -222,3 +223,9 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         },
     }
 )
+
+
+def foreseen(quantity: str, centre: float, low: float, high: float) -> dict[str, float]:
+    """The metrics of one of FORESEEN with the ends of its interval; none where one of them is not finite."""
+    named = {f"{FORECAST}{quantity}{end}": value for end, value in zip(_ENDS, (centre, low, high), strict=True)}
+    return named if all(map(math.isfinite, named.values())) else {}

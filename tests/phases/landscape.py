@@ -1,7 +1,7 @@
 """An invented machine whose pace and memory are known exactly, for searches to be tried on in milliseconds."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,10 +51,12 @@ class Invented:
     ran: list[RunConfig] = field(default_factory=list)
     trials: list[RunConfig] = field(default_factory=list)
     skipped: list[Tried] = field(default_factory=list)
+    foreseen: list[Mapping[str, float]] = field(default_factory=list)
     died: int = 0
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
         """See ``TrialRunner``."""
+        self.foreseen.append(foreseen)
         if config.batch_size in self.endings:
             raise self.endings[config.batch_size]()
         self.ran.append(config)

@@ -8,10 +8,11 @@ import pytest
 
 from roofscale import compute
 from roofscale.commands import compare, compare_runs
-from roofscale.commands.compare_runs import RIVALS, TRAININGS, Bench
+from roofscale.commands.compare_runs import FINAL_ROUNDS, NEAR_BEST, RIVALS, TRAININGS, Bench
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.climb import Stopped
+from roofscale.phases.search.grid import Grid
 from roofscale.phases.search.spec import SearchSpec
 from roofscale.runners.local import MEASUREMENT, TRAIN
 from roofscale.train.interval import BUSY
@@ -85,7 +86,7 @@ def test_all_of_it_is_left_in_one_file(machine, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "replayed on the measured grid: no trial of these was run anew" in said
     assert content["grid"]["configs"] == 8
-    assert len(content["runs"]) == 8 + 3  # a third again
+    assert len(content["runs"]) >= 8 + 3 + FINAL_ROUNDS  # a third again, and the best
     assert content["confirmed"]["trainings"]["ok"] == TRAININGS
     assert {one["outcome"] for one in content["confirmed"]["edge"]} == {"ok", "host_oom"}
     assert all(one["expected"] == one["outcome"] for one in content["confirmed"]["edge"])
@@ -128,6 +129,17 @@ def test_a_trial_on_a_busy_machine_is_repeated(machine, tmp_path):
     runs = list(Bench(tmp_path, spec).grid_runs(BASE))
     assert len(machine.asked) == 3  # twice the first, once its repetition
     assert runs[0].others == BUSY / 2
+
+
+def test_what_may_be_the_best_is_measured_again_by_turns(machine, tmp_path):
+    bench = Bench(tmp_path, SearchSpec({"batch_size": (2, 8), "num_workers": (1, 1)}))
+    grid = Grid(bench.grid_runs(BASE))
+    before, memory = len(machine.asked), 10_000.0
+    runs = list(bench.finalist_runs(grid, memory, BASE))
+    near = [place for place in grid.runs if grid.rate(place) >= NEAR_BEST * grid.rate(grid.best(memory))]
+    assert 1 < len(near) < len(grid.runs)
+    assert [run.place for run in runs] == [*reversed(near), *near, *reversed(near)]
+    assert len(machine.asked) - before == FINAL_ROUNDS * len(near)
 
 
 def test_where_it_stays_busy_the_calmest_counts(machine, tmp_path):

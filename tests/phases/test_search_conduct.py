@@ -16,9 +16,11 @@ from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.ladder import ClimbResult, Ladder, StepResult
 from roofscale.phases.plan import Step, load_phase
+from roofscale.phases.record import trials_in
 from roofscale.phases.search.conduct import CHOICE, Conductor, Found, open_storage
 from roofscale.phases.search.foresight import Room
 from roofscale.phases.search.tried import Tried
+from roofscale.report.calibration import pairs
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import TrackedRun, Tracker
 
@@ -139,9 +141,18 @@ def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
     ran = [trial for trial in trials if "skipped" not in trial.tags]
     assert [int(trial.params["batch_size"]) for trial in ran] == [config.batch_size for config in machine.ran[:-1]]
     assert all(math.isfinite(trial.metrics["memory/peak_mib"]) for trial in ran)
+    assert [trial.run_id for trial in trials_in(tracker)] == [trial.run_id for trial in trials]
     assert {trial.status for trial in trials} == {"FINISHED"}
     assert not any("verdict" in trial.tags for trial in trials)  # no judged run: nothing else may take it for one
     assert tracker.read_text(searched.run_id, CHOICE)
+
+
+def test_what_is_foreseen_of_a_trial_stands_beside_what_it_took(climb: Callable[..., ClimbResult]) -> None:
+    climb(Machine(), Audience())
+    trials = [trial for trial in trials_in(Tracker("tried")) if "skipped" not in trial.tags]
+    foretold = list(pairs(trials))
+    assert 0 < len(foretold) < len(trials)  # the first ones are what a forecast is made of
+    assert all(abs(pair.error) < 0.02 for pair in foretold)  # the invented machine is of the forecast's own form
 
 
 def test_an_interrupted_search_goes_on_with_the_same_command(climb: Callable[..., ClimbResult]) -> None:

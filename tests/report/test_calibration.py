@@ -45,6 +45,12 @@ def test_the_share_has_its_exact_interval(held: int, runs: int, verdict: str) ->
         assert (one.share_low, one.share_high) == pytest.approx((low, high), abs=1e-6)
 
 
+def test_a_trial_that_saw_the_first_pass_only_is_not_held_against_the_forecast_of_a_whole_training() -> None:
+    brief = run(1000, 1100, 1200)
+    brief.tags["first_pass_only"] = "200 MiB are added to its peak for later passes"
+    assert list(pairs([brief])) == []
+
+
 def test_what_is_called_too_narrow_seldom_is_right() -> None:
     random = np.random.default_rng(0)
     called = 0

@@ -97,6 +97,7 @@ def search(file: Path | None, storage: str, join: str, compare: bool, dry_run: b
         join_search(join, storage, RUNS, wishes["as_json"], wishes["runner"])
         return
     from roofscale.commands import phase as commands
+    from roofscale.phases.record import SEARCHING
 
     if compare:
         from roofscale.commands.search import compare_search
@@ -105,7 +106,7 @@ def search(file: Path | None, storage: str, join: str, compare: bool, dry_run: b
     with project_run() as results_are_in:
         order = commands.Order(**_order(**wishes), storage=storage)
         if dry_run:
-            commands.preview(order.load(commands.SEARCHING, file).searching(), order)
+            commands.preview(order.load(SEARCHING, file).searching(), order)
             return
         climbed = commands.climb_search(order, file)
         if climbed:

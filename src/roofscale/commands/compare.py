@@ -61,6 +61,8 @@ def compare_searches(
     bench = Bench(folder, spec)
     runs = list(bench.grid_runs(base))
     contest = _contest(Grid(runs), spec, base)
+    runs += bench.finalist_runs(contest.grid, contest.memory_mib, base)
+    contest = dataclasses.replace(contest, grid=Grid(runs))
     out.print(escape(_said_of_grid(contest)))
     played = _play_all(contest, seeds)
     found = summaries(played)

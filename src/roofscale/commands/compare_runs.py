@@ -18,7 +18,7 @@ from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import Stopped
 from roofscale.phases.search.choice import shown, size
-from roofscale.phases.search.grid import GridRun, Place
+from roofscale.phases.search.grid import Grid, GridRun, Place
 from roofscale.phases.search.replay import Contest
 from roofscale.phases.search.spec import KNOBS, SearchSpec
 from roofscale.phases.search.trials import as_trial
@@ -28,6 +28,8 @@ from roofscale.runners.local import MEASUREMENT, TRAIN, LocalRunner
 from roofscale.train.interval import BUSY
 
 AGAIN = 1 / 3  # of the grid's configs, measured again: how much runs of one differ is part of what is replayed
+NEAR_BEST = 0.9  # of the best's samples/s: configs that may be the best, and a run or two do not tell
+FINAL_ROUNDS = 3  # of these, by turns
 TURNS = 5  # of the choice against the best of the grid
 TRAININGS = 20  # of the choice, with validation
 EDGE = 3  # configs on either side of the limit that are run under it
@@ -72,10 +74,24 @@ class Bench:
         again = random.Random(0).sample(configs, math.ceil(AGAIN * len(configs)))  # not every third, all alike perhaps
         wanted = [*(("grid-1", one) for one in configs), *(("grid-2", one) for one in again)]
         for kind, config in bar(wanted, "grid"):
-            measurement = self._calm(kind, config)
-            if measurement.outcome is not Outcome.OK:
-                raise RoofscaleError(f"{shown(config)} ended as {measurement.outcome}: {measurement.detail}")
-            yield GridRun.of(config, measurement)
+            yield self._grid_run(kind, config)
+
+    def finalist_runs(self, grid: Grid, memory_mib: float, base: RunConfig) -> Iterator[GridRun]:
+        """Further runs of what fits and may be the best, by turns: the one that seems fastest after a single run of
+        each is above all the luckiest, and every choice would look bad beside it.
+        """
+        least = NEAR_BEST * grid.rate(grid.best(memory_mib))
+        near = [one for one in grid.runs if grid.fits(one, memory_mib) and grid.rate(one) >= least]
+        free = base.with_overrides({"compute": compute.LOCAL})
+        rounds = [(f"final-{turn + 1}", one) for turn in range(FINAL_ROUNDS) for one in near[:: 1 if turn % 2 else -1]]
+        for kind, one in bar(rounds, "finalists"):
+            yield self._grid_run(kind, _at(free, one))
+
+    def _grid_run(self, kind: str, config: RunConfig) -> GridRun:
+        measurement = self._calm(kind, config)
+        if measurement.outcome is not Outcome.OK:
+            raise RoofscaleError(f"{shown(config)} ended as {measurement.outcome}: {measurement.detail}")
+        return GridRun.of(config, measurement)
 
     def rivals(self, contest: Contest) -> tuple[list[dict[str, Any]], list[Rival]]:
         """What came of each rival, and those that are not installed here."""
@@ -106,12 +122,12 @@ class Bench:
         for turn in bar(range(TURNS if chosen != best else 0), "by turns"):
             pair = [("chosen", chosen), ("best", best)]
             for name, place in pair[:: 1 if turn % 2 else -1]:
-                rates[name].append(_rate(self._calm(f"turn-{turn + 1}-{name}", _at(contest, place))))
+                rates[name].append(_rate(self._calm(f"turn-{turn + 1}-{name}", _at(contest.base, place))))
         return rates
 
     def _trainings(self, contest: Contest, place: Place) -> dict[str, Any]:
         """Two passes with validation, each from another seed."""
-        config = _at(contest, place).with_overrides({"epochs": 2})
+        config = _at(contest.base, place).with_overrides({"epochs": 2})
         kept = []
         for seed in bar(range(TRAININGS), "trainings"):
             own = config.with_overrides({"seed": seed})
@@ -127,7 +143,7 @@ class Bench:
         by_peak = sorted(grid.runs, key=grid.trial_mib)
         first = next((number for number, place in enumerate(by_peak) if place in over), len(by_peak))
         for place in bar(by_peak[max(0, first - EDGE) : first + EDGE], "edge"):
-            trial = as_trial(_at(contest, place), self.spec)
+            trial = as_trial(_at(contest.base, place), self.spec)
             measurement = self._once(self.folder / "edge" / trial.fingerprint, trial)
             yield {
                 "place": place,
@@ -168,8 +184,8 @@ def bar(items: Sequence[Any], name: str) -> Iterator[Any]:
     yield from tqdm(items, desc=name, mininterval=SECONDS_BETWEEN_LINES)
 
 
-def _at(contest: Contest, place: Place) -> RunConfig:
-    return contest.base.with_overrides(dict(zip(KNOBS, place, strict=True)))
+def _at(base: RunConfig, place: Place) -> RunConfig:
+    return base.with_overrides(dict(zip(KNOBS, place, strict=True)))
 
 
 def _rate(measurement: Measurement) -> float:

@@ -1,6 +1,5 @@
 """What is foreseen of a run, to be written down before it begins: memory and time, each with its interval."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from roofscale.errors import RoofscaleError
 from roofscale.forecast import host
 from roofscale.forecast.host import Kind, Point
 from roofscale.forecast.transfer import Timed
-from roofscale.measurement import FORECAST, Measurement, Outcome
+from roofscale.measurement import Measurement, Outcome, foreseen
 
 Metrics = dict[str, float]
 
@@ -77,8 +76,8 @@ class Foreseen:
             return {}
         run, epoch = found.run_seconds, found.epoch_seconds
         return {
-            **_named("run_seconds", run.centre, run.low, run.high),
-            **_named("seconds_per_epoch", epoch.centre, epoch.low, epoch.high),
+            **foreseen("run_seconds", run.centre, run.low, run.high),
+            **foreseen("seconds_per_epoch", epoch.centre, epoch.low, epoch.high),
         }
 
     def _host_peak(self, config: RunConfig) -> Metrics:
@@ -88,7 +87,7 @@ class Foreseen:
             self._points = [*recorded_points(), *Probes(self._runs / "probes", kind).points()]
         model = host.fit_host(kind, self._points)
         peak = model.forecast(config, size.memory_gib * 1024).peak
-        return _named("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
+        return foreseen("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
 
     def _gpu_peak(self, config: RunConfig) -> Metrics:
         where = compute.get(config.compute)
@@ -98,13 +97,7 @@ class Foreseen:
 
         found = foresee(config, where)
         assert found, "as the compute has a GPU"
-        mib = found.reserved_mib  # what a run reports of itself
-        return _named("gpu_peak_mib", mib, mib * (1 - found.spread), mib * (1 + found.spread))
-
-
-def _named(name: str, centre: float, low: float, high: float) -> Metrics:
-    found = {f"{FORECAST}{name}": centre, f"{FORECAST}{name}_low": low, f"{FORECAST}{name}_high": high}
-    return found if all(map(math.isfinite, found.values())) else {}
+        return found.metrics()
 
 
 def _has_gpu() -> bool:

@@ -21,7 +21,7 @@ from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
 from roofscale.phases.plan import Phase, Plan, Step, load_phase
-from roofscale.phases.record import experiment_name, out_of_memory
+from roofscale.phases.record import SEARCH_EXPERIMENT, SEARCHING, experiment_name, out_of_memory
 from roofscale.phases.retreat import ADVICE
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from roofscale.phases.search.conduct import Conductor
 
 PHASES = (1, 2, 3, 4, 5)
-SEARCHING = 3  # the phase whose search stands for itself too
-SEARCH_EXPERIMENT = "roofscale-search"
 _EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
 
 

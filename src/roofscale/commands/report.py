@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from roofscale.commands.gate import read_gate
-from roofscale.commands.timed import runs_on_record
+from roofscale.commands.timed import runs_on_record, trials_on_record
 from roofscale.errors import ConfigError
 from roofscale.phases.plan import Phase, load_phase
 from roofscale.phases.record import newest_climb
@@ -43,7 +43,8 @@ def write_report(experiments: Path, out: Console) -> list[Path]:
             f"{tracking_uri()}: expected a climb of a phase on this tracking server, found none, so nothing was "
             "written. Climb one first (roofscale phase 1), or name the server that has one in MLFLOW_TRACKING_URI."
         )
-    phases, gate, foretold = _read_phases(experiments), read_gate(), list(pairs(runs_on_record()))
+    phases, gate = _read_phases(experiments), read_gate()
+    foretold = list(pairs([*runs_on_record(), *trials_on_record()]))
     strategy, notebook = experiments / STRATEGY, experiments / NOTEBOOK
     old = read_text(strategy)
     try:

@@ -12,12 +12,19 @@ from roofscale import compute
 from roofscale.commands.base import starting_config
 from roofscale.commands.compare import compare_searches
 from roofscale.commands.host_points import kind_here, recorded_points
-from roofscale.commands.phase import SEARCH_EXPERIMENT, SEARCHING, Order
+from roofscale.commands.phase import Order
 from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.criteria.evidence import PACE_KNOBS
-from roofscale.phases.record import experiment_name, judged_in, read_config, read_measurement
+from roofscale.phases.record import (
+    SEARCH_EXPERIMENT,
+    SEARCHING,
+    experiment_name,
+    judged_in,
+    read_config,
+    read_measurement,
+)
 from roofscale.phases.search.choice import shown
 from roofscale.phases.search.conduct import Conductor, Found
 from roofscale.phases.search.foresight import Room

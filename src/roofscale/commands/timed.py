@@ -12,7 +12,14 @@ from roofscale.forecast.roofline import MEAN_ERROR
 from roofscale.forecast.time import TimeForecast, forecast_time
 from roofscale.forecast.transfer import Timed
 from roofscale.measurement import Outcome
-from roofscale.phases.record import judged_runs, read_config
+from roofscale.phases.record import (
+    SEARCH_EXPERIMENT,
+    SEARCHING,
+    experiment_name,
+    judged_runs,
+    read_config,
+    trials_in,
+)
 from roofscale.tracking import RunRecord, Tracker
 from roofscale.train.interval import CONFIDENCE, Interval
 
@@ -23,6 +30,12 @@ def runs_on_record() -> list[RunRecord]:
     """Every judged run of the phases on the tracking server, and every single training."""
     single = Tracker.find(TRAIN_EXPERIMENT)
     return [*(run for phase in range(1, 6) for run in judged_runs(phase)), *(single.attempts() if single else ())]
+
+
+def trials_on_record() -> list[RunRecord]:
+    """Every trial of every search on the tracking server."""
+    names = (experiment_name(SEARCHING), SEARCH_EXPERIMENT)
+    return [trial for name in names if (tracker := Tracker.find(name)) for trial in trials_in(tracker)]
 
 
 def timed_runs() -> list[Timed]:

@@ -24,6 +24,7 @@ from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
 from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
 from roofscale.forecast.roofline import StepEstimate, estimate_step
 from roofscale.forecast.trace import CONVOLUTION, PARTS, Trace, trace_training
+from roofscale.measurement import foreseen
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
 LARGEST_BATCH = 4096  # beyond this nobody asks
@@ -105,6 +106,11 @@ class GpuForecast:
     def fit(self) -> Fit:
         """Whether it stays under MAX_SHARE of what is usable."""
         return fit_of(self.low_mib, self.high_mib, self.usable_mib)
+
+    def metrics(self) -> dict[str, float]:
+        """What a run logs of this beforehand, to be held against what it reports of itself."""
+        mib = self.reserved_mib
+        return foreseen("gpu_peak_mib", mib, mib * (1 - self.spread), mib * (1 + self.spread))
 
 
 class GpuForecaster:

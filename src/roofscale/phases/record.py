@@ -14,6 +14,8 @@ from roofscale.phases.plan import Phase, Step, load_phase
 from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut
 from roofscale.tracking import RunRecord, Tracker
 
+SEARCHING = 3  # the phase whose search stands for itself too
+SEARCH_EXPERIMENT = "roofscale-search"  # of searches that stand for themselves
 _NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLflow's own, its config, or foreseen
 
 
@@ -66,6 +68,12 @@ def judged_in(tracker: Tracker) -> list[RunRecord]:
     """Every run in an experiment that has a verdict, those of the newest attempt first."""
     children = (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
     return [run for run in children if "verdict" in run.tags]
+
+
+def trials_in(tracker: Tracker) -> list[RunRecord]:
+    """Every trial of every search in an experiment, those of the newest attempt first."""
+    children = (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
+    return [trial for run in children if "search" in run.tags for trial in tracker.children(run.run_id)]
 
 
 def out_of_memory(phases: Iterable[int]) -> list[RuledOut]:

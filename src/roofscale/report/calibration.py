@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from roofscale.measurement import FORECAST, FORESEEN, Outcome
+from roofscale.measurement import FIRST_PASS_ONLY, FORECAST, FORESEEN, Outcome
 from roofscale.report.table import markdown
 from roofscale.tracking import RunRecord
 from roofscale.train.interval import BUSY, CONFIDENCE
@@ -75,6 +75,8 @@ def pairs(runs: Sequence[RunRecord]) -> Iterator[Pair]:
                 continue
             foreseen, low, high, actual = (run.metrics[name] for name in names)
             disturbed = run.metrics.get("cpu/others", 0.0) > BUSY
+            if metric == "memory/peak_mib" and FIRST_PASS_ONLY in run.tags:
+                continue  # what was foreseen is the peak of a whole training
             pair = Pair(run.run_id, quantity, foreseen, low, high, actual, disturbed)
             outcome = run.tags.get("outcome")
             if outcome == Outcome.OK or (outcome == _DIED_OF.get(metric) and pair.actual > pair.high):

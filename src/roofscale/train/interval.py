@@ -25,6 +25,9 @@ MAX_WINDOWS = 10
 # Standard deviation of log pace between runs of one config, which the steps of one run cannot show. Three rounds of the
 # end-to-end benchmark gave ratios of two runs of 0.972, 1.01 and 1.04 (benchmarks/results/2026-11-23.md).
 RUN_SPREAD = 0.025
+# The same of runs that end once their pace is known, after seconds: measured on configs that were tried several times
+# ("pace_spread" in benchmarks/results/search_compare.json).
+BRIEF_SPREAD = 0.04
 
 # Share of the machine's time that went to other work, over which a run's times prove nothing. A run that wants every
 # core loses about as much of its speed; half the tightest tolerance of a shipped phase file (0.20).
@@ -131,7 +134,7 @@ def log_rate(runs: Sequence[Sequence[tuple[float, float]]]) -> Estimate | None:
     return Estimate(math.log(rate), variance, count - 1.0)
 
 
-def log_pace(runs: Sequence[Sequence[Sized]]) -> Estimate | None:
-    """Logarithm of the seconds a sample of some steps of each run, between-run spread included."""
+def log_pace(runs: Sequence[Sequence[Sized]], between: float = RUN_SPREAD) -> Estimate | None:
+    """Logarithm of the seconds a sample of some steps of each run, the spread between runs included."""
     found = log_rate([[(float(size), step.seconds) for step, size in run] for run in runs])
-    return found and spread(found, RUN_SPREAD**2 / len(runs))
+    return found and spread(found, between**2 / len(runs))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from roofscale.config import RunConfig
-from roofscale.train.interval import RUN_SPREAD, Interval, interval, log_rate, spread
+from roofscale.train.interval import BRIEF_SPREAD, Interval, interval, log_rate, spread
 
 LEAST_STEPS = 4  # timed ones; memory is at its peak by then, as the optimiser's state is there from the second step on
 LEAST_TURNS = 2  # of all loader processes
@@ -29,7 +29,7 @@ def enough(config: RunConfig, timed: Sequence[tuple[float, float]]) -> str:
     pace = log_rate([timed]) if config.stop_precision and len(timed) >= least_steps(config.num_workers) else None
     if pace is None:
         return ""
-    within, between = interval(pace), interval(spread(pace, RUN_SPREAD**2))
+    within, between = interval(pace), interval(spread(pace, BRIEF_SPREAD**2))
     if math.expm1(within.high - within.centre) <= config.stop_precision:
         return f"{_rate(within):.3g} samples/s, known to within {config.stop_precision:.0%}"
     if math.exp(-between.low) < config.stop_below:

@@ -1,14 +1,15 @@
 """What a search chooses: the knee, with how sure that is. Pure functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from roofscale.config import RunConfig
 from roofscale.phases.criteria import BatchPoint, knee
-from roofscale.phases.search.spec import KNOBS
+from roofscale.phases.search.spec import KNOBS, SearchSpec
+from roofscale.phases.search.surface import Surface
 from roofscale.phases.search.tried import Tried
-from roofscale.train.interval import Interval, interval, minus
+from roofscale.train.interval import Interval
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,35 @@ class Choice:
         )
 
 
-def choose(tried: Sequence[Tried], tolerance: float) -> Choice | None:
-    """The smallest config within ``tolerance`` of the fastest; None where none ran within its memory.
+def choose(tried: Sequence[Tried], spec: SearchSpec, seed: int) -> Choice | None:
+    """The smallest config that is certainly within the tolerance of the fastest; None where none ran within its memory.
 
-    Of a config that ran several times the fastest run counts, as a disturbance only ever slows one down.
+    What is certain is told by the low end of the ratio's interval, as all trials together show it. Of a config that
+    ran several times the fastest run counts, as a disturbance only ever slows one down.
     """
-    able = sorted((one for one in tried if one.feasible), key=lambda one: (size(one.config), -one.rate))
-    points = [BatchPoint(one.config.batch_size, one.rate, one.share) for one in able]
-    found = knee(points, tolerance, max_share=math.inf)  # the first of several with its batch, so the smallest of them
-    if found is None:
+    able = _fastest_of_each(one for one in tried if one.feasible)
+    if not able:
         return None
-    chosen = next(one for one, point in zip(able, points, strict=True) if point is found)
-    best = max(able, key=lambda one: one.rate)
-    return Choice(chosen, best, _ratio(chosen, best), pareto(able))
+    rates, configs = surface_of(able, spec, seed), [one.config for one in able]
+    place = int(rates.at(configs)[0].argmax())
+    ratios = [ratio.exp() for ratio in rates.above(configs, configs[place])]
+    points = [BatchPoint(c.batch_size, ratio.low, 0.0) for c, ratio in zip(configs, ratios, strict=True)]
+    found = knee(points, spec.tolerance)  # the first of several with its batch, so the smallest of them
+    chosen = next(number for number, point in enumerate(points) if point is found)
+    return Choice(able[chosen], able[place], ratios[chosen], pareto(able))
+
+
+def surface_of(able: Sequence[Tried], spec: SearchSpec, seed: int) -> Surface:
+    """The logarithm of the samples a second over the space."""
+    return Surface([(one.config, math.log(one.rate), one.pace.variance) for one in able if one.pace], spec, seed)
+
+
+def _fastest_of_each(able: Iterable[Tried]) -> list[Tried]:
+    """One of each config, smallest config first."""
+    fastest: dict[RunConfig, Tried] = {}
+    for one in sorted(able, key=lambda one: -one.rate):
+        fastest.setdefault(one.config, one)
+    return sorted(fastest.values(), key=lambda one: size(one.config))
 
 
 def shown(config: RunConfig) -> str:
@@ -62,11 +79,3 @@ def pareto(tried: Sequence[Tried]) -> tuple[Tried, ...]:
         if not front or one.rate > front[-1].rate:
             front.append(one)
     return tuple(front)
-
-
-def _ratio(one: Tried, other: Tried) -> Interval:
-    if one is other:
-        return Interval(1.0, 1.0, 1.0)
-    assert one.pace
-    assert other.pace
-    return interval(minus(other.pace, one.pace)).exp()

@@ -15,7 +15,7 @@ from roofscale.errors import ConfigError
 from roofscale.forecast import host
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host import HostModel, Kind, Point
-from roofscale.measurement import Outcome
+from roofscale.measurement import Outcome, foreseen
 from roofscale.phases.retreat import at_least_as_large
 from roofscale.phases.search.tried import SKIPPED, Tried
 from roofscale.train.interval import CONFIDENCE
@@ -58,6 +58,17 @@ class Foresight:
     def within(self, config: RunConfig) -> float:
         """Probability that a config stays within MAX_SHARE of its memory, as foreseen; 1 where nothing is."""
         return min(self._within_host(config), _within_gpu(config))
+
+    def foreseen(self, config: RunConfig) -> dict[str, float]:
+        """The metrics ``forecast/...`` of a trial that is about to begin, with what a whole training would take."""
+        metrics: dict[str, float] = {}
+        if self.covers(config):
+            assert self._model
+            peak = self._model.peak(config)
+            metrics |= foreseen("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
+        if gpu := _gpu_forecast(config):
+            metrics |= gpu.metrics()
+        return metrics
 
     def _within_host(self, config: RunConfig) -> float:
         if self._model is None:

@@ -1,32 +1,24 @@
 """Suggests the next trial, knowing that the space is finite and that its knee is what is wanted. Pure functions.
 
-A Gaussian process over the logarithm of the pace (Matern 5/2, Rasmussen and Williams, Gaussian Processes for Machine
-Learning, ch. 4.2) tells of every config that is left how fast it may be. Tried next is the one with the largest
-expected improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455); when none is worth
-a trial any more, a smaller config that may well be as good as the fastest; when there is none of these, the search is
-over. Memory grows with every knob, so what is as large as a config known to be too large is never suggested.
+A ``Surface`` tells of every config that is left how fast it may be. Tried next is the one with the largest expected
+improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455); when none is worth a trial
+any more, a smaller config that may well be as good as the fastest; when there is none of these, the search is over. Memory grows with every knob, so what is as large as a config known to be too large is never suggested.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from roofscale.config import RunConfig
 from roofscale.forecast.fit import MAX_SHARE
 from roofscale.phases.retreat import at_least_as_large
-from roofscale.phases.search.choice import choose, size
+from roofscale.phases.search.choice import choose, size, surface_of
 from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.search.surface import Surface, Values
 from roofscale.phases.search.tried import SKIPPED, Tried
-
-Values = npt.NDArray[np.float64]
 
 # Expected gain in log samples/s. Replayed on benchmarks/results/search_compare.json, 20 studies each (medians): at 0.01
 # the choice was at 0.928 of the best in 7.8 trials, at 0.005 at 0.956 in 8.5, at 0.002 at 0.942 in 8.7.
@@ -65,12 +57,12 @@ def propose(
     paced = [one for one in tried if one.feasible]
     if not left:
         return None
-    choice = choose(tried, spec.tolerance)
+    choice = choose(tried, spec, seed)
     if len(paced) < LEAST_PACES or choice is None:
         return Proposal(left[0], "the smallest, as too little is known yet")
-    rates = [(one.config, math.log(one.rate), one.pace.variance) for one in paced if one.pace]
-    mean, deviation = _predict(rates, left, spec, seed)
-    best = math.log(choice.best.rate)
+    rates = surface_of(paced, spec, seed)
+    mean, deviation = rates.at(left)
+    best = float(rates.at([choice.best.config])[0][0])
     likely = np.minimum([within(one) for one in left], _within_by_trials(tried, left, spec, seed))
     gain = likely * _expected_improvement(mean, deviation, best)
     place = int(gain.argmax())
@@ -87,34 +79,9 @@ def propose(
 def _within_by_trials(tried: Sequence[Tried], left: Sequence[RunConfig], spec: SearchSpec, seed: int) -> Values:
     """The probability of staying within the memory as the trials alone tell it, whatever a forecast may say."""
     shares = [(t.config, math.log(t.share), _PEAK_SPREAD**2) for t in tried if t.outcome != SKIPPED and t.share > 0]
-    mean, deviation = _predict(shares, left, spec, seed)
+    mean, deviation = Surface(shares, spec, seed).at(left)
     found: Values = stats.norm.cdf((math.log(MAX_SHARE) - mean) / deviation)
     return found
-
-
-def _predict(
-    known: Sequence[tuple[RunConfig, float, float]], left: Sequence[RunConfig], spec: SearchSpec, seed: int
-) -> tuple[Values, Values]:
-    """Mean and standard deviation at the configs that are left, from configs with a value and its variance."""
-    configs, values, variances = zip(*known, strict=True)
-    level = float(np.mean(values))
-    kernel = ConstantKernel(0.1, (1e-3, 10.0)) * Matern([0.5] * len(spec.space), (0.1, 10.0), nu=2.5)
-    process = GaussianProcessRegressor(kernel, alpha=np.array(variances), n_restarts_optimizer=2, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound: the knob changes nothing
-        process.fit(_features(configs, spec), np.array(values) - level)
-    mean, deviation = process.predict(_features(left, spec), return_std=True)
-    return mean + level, np.maximum(deviation, 1e-9)
-
-
-def _features(configs: Sequence[RunConfig], spec: SearchSpec) -> Values:
-    """Each knob over its range as 0 to 1, by its logarithm: twice the batch is the same step everywhere."""
-    rows = []
-    for config in configs:
-        values = {**spec.values(config), **({} if config.num_workers else {"prefetch_factor": 0})}
-        ends = {knob: (math.log1p(low), math.log1p(high)) for knob, (low, high) in spec.space.items()}
-        rows.append([(math.log1p(values[k]) - low) / (high - low or 1.0) for k, (low, high) in ends.items()])
-    return np.array(rows)
 
 
 def _expected_improvement(mean: Values, deviation: Values, best: float) -> Values:

@@ -7,6 +7,7 @@ but what its own trials have shown.
 
 import dataclasses
 import statistics
+import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +19,17 @@ from optuna.storages import InMemoryStorage
 from roofscale.config import RunConfig
 from roofscale.forecast.host import Kind
 from roofscale.measurement import Outcome
-from roofscale.phases.search.choice import choose, size
+from roofscale.phases.search.choice import size
 from roofscale.phases.search.foresight import Room
 from roofscale.phases.search.grid import Grid, GridRun, Place
 from roofscale.phases.search.spec import SearchSpec
 from roofscale.phases.search.study import Search, open_study
 from roofscale.phases.search.trials import as_trial
 from roofscale.phases.search.tried import Tried, worth
-from roofscale.train.interval import RUN_SPREAD, spread
+from roofscale.train.interval import BRIEF_SPREAD, spread
 from roofscale.train.pace import enough
 
+NOTHING: Mapping[str, float] = types.MappingProxyType({})
 TRIALS = 40  # of a method that does not end by itself
 # What the search is held to.
 LEAST_RATIO = 0.97  # of the chosen one's samples a second over those of the best that fits
@@ -59,7 +61,7 @@ class Replay:
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng(self.seed)
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float] = NOTHING) -> Tried:
         """Play a trial; one that runs out of memory is counted with one batch."""
         drawn = self.contest.grid.draw(size(config), self._rng)
         self.trials += 1
@@ -74,7 +76,7 @@ class Replay:
             config=config,
             outcome=Outcome.OK,
             share=peak / self.contest.memory_mib,
-            pace=drawn.pace and spread(drawn.pace, RUN_SPREAD**2),
+            pace=drawn.pace and spread(drawn.pace, BRIEF_SPREAD**2),
             peak_mib=peak,
             copied_mib=drawn.copied_mib,
             run_id=str(number),
@@ -134,7 +136,7 @@ def whole_grid(contest: Contest, replay: Replay) -> RunConfig | None:
     tried: list[Tried] = []
     for number, config in enumerate(contest.spec.configs(contest.base)):
         _run(contest, replay, number, config, tried)
-    return _fastest(tried)
+    return _config(_fastest(tried))
 
 
 METHODS: Mapping[str, Callable[[Contest, Replay], RunConfig | None]] = {
@@ -216,17 +218,21 @@ def _by_optuna(contest: Contest, replay: Replay, study: optuna.Study) -> RunConf
         return worth(one, None)
 
     study.optimize(objective, n_trials=TRIALS)
-    return _fastest(tried)
+    return _config(_fastest(tried))
 
 
 def _run(contest: Contest, replay: Replay, number: int, config: RunConfig, tried: list[Tried]) -> Tried:
     """Run a trial that ends early where it is no match for the fastest so far, as those of ``ours`` do."""
-    so_far = choose(tried, contest.spec.tolerance)
-    best = (so_far.best.rate,) if so_far else ()
+    so_far = _fastest(tried)
+    best = (so_far.rate,) if so_far else ()
     tried.append(replay.run(number, config, as_trial(config, contest.spec, *best)))
     return tried[-1]
 
 
-def _fastest(tried: Sequence[Tried]) -> RunConfig | None:
-    choice = choose(tried, tolerance=0)
-    return choice.best.config if choice else None
+def _fastest(tried: Sequence[Tried]) -> Tried | None:
+    """Of those that stayed within the memory."""
+    return max((one for one in tried if one.feasible), key=lambda one: one.rate, default=None)
+
+
+def _config(one: Tried | None) -> RunConfig | None:
+    return one.config if one else None

@@ -7,7 +7,7 @@ workers can share one study. A trial carries its ``Tried`` as the user attribute
 import math
 import time
 import warnings
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,8 +39,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 class TrialRunner(Protocol):
     """Where trials are run, and put on record."""
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig) -> Tried:
-        """Run ``trial``, which is short, and say what that tells of ``config``.
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
+        """Run ``trial``, which is short, and say what that tells of ``config``; what was foreseen goes on record first.
 
         Raises:
             Stopped: it was interrupted; nothing of it counts.
@@ -103,7 +103,7 @@ class Search:
 
     def choice(self) -> Choice | None:
         """What the trials so far would have chosen."""
-        return choose(tried_in(self.study, self.spec, self.base), self.spec.tolerance)
+        return choose(tried_in(self.study, self.spec, self.base), self.spec, self.base.seed)
 
     def _objective(self, trial: Trial) -> float:
         values = {knob: trial.suggest_int(knob, low, high) for knob, (low, high) in self.spec.space.items()}
@@ -128,7 +128,8 @@ class Search:
         so_far = self.choice()
         short = as_trial(config, self.spec, so_far.best.rate) if so_far else as_trial(config, self.spec)
         try:
-            tried = self.trials.run(trial.number, config, short)
+            foreseen = Foresight(self.room, tried_in(self.study, self.spec, self.base)).foreseen(config)
+            tried = self.trials.run(trial.number, config, short, foreseen)
             if math.isnan(tried.share):
                 raise TrialFailed(f"trial {trial.number}: its memory was not measured")
         except TrialFailed as failed:

@@ -10,7 +10,7 @@ from typing import Protocol
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast import host
-from roofscale.measurement import Measurement, Outcome
+from roofscale.measurement import FIRST_PASS_ONLY, Measurement, Outcome
 from roofscale.phases.climb import Stopped
 from roofscale.phases.retreat import OUT_OF_MEMORY
 from roofscale.phases.search.spec import SearchSpec
@@ -18,6 +18,7 @@ from roofscale.phases.search.tried import Tried, measured
 from roofscale.runners import Runner
 from roofscale.runners.supervise import Listener, Listeners
 from roofscale.tracking import TrackedRun, Tracker
+from roofscale.train.interval import BRIEF_SPREAD
 
 MOST_STEPS = 24  # of a trial whose pace stays unsteady
 _VALIDATED = 2  # samples; the loss of a trial is nobody's concern
@@ -66,15 +67,19 @@ class Trials:
     spectator: Spectator
     tags: Mapping[str, str]
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
         """Run ``trial``, and say what that tells of ``config``; see ``study.TrialRunner``."""
         name = f"trial {number}"
         run = self._open(name, config, {"trial": str(number)})
+        run.foreseen(foreseen)
         listener = self.spectator.begin_trial(name, config)
         folder = self.folder / f"trial-{number:03d}"
         with run.system_metrics():
             measurement = self.make_runner(folder, Listeners(run, listener))(trial)
         run.summary(measurement)
+        lacking = lacking_mib(config, measurement)
+        if lacking:
+            run.tags({FIRST_PASS_ONLY: f"{lacking:.0f} MiB are added to its peak for later passes"})
         run.artifact(folder / "measurement.json")
         run.finish(measurement.outcome)
         for large in (*folder.glob("*.pt"), *folder.glob("*.npz")):
@@ -83,7 +88,7 @@ class Trials:
             raise Stopped(measurement.detail)
         if measurement.outcome is not Outcome.OK and measurement.outcome not in OUT_OF_MEMORY:
             raise TrialFailed(f"{name} ended as {measurement.outcome}: {measurement.detail} See {folder}/stderr.log.")
-        tried = measured(config, measurement, run.run_id, lacking_mib(config, measurement))
+        tried = measured(config, measurement, run.run_id, lacking, BRIEF_SPREAD)
         self.spectator.tried(name, tried)
         return tried
 

@@ -11,7 +11,7 @@ from roofscale.forecast.fit import MAX_SHARE
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.retreat import OUT_OF_MEMORY
 from roofscale.runners.assemble import warm
-from roofscale.train.interval import Estimate, log_pace
+from roofscale.train.interval import RUN_SPREAD, Estimate, log_pace
 
 SKIPPED = "skipped"  # in place of an outcome: it was not run
 
@@ -66,7 +66,13 @@ def worth(tried: Tried, usd_per_hour: float | None) -> float:
     return tried.rate if usd_per_hour is None else tried.rate * 3600 / usd_per_hour
 
 
-def measured(config: RunConfig, measurement: Measurement, run_id: str, lacking_mib: float = 0.0) -> Tried:
+def measured(
+    config: RunConfig,
+    measurement: Measurement,
+    run_id: str,
+    lacking_mib: float = 0.0,
+    between: float = RUN_SPREAD,
+) -> Tried:
     """What a run came to.
 
     Args:
@@ -74,6 +80,7 @@ def measured(config: RunConfig, measurement: Measurement, run_id: str, lacking_m
         measurement: of the run.
         run_id: its MLflow run.
         lacking_mib: host memory that a whole training takes on top of what a short trial has shown.
+        between: standard deviation of log pace between runs as long as this.
     """
     peak = measurement.metric("memory/peak_mib")
     host = measurement.metric("memory/share") * (1 + lacking_mib / peak)
@@ -83,7 +90,7 @@ def measured(config: RunConfig, measurement: Measurement, run_id: str, lacking_m
         config=config,
         outcome=measurement.outcome,
         share=max(1.0, share) if ran_out else share,
-        pace=log_pace([warm(measurement.steps)]) if measurement.outcome is Outcome.OK else None,
+        pace=log_pace([warm(measurement.steps)], between) if measurement.outcome is Outcome.OK else None,
         peak_mib=math.nan if ran_out else peak + lacking_mib,
         copied_mib=measurement.metric("memory/copied_mib"),
         run_id=run_id,
