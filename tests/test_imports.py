@@ -12,7 +12,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "roofscale"
 
 # Left to right: a module imports from its own unit and from those to its left, nothing else.
 ORDER = ("errors", "torch_compat", "cgroup", "provenance", "config", "measurement", "compute", "data", "model", "train",
-         "tracking", "runners", "forecast", "phases", "report", "commands", "cli", "__main__")  # fmt: skip
+         "predict", "tracking", "runners", "forecast", "phases", "report", "commands", "cli", "__main__")  # fmt: skip
 LONGEST_FILE = 400  # lines
 HEAVY = {"albumentations", "matplotlib", "mlflow", "numpy", "scipy", "segmentation_models_pytorch", "timm", "torch"}
 
@@ -98,7 +98,9 @@ def test_reading_a_config_loads_nothing_heavy() -> None:
     assert not modules_after("import roofscale.config, roofscale.measurement, roofscale.compute") & HEAVY
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["phase"], ["status"], ["data"], ["data", "generate"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["train"], ["phase"], ["status"], ["data"], ["data", "generate"], ["predict"]], ids=" ".join
+)
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     call = (
         f"from roofscale.cli import main\ntry: main({[*words, '--help']!r})\nexcept SystemExit as e: assert not e.code"

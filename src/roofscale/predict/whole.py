@@ -1,0 +1,92 @@
+"""Whole pictures: a mask of one, and counts of one that has a label; both in memory for a row of windows."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from roofscale.data.airs import check_ids
+from roofscale.data.sample import CHANNELS, Pixels
+from roofscale.predict.blend import Probabilities, Rows, Segment, Tiling, segment_rows
+from roofscale.predict.raster import NODATA, Image, Mask, MaskWriter, open_image, open_label
+from roofscale.predict.segmenter import Segmenter
+
+Tick = Callable[[int], object]  # told how many windows are done since it was told last
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How pictures are cut for a model, and its probabilities into yes and no."""
+
+    segmenter: Segmenter  # of one channel
+    tiling: Tiling
+    threshold: float  # the least probability that is a yes
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a mask says of a picture."""
+
+    px: int  # that show something
+    found: int  # of these, that belong to the channel
+
+    @property
+    def share(self) -> float:
+        """Of what the picture shows; NaN where that is nothing."""
+        return self.found / self.px if self.px else math.nan
+
+
+def fill_mask(image: Image, cutting: Cutting, mask: MaskWriter, tick: Tick) -> Shares:
+    """Write the mask of a picture: 1 and 0, and nodata where the picture shows nothing."""
+    px = found = 0
+    for _, found_HW, valid_HW in _decided(image, cutting, tick):
+        mask.write(np.where(valid_HW, found_HW, NODATA).astype(np.uint8))
+        px += int(valid_HW.sum())
+        found += int((found_HW & valid_HW).sum())
+    return Shares(px, found)
+
+
+def count_whole(picture: Path, label: Path, cutting: Cutting, tick: Tick) -> torch.Tensor:
+    """Count a picture's px against its label of roofs, where it shows something.
+
+    Returns:
+        ``(4,K)`` int64 as ``train.metrics.count`` gives it: tp, fp, fn, tn of each channel; of roofs alone not 0.
+
+    Raises:
+        DataError: one of the files cannot be used.
+    """
+    counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
+    with open_image(picture) as image, open_label(label, image) as labels:
+        for first, found_HW, valid_HW in _decided(image, cutting, tick):
+            label_HW: Pixels = labels.read(1, window=((first, first + len(found_HW)), (0, image.width)))
+            check_ids(label, int(label_HW.max()))
+            true_HW = label_HW > 0
+            kinds = found_HW & true_HW, found_HW & ~true_HW, ~found_HW & true_HW, ~found_HW & ~true_HW
+            counts_4K[:, 0] += torch.tensor([int((kind_HW & valid_HW).sum()) for kind_HW in kinds])
+    return counts_4K
+
+
+def _decided(image: Image, cutting: Cutting, tick: Tick) -> Iterator[tuple[int, Mask, Mask]]:
+    """Part by part from top to bottom: its first row, where the channel is found, and where the picture shows
+    something."""
+    for first, probability_KHW in _segmented(image, cutting, tick):
+        found_HW = probability_KHW[0] >= cutting.threshold
+        yield first, found_HW, image.valid(first, first + len(found_HW))
+
+
+def _segmented(image: Image, cutting: Cutting, tick: Tick) -> Iterator[Rows]:
+    segmenter = cutting.segmenter
+    segment = _ticking(segmenter, tick)
+    return segment_rows(image.rows, image.height, image.width, cutting.tiling, segment, segmenter.batch)
+
+
+def _ticking(segment: Segment, tick: Tick) -> Segment:
+    def and_tick(images_NHWC: Pixels) -> Probabilities:
+        found_NKHW = segment(images_NHWC)
+        tick(len(images_NHWC))
+        return found_NKHW
+
+    return and_tick
