@@ -3,7 +3,7 @@
 import click
 
 from roofscale import __version__
-from roofscale.cli import climb, data, forecast, records, train
+from roofscale.cli import climb, data, forecast, models, records, train
 from roofscale.cli.group import Group
 
 
@@ -19,6 +19,9 @@ for command in (
     climb.climb,
     climb.search,
     forecast.forecast,
+    models.predict,
+    models.evaluate,
+    models.register,
     records.gate,
     records.report,
     records.status,

@@ -4,24 +4,31 @@ One MLflow experiment a phase, one parent run an attempt, one child run a step. 
 MLflow; the training process writes events, which arrive here.
 """
 
+from roofscale.tracking.models import CHAMPION, StoredModel, find_model, read_weights, register
 from roofscale.tracking.project import ProjectRun
 from roofscale.tracking.records import RunRecord, aliased, get_run
-from roofscale.tracking.run import TrackedRun
+from roofscale.tracking.run import TrackedRun, save_model
 from roofscale.tracking.server import TrackingError, tracking_uri
 from roofscale.tracking.sync import Sent, in_use, send_left_behind, waiting
 from roofscale.tracking.tracker import Tracker, require_answer
 
 __all__ = [
+    "CHAMPION",
     "ProjectRun",
     "RunRecord",
     "Sent",
+    "StoredModel",
     "TrackedRun",
     "Tracker",
     "TrackingError",
     "aliased",
+    "find_model",
     "get_run",
     "in_use",
+    "read_weights",
+    "register",
     "require_answer",
+    "save_model",
     "send_left_behind",
     "tracking_uri",
     "waiting",

@@ -60,7 +60,7 @@ def _model(client: MlflowClient, operation: Operation) -> None:
     """What ``mlflow.pytorch.log_model`` does, in steps that can be taken up again."""
     assert operation.path
     run = client.get_run(operation.run_id)
-    model = _model_of(client, operation.run_id)
+    model = model_of(client, operation.run_id)
     if model is None:
         model = client.create_logged_model(
             run.info.experiment_id, name=MODEL, source_run_id=operation.run_id, params=dict(run.data.params)
@@ -78,31 +78,33 @@ def _model(client: MlflowClient, operation: Operation) -> None:
 
 def _promote(client: MlflowClient, operation: Operation) -> None:
     """Register a run's model, unless it is, and point aliases to it; a run without a model is passed over."""
-    model = _model_of(client, operation.run_id)
+    model = model_of(client, operation.run_id)
     if model is None:
         return
-    version = _version_of(client, operation.run_id, model.model_id)
+    version = version_of(client, operation.run_id, model.model_id)
     for alias in operation.content["aliases"]:
         client.set_registered_model_alias(REGISTERED_MODEL, alias, version)
 
 
-def _model_of(client: MlflowClient, run_id: str) -> LoggedModel | None:
+def model_of(client: MlflowClient, run_id: str) -> LoggedModel | None:
+    """The model that a run has logged; None where it has none."""
     experiment = client.get_run(run_id).info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{MODEL}'")
     return found[0] if found else None
 
 
-def _version_of(client: MlflowClient, run_id: str, model_id: str) -> str:
+def version_of(client: MlflowClient, run_id: str, model_id: str, name: str = REGISTERED_MODEL) -> str:
+    """The version of a registered model that a run's model is; it is registered where it is not yet."""
     try:
-        client.create_registered_model(REGISTERED_MODEL)
+        client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
+    known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if known:
         return str(known[0].version)
     source = f"models:/{model_id}"
-    return str(client.create_model_version(REGISTERED_MODEL, source, run_id, model_id=model_id).version)
+    return str(client.create_model_version(name, source, run_id, model_id=model_id).version)
 
 
 _HOW: dict[str, Callable[[MlflowClient, Operation], None]] = {

@@ -1,0 +1,177 @@
+"""The commands that use a trained model: predict a picture, and hold whole pictures against their labels."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tqdm import tqdm
+
+from roofscale.config import RunConfig
+from roofscale.data import airs, rid, roofline
+from roofscale.data.places import find_dataset
+from roofscale.data.sample import CHANNELS
+from roofscale.errors import ConfigError, DataError
+from roofscale.phases.record import read_config
+from roofscale.predict.blend import Tiling, usual_overlap
+from roofscale.predict.outlines import write_outlines
+from roofscale.predict.raster import new_mask, open_image
+from roofscale.predict.segmenter import Segmenter
+from roofscale.predict.whole import Cutting, count_whole, fill_mask
+from roofscale.report.console import SECONDS_BETWEEN_LINES, as_json, console
+from roofscale.tracking import StoredModel, find_model, read_weights
+from roofscale.train.metrics import ratios
+
+_ROOF = CHANNELS[0]
+_LABELS = {  # of each data set
+    "rid": rid.RidSource.labelled,
+    "roofline": roofline.RooflineSource.labelled,
+    "airs": airs.AirsSource.labelled,
+}
+_LABELLED = tuple(channel == _ROOF for channel in CHANNELS)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a user wants pictures to be segmented."""
+
+    model: str = ""  # as ``tracking.find_model`` takes it
+    channel: str = _ROOF
+    threshold: float = 0.5  # the least probability that is a yes
+    window: int = 0  # px for the model; 0: as it was trained
+    overlap: int = -1  # px for the model; -1: a quarter of the window
+    scale: float = 1.0  # by which the model sees pictures enlarged
+
+    def tiling(self, config: RunConfig) -> Tiling:
+        """The windows for a model of this config."""
+        window = self.window or config.image_size
+        return Tiling.of(window, usual_overlap(window) if self.overlap < 0 else self.overlap, self.scale)
+
+
+def predict_image(image: Path, output: Path, geojson: Path | None, wish: Wish, to_json: bool) -> None:
+    """Write the mask of a picture, and its outlines where asked.
+
+    Raises:
+        ConfigError: the outputs cannot be what is asked for, or there is no such model.
+        DataError: the picture cannot be used.
+    """
+    out = console(quiet=to_json)
+    _check_output(image, output)
+    with open_image(image) as opened:
+        if geojson and not opened.crs:
+            raise ConfigError(
+                f"--geojson {geojson}: {image} does not say where on the ground it lies, and GeoJSON holds longitudes "
+                "and latitudes; expected a georeferenced image. Leave --geojson out."
+            )
+        model, cutting = _load(wish, out)
+        begun = time.perf_counter()
+        windows = cutting.tiling.count(opened.height, opened.width)
+        with _bar(image.name, windows) as bar, new_mask(output, opened, wish.channel, _tags(model, wish)) as mask:
+            shares = fill_mask(opened, cutting, mask, bar.update)
+    outlines = write_outlines(output, geojson) if geojson else None
+    found = {
+        "mask": str(output),
+        "share": shares.share,
+        "geojson": str(geojson) if geojson else None,
+        "outlines": outlines,
+        **_described(model, cutting),
+        "seconds": time.perf_counter() - begun,
+    }
+    if to_json:
+        print(as_json(found))
+        return
+    out.print(f"{escape(str(output))}: {shares.share:.1%} {wish.channel}, {found['seconds']:.1f} s")
+    if geojson:
+        out.print(f"{escape(str(geojson))}: {outlines} outlines")
+
+
+def evaluate_folder(folder: Path, part: str, wish: Wish, to_json: bool) -> None:
+    """Hold a model against the labels of whole AIRS tiles: each one, and the counts of all together.
+
+    Raises:
+        ConfigError: there is no such model.
+        DataError: there are no such tiles, or a file of them cannot be used.
+    """
+    out = console(quiet=to_json)
+    tiles = airs.tiles_of(find_dataset("airs", folder), part)
+    if not tiles:
+        raise DataError(f"{folder}: AIRS has no tile in its part {part!r} here; expected images in {part}/image.")
+    model, cutting = _load(wish, out)
+    with _bar(f"{part} of airs", _count_windows(tiles, cutting.tiling)) as bar:
+        counts = {tile.id: count_whole(tile.image, tile.label, cutting, bar.update) for tile in tiles}
+    by_tile = {tile: ratios(counts_4K, _LABELLED) for tile, counts_4K in counts.items()}
+    together = ratios(torch.stack(list(counts.values())).sum(0), _LABELLED)
+    if to_json:
+        print(as_json({"part": part, **_described(model, cutting), "metrics": together, "tiles": by_tile}))
+        return
+    table = Table("tile", "IoU", "F1", "accuracy", title=f"{_ROOF}, whole tiles of {part}", title_justify="left")
+    for name, found in [*by_tile.items(), ("all together", together)]:
+        table.add_row(escape(name), *(f"{found[ratio]:.3f}" for ratio in ("iou", "f1", "accuracy")))
+    out.print(table)
+
+
+def _load(wish: Wish, out: Console) -> tuple[StoredModel, Cutting]:
+    """Fetch the model, and say which it is and how it will be used."""
+    model = find_model(wish.model)
+    config = read_config(model.run)
+    _check_channel(wish.channel, model, config)
+    tiling = wish.tiling(config)
+    window = wish.window or config.image_size
+    segmenter = Segmenter(config, read_weights(model), [wish.channel], window)
+    out.print(
+        f"Model {escape(model.named)}: {config.encoder} {config.decoder} of run {model.run.run_id}, trained at "
+        f"{config.image_size} px; {segmenter.where.why}. Windows of {tiling.window} px, {tiling.overlap} px or more of "
+        f"each in common{'' if tiling.scale == 1 else f', seen at {tiling.scale:.3g} times their size'}."
+    )
+    return model, Cutting(segmenter, tiling, wish.threshold)
+
+
+def _check_channel(channel: str, model: StoredModel, config: RunConfig) -> None:
+    labelled = zip(*(_LABELS[name] for name in config.datasets), strict=True)
+    known = [name for name, has in zip(CHANNELS, labelled, strict=True) if any(has)]
+    if channel not in known:
+        raise ConfigError(
+            f"channel={channel}: model {model.named} was trained on {', '.join(config.datasets)}, which tells it of "
+            f"{', '.join(known)}. Choose one of these, or another model."
+        )
+
+
+def _check_output(image: Path, output: Path) -> None:
+    if output.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(f"-o {output}: a mask is written as a GeoTIFF; expected a name that ends in .tif.")
+    if not output.resolve().parent.is_dir():
+        raise ConfigError(f"-o {output}: there is no folder {output.parent}; expected one that exists.")
+    if output.resolve() == image.resolve():
+        raise ConfigError(f"-o {output}: that is the image itself; expected another name.")
+
+
+def _count_windows(tiles: Sequence[airs.Tile], tiling: Tiling) -> int:
+    total = 0
+    for tile in tiles:
+        with open_image(tile.image) as image:
+            total += tiling.count(image.height, image.width)
+    return total
+
+
+def _bar(name: str, windows: int) -> "tqdm[None]":
+    return tqdm(total=windows, desc=name, unit="window", mininterval=SECONDS_BETWEEN_LINES)
+
+
+def _tags(model: StoredModel, wish: Wish) -> dict[str, str]:
+    """What a mask says of where it comes from."""
+    return {"model": model.named, "run_id": model.run.run_id, "threshold": f"{wish.threshold:g}"}
+
+
+def _described(model: StoredModel, cutting: Cutting) -> dict[str, object]:
+    return {
+        "model": model.named,
+        "run_id": model.run.run_id,
+        "threshold": cutting.threshold,
+        "window": cutting.tiling.window,
+        "overlap": cutting.tiling.overlap,
+        "scale": cutting.tiling.scale,
+    }

@@ -1,0 +1,120 @@
+"""``predict``, ``evaluate`` and ``register`` through the real command line, with a real model of random weights."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from tests.predict.pictures import PLACE, noise, read, write
+
+from roofscale import model as models
+from roofscale.cli import main
+from roofscale.config import RunConfig
+from roofscale.measurement import Outcome
+from roofscale.predict.segmenter import Segmenter
+from roofscale.tracking import Tracker
+
+CONFIG = RunConfig(encoder="resnet18", image_size=64, datasets=("rid",), threads=1)
+PREDICT = ["predict", "a.tif", "-o", "m.tif", "--json"]
+
+
+@pytest.fixture(scope="module")
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a tracking store that has one run, and its id."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # artifacts lie beside where the store is used from
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        run = Tracker("trained").start("run", {})
+        run.params(CONFIG)
+        run.model(trained(), CONFIG.image_size)
+        run.finish(Outcome.OK)
+    return folder, run.run_id
+
+
+def trained() -> torch.nn.Module:
+    net = models.build(CONFIG)
+    torch.nn.init.normal_(net.net.segmentation_head[0].weight, std=0.5)  # so that not all px are as good as another
+    return net
+
+
+@pytest.fixture
+def call(store: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store[0]}/mlflow.db")
+    return lambda *words: CliRunner().invoke(main, words)
+
+
+def found(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_registered_model_predicts_a_picture(
+    call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path
+) -> None:
+    named = found(call("register", store[1], "--alias", "champion", "--json"))
+    assert named == {"run_id": store[1], "version": "roofscale/1", "alias": "champion"}
+    bands_CHW = noise(90, 120)
+    write(tmp_path / "a.tif", bands_CHW, **PLACE)
+    said = found(call(*PREDICT, "--geojson", "m.geojson", "--window", "128"))
+    mask_HW, profile = read(tmp_path / "m.tif")
+    whole_HWC = np.pad(bands_CHW.transpose(1, 2, 0), ((0, 38), (0, 8), (0, 0)), "symmetric")
+    segmenter = Segmenter(CONFIG, mlflow.pytorch.load_model("models:/roofscale@champion").state_dict(), ["roof"], 128)
+    assert np.array_equal(mask_HW, segmenter(whole_HWC[None])[0, 0, :90, :120] >= 0.5)
+    assert 0 < said["share"] == mask_HW.mean() < 1
+    assert profile["crs"].to_epsg() == 2193
+    assert (said["run_id"], said["model"]) == (store[1], "roofscale@champion")
+    assert said["outlines"] == len(json.loads((tmp_path / "m.geojson").read_text())["features"]) > 0
+    assert profile["tags"]["run_id"] == store[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--channel", "eave"), "was trained on rid, which tells it of roof"),
+        (("--model", "0" * 32), "no model"),
+        (("--window", "100"), "expected a multiple of 32 px; try 96"),
+        (("--geojson", "m.geojson"), "does not say where on the ground it lies"),
+        (("-o", "m.png"), "expected a name that ends in .tif"),
+        (("-o", "a.tif"), "that is the image itself"),
+        (("-o", "no/m.tif"), "there is no folder no"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_leaves_nothing(
+    call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path, words: tuple[str, str], says: str
+) -> None:
+    write(tmp_path / "a.tif", noise(40, 40))
+    done = call(*PREDICT, "--model", store[1], *words)
+    assert done.exit_code == 1
+    assert says in " ".join(done.output.split())
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_whole_tiles_are_held_against_their_labels(
+    call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path
+) -> None:
+    for part in ("train", "val"):
+        for kind in ("image", "label"):
+            (tmp_path / "airs" / part / kind).mkdir(parents=True)
+    for name, size in (("t_1", 150), ("t_2", 70)):
+        write(tmp_path / f"airs/val/image/{name}.tif", noise(size, size))
+        write(tmp_path / f"airs/val/label/{name}.tif", np.ones((1, size, size), np.uint8))
+    said = found(call("evaluate", ".", "--model", store[1], "--json"))
+    shares = {}
+    for name, size in (("t_1", 150), ("t_2", 70)):
+        (tmp_path / "a.tif").write_bytes((tmp_path / f"airs/val/image/{name}.tif").read_bytes())
+        shares[name] = (found(call(*PREDICT, "--model", store[1]))["share"], size**2)
+    assert {name: tile["iou"] for name, tile in said["tiles"].items()} == pytest.approx(
+        {name: share for name, (share, _) in shares.items()}
+    ), "where everything is roof, IoU is the share of what was found"
+    px = sum(size for _, size in shares.values())
+    assert said["metrics"]["iou"] == pytest.approx(sum(share * size for share, size in shares.values()) / px)
+    assert "no tile in its part 'test'" in call("evaluate", ".", "--part", "test", "--model", store[1]).output
