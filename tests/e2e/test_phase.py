@@ -137,7 +137,7 @@ def test_the_strategy_document_has_the_results(climbed: tuple[Path, dict[str, An
 
 def test_status_says_where_everything_stands(climbed: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = climbed
-    rows = json.loads(roofscale(folder, "status", "--json").stdout)
+    rows = json.loads(roofscale(folder, "status", "--json").stdout)["phases"]
     assert rows[0]["verdict"] == "insufficient_evidence"
     assert rows[0]["steps"] == {"base": "passed", "more": "insufficient evidence"}
     assert "insufficient evidence" in roofscale(folder, "status").stdout

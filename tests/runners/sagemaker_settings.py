@@ -57,6 +57,7 @@ class FakeCloud:
         self.objects: dict[str, bytes] = {}
         self.requests: list[dict[str, Any]] = []
         self.stopped: list[str] = []
+        self.under_way: dict[str, dict[str, str]] = {}  # by name, the tags
         self._answers, self._known = list(answers), known
 
     def submit(self, request: dict[str, Any]) -> None:
@@ -68,6 +69,9 @@ class FakeCloud:
             return None
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         return dict(answer() if callable(answer) else answer)
+
+    def running(self, begins: str) -> dict[str, dict[str, str]]:
+        return {name: tags for name, tags in self.under_way.items() if name.startswith(begins)}
 
     def stop(self, name: str) -> None:
         self.stopped.append(name)

@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from botocore.stub import Stubber
 from moto import mock_aws
-from tests.runners.sagemaker_settings import SETTINGS, packed
+from tests.runners.sagemaker_settings import BEGUN, SETTINGS, packed
 
 from roofscale.errors import ConfigError
-from roofscale.runners.sagemaker.cloud import Cloud, CloudError, explain, is_passing, patiently
+from roofscale.runners.sagemaker.cloud import Cloud
+from roofscale.runners.sagemaker.faults import CloudError, explain, is_passing, patiently
 
 HERE = dataclasses.replace(SETTINGS, region="eu-west-1")
 
@@ -71,8 +71,8 @@ def test_one_file_of_what_the_service_packed(cloud: Cloud) -> None:
     assert cloud.read_packed("s3://roofs/none.tar.gz", "measurement.json") is None
 
 
-def test_what_is_uploaded_is_encrypted_with_the_users_key(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud, "_settings", dataclasses.replace(HERE, kms_key="key-1"))
+def test_what_is_uploaded_is_encrypted_with_the_users_key(cloud: Cloud) -> None:
+    cloud = Cloud(dataclasses.replace(HERE, kms_key="key-1"))
     cloud.write("s3://roofs/secret", b"x")
     head = cloud._s3.head_object(Bucket="roofs", Key="secret")
     assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "key-1")
@@ -111,18 +111,72 @@ def test_a_job_that_is_over_is_not_stopped_again(cloud: Cloud) -> None:
         ("AccessDeniedException", "deploy/iam/launcher.json"),
         ("ExpiredTokenException", "sign in again"),
         ("ValidationException", "correct the settings"),
-        ("ResourceInUse", "see the message"),
+        ("ConflictException", "see the message"),
     ],
 )
 def test_a_refusal_says_what_to_do(cloud: Cloud, code: str, said: str) -> None:
     stubbed(cloud, "create_training_job", (code, 400))
-    request: dict[str, Any] = {
-        "TrainingJobName": "job",
-        "RoleArn": HERE.role,
-        "OutputDataConfig": {"S3OutputPath": "s3://x"},
-    }
     with pytest.raises(ConfigError, match=rf"refused to create the job job: what AWS says \({code}\).*{said}"):
-        cloud.submit(request)
+        create(cloud)
+
+
+def create(cloud: Cloud) -> None:
+    cloud.submit({"TrainingJobName": "job", "RoleArn": HERE.role, "OutputDataConfig": {"S3OutputPath": "s3://x"}})
+
+
+def test_a_job_that_exists_by_its_name_is_the_one_whose_answer_was_lost(cloud: Cloud, waited: list[float]) -> None:
+    stub = stubbed(cloud, "create_training_job", ("InternalFailure", 500), ("ResourceInUse", 400))
+    create(cloud)
+    assert waited == [1.0]
+    stub.assert_no_pending_responses()
+
+
+HELD = "The account-level service limit 'ml.m5.xlarge for training job usage' is 2 Instances, with current utilization"
+
+
+def test_instances_that_other_jobs_hold_are_waited_for_and_a_quota_of_zero_is_not(
+    cloud: Cloud, waited: list[float]
+) -> None:
+    stub = Stubber(cloud._sagemaker)
+    for held in (2, 2):
+        said = f"{HELD} of {held} Instances and a request delta of 1 Instances."
+        stub.add_client_error("create_training_job", "ResourceLimitExceeded", said, 400)
+    arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/job"
+    stub.add_response("create_training_job", {"TrainingJobArn": arn})
+    stub.add_client_error("create_training_job", "ResourceLimitExceeded", f"{HELD} of 0 Instances.", 400)
+    stub.activate()
+    create(cloud)
+    assert waited == [1.0, 2.0]
+    with pytest.raises(ConfigError, match="set max_parallel_jobs lower"):
+        create(cloud)
+
+
+def test_running_jobs_are_found_with_their_tags(cloud: Cloud) -> None:
+    arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/"
+    stub = Stubber(cloud._sagemaker)
+    names = ("roofscale-a-1", "roofscale-a-2", "other-roofscale-a")
+    jobs = [
+        {"TrainingJobName": name, "TrainingJobArn": arn + name, "CreationTime": BEGUN, "TrainingJobStatus": status}
+        for name, status in zip(names, ("InProgress", "Completed", "InProgress"), strict=True)
+    ]
+    stub.add_response("list_training_jobs", {"TrainingJobSummaries": jobs[:1], "NextToken": "more"})
+    stub.add_response("list_training_jobs", {"TrainingJobSummaries": jobs[1:]})
+    stub.add_response("list_tags", {"Tags": [{"Key": "roofscale:run", "Value": "a"}]}, {"ResourceArn": arn + names[0]})
+    stub.activate()
+    assert cloud.running("roofscale-a") == {"roofscale-a-1": {"roofscale:run": "a"}}
+    stub.assert_no_pending_responses()
+
+
+def test_who_does_not_want_to_wait_any_longer_is_told_at_once() -> None:
+    tried: list[int] = []
+
+    def away() -> None:
+        tried.append(1)
+        raise EndpointConnectionError(endpoint_url="https://x")
+
+    with pytest.raises(EndpointConnectionError):
+        patiently(away, lambda seconds: True)
+    assert tried == [1]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """What is refused before anything runs: places that a run cannot be in, and costs beyond the budget."""
 
 import io
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from tests.runners.sagemaker_settings import ROLE, FakeCloud
 
 from roofscale import cli
 from roofscale.cli.options import RUNNERS
@@ -14,6 +17,8 @@ from roofscale.commands import place
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners import choose
+from roofscale.runners.sagemaker.faults import CloudError
+from roofscale.runners.sagemaker.shapes import problems
 from roofscale.train.interval import Interval
 
 IN_S3 = RunConfig(compute="ml.m5.xlarge", data_root="s3://roofs/data")
@@ -74,6 +79,58 @@ def test_where_nothing_is_foreseen_the_jobs_are_held_to_the_budget(
     foreseen(monkeypatch, None)
     place.check_place(choose.SAGEMAKER, [IN_S3], out)
     assert "the jobs end once 1.5 USD are used up" in said(out)
+
+
+@pytest.mark.usefixtures("_settings")
+def test_a_dry_run_shows_the_request_and_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: pytest.fail("AWS was asked"))
+    monkeypatch.setattr("roofscale.commands.timed.timed_runs", list)
+    monkeypatch.setenv("ROOFSCALE_SAGEMAKER_ROLE", ROLE)
+    words = ["train", "--dry-run", "--runner", "sagemaker", "compute=ml.m5.xlarge", "batch_size=3"]
+    done = CliRunner().invoke(cli.main, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    (request,) = found["requests"]
+    assert problems("CreateTrainingJob", request) == []
+    assert request["ResourceConfig"]["InstanceType"] == "ml.m5.xlarge"
+    assert request["AlgorithmSpecification"]["ContainerArguments"] == ["--fingerprint", found["fingerprint"]]
+    said = CliRunner().invoke(cli.main, words).stdout
+    shown = json.loads(said[said.index("\n{") :])
+    names = [one.pop("TrainingJobName") for one in (shown, request)]
+    assert names[0][:-8] == names[1][:-8]  # six digits are drawn anew
+    tags = [{tag["Key"]: tag["Value"] for tag in one.pop("Tags")} for one in (shown, request)]
+    assert tags[0]["roofscale:fingerprint"] == tags[1]["roofscale:fingerprint"] == found["fingerprint"]
+    local = CliRunner().invoke(cli.main, ["train", "--dry-run", "--json"])
+    assert json.loads(local.stdout)["requests"] == []
+
+
+@pytest.mark.usefixtures("_settings")
+def test_status_shows_running_jobs_by_their_tags_and_says_where_aws_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tags = {"roofscale:experiment": "roofscale-phase2", "roofscale:step": "01-batch-2", "roofscale:folder": "pc:/runs"}
+    cloud = FakeCloud()
+    cloud.under_way = {"roofscale-phase2-001-01-batch-2-abcdef-1": tags, "somebody-elses": {}}
+    monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: cloud)
+    said = CliRunner().invoke(cli.main, ["status"], env={"COLUMNS": "200"}).output
+    for words in ("roofscale-phase2-001-01-batch-2-abcdef-1", "roofscale-phase2 01-batch-2", "pc:/runs"):
+        assert words in said
+    assert "somebody-elses" not in said
+    found = json.loads(CliRunner().invoke(cli.main, ["status", "--json"]).stdout)
+    assert found["jobs"]["roofscale-phase2-001-01-batch-2-abcdef-1"]["step"] == "01-batch-2"
+
+    def away(begins: str) -> None:
+        raise CloudError("AWS did not answer")
+
+    monkeypatch.setattr(cloud, "running", away)
+    assert "Running jobs: AWS did not answer" in CliRunner().invoke(cli.main, ["status"]).output
+
+
+def test_status_asks_nobody_where_jobs_are_not_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: pytest.fail("AWS was asked"))
+    found = json.loads(CliRunner().invoke(cli.main, ["status", "--json"]).stdout)
+    assert found == {"phases": [], "jobs": {}, "jobs_unknown": ""}
 
 
 def test_the_command_line_knows_the_same_runners() -> None:

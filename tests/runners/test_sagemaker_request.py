@@ -13,7 +13,7 @@ from tests.runners.sagemaker_settings import CONFIG, SETTINGS
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker import request
-from roofscale.runners.sagemaker.job import Job, new_key, of_run, places, spent_usd
+from roofscale.runners.sagemaker.job import Job, Spending, named, new_key, of_run, place_name, places, spending
 from roofscale.runners.sagemaker.settings import Settings
 from roofscale.runners.sagemaker.shapes import problems
 
@@ -154,6 +154,13 @@ def test_the_checker_sees(break_it: Any, said: str) -> None:
     assert said in " ".join(problems("CreateTrainingJob", built))
 
 
+def test_a_job_is_known_by_its_name_and_a_folder_by_how_its_jobs_names_begin(tmp_path: Path) -> None:
+    folder = tmp_path / "roofscale-phase1/001/01-a"
+    job = dataclasses.replace(Job(new_key(folder)), number=12)
+    assert named(job.name) == job
+    assert job.name.startswith(f"{place_name(folder)}-")
+
+
 def test_a_run_folder_remembers_its_job_until_the_result_was_taken(tmp_path: Path) -> None:
     folder = tmp_path / "roofscale-phase1/001/01-a"
     folder.mkdir(parents=True)
@@ -172,13 +179,26 @@ def test_what_an_attempt_has_cost_counts_its_steps_and_trials_and_no_other_attem
         folder.mkdir(parents=True)
         Job("key", over=True, usd=usd).save(folder)
     for where in ("001/01-a", "001/02-b.search/trial-3", "001/03-new"):
-        assert spent_usd(tmp_path / "roofscale-phase1" / where) == 3.0
+        assert spending(tmp_path / "roofscale-phase1" / where) == Spending(3.0)
     single = tmp_path / "roofscale-train/abc-001"
     single.mkdir(parents=True)
-    assert spent_usd(single) == 0.0
+    assert spending(single) == Spending()
     Job("key", over=True, usd=8.0).save(single)
-    assert spent_usd(single) == 8.0
-    assert spent_usd(single.with_name("abc-002")) == 0.0
+    assert spending(single) == Spending(8.0)
+    assert spending(single.with_name("abc-002")) == Spending()
+
+
+def test_what_an_attempt_may_yet_cost_is_that_of_its_other_jobs_under_way(tmp_path: Path) -> None:
+    folders = [tmp_path / f"roofscale-phase1/001/0{number}-a" for number in (1, 2, 3)]
+    for folder, job in zip(
+        folders,
+        (Job("a", over=True, usd=1.0, at_most_usd=9.0), Job("b", usd=0.5, at_most_usd=2.0), Job("c")),
+        strict=True,
+    ):
+        folder.mkdir(parents=True)
+        job.save(folder)
+    assert spending(folders[0]) == Spending(1.5, 2.0, 2)
+    assert spending(folders[1]) == Spending(1.5, 0.0, 1)
 
 
 def test_places_of_a_single_training_and_of_a_folder_elsewhere() -> None:

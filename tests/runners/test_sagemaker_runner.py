@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import shutil
+import signal
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,14 @@ from roofscale.config import RunConfig
 from roofscale.data.generate import GenerateSpec, generate
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome, ResourceSample
+from roofscale.phases.crew import Crew
 from roofscale.runners.choose import chosen
 from roofscale.runners.events import Event
 from roofscale.runners.local import LocalRunner
-from roofscale.runners.sagemaker.job import of_run
+from roofscale.runners.sagemaker.job import Spending, of_run
 from roofscale.runners.sagemaker.runner import SageMakerRunner, generated_specs, seconds_left
+from roofscale.runners.sagemaker.runner import _poll_seconds as poll_seconds
+from roofscale.runners.sagemaker.session import Session
 
 STEP = {
     **{"event": "step", "step": 1, "epoch": 0, "dataset": "rid", "samples": 2, "loss": 0.5, "grad_norm": 1.0},
@@ -51,13 +58,16 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roofscale.runners.sagemaker.runner._FIRST_POLL", 0.0)
+    monkeypatch.setattr("roofscale.runners.sagemaker.runner._poll_seconds", lambda waited, jobs: 0.0)
 
 
-def runner(folder: Path, cloud: FakeCloud, **more: Any) -> SageMakerRunner:
-    settings = {key: more.pop(key) for key in list(more) if key in ("on_interrupt", "budget_usd")}
+def session(cloud: FakeCloud, ask: Callable[[str], str] = input, **settings: Any) -> Session:
     connect: Callable[..., Any] = lambda *_: cloud  # noqa: E731
-    return SageMakerRunner(folder, settings=dataclasses.replace(SETTINGS, **settings), connect=connect, **more)
+    return Session(dataclasses.replace(SETTINGS, **settings), connect=connect, ask=ask)
+
+
+def runner(folder: Path, cloud: FakeCloud, listener: Heard | None = None, **settings: Any) -> SageMakerRunner:
+    return SageMakerRunner(folder, listener or Heard(), session=session(cloud, **settings))
 
 
 def leaves(
@@ -144,9 +154,13 @@ def test_a_job_that_runs_already_is_waited_for_and_not_made_again(folder: Path) 
 
 @pytest.mark.parametrize(("on_interrupt", "stopped"), [("stop", 1), ("ask", 1), ("detach", 0)])
 def test_ctrl_c_stops_the_job_or_lets_go_of_it(folder: Path, on_interrupt: str, stopped: int) -> None:
-    cloud = FakeCloud(described("InProgress"), described("Stopped") if stopped else described("InProgress"))
-    running = runner(folder, cloud, on_interrupt=on_interrupt)
-    running.interrupt.ask()
+    running = runner(folder, cloud := FakeCloud(), on_interrupt=on_interrupt)
+
+    def pressed() -> dict[str, Any]:
+        running.session.interrupt.ask()
+        return described("InProgress")
+
+    cloud._answers = [pressed, described("Stopped") if stopped else described("InProgress")]
     found = running(CONFIG)
     assert found.outcome is Outcome.INTERRUPTED
     assert len(cloud.stopped) == stopped
@@ -155,20 +169,77 @@ def test_ctrl_c_stops_the_job_or_lets_go_of_it(folder: Path, on_interrupt: str, 
 
 
 @pytest.mark.parametrize(("answer", "stops"), [("", True), ("s", True), ("Detach", False)])
-def test_at_a_terminal_a_person_is_asked(
-    folder: Path, answer: str, stops: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_a_terminal_a_person_is_asked(answer: str, stops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    running = runner(folder, FakeCloud(), ask=lambda question: answer)
-    assert running._wants_stop(of_run(folder)) is stops
+    asked: list[str] = []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return answer
+
+    jobs = session(FakeCloud(), ask, on_interrupt="ask")
+    jobs.running |= {"one", "two"}
+    assert [jobs.wants_stop(), jobs.wants_stop()] == [stops, stops]
+    (question,) = asked  # for all jobs, once
+    assert "Stop 2 jobs" in question
 
 
 def test_a_second_ctrl_c_lets_go_at_once(folder: Path) -> None:
-    cloud = FakeCloud(described("InProgress"), described("Stopping"))
-    running = runner(folder, cloud, on_interrupt="stop")
-    cloud.stop = lambda name: running.interrupt.ask()  # type: ignore[method-assign]  # while it is being stopped
-    running.interrupt.ask()
+    running = runner(folder, cloud := FakeCloud(), on_interrupt="stop")
+    ask = running.session.interrupt.ask
+    cloud._answers = [lambda: ask() or described("InProgress"), described("Stopping")]
+    cloud.stop = lambda name: ask()  # type: ignore[method-assign]  # while it is being stopped
     assert "runs on" in running(CONFIG).detail
+
+
+class ManyJobs(FakeCloud):
+    """A service whose jobs run until they are stopped."""
+
+    def describe(self, name: str) -> dict[str, Any] | None:
+        known = name in {request["TrainingJobName"] for request in self.requests}
+        return described("Stopped" if name in self.stopped else "InProgress") if known else None
+
+
+@pytest.mark.parametrize(("on_interrupt", "stopped"), [("stop", 3), ("detach", 0)])
+def test_ctrl_c_stops_all_jobs_or_lets_go_of_them(folder: Path, on_interrupt: str, stopped: int) -> None:
+    jobs = session(cloud := ManyJobs(), on_interrupt=on_interrupt)
+    crew = Crew(3, jobs.interrupt)
+    folders = [folder.with_name(f"0{number}-step") for number in (1, 2, 3)]
+    with crew.at_work():
+        found = [crew.start(partial(SageMakerRunner(place, session=jobs), CONFIG)) for place in folders]
+        until = time.monotonic() + 20
+        while len(jobs.running) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+        outcomes = [future.result().outcome for future in found]
+    assert outcomes == [Outcome.INTERRUPTED] * 3
+    assert len(set(cloud.stopped)) == len(cloud.stopped) == stopped
+    assert [of_run(place).number for place in folders] == [2 if stopped else 1] * 3
+
+
+def test_who_has_pressed_ctrl_c_before_a_job_is_made_does_not_get_one(folder: Path) -> None:
+    running = runner(folder, cloud := FakeCloud())
+    running.session.interrupt.ask()
+    found = running(CONFIG)
+    assert (found.outcome, cloud.requests) == (Outcome.INTERRUPTED, [])
+    assert "was not made" in found.detail
+    assert not (folder / "job.json").exists()
+
+
+def test_a_job_whose_folder_was_lost_is_known_by_its_tags(folder: Path) -> None:
+    run(folder)
+    _, before, _ = run(folder.with_name("02-second"))
+    tags = {tag["Key"]: tag["Value"] for tag in before.requests[0]["Tags"]}
+    shutil.rmtree(folder.with_name("02-second"))
+    cloud = FakeCloud(described("InProgress"), described("Stopped"), known=True)
+    cloud.under_way = {
+        "roofscale-phase1-001-02-second-aaaaaa-3": {**tags, "roofscale:folder": "another-machine:/x"},
+        "roofscale-phase1-001-02-second-bbbbbb-2": tags,
+    }
+    found = runner(folder.with_name("02-second"), cloud)(CONFIG)
+    assert cloud.requests == []
+    assert found.facts["job"] == "roofscale-phase1-001-02-second-bbbbbb-2"
+    assert of_run(folder.with_name("02-second")).number == 3
 
 
 def test_a_budget_ends_a_job_and_then_refuses(folder: Path) -> None:
@@ -182,7 +253,21 @@ def test_a_budget_ends_a_job_and_then_refuses(folder: Path) -> None:
 
 def test_a_budget_needs_a_price() -> None:
     with pytest.raises(ConfigError, match=r"no price of ml\.p4d"):
-        seconds_left(dataclasses.replace(SETTINGS, budget_usd=1.0), compute.get("ml.p4d.24xlarge"), 0.0)
+        seconds_left(dataclasses.replace(SETTINGS, budget_usd=1.0), compute.get("ml.p4d.24xlarge"), Spending())
+
+
+def test_jobs_side_by_side_cannot_together_go_beyond_the_budget() -> None:
+    size = compute.get("ml.m5.xlarge")
+    settings = dataclasses.replace(SETTINGS, budget_usd=3 * size.usd_per_hour, max_parallel_jobs=3)
+    hours: list[float] = []
+    for under_way in range(3):
+        spent = Spending(0.0, sum(hours) * size.usd_per_hour, under_way)
+        hours.append(seconds_left(settings, size, spent) / 3600)
+    assert hours == pytest.approx([1.0, 1.0, 1.0])
+    one_is_over = Spending(0.5 * size.usd_per_hour, 2 * size.usd_per_hour, 2)  # it took half an hour of its hour
+    assert seconds_left(settings, size, one_is_over) == pytest.approx(1800)
+    with pytest.raises(ConfigError, match="those under way may cost"):
+        seconds_left(settings, size, Spending(size.usd_per_hour, 2 * size.usd_per_hour, 2))
 
 
 def test_nothing_is_remembered_of_a_job_that_could_not_be_asked_for(folder: Path) -> None:
@@ -199,14 +284,26 @@ def test_generated_data_is_made_again_from_its_spec(tmp_path: Path) -> None:
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     assert GenerateSpec(**fields) == spec
     (tmp_path / "rid/generated.json").unlink()
-    with pytest.raises(ConfigError, match=r"a job cannot see it.*aws s3 sync"):
+    with pytest.raises(ConfigError, match=r"a job cannot see it.*roofscale data upload"):
         generated_specs(config)
 
 
 def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    assert chosen("local") is LocalRunner
+    assert (chosen("local").make, chosen("local").most) == (LocalRunner, 1)
     for name in ("ROLE", "BUCKET", "IMAGE"):
         monkeypatch.setenv(f"ROOFSCALE_SAGEMAKER_{name}", "x")
-    made = chosen("sagemaker")(folder, Heard())
+    monkeypatch.setenv("ROOFSCALE_SAGEMAKER_MAX_PARALLEL_JOBS", "4")
+    where = chosen("sagemaker")
+    made, other = (where.make(folder, Heard()) for _ in range(2))
     assert isinstance(made, SageMakerRunner)
-    assert made.settings.bucket == "x"
+    assert isinstance(other, SageMakerRunner)
+    assert (made.settings.bucket, where.most) == ("x", 4)
+    assert made.session is other.session
+    assert made.session.interrupt is where.interrupt
+
+
+def test_jobs_side_by_side_are_looked_at_more_rarely() -> None:
+    assert poll_seconds(10, 1) == 1.0
+    assert poll_seconds(3600, 1) == 2.5
+    looks = [jobs / poll_seconds(3600, jobs) for jobs in (1, 5, 20, 100)]  # a second, at all of them
+    assert max(looks) < 2.6

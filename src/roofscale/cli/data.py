@@ -54,6 +54,19 @@ def fetch(dataset: str, folder: Path, url: str, sha256: str, dry_run: bool, as_j
 
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.argument("uri", metavar="S3://BUCKET/PREFIX")
+@click.option("--all", "everything", is_flag=True, help="Hidden files too, and AIRS's twins for looking at.")
+@dry_run_option
+@json_option
+def upload(folder: Path, uri: str, everything: bool, dry_run: bool, as_json: bool) -> None:
+    """Copy the data sets in FOLDER to S3, where training jobs read them; what is there already is not copied again."""
+    from roofscale.commands.upload import upload_data
+
+    upload_data(folder, uri, everything, dry_run, as_json)
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @json_option
 def check(folder: Path, as_json: bool) -> None:
     """Recognise the data sets in FOLDER and name every file that is broken, missing, mismatched, empty or leaking."""

@@ -28,10 +28,10 @@ def report(as_json: bool) -> None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show where every phase stands: attempts, steps, verdicts, and what is half done."""
-    from roofscale.commands import show
+    """Show where every phase stands: attempts, steps, verdicts, what is half done, and which jobs are running."""
+    from roofscale.commands.status import print_status
 
-    show.print_status(RUNS, as_json)
+    print_status(RUNS, as_json)
 
 
 @click.command()

@@ -48,7 +48,11 @@ def train(
     with project_run() as results_are_in:
         resolved = config.load(file, [*words_of(more, compute), *overrides])
         if dry_run:
-            show.print_run(resolved, as_json)
+            from roofscale.commands.place import requests_of
+            from roofscale.commands.timed import TRAIN_EXPERIMENT
+
+            folder = RUNS / TRAIN_EXPERIMENT / f"{resolved.fingerprint}-001"
+            show.print_run(resolved, as_json, requests_of(runner, {folder: resolved}))
             return
         from roofscale.commands import run
 

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from roofscale.commands import base, gate, show
 from roofscale.commands.foreseen import Foreseen
-from roofscale.commands.place import check_place
+from roofscale.commands.place import check_place, requests_of
+from roofscale.commands.register import name_champion
 from roofscale.commands.report import STRATEGY, write_report
 from roofscale.commands.run import INTERRUPTED, print_where, settle_data
 from roofscale.config import RunConfig
@@ -18,6 +19,7 @@ from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.crew import Crew
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
 from roofscale.phases.plan import Phase, Plan, Step, load_phase
@@ -69,7 +71,10 @@ def preview(phase: Phase, order: Order) -> None:
     """Say what a phase would run, what it expects, how it would be judged, and what that would take."""
     good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
     plan = phase.resolve(good, order.overrides)
-    show.print_plan(phase, plan, said, order.to_json)
+    attempts = Attempts(order.runs, experiment_name(phase.number))
+    folders = [attempts.coming / f"{place:02d}-{step.name}" for place, (step, _) in enumerate(plan, 1)]
+    requests = requests_of(order.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
+    show.print_plan(phase, plan, said, order.to_json, requests)
 
 
 def preview_all(order: Order) -> None:
@@ -132,31 +137,40 @@ def _climb(
     notes: Sequence[str],
 ) -> ClimbResult:
     tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out)
+    where = choose.chosen(order.runner)
+    crew = Crew(where.most, where.interrupt)
     ladder = Ladder(
         phase=phase,
         plan=plan,
         tracker=tracker,
         attempts=attempts,
-        make_runner=choose.chosen(order.runner),
-        audience=_Onlooker(out, foreseen),
+        make_runner=where.make,
+        audience=_Onlooker(out, foreseen, order.runner),
         tags=tags,
         good=good,
         ruled_out=() if order.fresh else out_of_memory(PHASES),
         notes=notes,
         foresee=foreseen,
-        search=_conductor(phase, tracker, order, out, tags),
+        search=_conductor(phase, tracker, order, out, tags, where.make, crew),
+        crew=crew,
     )
     return ladder.climb(order.fresh)
 
 
 def _conductor(
-    phase: Phase, tracker: Tracker, order: Order, out: Console, tags: Mapping[str, str]
+    phase: Phase,
+    tracker: Tracker,
+    order: Order,
+    out: Console,
+    tags: Mapping[str, str],
+    make_runner: choose.MakeRunner,
+    crew: Crew,
 ) -> "Conductor | None":
     if not any(step.search for step in phase.steps):
         return None
     from roofscale.commands.search import conductor  # seconds of imports
 
-    return conductor(tracker, choose.chosen(order.runner), out, tags, order.storage)
+    return conductor(tracker, make_runner, out, tags, order.storage, crew)
 
 
 def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console) -> None:
@@ -173,6 +187,8 @@ def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console)
         publish_phase(parent, climbed, coming)
     parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
     _print_climb(out, climbed, tracker, order.to_json)
+    if climbed.phase.number == PHASES[-1]:
+        name_champion(climbed, tracker, out)
     tracker.close(wait=not climbed.interrupted)  # the report is made from what the server has
     is_a_phase = tracker.experiment == experiment_name(climbed.phase.number)
     if is_a_phase and not climbed.interrupted and order.experiments.is_dir():
@@ -213,8 +229,8 @@ def _with_edit_noted(climbed: ClimbResult, read: Callable[[], Phase]) -> ClimbRe
 class _Onlooker:
     """Shows a climb on the terminal and publishes each step in MLflow."""
 
-    def __init__(self, out: Console, foreseen: Foreseen) -> None:
-        self._out, self._foreseen = out, foreseen
+    def __init__(self, out: Console, foreseen: Foreseen, runner: str) -> None:
+        self._out, self._foreseen, self._elsewhere = out, foreseen, runner != choose.LOCAL
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
         """Announce the run and draw its bar."""
@@ -225,7 +241,7 @@ class _Onlooker:
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """Publish the step, say how it went, and let what follows be foreseen by it."""
         self._foreseen.learn(result.config, result.measurement, result.run_id)
-        publish_run(run, result.config, result.measurement, result.folder)
+        publish_run(run, result.config, result.measurement, result.folder, apart=self._elsewhere)
         wanting = [f"{c.name}: {c.evidence}" for c in result.verdict.criteria if c.verdict is not Verdict.PASSED]
         said = "; ".join(wanting) or result.measurement.detail
         self._out.print(f"  {result.verdict.verdict.words}: {escape(said)}")

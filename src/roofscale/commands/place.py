@@ -1,7 +1,8 @@
 """Refuses, before anything runs, what cannot run where a user wants it, or would cost more than it may."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -40,11 +41,32 @@ def check_place(runner: str, configs: Sequence[RunConfig], out: Console) -> None
         instance(config)
         generated_specs(config)
     computes = ", ".join(dict.fromkeys(config.compute for config in configs))
-    out.print(
-        f"Runs as SageMaker training jobs on {computes}, with s3://{escape(wanted.bucket)}/{escape(wanted.prefix)}."
-    )
+    if wanted.local_mode:
+        out.print(f"Runs as containers on this machine, held to {computes}, with {escape(wanted.prefix)}.")
+    else:
+        out.print(
+            f"Runs as SageMaker training jobs on {computes}, with s3://{escape(wanted.bucket)}/{escape(wanted.prefix)}."
+        )
     if wanted.budget_usd:
         _check_budget(wanted, configs, out)
+
+
+def requests_of(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[str, Any]]:
+    """What would be asked of SageMaker for a run in each of these folders; nothing where runs stay on this machine.
+
+    Raises:
+        ConfigError: settings are lacking, or SageMaker would refuse a request.
+    """
+    if runner == LOCAL:
+        return []
+    from roofscale.runners.sagemaker import request, settings
+    from roofscale.runners.sagemaker.job import Job, new_key, tags_of
+    from roofscale.runners.sagemaker.runner import instance
+
+    wanted = settings.load()
+    for config in configs.values():
+        instance(config)
+    return [request.build(config, wanted, Job(new_key(folder)), tags_of(folder)) for folder, config in configs.items()]
 
 
 def _check_budget(wanted: "Settings", configs: Sequence[RunConfig], out: Console) -> None:

@@ -44,10 +44,10 @@ def train_once(
         run.foreseen(Foreseen(runs, out)(config))
         folder.begin(run.run_id)
     with run.system_metrics():
-        measurement = choose.chosen(runner)(folder.path, Listeners(run, ProgressBar("train")))(config)
+        measurement = choose.chosen(runner).make(folder.path, Listeners(run, ProgressBar("train")))(config)
     run.summary(measurement)
     if measurement.outcome is not Outcome.INTERRUPTED:
-        publish_run(run, config, measurement, folder.path)
+        publish_run(run, config, measurement, folder.path, apart=runner != choose.LOCAL)
     run.finish(measurement.outcome)
     found = {
         "outcome": measurement.outcome,

@@ -1,7 +1,7 @@
 """The search of batch size, workers and prefetch: what a climb needs for its steps that search, and the command."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from roofscale.commands.phase import Order
 from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.phases.crew import Crew
 from roofscale.phases.criteria.evidence import PACE_KNOBS
 from roofscale.phases.record import (
     SEARCH_EXPERIMENT,
@@ -34,7 +35,7 @@ from roofscale.phases.search.tried import SKIPPED, Tried, measured
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, console
 from roofscale.report.search_figures import optuna_figures, pareto_figure
-from roofscale.runners import Runner, choose
+from roofscale.runners import choose
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import RunRecord, TrackedRun, Tracker, require_answer
 from roofscale.train.interval import BUSY
@@ -45,10 +46,10 @@ _SAME_WORK = (*(knob for knob in PACE_KNOBS if knob != "batch_size"), "datasets"
 
 
 def conductor(
-    tracker: Tracker, make_runner: Callable[[Path, Listener], Runner], out: Console, tags: Mapping[str, str], url: str
+    tracker: Tracker, make_runner: choose.MakeRunner, out: Console, tags: Mapping[str, str], url: str, crew: Crew
 ) -> Conductor:
     """Whoever searches on behalf of a climb."""
-    return Conductor(tracker, make_runner, SearchOnlooker(out), tags, room_of, known_runs, url)
+    return Conductor(tracker, make_runner, SearchOnlooker(out), tags, room_of, known_runs, crew, url)
 
 
 def room_of(config: RunConfig) -> Room:
@@ -156,5 +157,7 @@ def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str
     tracker = Tracker(SEARCH_EXPERIMENT, runs)
     folder = runs / SEARCH_EXPERIMENT / "joined"
     folder.mkdir(parents=True, exist_ok=True)
-    conductor(tracker, choose.chosen(runner), out, git_state(Path.cwd()), storage).join(study, folder)
+    where = choose.chosen(runner)
+    crew = Crew(where.most, where.interrupt)
+    conductor(tracker, where.make, out, git_state(Path.cwd()), storage, crew).join(study, folder)
     tracker.close()

@@ -1,9 +1,7 @@
-"""Commands that only look: the knobs, what would run, and where everything stands."""
+"""Commands that only look: the knobs, and what would run."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -14,9 +12,7 @@ from roofscale.commands import timed
 from roofscale.config import FIELDS, RunConfig
 from roofscale.forecast.time import TimeForecast, sum_of
 from roofscale.forecast.transfer import Timed, passes_of
-from roofscale.phases.attempt import StepFolder, read_json
 from roofscale.phases.expectation import Expectation
-from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase, Plan, Step
 from roofscale.report.console import as_json, console
 from roofscale.train.interval import CONFIDENCE, Interval
@@ -37,20 +33,27 @@ def print_knobs(to_json: bool) -> None:
     console().print(table)
 
 
-def print_run(config: RunConfig, to_json: bool) -> None:
-    """Say what a training would run, and how long it and the full data set would take."""
+def print_run(config: RunConfig, to_json: bool, requests: Sequence[Any] = ()) -> None:
+    """Say what a training would run, and how long it and the full data set would take.
+
+    Args:
+        requests: what would be asked of SageMaker, where it would run there.
+    """
     compute.get(config.compute)  # refuses an unknown one
     runs = timed.timed_runs()
     found, full = timed.foresee_time(config, runs), timed.foresee_time(timed.everything(config), runs)
     if to_json:
         foreseen = {"forecast": timed.as_dict(found), "full_data": timed.as_dict(full)}
-        print(as_json({"config": config.as_dict(), "fingerprint": config.fingerprint, **foreseen}))
+        print(
+            as_json({"config": config.as_dict(), "fingerprint": config.fingerprint, **foreseen, "requests": requests})
+        )
         return
     _print_config(config)
     words = f"Forecast, {CONFIDENCE:.0%} interval: " + "; ".join(_time_and_cost(found).splitlines())
     console().print(f"{words}. More: roofscale forecast time" if found else words)
     if full:
         console().print(escape(_full_words(config, full)))
+    _print_requests(requests)
 
 
 def _print_config(config: RunConfig) -> None:
@@ -61,17 +64,18 @@ def _print_config(config: RunConfig) -> None:
     console().print(table)
 
 
-def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
+def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Sequence[Any] = ()) -> None:
     """Say what a phase would run, expect and judge by, and the time, money and GPU memory that it would take.
 
     Args:
         phase: the phase.
         plan: its steps with the configs they would run.
         start: a sentence that says what the phase starts from.
+        requests: what would be asked of SageMaker, where it would run there.
     """
     foreseen = _Foreseen.of(plan)
     if to_json:
-        print(as_json({"phase": asdict(phase), "start": start, **foreseen.as_dict(plan)}))
+        print(as_json({"phase": asdict(phase), "start": start, **foreseen.as_dict(plan), "requests": requests}))
         return
     out = console()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
@@ -88,6 +92,17 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool) -> None:
     out.print(table)
     for line in foreseen.lines(plan):
         out.print(escape(line))
+    _print_requests(requests)
+
+
+def _print_requests(requests: Sequence[Any]) -> None:
+    if requests:
+        console().print(
+            "Asked of SageMaker, each by CreateTrainingJob; the six hex digits of a name are drawn anew, and storage "
+            "for data in S3 comes on top:"
+        )
+    for request in requests:
+        print(as_json(request))
 
 
 @dataclass(frozen=True)
@@ -211,53 +226,3 @@ def _expectation(expected: Expectation) -> str:
 
 def _limits(limits: Any) -> str:
     return " ".join(f"{name}={value:g}" for name, value in limits.items())
-
-
-def print_status(runs: Path, to_json: bool) -> None:
-    """Show every phase's attempts with their steps."""
-    rows = [_attempt_status(path) for path in sorted(runs.glob("roofscale-phase*/[0-9]*/attempt.json"))]
-    if to_json:
-        print(as_json(rows))
-        return
-    out = console()
-    if not rows:
-        out.print(f"No phase was begun in {runs.resolve()}. Begin with: roofscale phase 1")
-        return
-    table = Table("experiment", "attempt", "begun", "step", "stands at")
-    for row in rows:
-        first = (row["experiment"], row["attempt"], row["created"])
-        for step, stands in row["steps"].items():
-            table.add_row(*first, step, stands)
-            first = ("", "", "")
-        table.add_section()
-    out.print(table)
-
-
-def _attempt_status(file: Path) -> dict[str, Any]:
-    content = read_json(file)
-    steps = {}
-    for place, name in enumerate(content["steps"], 1):
-        folders = [StepFolder(folder) for folder in sorted(file.parent.glob(f"{place:02d}-{name}*"))]
-        steps[name] = _step_status(folders)
-    return {
-        "experiment": file.parent.parent.name,
-        "attempt": file.parent.name,
-        "created": content["created"],
-        "run_id": content["run_id"],
-        "verdict": content.get("verdict"),
-        "steps": steps,
-    }
-
-
-def _step_status(folders: Sequence[StepFolder]) -> str:
-    """Where a step stands, from the folders of its runs in the order in which they were begun."""
-    if not folders:
-        return "not begun"
-    if not folders[-1].verdict:
-        events = folders[-1].path / "events.jsonl"
-        idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
-        return f"under way or stopped{idle}; the same command goes on with it"
-    passed = [folder for folder in folders if folder.verdict and folder.verdict.verdict is Verdict.PASSED]
-    if passed and "-retreat" in passed[-1].path.name:
-        return "passed at a smaller increment"
-    return (passed or folders)[-1].verdict.verdict.words  # type: ignore[union-attr]  # all are judged

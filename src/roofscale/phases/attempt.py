@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from roofscale.errors import RoofscaleError
-from roofscale.measurement import Measurement, write_json
+from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.phases.judge import StepVerdict
 
 
@@ -51,6 +51,12 @@ class StepFolder:
     def measurement(self) -> Measurement:
         """What the run yielded."""
         return Measurement.load(self.path / "measurement.json")
+
+    @property
+    def measured(self) -> Measurement | None:
+        """What a run yielded that came to its end, perhaps while nobody was there to judge it; None where none did."""
+        ended = (self.path / "measurement.json").exists() and self.measurement.outcome is not Outcome.INTERRUPTED
+        return self.measurement if ended else None
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,15 @@ class Attempts:
         newest = self.all()[-1:]
         return next((a for a in newest if a.content["plan"] == plan and not a.content.get("verdict")), None)
 
+    @property
+    def coming(self) -> Path:
+        """The folder that the next attempt would have."""
+        number = max((int(folder.name) for folder in self.path.glob("[0-9]*")), default=0) + 1
+        return self.path / f"{number:03d}"
+
     def new(self, plan: str, run_id: str, created: str, steps: list[str], said: Mapping[str, Any]) -> Attempt:
         """Begin the next attempt at a plan (its fingerprint) of a phase file (what it says)."""
-        number = max((int(folder.name) for folder in self.path.glob("[0-9]*")), default=0) + 1
-        folder = self.path / f"{number:03d}"
+        folder = self.coming
         folder.mkdir(parents=True)
         content = {"plan": plan, "run_id": run_id, "created": created, "steps": steps, "said": said}
         write_json(folder / "attempt.json", content)

@@ -8,16 +8,19 @@ import datetime
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, write_json
+from roofscale.phases.ask import Ask
 from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
 from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult, Stopped
-from roofscale.phases.criteria import Rung
-from roofscale.phases.judge import StepVerdict, Verdict, judge
+from roofscale.phases.crew import Crew
+from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase, Plan, Step, repeat_config
 from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut, at_least_as_large, find_cause, smaller
 from roofscale.runners import Runner
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from roofscale.phases.search.conduct import Conductor  # Optuna and scikit-learn: only where a phase searches
 
 
+_Made = tuple[TrackedRun, Measurement]
+
+
 class Audience(Protocol):
     """Whoever follows a climb: a terminal, the report."""
 
@@ -40,30 +46,6 @@ class Audience(Protocol):
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """A step has its verdict; its MLflow run is still open for figures and the model."""
         ...
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One config to be measured at a step: the step's own, or a smaller one."""
-
-    number: int  # place of the step in its phase, from 1
-    step: Step
-    config: RunConfig
-    done: tuple[StepResult, ...]  # the steps before
-    retreat: Retreat | None = None
-    retreats: int = 0  # how many smaller increments were tried before this one, itself included
-
-    def judge(self, runs: Sequence[Measurement]) -> StepVerdict:
-        """The verdict on a run and its repeats."""
-        first, *others = runs
-        before, base = (self.done[-1].measurement, self.done[0].measurement) if self.done else (None, None)
-        history = [Rung(result.config, result.measurement) for result in self.done]
-        return judge(self.step, first, before, base, others, config=self.config, history=history)
-
-    def smaller(self, config: RunConfig, retreat: Retreat) -> "Ask":
-        """The same step at a smaller increment."""
-        step = self.step if self.retreat else self.step.at_smaller_increment()
-        return replace(self, step=step, config=config, retreat=retreat, retreats=self.retreats + 1)
 
 
 @dataclass
@@ -82,7 +64,9 @@ class Ladder:
     notes: Sequence[str] = ()  # what a reader of the verdict has to know already
     foresee: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics of a run that is about to begin
     search: "Conductor | None" = None  # for the steps that search
+    crew: Crew = field(default_factory=Crew)  # how many runs may go on at a time
     _full: list[RuledOut] = field(default_factory=list, init=False)
+    _begun: dict[Path, "Future[_Made]"] = field(default_factory=dict, init=False)  # by folder, before their turn
 
     def climb(self, fresh: bool = False) -> ClimbResult:
         """Climb from the bottom, or, unless ``fresh``, from where the newest attempt at this plan was left.
@@ -99,13 +83,15 @@ class Ladder:
             done: list[StepResult] = []
             interrupted = False
             try:
-                for number, (step, config) in enumerate(self.plan, 1):
-                    result = self._step(attempt, parent, Ask(number, step, config, tuple(done)))
-                    done.append(result)
-                    if result.verdict.verdict is Verdict.PASSED:
-                        self._remember(result, parent)
-                    elif self._stops(result):
-                        break
+                with self.crew.at_work():
+                    for number, (step, config) in enumerate(self.plan, 1):
+                        self._begin_independent(attempt, parent, number)
+                        result = self._step(attempt, parent, Ask(number, step, config, tuple(done)))
+                        done.append(result)
+                        if result.verdict.verdict is Verdict.PASSED:
+                            self._remember(result, parent)
+                        elif self._stops(result):
+                            break
             except Stopped as stopped:
                 interrupted = True
                 notes = (*notes, str(stopped))
@@ -157,6 +143,23 @@ class Ladder:
         names = [step.name for step, _ in self.plan]
         return self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json()), parent
 
+    def _begin_independent(self, attempt: Attempt, parent: TrackedRun, number: int) -> None:
+        """Begin this step and those after it that are run whatever the ones before them come to.
+
+        A step depends on the one before where that may stop the climb, and on its own search for its config. Repeats
+        and smaller increments depend on a verdict. All are judged in the order of the plan.
+        """
+        if self.crew.most == 1:
+            return
+        for place, (step, config) in enumerate(self.plan[number - 1 :], number):
+            folder = attempt.step(place, step.name)
+            known = self._known(config)
+            if step.search is None and folder.verdict is None and folder.path not in self._begun and not known:
+                ask = Ask(place, step, config, ())
+                self._begun[folder.path] = self.crew.start(partial(self._make, folder, parent, ask, 0, None))
+            if step.search or "stop" in (step.on_failure, step.on_insufficient):
+                break
+
     def _step(self, attempt: Attempt, parent: TrackedRun, ask: Ask) -> StepResult:
         """Bring a step to its verdict: at its own config, then, where the cause suggests it, at smaller increments.
 
@@ -195,7 +198,7 @@ class Ladder:
 
     def _measure(self, attempt: Attempt, parent: TrackedRun, ask: Ask, good: RunConfig | None) -> StepResult:
         """Run one config and, while the evidence is insufficient and the phase file says so, repeat it."""
-        known = next((known for known in self._full if at_least_as_large(ask.config, known.config)), None)
+        known = self._known(ask.config)
         runs: list[Measurement] = []
         for repeat in range(ask.step.max_repeats + 1):
             folder = attempt.step(ask.number, ask.step.name, ask.retreats, repeat)
@@ -233,15 +236,8 @@ class Ladder:
         judged = folder.verdict
         if judged and folder.run_id:
             return StepResult(ask.step, ask.config, folder.measurement, judged, folder.run_id, folder.path)
-        run, note = self._open_run(folder, parent, ask, repeat)
-        if known:
-            measurement = _not_run(ask.config, known)
-            measurement.save(folder.path / MEASUREMENT)
-            run.tags({"ruled_out_by": known.run_id})
-        else:
-            listener = self.audience.begin(ask.step, ask.config, note)
-            with run.system_metrics():
-                measurement = self.make_runner(folder.path, Listeners(run, listener))(ask.config)
+        begun = self._begun.pop(folder.path, None)
+        run, measurement = (begun or self.crew.start(lambda: self._make(folder, parent, ask, repeat, known))).result()
         run.summary(measurement)
         if measurement.outcome is Outcome.INTERRUPTED:
             run.finish(measurement.outcome)
@@ -255,6 +251,22 @@ class Ladder:
         run.finish(measurement.outcome)
         folder.judge(verdict)
         return result
+
+    def _make(self, folder: StepFolder, parent: TrackedRun, ask: Ask, repeat: int, known: RuledOut | None) -> _Made:
+        """Open the MLflow run, and measure in it what no earlier process has measured, nor has under way."""
+        is_new = folder.run_id is None
+        run, note = self._open_run(folder, parent, ask, repeat)
+        if known and is_new:
+            measurement = _not_run(ask.config, known)
+            measurement.save(folder.path / MEASUREMENT)
+            run.tags({"ruled_out_by": known.run_id})
+        elif folder.measured:
+            measurement = folder.measured
+        else:
+            listener = self.audience.begin(ask.step, ask.config, note)
+            with run.system_metrics():
+                measurement = self.make_runner(folder.path, Listeners(run, listener))(ask.config)
+        return run, measurement
 
     def _open_run(self, folder: StepFolder, parent: TrackedRun, ask: Ask, repeat: int) -> tuple[TrackedRun, str]:
         again = self.tracker.resume(folder.run_id) if folder.run_id else None
@@ -287,6 +299,10 @@ class Ladder:
         run.foreseen(self.foresee(ask.config))
         folder.begin(run.run_id)
         return run, ", ".join(notes)
+
+    def _known(self, config: RunConfig) -> RuledOut | None:
+        """A config that ran out of memory and is no larger in any dimension."""
+        return next((known for known in self._full if at_least_as_large(config, known.config)), None)
 
     def _remember(self, result: StepResult, parent: TrackedRun) -> None:
         content = {"config": result.config.as_dict(), "step": result.step.name, "run_id": result.run_id}

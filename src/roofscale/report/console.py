@@ -18,7 +18,19 @@ SECONDS_BETWEEN_LINES = 0.1 if sys.stderr.isatty() else 15.0
 def console(quiet: bool = False) -> Console:
     """Standard output; with ``quiet`` standard error, because standard output is a script's."""
     width = None if (sys.stderr if quiet else sys.stdout).isatty() else _WIDTH_OF_A_LOG
-    return Console(stderr=quiet, width=width, highlight=False)
+    return _BesideBars(stderr=quiet, width=width, highlight=False)
+
+
+class _BesideBars(Console):
+    """Prints above the bars that are drawn at the moment, whichever thread draws them."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as ``Console`` does."""
+        if not sys.stderr.isatty():  # where bars are lines in a log, nothing is above them
+            super().print(*objects, **options)
+            return
+        with tqdm.external_write_mode(self.file):
+            super().print(*objects, **options)
 
 
 class ProgressBar:
@@ -34,9 +46,15 @@ class ProgressBar:
         kind = event["event"]
         if kind == "start":
             self._bar = tqdm(
-                total=event["steps_planned"], desc=self._name, unit="step", mininterval=SECONDS_BETWEEN_LINES
+                total=event["steps_planned"],
+                desc=self._name,
+                unit="step",
+                mininterval=SECONDS_BETWEEN_LINES,
+                position=None if sys.stderr.isatty() else 0,  # bars of several runs are not stacked in a log
             )
         if self._bar is None:
+            if kind == "note":  # where a job stands that has not begun to train
+                tqdm.write(f"{self._name}: {event['text']}", file=sys.stderr)
             return
         if kind == "step":
             self._show(loss=f"{event['loss']:.3f}")

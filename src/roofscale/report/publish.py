@@ -1,11 +1,14 @@
 """Put what a run yielded where people look for it: figures, pictures and the model in its MLflow run."""
 
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, Outcome
+from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.phases.climb import ClimbResult
 from roofscale.phases.plan import Phase
 from roofscale.report.figures import run_figures, sheet_figure
@@ -29,8 +32,14 @@ def publish_phase(parent: TrackedRun, climb: ClimbResult, following: Phase | Non
     parent.text(phase_html(climb, following, uri if uri.startswith("http") else UI), REPORT)
 
 
-def publish_run(run: TrackedRun, config: RunConfig, measurement: Measurement, folder: Path) -> None:
-    """Log figures, prediction sheets, the measurement, and the best model of a run that went well."""
+def publish_run(
+    run: TrackedRun, config: RunConfig, measurement: Measurement, folder: Path, apart: bool = False
+) -> None:
+    """Log figures, prediction sheets, the measurement, and the best model of a run that went well.
+
+    Args:
+        apart: trace the model in a process of its own, as a launcher of jobs has to stay small.
+    """
     for name, figure in run_figures(measurement).items():
         run.figure(figure, f"figures/{name}")
     for dataset in config.datasets:
@@ -43,15 +52,21 @@ def publish_run(run: TrackedRun, config: RunConfig, measurement: Measurement, fo
             run.artifact(folder / file)
     best = folder / checkpoint.BEST
     if measurement.outcome is Outcome.OK and best.exists():
-        _publish_model(run, config, best)
+        _publish_model(run, config, best, apart)
         # The weights are in MLflow now, and the run is over: a hundred megabytes a step would be left lying.
         best.unlink()
         (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
 
 
-def _publish_model(run: TrackedRun, config: RunConfig, best: Path) -> None:
-    from roofscale import model as models
+def _publish_model(run: TrackedRun, config: RunConfig, best: Path, apart: bool) -> None:
+    if not apart:
+        from roofscale.report.trained import trained_model
 
-    model = models.build(config.with_overrides({"pretrained": False}))
-    model.load_state_dict(checkpoint.load(best, config.fingerprint)["model"])
-    run.model(model, config.image_size)
+        run.model(trained_model(config, best), config.image_size)
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        write_json(file, config.as_dict())
+        words = (sys.executable, "-m", "roofscale.report.trained", str(file), str(best), f"{folder}/model")
+        subprocess.run(words, check=True)
+        run.saved_model(Path(folder) / "model")

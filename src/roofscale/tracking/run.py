@@ -145,32 +145,14 @@ class TrackedRun:
             yield
 
     def model(self, model: "nn.Module", image_size: int) -> None:
-        """Log a model that ``mlflow.pytorch.load_model`` gives back.
-
-        As a traced graph (``pt2``): it loads without this project's source and without unpickling code. The batch is
-        left open, and so are height and width.
-        """
-        import numpy as np
-        import torch
-
-        from roofscale.data.sample import CHANNELS
-
-        def tensor(dtype: str, channels: int) -> Schema:
-            return Schema([TensorSpec(np.dtype(dtype), (-1, channels, -1, -1))])
-
-        # In evaluation mode, because the trace keeps the mode of batch normalisation; two images and not one,
-        # because a trace freezes a dimension of size one.
+        """Log a model that ``mlflow.pytorch.load_model`` gives back; see ``save_model``."""
         with _file_named(MODEL) as folder:
-            mlflow.pytorch.save_model(
-                model.eval(),
-                str(folder),
-                mlflow_model=Model(run_id=self.run_id),
-                signature=ModelSignature(inputs=tensor("uint8", 3), outputs=tensor("float32", len(CHANNELS))),
-                input_example=np.zeros((2, 3, image_size, image_size), np.uint8),
-                serialization_format="pt2",
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
-            )
-            self._tell("model", {}, folder)
+            save_model(model, image_size, folder)
+            self.saved_model(folder)
+
+    def saved_model(self, folder: Path) -> None:
+        """Log a model that ``save_model`` has written."""
+        self._tell("model", {}, folder)
 
     def _add(self, metrics: Mapping[str, float]) -> None:
         """Log each metric behind the last point of its series."""
@@ -202,6 +184,33 @@ class TrackedRun:
     def _tell(self, kind: str, content: Mapping[str, Any], path: Path | None = None) -> None:
         self._post(kind, content, path)
         self._sender.settle()
+
+
+def save_model(model: "nn.Module", image_size: int, folder: Path) -> None:
+    """Write a model as MLflow keeps it.
+
+    As a traced graph (``pt2``): it loads without this project's source and without unpickling code. The batch is
+    left open, and so are height and width.
+    """
+    import numpy as np
+    import torch
+
+    from roofscale.data.sample import CHANNELS
+
+    def tensor(dtype: str, channels: int) -> Schema:
+        return Schema([TensorSpec(np.dtype(dtype), (-1, channels, -1, -1))])
+
+    # In evaluation mode, because the trace keeps the mode of batch normalisation; two images and not one, because a
+    # trace freezes a dimension of size one.
+    mlflow.pytorch.save_model(
+        model.eval(),
+        str(folder),
+        mlflow_model=Model(),
+        signature=ModelSignature(inputs=tensor("uint8", 3), outputs=tensor("float32", len(CHANNELS))),
+        input_example=np.zeros((2, 3, image_size, image_size), np.uint8),
+        serialization_format="pt2",
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+    )
 
 
 def _cut(tags: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import getpass
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,6 +59,7 @@ class Tracker:
             kind = {"mlflow.experimentKind": "custom_model_development"}
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
         self._runs: Path | None = runs  # until what was left behind there is sent
+        self._sending_first = threading.Lock()
         self._sender = Sender(self.client, Outbox(runs / OUTBOX, tracking_uri()))
 
     @classmethod
@@ -152,9 +154,10 @@ class Tracker:
             return Path(self.client.download_artifacts(run_id, artifact, str(folder)))
 
     def _require_all_sent(self) -> None:
-        if self._runs is not None:
-            list(send_left_behind(self._runs))
-            self._runs = None
+        with self._sending_first:
+            if self._runs is not None:
+                list(send_left_behind(self._runs))
+                self._runs = None
         self._sender.require(self._patience)
 
     def _patiently(self, ask: Callable[[], _T]) -> _T:

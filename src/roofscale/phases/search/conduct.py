@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome, write_json
 from roofscale.phases.climb import Stopped
+from roofscale.phases.crew import Crew
 from roofscale.phases.search.choice import Choice
 from roofscale.phases.search.foresight import Room
 from roofscale.phases.search.spec import SearchSpec
@@ -66,6 +67,7 @@ class Conductor:
     tags: Mapping[str, str]  # of every run
     room_of: Callable[[RunConfig], Room]
     known: Callable[[SearchSpec, RunConfig], list[Tried]]  # earlier runs of the same work
+    crew: Crew = field(default_factory=Crew)  # how many trials may go on at a time
     storage_url: str = ""  # of an Optuna RDB storage that several workers share; empty: a file of one's own
 
     def choose(self, spec: SearchSpec, config: RunConfig, folder: Path, parent: TrackedRun) -> dict[str, int]:
@@ -138,6 +140,7 @@ class Conductor:
             known=known or (),
             leads=known is not None,
             shared=bool(self.storage_url),
+            crew=self.crew,
         )
 
     def _open(

@@ -5,6 +5,7 @@ workers can share one study. A trial carries its ``Tried`` as the user attribute
 """
 
 import math
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence, Set
@@ -18,7 +19,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
-from roofscale.forecast import host
+from roofscale.forecast.probes import first_probes
+from roofscale.phases.crew import Crew
 from roofscale.phases.search.choice import Choice, choose
 from roofscale.phases.search.foresight import Foresight, Room
 from roofscale.phases.search.propose import LEAST_PACES, propose
@@ -65,8 +67,9 @@ class Search:
         study: Optuna's, from ``open_study``.
         trials: where trials run.
         known: runs of earlier phases, told to the study and not repeated.
-        shared: whether other workers may have trials under way in the same study.
+        shared: whether other processes may have trials under way in the same study.
         leads: whether this process conducts the search, rather than only taking part in it.
+        crew: how many trials this process may have under way.
     """
 
     spec: SearchSpec
@@ -78,8 +81,12 @@ class Search:
     known: Sequence[Tried] = ()
     shared: bool = False
     leads: bool = True
+    crew: Crew = field(default_factory=Crew)
     _failed: list[str] = field(default_factory=list, init=False)
     _exhausted: int = field(default=-1, init=False)  # what was tried when nothing more was worth a trial
+    _asking: threading.Lock = field(default_factory=threading.Lock, init=False)  # held by who decides what is next
+    _reserved: int = field(default=0, init=False)  # queued trials that a thread is about to make
+    _over: bool = field(default=False, init=False)  # a thread of this process was stopped, or failed
 
     def run(self) -> Choice | None:
         """Search to the end; the choice, None where no trial stayed within its memory.
@@ -92,20 +99,48 @@ class Search:
             self._tell_known()
             self._take_up()
             self._enqueue(self.base, "what the search stands on")
-        while self._waiting() or self._propose() or self._await_others():
-            if self._waiting():  # another worker may have been quicker
-                self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
-            if len(self._failed) >= _MOST_FAILURES:
-                raise RoofscaleError(f"{len(self._failed)} trials failed, the search was given up: {self._failed[-1]}")
+        self.crew.everybody(self._work)
         if self.leads:
             self._put_edge_on_record()
         return self.choice()
+
+    def _work(self) -> None:
+        """Try what is next until nothing is left, or until a trial of this process was stopped."""
+        try:
+            while self._await_next():
+                self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
+                if len(self._failed) >= _MOST_FAILURES:
+                    failed = f"{len(self._failed)} trials failed, the search was given up: {self._failed[-1]}"
+                    raise RoofscaleError(failed)
+        except BaseException:
+            self._over = True
+            raise
+
+    def _await_next(self) -> bool:
+        """Wait for a trial to make; False where none will come."""
+        while not self._over:
+            if self._reserve():
+                return True
+            with self._asking:
+                proposed = self._propose()
+            if not proposed and not self._await_others():
+                break
+        return False
+
+    def _reserve(self) -> bool:
+        """Reserve one of the queued trials: Optuna gives a thread that finds none a trial that nobody thought of."""
+        with self._asking:
+            free = len(self._waiting()) > self._reserved
+            self._reserved += free
+            return free
 
     def choice(self) -> Choice | None:
         """What the trials so far would have chosen."""
         return choose(tried_in(self.study, self.spec, self.base), self.spec, self.base.seed)
 
     def _objective(self, trial: Trial) -> float:
+        with self._asking:
+            self._reserved -= 1
         values = {knob: trial.suggest_int(knob, low, high) for knob, (low, high) in self.spec.space.items()}
         config = self.spec.place(self.base, values)
         if twin := self._twin(trial, config):
@@ -198,19 +233,20 @@ class Search:
     def _enqueue(self, config: RunConfig, why: str) -> None:
         self.study.enqueue_trial(self.spec.values(config), user_attrs={"why": why}, skip_if_exists=True)
 
-    def _waiting(self) -> bool:
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+    def _waiting(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
     def _await_others(self) -> bool:
         """Give the trials of other workers time; False where there are none."""
-        if not self._running():
+        if not self._running() and not self._reserved:
             return False
         self._give_time()
         return True
 
     def _running(self) -> list[FrozenTrial]:
         """Trials of other workers."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if self.shared else []
+        alone = self.crew.most == 1 and not self.shared
+        return [] if alone else self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _give_time(self) -> None:
         """Those of a worker that was killed are queued again once its signs of life are too old for the storage."""
@@ -226,14 +262,14 @@ class Search:
             if config.num_workers not in shown and (config in over or sight.skip(config)):
                 shown.add(config.num_workers)
                 self._enqueue(config, "the smallest batch that is too large with so many workers")
-        while self._waiting():
+        while self._reserve():
             self.study.optimize(self._objective, n_trials=1)
 
     def _propose(self) -> bool:
         """Queue the next trial; False where no further one is wanted."""
         tried = tried_in(self.study, self.spec, self.base)
         trials = self.study.get_trials(deepcopy=False)
-        if sum(map(_was_run, trials)) + len(self._running()) >= self.spec.max_trials:
+        if sum(map(_was_run, trials)) + len(self._running()) + self._reserved >= self.spec.max_trials:
             return False
         if len(tried) == self._exhausted:
             return False
@@ -258,7 +294,7 @@ class Search:
             return None
         if not self.room.kind and sum(one.feasible for one in tried) >= LEAST_PACES:
             return None
-        for probe in host.first_probes(corner):
+        for probe in first_probes(corner):
             sizes = {"batch_size": probe.batch_size, "num_workers": probe.num_workers}
             config = self.spec.place(self.base, self.spec.values(self.base.with_overrides(sizes)))
             if config not in taken:

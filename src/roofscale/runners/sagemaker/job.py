@@ -3,12 +3,15 @@
 import json
 import re
 import secrets
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from roofscale.measurement import write_json
 
 FILE = "job.json"
+FOLDER_TAG = "folder"
+PREFIX = "roofscale-"  # of every job's name, which deploy/iam counts on
 _LONGEST_KEY = 58  # of a name's 63 characters; four are left for '-' and the number
 
 
@@ -20,6 +23,7 @@ class Job:
     number: int = 1
     over: bool = False  # its result has been taken
     usd: float = 0.0  # what all jobs of the run have cost so far
+    at_most_usd: float = 0.0  # what this one may cost, where there is a budget
 
     @property
     def name(self) -> str:
@@ -33,17 +37,47 @@ class Job:
 
 def of_run(run_dir: Path) -> Job:
     """The run's job to wait for, or the next one to submit."""
-    file = run_dir / FILE
-    if not file.exists():
+    known = _read(run_dir / FILE)
+    if known is None:
         return Job(new_key(run_dir))
-    known = Job(**json.loads(file.read_text(encoding="utf-8")))
     return Job(known.key, known.number + 1, usd=known.usd) if known.over else known
+
+
+def under_way(run_dir: Path) -> Job | None:
+    """The run's job whose result was not taken yet; None where there is none."""
+    known = _read(run_dir / FILE)
+    return None if known is None or known.over else known
+
+
+def _read(file: Path) -> Job | None:
+    return Job(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
 def new_key(run_dir: Path) -> str:
     """A name for a run: where it stands in whose attempt, and six hex digits, as names are unique in an account."""
-    words = re.sub(r"[^a-zA-Z0-9]+", "-", "-".join(_place(run_dir))).removeprefix("roofscale-")
-    return f"{f'roofscale-{words}'[: _LONGEST_KEY - 7].strip('-')}-{secrets.token_hex(3)}"
+    return f"{place_name(run_dir)}-{secrets.token_hex(3)}"
+
+
+def place_name(run_dir: Path) -> str:
+    """How the key of every run in this folder begins, here and wherever else there is a folder of this name."""
+    words = re.sub(r"[^a-zA-Z0-9]+", "-", "-".join(_place(run_dir))).removeprefix(PREFIX)
+    return f"{PREFIX}{words}"[: _LONGEST_KEY - 7].strip("-")
+
+
+def tags_of(run_dir: Path) -> dict[str, str]:
+    """Where a run belongs, and whose it is."""
+    return {**places(run_dir), FOLDER_TAG: whose(run_dir)}
+
+
+def whose(run_dir: Path) -> str:
+    """A tag of this machine's and this folder's alone."""
+    return f"{socket.gethostname()}:{run_dir.absolute()}"[-256:]  # most characters of a tag
+
+
+def named(name: str) -> Job:
+    """A job by the name that SageMaker knows it by."""
+    key, _, number = name.rpartition("-")
+    return Job(key, int(number))
 
 
 def places(run_dir: Path) -> dict[str, str]:
@@ -56,12 +90,24 @@ def places(run_dir: Path) -> dict[str, str]:
 def _place(run_dir: Path) -> tuple[str, ...]:
     """The last parts of a folder's path, from the experiment's on."""
     parts = run_dir.absolute().parts
-    begins = max((i for i, part in enumerate(parts) if part.startswith("roofscale-")), default=len(parts) - 1)
+    begins = max((i for i, part in enumerate(parts) if part.startswith(PREFIX)), default=len(parts) - 1)
     return parts[begins:]
 
 
-def spent_usd(run_dir: Path) -> float:
-    """What all jobs of a run's attempt have cost so far: of a phase all its steps and trials, of a training its own."""
+@dataclass(frozen=True)
+class Spending:
+    """What the jobs of an attempt cost."""
+
+    usd: float = 0.0  # of those that are over, as far as they were billed
+    at_most_usd: float = 0.0  # of those under way
+    under_way: int = 0
+
+
+def spending(run_dir: Path) -> Spending:
+    """What a run's attempt costs without the run's own next job: a phase's steps and trials, a training by itself."""
     place = _place(run_dir)
-    attempt = run_dir.absolute().parents[len(place) - 3] if len(place) > 2 else run_dir
-    return sum(float(json.loads(file.read_text(encoding="utf-8"))["usd"]) for file in attempt.rglob(FILE))
+    folder = run_dir.absolute()
+    attempt = folder.parents[len(place) - 3] if len(place) > 2 else folder
+    jobs = {file.parent: job for file in attempt.rglob(FILE) if (job := _read(file))}
+    under_way = [job for other, job in jobs.items() if not job.over and other != folder]
+    return Spending(sum(job.usd for job in jobs.values()), sum(job.at_most_usd for job in under_way), len(under_way))

@@ -15,6 +15,7 @@ from roofscale.runners.sagemaker.settings import Settings
 from roofscale.runners.sagemaker.shapes import problems
 
 S3 = "s3://"
+TAG = "roofscale:"  # how the keys of our own tags begin
 CONFIG_CHANNEL = "config"
 # Exec form: Python is process 1. Behind a shell or the toolkit's `train`, SIGTERM would never reach the training.
 ENTRYPOINT = ("python", "-u", "-m", "roofscale.runners.sagemaker.entry")
@@ -23,7 +24,7 @@ CHECKPOINTS = "/opt/ml/checkpoints"
 _SLACK_SECONDS = 600
 _LONGEST_SECONDS = 28 * 86_400  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StoppingCondition.html
 _FREE_SHARE = 1.2  # of the data's size, kept on the volume
-_TAG = re.compile(r"[^\w .:/=+\-@]")
+_TAG_REFUSES = re.compile(r"[^\w .:/=+\-@]")
 
 
 def build(
@@ -61,7 +62,7 @@ def build(
         "ResourceConfig": _resources(config, settings, data_bytes),
         "StoppingCondition": _stopping(config, settings, most_seconds),
         "EnableManagedSpotTraining": settings.spot,
-        "Tags": _tags({**settings.tags, **{f"roofscale:{name}": text for name, text in named.items()}}),
+        "Tags": _tags({**settings.tags, **{f"{TAG}{name}": text for name, text in named.items()}}),
     }
     if settings.subnets:
         request["VpcConfig"] = {"Subnets": [*settings.subnets], "SecurityGroupIds": [*settings.security_groups]}
@@ -139,5 +140,9 @@ def _with_key(found: dict[str, Any], name: str, settings: Settings) -> dict[str,
 
 
 def _tags(tags: dict[str, str]) -> list[dict[str, str]]:
-    """Tags as the service takes them: what its pattern refuses becomes an underscore."""
-    return [{"Key": key, "Value": _TAG.sub("_", value)[:256]} for key, value in tags.items()]
+    return [{"Key": key, "Value": tag_value(value)} for key, value in tags.items()]
+
+
+def tag_value(text: str) -> str:
+    """A text as the service takes it in a tag: what its pattern refuses becomes an underscore."""
+    return _TAG_REFUSES.sub("_", text)[:256]

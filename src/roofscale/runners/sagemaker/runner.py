@@ -8,9 +8,8 @@ that is submitted: the same command, started again, waits for it.
 import dataclasses
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +27,28 @@ from roofscale.runners.local import EVENTS, MEASUREMENT
 from roofscale.runners.sagemaker import request as requests
 from roofscale.runners.sagemaker.entry import CONFIG, GENERATED
 from roofscale.runners.sagemaker.job import FILE as JOB_FILE
-from roofscale.runners.sagemaker.job import Job, of_run, places, spent_usd
+from roofscale.runners.sagemaker.job import (
+    FOLDER_TAG,
+    Job,
+    Spending,
+    named,
+    of_run,
+    place_name,
+    spending,
+    tags_of,
+    whose,
+)
 from roofscale.runners.sagemaker.outcomes import RUNNING, cost_metrics, job_outcome
+from roofscale.runners.sagemaker.session import Session
 from roofscale.runners.sagemaker.settings import Settings
-from roofscale.runners.supervise import Interrupt, Listener, SilentListener
+from roofscale.runners.supervise import Listener, SilentListener
 
 if TYPE_CHECKING:
     from roofscale.runners.sagemaker.cloud import Cloud
 
-_FIRST_POLL, _LONGEST_POLL = 1.0, 10.0  # seconds between two looks at a job; the longer it runs, the rarer
+_FIRST_POLL, _LONGEST_POLL = 1.0, 2.5  # seconds between two looks at a job; the longer it runs, the rarer
 _POLLS_A_RUN = 60  # looks over a job's time, until they are rarest
+_LOOKS_A_SECOND = 2.0  # at all jobs together; a service that throttles answers nobody sooner
 _NOT_FETCHED = (CONFIG, MEASUREMENT, EVENTS, "checkpoint.pt")  # ours, ours, read already, and of use to a job only
 
 
@@ -51,10 +62,12 @@ class SageMakerRunner:
 
     run_dir: Path  # config.json, job.json, events.jsonl, stderr.log, measurement.json, as of a local run
     listener: Listener = field(default_factory=SilentListener)
-    settings: Settings = field(kw_only=True)
-    interrupt: Interrupt = field(default_factory=Interrupt)
-    connect: "Callable[[Settings, Callable[[float], None]], Cloud] | None" = None  # to AWS; a test's stand-in
-    ask: Callable[[str], str] = input
+    session: Session = field(kw_only=True)
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the session."""
+        return self.session.settings
 
     def __call__(self, config: RunConfig) -> Measurement:
         """Run, and save the measurement in the run folder.
@@ -66,31 +79,53 @@ class SageMakerRunner:
         size = instance(config)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / CONFIG, config.as_dict())
-        with self.interrupt.on_signals():
-            cloud = (self.connect or _connect)(self.settings, self._wait)
-            job = of_run(self.run_dir)
-            begun = cloud.describe(job.name) if (self.run_dir / JOB_FILE).exists() else None
-            described = begun or self._submit(cloud, config, job, size)
-            described = self._watch(cloud, job, described)
-        if described["TrainingJobStatus"] in RUNNING:
-            measurement = _unseen(config, Outcome.INTERRUPTED, f"job {job.name} runs on; the same command waits for it")
-        else:
+        with self.session.interrupt.on_signals():
+            cloud = self.session.cloud
+            job, described = self._find(cloud, config)
+            if described is None and not self.session.interrupt.count:
+                described = self._submit(cloud, config, job, size)
+            if described:
+                described = self._watch(cloud, job, described)
+        if described and described["TrainingJobStatus"] not in RUNNING:
             measurement = self._take(cloud, config, job, size, described)
+            job = dataclasses.replace(job, over=True, usd=job.usd + measurement.metrics.get("cost/usd", 0.0))
+        else:
+            said = "runs on; the same command waits for it" if described else "was not made; the same command makes it"
+            measurement = _unseen(config, Outcome.INTERRUPTED, f"job {job.name} {said}")
         measurement.save(self.run_dir / MEASUREMENT)
-        if described["TrainingJobStatus"] not in RUNNING:
-            cost = measurement.metrics.get("cost/usd", 0.0)
-            dataclasses.replace(job, over=True, usd=job.usd + cost).save(self.run_dir)
+        if job.over:
+            job.save(self.run_dir)
         return measurement
+
+    def _find(self, cloud: "Cloud", config: RunConfig) -> tuple[Job, dict[str, Any] | None]:
+        """The run's job, with what SageMaker says of it where it was submitted already.
+
+        A folder that was lost has forgotten its job; that is known by its tags then.
+        """
+        job = of_run(self.run_dir)
+        if not (self.run_dir / JOB_FILE).exists():
+            ours = {
+                f"{requests.TAG}{FOLDER_TAG}": requests.tag_value(whose(self.run_dir)),
+                f"{requests.TAG}fingerprint": config.fingerprint,
+            }
+            running = cloud.running(place_name(self.run_dir))
+            lost = next((name for name, tags in running.items() if ours.items() <= tags.items()), None)
+            if lost is None:
+                return job, None
+            job = named(lost)
+            job.save(self.run_dir)
+        return job, cloud.describe(job.name)
 
     def _submit(self, cloud: "Cloud", config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
         """Hand the config over and create the job; what SageMaker then says of it."""
         generated = generated_specs(config)
         data_bytes = sum(map(cloud.size, requests.data_uris(config).values()))
-        seconds = seconds_left(self.settings, size, spent_usd(self.run_dir))
-        request = requests.build(
-            config, self.settings, job, places(self.run_dir), data_bytes=data_bytes, most_seconds=seconds
-        )
-        job.save(self.run_dir)
+        with self.session.lock:  # nobody else may take the same part of the budget
+            seconds = seconds_left(self.settings, size, spending(self.run_dir))
+            tags = tags_of(self.run_dir)
+            request = requests.build(config, self.settings, job, tags, data_bytes=data_bytes, most_seconds=seconds)
+            longest = request["StoppingCondition"]["MaxRuntimeInSeconds"]
+            dataclasses.replace(job, at_most_usd=longest / 3600 * (size.usd_per_hour or 0.0)).save(self.run_dir)
         top = requests.config_uri(self.settings, job)
         cloud.write(f"{top}/{CONFIG}", json.dumps(config.as_dict(), indent=1).encode())
         if generated:
@@ -101,17 +136,19 @@ class SageMakerRunner:
     def _watch(self, cloud: "Cloud", job: Job, described: dict[str, Any]) -> dict[str, Any]:
         """Follow a job until it is over, or until nobody wants to wait for it."""
         began, stopping, said = time.monotonic(), False, ""
-        tail = _Tail(cloud, f"{requests.folder_uri(self.settings, job)}/{EVENTS}", self.run_dir / EVENTS, self.listener)
+        tail = self._tail(cloud, job)
+        self.session.running.add(job.name)
         while described["TrainingJobStatus"] in RUNNING:
-            if self.interrupt.count > (1 if stopping else 0):
-                if stopping or not self._wants_stop(job):
+            if self.session.interrupt.count > (1 if stopping else 0):
+                if stopping or not self.session.wants_stop():
                     break
                 stopping = True
                 cloud.stop(job.name)
-            self._wait(_poll_seconds(time.monotonic() - began))
+            self.session.wait(_poll_seconds(time.monotonic() - began, len(self.session.running)))
             described = cloud.describe(job.name) or described
             said = self._say(job, described, said)
             tail.forward()
+        self.session.running.discard(job.name)
         return described
 
     def _take(
@@ -119,9 +156,7 @@ class SageMakerRunner:
     ) -> Measurement:
         """Fetch what a job that is over has left, and settle what it came to."""
         packed = cloud.read_packed(requests.output_uri(self.settings, job), MEASUREMENT)
-        _Tail(
-            cloud, f"{requests.folder_uri(self.settings, job)}/{EVENTS}", self.run_dir / EVENTS, self.listener
-        ).forward()
+        self._tail(cloud, job).forward()
         cloud.fetch(requests.folder_uri(self.settings, job), self.run_dir, _NOT_FETCHED)
         own = None
         if packed:
@@ -135,21 +170,9 @@ class SageMakerRunner:
         facts = {**seen.facts, "job": job.name, "image": self.settings.image}
         return dataclasses.replace(seen, outcome=outcome, detail=detail, metrics={**seen.metrics, **costs}, facts=facts)
 
-    def _wants_stop(self, job: Job) -> bool:
-        """Whether the job is to be stopped, rather than left to itself."""
-        if self.settings.on_interrupt != "ask" or not sys.stdin.isatty():
-            return self.settings.on_interrupt != "detach"
-        try:
-            answer = self.ask(f"\nStop job {job.name} (s), or let it run on and wait for it later (d)? [s] ")
-        except EOFError:
-            answer = ""
-        return not answer.strip().lower().startswith("d")
-
-    def _wait(self, seconds: float) -> None:
-        """Wait, but no longer than until somebody wants to stop."""
-        until, before = time.monotonic() + seconds, self.interrupt.count
-        while (left := until - time.monotonic()) > 0 and self.interrupt.count == before:
-            time.sleep(min(0.1, left))
+    def _tail(self, cloud: "Cloud", job: Job) -> "_Tail":
+        uri = f"{requests.folder_uri(self.settings, job)}/{EVENTS}"
+        return _Tail(cloud, uri, self.run_dir / EVENTS, self.listener)
 
     def _say(self, job: Job, described: Mapping[str, Any], said: str) -> str:
         """Tell the listener where a job stands whenever that changes."""
@@ -205,15 +228,17 @@ def generated_specs(config: RunConfig) -> dict[str, Any]:
         if origin(folder) != "GENERATED" or not notes:
             raise ConfigError(
                 f"data_root={config.data_root}: {name} lies on this machine, and a job cannot see it. Copy it to S3 "
-                f"(aws s3 sync {config.data_root} s3://BUCKET/data) and give data_root=s3://BUCKET/data; or leave "
-                "data_root empty for generated data."
+                f"(roofscale data upload {config.data_root} s3://BUCKET/data) and give data_root=s3://BUCKET/data; or "
+                "leave data_root empty for generated data."
             )
         found[name] = json.loads(notes[0].read_text(encoding="utf-8"))
     return found
 
 
-def seconds_left(settings: Settings, size: Compute, spent: float) -> float:
-    """How long a job may run until the attempt's budget is used up; infinite without a budget.
+def seconds_left(settings: Settings, size: Compute, spent: Spending) -> float:
+    """How long a job may run until its part of the attempt's budget is used up; infinite without a budget.
+
+    What is neither spent nor promised to a job under way is shared among the jobs that may yet run beside those.
 
     Raises:
         ConfigError: nothing is left, or the price is not known.
@@ -225,11 +250,14 @@ def seconds_left(settings: Settings, size: Compute, spent: float) -> float:
             f"budget_usd={settings.budget_usd:g}: no price of {size.name} is known. Add it to compute.yaml, or set no "
             "budget."
         )
-    left = (settings.budget_usd - spent) / size.usd_per_hour * 3600
+    places = max(1, settings.max_parallel_jobs - spent.under_way)
+    left = (settings.budget_usd - spent.usd - spent.at_most_usd) / places / size.usd_per_hour * 3600
     if left < 60:  # a job needs that to say anything
+        promised = f", and those under way may cost {spent.at_most_usd:.2f}" if spent.under_way else ""
         raise ConfigError(
-            f"budget_usd={settings.budget_usd:g}: this attempt's jobs have cost {spent:.2f} USD; what is left pays for "
-            f"less than a minute of {size.name}. Raise it in sagemaker.yaml, and the same command goes on."
+            f"budget_usd={settings.budget_usd:g}: this attempt's jobs have cost {spent.usd:.2f} USD{promised}; what is "
+            f"left pays for less than a minute of {size.name}. Raise it in sagemaker.yaml, and the same command goes "
+            "on."
         )
     return left
 
@@ -260,11 +288,6 @@ def _unseen(config: RunConfig, outcome: Outcome, detail: str) -> Measurement:
     return Measurement(outcome, detail, config.fingerprint)
 
 
-def _poll_seconds(waited: float) -> float:
-    return min(_LONGEST_POLL, max(_FIRST_POLL, waited / _POLLS_A_RUN))
-
-
-def _connect(settings: Settings, wait: Callable[[float], None]) -> "Cloud":
-    from roofscale.runners.sagemaker.cloud import Cloud  # boto3: only those who run there pay for it
-
-    return Cloud(settings, wait)
+def _poll_seconds(waited: float, jobs: int) -> float:
+    alone = min(_LONGEST_POLL, max(_FIRST_POLL, waited / _POLLS_A_RUN))
+    return max(alone, (jobs - 1) / _LOOKS_A_SECOND)

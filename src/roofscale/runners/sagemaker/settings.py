@@ -6,7 +6,7 @@ No secret belongs here: credentials come from boto3's own chain (profile, enviro
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ class Settings:
     spot: bool = setting("run on spare capacity, which is cheaper and may be taken away and given back", False)
     max_wait_seconds: int = setting("most that a spot job may wait for capacity, beyond its running time", 3600)
     keep_alive_seconds: int = setting("how long a warm pool holds the instance for the next job; 0: no pool", 0)
+    max_parallel_jobs: int = setting(
+        "how many jobs of one command may run at a time: trials of a search, and steps that do not hang on each other",
+        1,
+        low=1,
+    )
     budget_usd: float = setting(
         "most that the jobs of one attempt at a phase, or of one training, may cost, USD; 0: no limit", 0.0
     )
@@ -84,8 +89,18 @@ _TYPES = typing.get_type_hints(Settings)
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def load(environment: Mapping[str, str] = os.environ, folder: Path = Path()) -> Settings:
+def are_given(environment: Mapping[str, str] = os.environ, folder: Path = Path()) -> bool:
+    """Whether a user has said anything of SageMaker."""
+    return (folder / FILE).exists() or any(name.startswith(FILE_VARIABLE) for name in environment)
+
+
+def load(
+    environment: Mapping[str, str] = os.environ, folder: Path = Path(), required: Sequence[str] = REQUIRED
+) -> Settings:
     """Read the settings: the defaults, then the file, then the environment.
+
+    Args:
+        required: what must be there; what else a job needs is empty where it is lacking.
 
     Raises:
         ConfigError: an unreadable file, an unknown key, a value that does not fit, or one that is lacking.
@@ -95,14 +110,14 @@ def load(environment: Mapping[str, str] = os.environ, folder: Path = Path()) -> 
     named = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
              and key.startswith(VARIABLE_PREFIX)}  # fmt: skip
     values = {key: _convert(key, value) for key, value in {**found, **named}.items()}
-    lacking = [name for name in REQUIRED if not values.get(name)]
+    lacking = [name for name in required if not values.get(name)]
     if lacking:
         what = "; ".join(f"{name}: {FIELDS[name].metadata['meaning']}" for name in lacking)
         raise ConfigError(
             f"SageMaker needs {', '.join(lacking)} ({what}). Write them into {file} as lines like 'bucket: my-bucket', "
             f"or set {VARIABLE_PREFIX}{lacking[0].upper()}; or run on this machine, without --runner sagemaker."
         )
-    return Settings(**values)
+    return Settings(**{**dict.fromkeys(REQUIRED, ""), **values})
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""What a ladder asks of one run, and how that run is judged among those before it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement
+from roofscale.phases.climb import Retreat, StepResult
+from roofscale.phases.criteria import Rung
+from roofscale.phases.judge import StepVerdict, judge
+from roofscale.phases.plan import Step
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One config to be measured at a step: the step's own, or a smaller one."""
+
+    number: int  # place of the step in its phase, from 1
+    step: Step
+    config: RunConfig
+    done: tuple[StepResult, ...]  # the steps before
+    retreat: Retreat | None = None
+    retreats: int = 0  # how many smaller increments were tried before this one, itself included
+
+    def judge(self, runs: Sequence[Measurement]) -> StepVerdict:
+        """The verdict on a run and its repeats."""
+        first, *others = runs
+        before, base = (self.done[-1].measurement, self.done[0].measurement) if self.done else (None, None)
+        history = [Rung(result.config, result.measurement) for result in self.done]
+        return judge(self.step, first, before, base, others, config=self.config, history=history)
+
+    def smaller(self, config: RunConfig, retreat: Retreat) -> "Ask":
+        """The same step at a smaller increment."""
+        step = self.step if self.retreat else self.step.at_smaller_increment()
+        return replace(self, step=step, config=config, retreat=retreat, retreats=self.retreats + 1)

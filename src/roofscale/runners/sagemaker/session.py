@@ -1,0 +1,67 @@
+"""What all jobs of one command share: the settings, one connection, and what becomes of them at Ctrl-C."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.supervise import Interrupt
+
+if TYPE_CHECKING:
+    from roofscale.runners.sagemaker.cloud import Cloud
+    from roofscale.runners.sagemaker.faults import Wait
+
+
+@dataclass
+class Session:
+    """The launcher's side of all jobs that one command has under way, each followed by a thread of its own."""
+
+    settings: Settings
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    connect: "Callable[[Settings, Wait], Cloud] | None" = None  # to AWS; a test's stand-in
+    ask: Callable[[str], str] = input
+    running: set[str] = field(default_factory=set)  # names of jobs
+    lock: threading.RLock = field(default_factory=threading.RLock)  # of whoever reads and then changes what is shared
+    _cloud: "Cloud | None" = None
+    _stop: bool | None = None  # what was decided of all jobs; None: nothing yet
+
+    @property
+    def cloud(self) -> "Cloud":
+        """The one connection; clients of boto3 may be shared by threads, but are slow and large to make."""
+        with self.lock:
+            if self._cloud is None:
+                self._cloud = (self.connect or _connect)(self.settings, self.wait)
+            return self._cloud
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, but no longer than until somebody wants to stop; whether somebody then did."""
+        until, before = time.monotonic() + seconds, self.interrupt.count
+        while (left := until - time.monotonic()) > 0 and self.interrupt.count == before:
+            time.sleep(min(0.1, left))
+        return self.interrupt.count != before
+
+    def wants_stop(self) -> bool:
+        """Whether running jobs are to be stopped, rather than left to themselves; decided once for all of them."""
+        with self.lock:
+            if self._stop is None:
+                self._stop = self._decide()
+            return self._stop
+
+    def _decide(self) -> bool:
+        if self.settings.on_interrupt != "ask" or not sys.stdin.isatty():
+            return self.settings.on_interrupt != "detach"
+        jobs = f"job {', '.join(self.running)}" if len(self.running) == 1 else f"{len(self.running)} jobs"
+        try:
+            answer = self.ask(f"\nStop {jobs} (s), or leave running and wait later (d)? [s] ")
+        except EOFError:
+            answer = ""
+        return not answer.strip().lower().startswith("d")
+
+
+def _connect(settings: Settings, wait: "Wait") -> "Cloud":
+    from roofscale.runners.sagemaker.cloud import Cloud  # boto3: only those who run there pay for it
+
+    return Cloud(settings, wait)

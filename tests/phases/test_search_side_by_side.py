@@ -1,0 +1,95 @@
+"""A search whose trials run side by side: none twice, none beyond the most, and a stop ends all of them."""
+
+import dataclasses
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from tests.phases.landscape import BASE, LIMIT_MIB, SPEC, Invented, best_rate, peak_mib, rate, search, tensors_mib
+
+from roofscale.config import RunConfig
+from roofscale.errors import RoofscaleError
+from roofscale.forecast.host import Kind
+from roofscale.phases.climb import Stopped
+from roofscale.phases.crew import Crew
+from roofscale.phases.search.conduct import open_storage
+from roofscale.phases.search.study import Search, open_study
+from roofscale.phases.search.trials import TrialFailed
+from roofscale.phases.search.tried import Tried
+
+MOST = 3
+
+
+class Slow(Invented):
+    """Counts how many of its trials run at the same time."""
+
+    now = 0
+    most = 0
+    lock = threading.Lock()
+
+    def run(self, number: int, config: RunConfig, trial: RunConfig, *foreseen: object) -> Tried:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            time.sleep(0.02)
+            return super().run(number, config, trial, *foreseen)  # type: ignore[arg-type]
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kind, "tensors_mib", tensors_mib, raising=False)
+
+
+def side_by_side(runner: Invented, study: optuna.Study | None = None, most: int = MOST) -> Search:
+    return dataclasses.replace(search(runner, study), crew=Crew(most))
+
+
+def test_as_good_a_choice_with_trials_at_the_same_time_and_none_twice() -> None:
+    runners = [Slow(seed) for seed in range(3)]
+    found = []
+    for runner in runners:
+        searched = side_by_side(runner)
+        choice = searched.run()
+        assert choice
+        assert peak_mib(choice.chosen.config) < LIMIT_MIB
+        found.append(rate(choice.chosen.config) / best_rate())
+        assert 1 < runner.most <= MOST
+        assert len(set(runner.ran)) == len(runner.ran) <= SPEC.max_trials
+        assert not searched.study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL))
+    assert statistics.median(found) > 0.9
+    assert sum(runner.died for runner in runners) <= 2  # nobody's guess is run: Optuna never has to suggest
+
+
+def test_the_most_trials_are_kept_to() -> None:
+    runner = Slow()
+    searched = side_by_side(runner, most=4)
+    searched.spec = dataclasses.replace(SPEC, max_trials=5)
+    searched.run()
+    assert len(runner.ran) <= 5
+
+
+def test_a_stop_of_one_is_a_stop_of_all_and_the_same_study_goes_on(tmp_path: Path) -> None:
+    study = open_study(open_storage("", tmp_path), "s", 0)
+    first = Slow(endings={BASE.batch_size: lambda: Stopped("asked to stop")})
+    with pytest.raises(Stopped):
+        side_by_side(first, study).run()
+    ended = len(first.ran)
+    assert ended <= MOST
+    again = Slow()
+    assert side_by_side(again, open_study(open_storage("", tmp_path), "s", 0)).run()
+    assert not set(first.ran) & set(again.ran)
+
+
+def test_a_study_in_which_everything_crashes_is_given_up_by_all() -> None:
+    crashes = Slow(endings={batch: lambda: TrialFailed("it crashed") for batch in range(1, 17)})
+    with pytest.raises(RoofscaleError, match="trials failed, the search was given up"):
+        side_by_side(crashes).run()
+    assert crashes.ran == []
