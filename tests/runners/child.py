@@ -1,4 +1,5 @@
-"""A stand-in for the training process: ``python child.py HOW RUN_FOLDER`` ends in the way that HOW says.
+"""A stand-in for the training process: ``python child.py HOW RUN_FOLDER`` ends in the way that HOW says; of several
+processes each in its own, such as ``plain,segfault``.
 
 It really does what it stands for (allocates, fills /dev/shm, segfaults); it only trains nothing.
 """
@@ -181,6 +182,6 @@ def plain(events: Events, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    how, run_folder = sys.argv[1], Path(sys.argv[2])
+    how, run_folder = sys.argv[1].split(",")[int(os.environ.get("RANK", 0))], Path(sys.argv[2])
     end: Callable[[Events, Path], None] = globals()[how]
     end(Events(run_folder), run_folder)

@@ -51,7 +51,7 @@ def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervi
     now = [step for step in steps if step.time >= seen.started]
     metrics = {
         **seen.metrics,
-        **memory_metrics(now, seen, config.batch_size, writes_nothing=bool(config.stop_precision)),
+        **memory_metrics(now, seen, config.batch_size * config.processes, writes_nothing=bool(config.stop_precision)),
         **speed_metrics(steps),
         **setup_metrics(now, seen),
         **loss_metrics(steps),
@@ -59,6 +59,8 @@ def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervi
         **forgetting_metrics(steps, validations),
         **_reported(in_force),
     }
+    if config.devices > 1:
+        metrics.pop("memory/workers_mib", None)  # what torchrun has started counts as such, too
     metrics |= shares(metrics, allowed.memory_bytes, size.gpu_memory_gib)
     return Measurement(
         outcome=seen.outcome,

@@ -13,10 +13,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(parent: str, group: str, cores: str, *command: str) -> None:
-    """Die with the parent, enter the cgroup folder ``group`` (empty: none), keep to ``cores``, become ``command``."""
+    """Die with the parent, enter the cgroup folder ``group`` (empty: none), keep to ``cores``, become ``command``.
+
+    An empty ``parent``: whichever it is.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # outlives exec; a killed parent leaves no orphan
-        if os.getppid() != int(parent):  # it died before the line above
+        if parent and os.getppid() != int(parent):  # it died before the line above
             sys.exit("the process that started this run is gone")
         allowed = sorted(os.sched_getaffinity(0))
         if int(cores) < len(allowed):

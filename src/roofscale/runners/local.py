@@ -18,12 +18,13 @@ from roofscale import cgroup, compute
 from roofscale.compute import Allowance
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, write_json
-from roofscale.runners import launch
+from roofscale.runners import launch, torchrun
 from roofscale.runners.assemble import Supervised, assemble
 from roofscale.runners.events import EventTail
 from roofscale.runners.limit import MemoryLimit
 from roofscale.runners.outcome import Evidence, classify
 from roofscale.runners.supervise import Interrupt, Listener, SilentListener, Supervisor
+from roofscale.runners.torchrun import Machines
 from roofscale.train.monitor import Monitor
 
 EVENTS = "events.jsonl"
@@ -45,35 +46,39 @@ class LocalRunner:
 
     run_dir: Path  # config.json, events.jsonl, checkpoints, stderr.log, measurement.json
     listener: Listener = field(default_factory=SilentListener)
-    command: Sequence[str] = TRAIN  # the run folder is appended
+    command: Sequence[str] = TRAIN  # the run folder is appended; run in each of the config's processes
     grace_seconds: float = 100.0  # SageMaker kills a job 120 s after it has asked it to stop
     use_cgroup: bool = True  # False: hold the memory by the watchdog even where a cgroup can be made
     interrupt: Interrupt = field(default_factory=Interrupt)  # ask() it from another thread to stop the run
+    machines: Machines = field(default_factory=Machines)  # that train together; this one alone
 
     def __call__(self, config: RunConfig) -> Measurement:
         """Run, and save the measurement in the run folder.
 
         Raises:
-            ConfigError: the compute is not known.
+            ConfigError: the compute is not known, or the config wants more machines than there are.
             OSError: the run folder cannot be written, or the command cannot be started.
         """
         size = compute.get(config.compute)
         allowed = compute.allowance(size)
+        command = (*torchrun.around(self.command, config, self.machines, allowed.cores), str(self.run_dir))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / "config.json", config.as_dict())
         parent = cgroup.own_memory() if self.use_cgroup else None
         with MemoryLimit(allowed.memory_bytes, parent) as limit, self.interrupt.on_signals():
-            supervised = self._supervise(config, allowed, limit)
+            supervised = self._supervise(command, config, allowed, limit)
         measurement = assemble(config, size, allowed, supervised)
         measurement.save(self.run_dir / MEASUREMENT)
         return measurement
 
-    def _supervise(self, config: RunConfig, allowed: Allowance, limit: MemoryLimit) -> Supervised:
+    def _supervise(
+        self, command: Sequence[str], config: RunConfig, allowed: Allowance, limit: MemoryLimit
+    ) -> Supervised:
         events = EventTail(self.run_dir / EVENTS, from_end=True)
         started = time.time()
         with _append(self.run_dir / "stdout.log") as out, _append(self.run_dir / "stderr.log") as err:
             stderr_start = err.tell()
-            child = self._start(config, allowed, limit, out, err)
+            child = self._start(command, config, allowed, limit, out, err)
         supervisor = Supervisor(
             child,
             limit,
@@ -82,11 +87,13 @@ class LocalRunner:
             self.interrupt,
             timeout_seconds=config.timeout_seconds,
             grace_seconds=self.grace_seconds,
+            together=config.devices > 1,
         )
         monitor = _watch(child, supervisor, allowed, limit)
         supervisor.forward(monitor)
         stderr = _tail(self.run_dir / "stderr.log", stderr_start)
-        outcome, detail = classify(_evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds))
+        evidence = _evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds)
+        outcome, detail = classify(torchrun.of_first_failure(evidence) if config.devices > 1 else evidence)
         return Supervised(
             outcome=outcome,
             detail=detail,
@@ -101,9 +108,15 @@ class LocalRunner:
         )
 
     def _start(
-        self, config: RunConfig, allowed: Allowance, limit: MemoryLimit, out: IO[bytes], err: IO[bytes]
+        self,
+        command: Sequence[str],
+        config: RunConfig,
+        allowed: Allowance,
+        limit: MemoryLimit,
+        out: IO[bytes],
+        err: IO[bytes],
     ) -> "subprocess.Popen[bytes]":
-        threads = str(config.threads or allowed.cores)
+        threads = str(config.threads or max(1, allowed.cores // config.processes))
         group = str(limit.group.path) if limit.group else ""
         return subprocess.Popen(
             [
@@ -114,13 +127,16 @@ class LocalRunner:
                 str(os.getpid()),
                 group,
                 str(allowed.cores),
-                *self.command,
-                str(self.run_dir),
+                *command,
             ],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads)},
+            env={
+                **os.environ,
+                **dict.fromkeys(_THREAD_VARIABLES, threads),
+                **(self.machines.environment() if config.devices > 1 else {}),
+            },
             start_new_session=True,
         )
 

@@ -30,6 +30,9 @@ class Evidence:
 
 _LESS_MEMORY = "lower batch_size, image_size or num_workers, or choose a compute with more memory"
 
+# Of a process that only ended because it missed another, which may be on another machine and have told why there.
+FOLLOWED = "another process of the run has ended, and this one with it"
+
 # What stderr, or the run's own account of an exception, says; first match wins.
 _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
     (
@@ -70,6 +73,12 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         re.compile(r"^(?:\w+\.)*DataError\b", re.MULTILINE),
         Outcome.DATA_ERROR,
         "a data set could not be read",
+    ),
+    (
+        # gloo/transport/tcp/pair.cc; NCCL's ncclRemoteError; torch's store, once its machine has gone
+        re.compile(r"gloo/transport|ncclRemoteError|^torch\.distributed\.Dist\w*Error", re.MULTILINE),
+        Outcome.CRASHED,
+        FOLLOWED,
     ),
 )
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
+import psutil
+
 from roofscale.measurement import ResourceSample
+from roofscale.runners import torchrun
 from roofscale.runners.events import Event, EventTail
 from roofscale.runners.limit import MemoryLimit
 from roofscale.train.monitor import Monitor
@@ -95,6 +98,7 @@ class Supervisor:
     Args:
         timeout_seconds: after this long the child is asked to stop.
         grace_seconds: how long it then has for a checkpoint before it is killed.
+        together: the child is torchrun, and those that train are its children.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Supervisor:
         *,
         timeout_seconds: float,
         grace_seconds: float,
+        together: bool = False,
     ) -> None:
         self.watchdog = self.timed_out = self.interrupted = False
         self.end: Event | None = None  # the child's own account of how it ended
@@ -114,6 +119,7 @@ class Supervisor:
         self._interrupt = interrupt
         self._deadline = time.monotonic() + timeout_seconds
         self._grace_seconds = grace_seconds
+        self._together = together
         self._kill_at: float | None = None
 
     def over_limit(self) -> None:
@@ -132,15 +138,18 @@ class Supervisor:
         """Hand what is new to the listener."""
         for event in self._tail.read():
             if event["event"] == "end":
-                self.end = event
+                self.end = self.end or event  # of several processes the first, which the others only follow
             self._listener.event(event)
         while monitor.rows:
             self._listener.resources(monitor.rows.popleft())
 
     def kill(self) -> None:
-        """Kill the child's process group and whatever else is in its cgroup."""
+        """Kill the child's process group, its children with theirs, and whatever else is in its cgroup."""
         if self._child.returncode is not None:  # waited for: its id may be somebody else's by now
             return
+        for process in torchrun.processes(self._child.pid) if self._together else ():
+            with contextlib.suppress(ProcessLookupError):  # each leads a group of its own
+                os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a zombie
             os.killpg(self._child.pid, signal.SIGKILL)
         self._limit.kill()
@@ -154,9 +163,16 @@ class Supervisor:
             self.timed_out = not self.interrupted and now > self._deadline
             if self.interrupted or self.timed_out:
                 self._kill_at = now + self._grace_seconds
-                self._child.send_signal(signal.SIGTERM)
+                self._ask_to_stop()
         elif now > self._kill_at or self._interrupt.count > 1:
             self.kill()
+
+    def _ask_to_stop(self) -> None:
+        """Ask those that train: torchrun would ask their loader processes too, which are still needed."""
+        training = torchrun.processes(self._child.pid) if self._together else []
+        for process in training or [self._child]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
 
 
 def _has_ended(child: "subprocess.Popen[bytes]") -> bool:
