@@ -1,0 +1,79 @@
+"""The machines of one training job, and the one measurement of what each of them has seen. Pure functions.
+
+The job runs the same entry on every machine. The first one's processes write the run folder; each has a runner that
+holds the processes to the memory, samples what they use and settles how they ended.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from roofscale.measurement import Measurement, Outcome, ResourceSample
+from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.torchrun import Machines
+
+RESOURCE_CONFIG = "input/config/resourceconfig.json"  # below /opt/ml
+_OF_ONE_MACHINE = ("memory/", "cpu/", "disk/", "network/", "gpu/", "system/")
+
+
+def machines_of(file: Path) -> Machines:
+    """The machines that SageMaker's resource config names; this one alone where there is no such file.
+
+    Source: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
+    """
+    if not file.exists():
+        return Machines()
+    found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    hosts = tuple(sorted(found["hosts"]))
+    return Machines(hosts, hosts.index(found["current_host"]), found.get("network_interface_name", ""))
+
+
+def folder(checkpoints: Path, place: int) -> Path:
+    """The run folder of a machine; all lie in one place in S3, where no two files may have the same name."""
+    return checkpoints / _node(place) if place else checkpoints
+
+
+def measurement_name(place: int) -> str:
+    """What a machine's measurement is called; of all machines the service makes one archive."""
+    return f"measurement-{_node(place)}.json" if place else "measurement.json"
+
+
+def joined(found: Sequence[Measurement | None]) -> Measurement | None:
+    """The first machine's measurement, with what the others used under names of their own, and the ending of the one
+    that ended first.
+
+    Args:
+        found: of each machine in turn what it has left.
+    """
+    known = {place: one for place, one in enumerate(found) if one is not None}
+    if not known:
+        return None
+    first = known.get(0) or next(iter(known.values()))
+    ending = next((one for one in known.values() if _ended_itself(one)), first)
+    others = {_node(place): one for place, one in known.items() if place}
+    resources = [*first.resources] if 0 in known else []
+    metrics = dict(first.metrics)
+    for node, one in others.items():
+        metrics |= _named(node, one.metrics)
+        resources += [ResourceSample(row.time, _named(node, row.metrics)) for row in one.resources]
+    return dataclasses.replace(
+        first,
+        outcome=ending.outcome,
+        detail=ending.detail,
+        metrics=metrics,
+        resources=tuple(sorted(resources, key=lambda row: row.time)),
+    )
+
+
+def _ended_itself(one: Measurement) -> bool:
+    return one.outcome is not Outcome.OK and not one.detail.startswith(FOLLOWED)
+
+
+def _named(node: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{node}/{name}": value for name, value in metrics.items() if name.startswith(_OF_ONE_MACHINE)}
+
+
+def _node(place: int) -> str:
+    return f"node{place}"
