@@ -29,7 +29,7 @@ from roofscale.runners.local import LocalRunner
 from roofscale.runners.sagemaker import entry
 from roofscale.runners.supervise import Interrupt
 how, top, *words = sys.argv[1:]
-entry._run = lambda config, folder, asked: LocalRunner(
+entry._run = lambda config, folder, asked, machines: LocalRunner(
     folder,
     entry.Log(),
     command=(sys.executable, {str(CHILD)!r}, how),
@@ -130,7 +130,7 @@ def test_a_signal_before_the_training_is_remembered(top: Path, monkeypatch: pyte
         return AWKWARD
 
     monkeypatch.setattr(entry, "read_config", read)
-    monkeypatch.setattr(entry, "_run", lambda config, folder, got: asked.extend(got) or Measurement(Outcome.OK, "", ""))
+    monkeypatch.setattr(entry, "_run", lambda *given: asked.extend(given[2]) or Measurement(Outcome.OK, "", ""))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 0

@@ -21,8 +21,11 @@ from roofscale import config as configs
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, RoofscaleError
 from roofscale.measurement import Measurement, Outcome, ResourceSample
+from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.sagemaker import hosts
 from roofscale.runners.sagemaker.outcomes import failure_text
 from roofscale.runners.sagemaker.request import CONFIG_CHANNEL
+from roofscale.runners.torchrun import Machines
 
 CONFIG = "config.json"
 GENERATED = "generated.json"  # by data set: the spec of what the job has to generate
@@ -38,15 +41,16 @@ def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
     parser.add_argument("--fingerprint", required=True, help="of the run config that was asked for")
     fingerprint = parser.parse_args(words).fingerprint
     os.chdir(tempfile.mkdtemp(prefix="roofscale-"))
+    machines = hosts.machines_of(top / hosts.RESOURCE_CONFIG)
     try:
         config = read_config(top / "input/data", fingerprint)
-        measurement = _run(config, top / "checkpoints", asked)
+        measurement = _run(config, hosts.folder(top / "checkpoints", machines.place), asked, machines)
     except RoofscaleError as error:
         measurement = Measurement(Outcome.CRASHED, str(error), fingerprint)
     except Exception as error:  # whatever it is, FailureReason is to say more than an exit code
         traceback.print_exc()
         measurement = Measurement(Outcome.CRASHED, f"{type(error).__name__}: {error}", fingerprint)
-    leave(measurement, top / "output")
+    leave(measurement, top / "output", machines.place)
     return 0 if measurement.outcome is Outcome.OK else 1
 
 
@@ -89,20 +93,21 @@ def _generate(specs: Mapping[str, Any]) -> Path:
     return root
 
 
-def _run(config: RunConfig, run_dir: Path, asked: Sequence[int]) -> Measurement:
+def _run(config: RunConfig, run_dir: Path, asked: Sequence[int], machines: Machines) -> Measurement:
     from roofscale.runners.local import LocalRunner
     from roofscale.runners.supervise import Interrupt
 
-    return LocalRunner(run_dir, Log(), interrupt=Interrupt(len(asked)))(config)
+    return LocalRunner(run_dir, Log(), interrupt=Interrupt(len(asked)), machines=machines)(config)
 
 
-def leave(measurement: Measurement, output: Path) -> None:
-    """Put the measurement where the launcher finds it, and its cause where a person does."""
+def leave(measurement: Measurement, output: Path, place: int = 0) -> None:
+    """Put the measurement where the launcher finds it, and its cause where a person does: of several machines the
+    cause of the one that ended first."""
     (output / "data").mkdir(parents=True, exist_ok=True)
-    measurement.save(output / "data/measurement.json")
+    measurement.save(output / "data" / hosts.measurement_name(place))
     said = failure_text(measurement)
     print(said, flush=True)
-    if measurement.outcome is not Outcome.OK:
+    if measurement.outcome is not Outcome.OK and not measurement.detail.startswith(FOLLOWED):
         (output / "failure").write_text(said, encoding="utf-8")
 
 

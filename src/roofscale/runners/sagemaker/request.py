@@ -121,7 +121,7 @@ def _resources(config: RunConfig, settings: Settings, data_bytes: int) -> dict[s
     copied = data_bytes if settings.input_mode == "File" else 0
     found: dict[str, Any] = {
         "InstanceType": config.compute,
-        "InstanceCount": 1,
+        "InstanceCount": config.instance_count,
         "VolumeSizeInGB": settings.volume_gb + math.ceil(_FREE_SHARE * copied / 1e9),
     }
     if settings.keep_alive_seconds:

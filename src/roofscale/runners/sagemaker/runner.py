@@ -24,6 +24,7 @@ from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.runners.assemble import Supervised, assemble
 from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
+from roofscale.runners.sagemaker import hosts
 from roofscale.runners.sagemaker import request as requests
 from roofscale.runners.sagemaker.entry import CONFIG, GENERATED
 from roofscale.runners.sagemaker.job import FILE as JOB_FILE
@@ -155,13 +156,10 @@ class SageMakerRunner:
         self, cloud: "Cloud", config: RunConfig, job: Job, size: Compute, described: Mapping[str, Any]
     ) -> Measurement:
         """Fetch what a job that is over has left, and settle what it came to."""
-        packed = cloud.read_packed(requests.output_uri(self.settings, job), MEASUREMENT)
+        left = [self._left(cloud, job, place) for place in range(config.instance_count)]
         self._tail(cloud, job).forward()
         cloud.fetch(requests.folder_uri(self.settings, job), self.run_dir, _NOT_FETCHED)
-        own = None
-        if packed:
-            (self.run_dir / MEASUREMENT).write_bytes(packed)
-            own = Measurement.load(self.run_dir / MEASUREMENT)
+        own = hosts.joined(left)
         for sample in own.resources if own else ():
             self.listener.resources(sample)
         outcome, detail = job_outcome(described, own)
@@ -169,6 +167,14 @@ class SageMakerRunner:
         costs = cost_metrics(described, size.usd_per_hour)
         facts = {**seen.facts, "job": job.name, "image": self.settings.image}
         return dataclasses.replace(seen, outcome=outcome, detail=detail, metrics={**seen.metrics, **costs}, facts=facts)
+
+    def _left(self, cloud: "Cloud", job: Job, place: int) -> Measurement | None:
+        """What one of a job's machines has measured."""
+        packed = cloud.read_packed(requests.output_uri(self.settings, job), hosts.measurement_name(place))
+        if not packed:
+            return None
+        (self.run_dir / MEASUREMENT).write_bytes(packed)
+        return Measurement.load(self.run_dir / MEASUREMENT)
 
     def _tail(self, cloud: "Cloud", job: Job) -> "_Tail":
         uri = f"{requests.folder_uri(self.settings, job)}/{EVENTS}"
@@ -200,7 +206,7 @@ class _Tail:
 
 
 def instance(config: RunConfig) -> Compute:
-    """The instance that a config runs on.
+    """The instance that a config runs on, at the price of as many as it takes.
 
     Raises:
         ConfigError: its compute is none of SageMaker's.
@@ -210,7 +216,8 @@ def instance(config: RunConfig) -> Compute:
             f"compute={config.compute}: expected an instance of SageMaker, such as --compute ml.m5.xlarge, or a run on "
             "this machine, without --runner sagemaker."
         )
-    return compute.get(config.compute)
+    size = compute.get(config.compute)
+    return dataclasses.replace(size, usd_per_hour=size.usd_per_hour and size.usd_per_hour * config.instance_count)
 
 
 def generated_specs(config: RunConfig) -> dict[str, Any]:
