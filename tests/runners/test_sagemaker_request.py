@@ -79,6 +79,11 @@ def test_the_volume_holds_what_file_mode_copies() -> None:
     assert build(data_bytes=100_000_000_000, input_mode="FastFile")["ResourceConfig"]["VolumeSizeInGB"] == 30
 
 
+def test_a_run_on_several_machines_asks_for_as_many() -> None:
+    assert build()["ResourceConfig"]["InstanceCount"] == 1
+    assert build(CONFIG.with_overrides({"instance_count": 3}))["ResourceConfig"]["InstanceCount"] == 3
+
+
 def test_network_keys_and_warm_pool() -> None:
     assert not {"VpcConfig"} & set(build())
     built = build(subnets=("subnet-1",), security_groups=("sg-1",), kms_key="key-1", keep_alive_seconds=600)

@@ -23,7 +23,7 @@ from roofscale.runners.choose import chosen
 from roofscale.runners.events import Event
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.sagemaker.job import Spending, of_run
-from roofscale.runners.sagemaker.runner import SageMakerRunner, generated_specs, seconds_left
+from roofscale.runners.sagemaker.runner import SageMakerRunner, generated_specs, instance, seconds_left
 from roofscale.runners.sagemaker.runner import _poll_seconds as poll_seconds
 from roofscale.runners.sagemaker.session import Session
 
@@ -249,6 +249,12 @@ def test_a_budget_ends_a_job_and_then_refuses(folder: Path) -> None:
     assert cloud.requests[0]["StoppingCondition"]["MaxRuntimeInSeconds"] == 3600
     with pytest.raises(ConfigError, match=r"have cost 0\.23 USD"):
         runner(folder.with_name("02-second"), FakeCloud(), budget_usd=price)(CONFIG)
+
+
+def test_several_machines_cost_as_many_times_as_much() -> None:
+    one, three = (instance(CONFIG.with_overrides({"instance_count": count})) for count in (1, 3))
+    assert one.usd_per_hour
+    assert three == dataclasses.replace(one, usd_per_hour=pytest.approx(3 * one.usd_per_hour))
 
 
 def test_a_budget_needs_a_price() -> None:
