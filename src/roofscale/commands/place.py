@@ -12,6 +12,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.time import sum_of
 from roofscale.runners.choose import LOCAL
+from roofscale.runners.torchrun import Machines, check_machines
 
 if TYPE_CHECKING:
     from roofscale.runners.sagemaker.settings import Settings
@@ -27,6 +28,7 @@ def check_place(runner: str, configs: Sequence[RunConfig], out: Console) -> None
     """
     if runner == LOCAL:
         for config in configs:
+            check_machines(config, Machines())
             if config.data_root.startswith(IN_S3):
                 raise ConfigError(
                     f"data_root={config.data_root}: data in S3 is read by jobs, and this runs on this machine. Add "
