@@ -34,8 +34,13 @@ def kind_here(config: RunConfig, size: Compute) -> Kind:
     """The kind of a config as this machine would run it.
 
     Raises:
-        ConfigError: it would train on a GPU.
+        ConfigError: it would train on a GPU, or in several processes.
     """
+    if config.devices > 1:
+        raise ConfigError(
+            f"processes={config.processes} instance_count={config.instance_count}: host memory is forecast for one "
+            "process. Ask with processes=1 instance_count=1, and count the answer once for each process of a machine."
+        )
     if size.gpu:
         raise ConfigError(
             f"compute={size.name}: trains on its GPU ({size.gpu}), and what that takes of the host was not measured. "

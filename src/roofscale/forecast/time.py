@@ -158,7 +158,7 @@ def _from_runs(
     paces = [_pace(config, threads, run) for run in nearest]
     seconds = math.exp(statistics.fmean(math.log(found) for found, _ in paces))
     parts = _parts(config, nearest, seconds, amounts, threads)
-    steps = max(1.0, training_samples(config, amounts) / config.batch_size)
+    steps = max(1.0, training_samples(config, amounts) / config.step_samples)
     return _with_intervals(
         config,
         compute,
@@ -199,13 +199,13 @@ def _add_up(
     config: RunConfig, taken: Sequence["_Taken"], seconds: float, validated: float, amounts: Amounts | None
 ) -> Parts:
     samples = training_samples(config, amounts)
-    cached = _CACHED_STEPS * config.batch_size * seconds
+    cached = _CACHED_STEPS * config.step_samples * seconds
     return Parts(
         start=statistics.fmean(one.start for one in taken) if taken else 0.0,
         passes=passes_of(config) * statistics.fmean(one.each_pass for one in taken) if taken else 0.0,
         training=seconds * samples,
         validation=validated * validated_samples(config, amounts),
-        cached=cached if samples >= _MIN_CACHED * config.batch_size else 0.0,
+        cached=cached if samples >= _MIN_CACHED * config.step_samples else 0.0,
     )
 
 
@@ -225,7 +225,7 @@ class _Taken:
         the passes' starts too.
         """
         metrics, config = run.metrics, run.config
-        cached = _CACHED_STEPS * config.batch_size * metrics.get("speed/cached_seconds_per_sample", 0.0)
+        cached = _CACHED_STEPS * config.step_samples * metrics.get("speed/cached_seconds_per_sample", 0.0)
         setup = metrics.get("speed/setup_seconds", 0.0)
         training = metrics["speed/seconds_per_sample"] * metrics["train/samples"]
         left = max(0.0, metrics["speed/run_seconds"] - setup - training - cached)
@@ -248,9 +248,12 @@ def _validations(config: RunConfig) -> tuple[int, int]:
 def _from_estimate(
     config: RunConfig, compute: Compute, runs: Sequence[Timed], amounts: Amounts | None, estimate: StepEstimate
 ) -> TimeForecast:
-    """A GPU's step as it was estimated; start and passes as runs on record took them, of whatever kind."""
-    seconds = estimate.seconds / config.batch_size
-    parts = _add_up(config, [_Taken.of(run) for run in runs], seconds, estimate.forward_seconds / config.batch_size,
+    """A GPU's step as it was estimated; start and passes as runs on record took them, of whatever kind.
+
+    Several GPUs take as many samples in the time of one: the exchange of gradients is taken to go on beside backward.
+    """
+    seconds = estimate.seconds / config.step_samples
+    parts = _add_up(config, [_Taken.of(run) for run in runs], seconds, estimate.forward_seconds / config.step_samples,
                     amounts)  # fmt: skip
     return _with_intervals(
         config,
@@ -275,7 +278,7 @@ def _with_intervals(
     run = interval(spread(whole, (FIXED_SPREAD * (1 - moving)) ** 2)).exp()
     an_epoch = training_samples(config, amounts) / passes_of(config)
     epoch = _times(interval(pace).exp(), an_epoch)
-    price = None if compute.usd_per_hour is None else compute.usd_per_hour / 3600
+    price = None if compute.usd_per_hour is None else config.instance_count * compute.usd_per_hour / 3600
     return TimeForecast(
         run_seconds=run,
         epoch_seconds=epoch,
