@@ -11,7 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,8 +76,21 @@ def error(cell: Cell, workspace_mib: float) -> float:
     return cell.foreseen_reserved[f"{workspace_mib:g}"] / cell.reserved - 1
 
 
+@dataclass
+class Repeated:
+    """One batch again and again, in pinned memory as a loader has it."""
+
+    batch: Batch
+    position: int = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(STEPS):
+            yield Batch(*(tensor.pin_memory() for tensor in self.batch[:-1]), self.batch.ids)
+
+
 def measure_here(config: RunConfig) -> dict[str, float]:
-    """Take real steps on the GPU, in this process."""
+    """Take real steps on the GPU, in this process, with the next batch copied meanwhile."""
+    from roofscale.train.ahead import ahead
     from roofscale.train.trainer import Trainer
 
     trainer = Trainer(config, STEPS)
@@ -86,10 +99,10 @@ def measure_here(config: RunConfig) -> dict[str, float]:
         torch.randint(0, 256, (config.batch_size, 3, size, size), dtype=torch.uint8),
         torch.randint(0, 2, (config.batch_size, len(CHANNELS), size, size), dtype=torch.uint8),
         torch.ones(config.batch_size, len(CHANNELS), dtype=torch.bool),
-        [],
+        [str(number) for number in range(config.batch_size)],
     )
-    for _ in range(STEPS):
-        trainer.step(batch)
+    for fetched in ahead(Repeated(batch), trainer.side):
+        trainer.step(fetched.batch)
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
     return {

@@ -72,7 +72,7 @@ class RunConfig:
         high=1.0,
     )
     tile_cache_gib: float = knob(
-        0.0, "disk for copies of AIRS tiles that windows are read from more quickly, GiB; 0 = no copies", low=0.0
+        0.0, "disk for copies of AIRS tiles in a layout that windows are slow to read from, GiB; 0 = no copies", low=0.0
     )
     on_bad_sample: str = knob(
         "error", "a broken file: error names it and ends the run; skip counts and logs it", choices=("error", "skip")
@@ -98,6 +98,12 @@ class RunConfig:
     lr_schedule: str = knob("onecycle", "how the learning rate moves over the run", choices=("onecycle", "constant"))
     weight_decay: float = knob(1e-2, "AdamW's decoupled weight decay", low=0.0)
     grad_clip: float = knob(1.0, "largest gradient norm, L2; 0 = no clipping", low=0.0)
+    ema: float = knob(
+        0.0,
+        "decay a step of the weights' moving average, which is then what is validated and kept as the best; 0 = none",
+        low=0.0,
+        high=0.99999,
+    )
     precision: str = knob(
         "auto",
         "arithmetic of the forward pass; auto: the fastest that the device computes natively",
@@ -106,6 +112,9 @@ class RunConfig:
     channels_last: bool = knob(True, "NHWC memory format for the model and its input")
     activation_checkpointing: bool = knob(
         False, "keep only some of the encoder's activations and compute the others again: less memory, more time"
+    )
+    compile: bool = knob(
+        False, "compile the training step with torch.compile: minutes at the start, and a C++ compiler, or Triton on a GPU"
     )
     seed: int = knob(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     checkpoint_seconds: float = knob(60.0, "seconds between checkpoints; one is also written at SIGTERM", low=0.0)

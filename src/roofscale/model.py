@@ -142,6 +142,17 @@ def _misfit(config: RunConfig, reason: str) -> ConfigError:
     )
 
 
+def moving_average(model: nn.Module, decay: float) -> Any:
+    """timm's moving average of a model: ``module`` is the averaged copy, ``update(model, step)`` moves it on.
+
+    The statistics of batch normalisation are averaged as the weights are. The decay grows to its full value over the
+    first steps, so that the random weights of the beginning are soon forgotten.
+    """
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(model, decay=decay, use_warmup=True)
+
+
 def count_parameters(model: nn.Module) -> int:
     """The number of trained values."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

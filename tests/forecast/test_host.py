@@ -18,10 +18,10 @@ from roofscale.forecast.host import (
     SCALE_SPREAD,
     Kind,
     Point,
-    first_probes,
     fit_host,
     shared_mib,
 )
+from roofscale.forecast.probes import first_probes
 
 SIZES = tuple(itertools.product((1, 2, 4), (0, 2)))
 

@@ -59,11 +59,12 @@ def stop_after(folder: Path, process: "subprocess.Popen[bytes]", step: int, how:
     process.wait(120)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("how", "ema"), [(signal.SIGTERM, 0.0), (signal.SIGKILL, 0.9)])
 def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
-    root: Path, tmp_path: Path, how: signal.Signals
+    root: Path, tmp_path: Path, how: signal.Signals, ema: float
 ) -> None:
-    config = RunConfig().with_overrides({**SMALL, "datasets": ["rid", "roofline"], "data_root": str(root)})
+    knobs = {"datasets": ["rid", "roofline"], "data_root": str(root), "ema": ema}
+    config = RunConfig().with_overrides({**SMALL, **knobs})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     first = start(whole, config)
     stop_after(broken, start(broken, config), 8, how)

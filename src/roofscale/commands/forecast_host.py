@@ -17,6 +17,7 @@ from roofscale.errors import ConfigError
 from roofscale.forecast import host
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host import HostForecast, HostModel, Point
+from roofscale.forecast.probes import as_probe
 from roofscale.report.console import as_json, console
 from roofscale.train.interval import CONFIDENCE
 
@@ -76,7 +77,7 @@ def _worth_making(
     except ConfigError:  # too little came of those that were made
         return []
     best = forecast.next_probe if forecast.fit is Fit.UNCERTAIN else None
-    return [host.as_probe(config, best.batch_size, best.num_workers)] if best else []
+    return [as_probe(config, best.batch_size, best.num_workers)] if best else []
 
 
 def _out_of_memory(probes: Probes, lost: Sequence[RunConfig], memory_mib: float) -> ConfigError:

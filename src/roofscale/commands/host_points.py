@@ -14,8 +14,8 @@ from roofscale.commands.run import settle_data
 from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, RoofscaleError
-from roofscale.forecast import host
 from roofscale.forecast.host import Kind, Point
+from roofscale.forecast.probes import first_probes
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import read_json
 from roofscale.phases.record import judged_runs, read_config
@@ -79,7 +79,7 @@ class Probes:
         """The probes that the forecast of ``config`` lacks beside these points."""
         used = [point.config for point in points if point.kind == self.kind and point.says_something]
         sizes = {(one.batch_size, one.num_workers) for one in used}
-        wanted = (one for one in host.first_probes(config) if (one.batch_size, one.num_workers) not in sizes)
+        wanted = (one for one in first_probes(config) if (one.batch_size, one.num_workers) not in sizes)
         return [one for one in wanted if not self._ran_out(one)]
 
     def make(self, configs: Sequence[RunConfig], cache: Path, out: Console) -> None:
@@ -106,7 +106,7 @@ class Probes:
 
     def ran_out(self, config: RunConfig) -> list[RunConfig]:
         """The probes for ``config`` that its compute had too little memory for."""
-        return [one for one in host.first_probes(config) if self._ran_out(one)]
+        return [one for one in first_probes(config) if self._ran_out(one)]
 
     def _ran_out(self, config: RunConfig) -> bool:
         file = self.folder / config.fingerprint / MEASUREMENT

@@ -4,7 +4,6 @@ A trace of real training steps (``trace``) is replayed through a simulation of P
 neither can see is added as named terms (``gpu_terms.yaml``). One trace serves every batch size.
 """
 
-import contextlib
 import copy
 import math
 import os
@@ -19,12 +18,14 @@ import yaml
 
 from roofscale.compute import Compute
 from roofscale.config import RunConfig
+from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
 from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
 from roofscale.forecast.roofline import StepEstimate, estimate_step
 from roofscale.forecast.trace import CONVOLUTION, PARTS, Trace, trace_training
 from roofscale.measurement import foreseen
+from roofscale.train.ahead import BATCHES_ON_GPU
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
 LARGEST_BATCH = 4096  # beyond this nobody asks
@@ -38,8 +39,11 @@ _DECISIVE = (
     "channels_last",
     "activation_checkpointing",
     "micro_batches",
+    "processes",
+    "instance_count",
+    "ema",
+    "compile",
 )
-_LIGHTER_DECODERS = ("fpn", "linknet")
 _TERMS = Path(__file__).with_name("gpu_terms.yaml")
 
 
@@ -141,9 +145,10 @@ class GpuForecaster:
     def at(self, batch: int) -> GpuForecast:
         """The forecast with ``batch`` samples a step."""
         trace = self._trace_at(batch)
-        timeline = list(self._replay(trace))
+        timeline = self.timeline(batch)
         peak = max(range(len(timeline)), key=lambda i: timeline[i].allocated)
-        kinds, modules = _parts(trace, peak, timeline[peak].allocated)
+        beside = {"batches ahead": self._batches_bytes(batch), "gradient buckets": self._buckets_bytes}
+        kinds, modules = _parts(trace, peak, timeline[peak].allocated, beside)
         return GpuForecast(
             config=self.config.with_overrides({"batch_size": batch}),
             precision=self.precision,
@@ -187,7 +192,7 @@ class GpuForecaster:
 
     def timeline(self, batch: int) -> list[Held]:
         """What is held after each event of the traced steps."""
-        return list(self._replay(self._trace_at(batch)))
+        return list(self._replay(self._trace_at(batch), self._batches_bytes(batch)))
 
     def largest_batch(self, *, for_sure: bool = True) -> int:
         """The largest batch whose interval (or, unless ``for_sure``, whose centre) stays under MAX_SHARE; 0 for none.
@@ -217,10 +222,26 @@ class GpuForecaster:
         """The trace with ``batch`` samples a step, of which the largest part is alive at a time."""
         return self.trace.at(math.ceil(batch / self.config.micro_batches))
 
-    def _replay(self, trace: Trace) -> Iterator[Held]:
+    def _batches_bytes(self, batch: int) -> int:
+        """Of the whole batches that are on the GPU while others are copied (``train.ahead``), what the trace, which has
+        the part that is worked on, has not."""
+        sample = (3 + len(CHANNELS)) * self.config.image_size**2  # bytes, see data.sample.Batch
+        return (BATCHES_ON_GPU * batch - math.ceil(batch / self.config.micro_batches)) * sample
+
+    @property
+    def _buckets_bytes(self) -> int:
+        """What DistributedDataParallel keeps for the gradients of several processes, theirs to lie in, over the whole
+        step; the traced gradients, few at the peak, count beside it."""
+        weights = sum(storage.nbytes for storage in self.trace.storages if storage.kind == "parameters")
+        return math.ceil(weights) if self.config.devices > 1 else 0
+
+    def _replay(self, trace: Trace, batches_bytes: int) -> Iterator[Held]:
         """Run the events through the allocator; a convolution's workspace comes and goes."""
         allocator = CachingAllocator(self.settings)
+        allocator.malloc(_BATCHES, batches_bytes, stream="copies")
         allocator.malloc(_CUBLAS, math.ceil(self.terms.cublas_mib * MIB))
+        if self._buckets_bytes:
+            allocator.malloc(_BUCKETS, self._buckets_bytes)
         workspace = math.ceil(self.terms.workspace_mib * MIB)
         for index, born in trace.walk():
             if index == CONVOLUTION:
@@ -235,10 +256,18 @@ class GpuForecaster:
 
 
 _CUBLAS = -2  # the allocator's name for cuBLAS's workspace, which stays
+_BATCHES = -3  # and for the batches beside the one that is worked on
+_BUCKETS = -4
 
 
-def _parts(trace: Trace, peak: int, allocated: int) -> tuple[dict[str, float], dict[str, float]]:
-    """What lives after event number ``peak``: MiB by kind, and of the activations by module."""
+def _parts(
+    trace: Trace, peak: int, allocated: int, beside: Mapping[str, int]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What lives after event number ``peak``: MiB by kind, and of the activations by module.
+
+    Args:
+        beside: bytes of what is there from the start and was not traced, by kind.
+    """
     alive: set[int] = set()
     for index, born in islice(trace.walk(), peak + 1):
         if index != CONVOLUTION:
@@ -249,6 +278,7 @@ def _parts(trace: Trace, peak: int, allocated: int) -> tuple[dict[str, float], d
         kinds[storage.kind] += storage.nbytes / MIB
         if storage.kind == "activations":
             modules[_part_of_model(storage.module)] += storage.nbytes / MIB
+    kinds.update({kind: nbytes / MIB for kind, nbytes in beside.items() if nbytes})
     kinds["workspace and rounding"] = allocated / MIB - sum(kinds.values())
     return _largest_first(kinds), _largest_first(modules)
 
@@ -288,50 +318,6 @@ def _forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
 @cache
 def _of_decisive(config: RunConfig, where: Compute) -> GpuForecaster:
     return GpuForecaster(config, where)
-
-
-def remedies(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuForecast]]:
-    """What would take less than the config asked for, each with its own forecast: what to set, and what comes of it.
-
-    Args:
-        forecaster: of the config.
-        largest: batch that surely fits, as ``largest_batch`` has found.
-    """
-    config, where = forecaster.config, forecaster.where
-    changes: list[dict[str, object]] = []
-    if forecaster.precision == "fp32":
-        changes.append({"precision": "auto"})
-    if not config.channels_last:
-        changes.append({"channels_last": True})
-    if not config.activation_checkpointing:
-        changes.append({"activation_checkpointing": True})
-    changes += [{"decoder": name} for name in _LIGHTER_DECODERS if name != config.decoder]
-    found = _in_parts(forecaster)
-    if 0 < largest < config.batch_size:
-        found.append((f"batch_size={largest}", forecaster.at(largest)))
-    if not forecaster.settings.expandable_segments:
-        expandable = forecaster.with_settings(replace(forecaster.settings, expandable_segments=True))
-        found.append((f"{ALLOCATOR_VARIABLES[0]}=expandable_segments:True", expandable.at(config.batch_size)))
-    for change in changes:
-        other = GpuForecaster(config.with_overrides(change), where, forecaster.terms, forecaster.settings)
-        words = " ".join(f"{key}={other.config.written()[key]}" for key in change)
-        with contextlib.suppress(ConfigError):  # an encoder that cannot do it, or not be traced while it does
-            found.append((words, other.at(config.batch_size)))
-    asked = forecaster.at(config.batch_size)
-    return [(words, forecast) for words, forecast in found if forecast.total_mib < asked.total_mib]
-
-
-def _in_parts(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
-    """The same batch in as few parts as surely fit, which takes the same optimiser steps; nothing where none do."""
-    batch, now = forecaster.config.batch_size, forecaster.config.micro_batches
-    if batch == 1:
-        return []
-    cut = forecaster.in_parts(max(2, now))
-    sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), batch + 1))
-    for parts in (math.ceil(batch / size) for size in sizes):
-        if (found := cut.in_parts(parts).at(batch)).fit is Fit.FITS:
-            return [(f"micro_batches={parts}", found)]
-    return []
 
 
 def resolve_precision(config: RunConfig, gpu: str) -> str:

@@ -37,11 +37,17 @@ SCALE_SPREAD = 0.04
 FURTHEST_BATCH = 4  # times the largest batch measured
 FURTHEST_WORKERS = 2  # times the most workers measured, but four at least
 _LEAST_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
-# Forked workers together keep one copy of what was there when they were forked and is written anew since: in the first
-# pass the weights, in a later one the gradients and AdamW's two moments as well.
-COPIED_FIRST = 1 / 4
 # Of the tensors, beside batch and precision.
-_DECISIVE = ("encoder", "decoder", "image_size", "channels_last", "micro_batches", "activation_checkpointing")
+_DECISIVE = (
+    "encoder",
+    "decoder",
+    "image_size",
+    "channels_last",
+    "micro_batches",
+    "activation_checkpointing",
+    "ema",
+    "compile",
+)
 _MIB = 2**20
 
 
@@ -58,21 +64,14 @@ class Kind:
     malloc: str = ""  # settings of the allocator, as train.malloc has them
     micro_batches: int = 1
     activation_checkpointing: bool = False
+    ema: float = 0.0
+    compile: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, precision: str, threads: int, malloc: str = "") -> "Kind":
         """The kind of a run config where it runs in this precision, with so many threads and this allocator."""
-        return cls(
-            config.encoder,
-            config.decoder,
-            config.image_size,
-            precision,
-            config.channels_last,
-            threads,
-            malloc,
-            config.micro_batches,
-            config.activation_checkpointing,
-        )
+        decisive = {knob: getattr(config, knob) for knob in _DECISIVE}
+        return cls(precision=precision, threads=threads, malloc=malloc, **decisive)
 
     @classmethod
     def of_run(cls, config: RunConfig, facts: Mapping[str, str]) -> "Kind":
@@ -86,6 +85,7 @@ class Kind:
             f"{self.threads} thread{'s' * (self.threads != 1)}{', ' * bool(self.malloc)}{self.malloc}"
             f"{f', batches in {self.micro_batches} parts' * (self.micro_batches > 1)}"
             f"{', activations recomputed' * self.activation_checkpointing}"
+            f"{f', weights averaged ({self.ema:g})' * (self.ema > 0)}{', compiled' * self.compile}"
         )
 
     def tensors_mib(self, batch: int) -> float:
@@ -113,11 +113,11 @@ class Point:
 
     @property
     def says_something(self) -> bool:
-        """Whether there was a peak, and a batch as large as the config says."""
+        """Whether there was a peak, of one process, and a batch as large as the config says."""
         config = self.config
         sets = len(config.datasets) if config.schedule == "mixed" else 1
         full = not config.max_samples or config.max_samples * sets >= config.batch_size
-        return full and math.isfinite(self.peak_mib) and self.peak_mib > 0
+        return full and config.devices == 1 and math.isfinite(self.peak_mib) and self.peak_mib > 0
 
 
 @dataclass(frozen=True)
@@ -322,33 +322,22 @@ class HostModel:
             )
 
 
-def first_probes(config: RunConfig) -> tuple[RunConfig, ...]:
-    """The short runs from which a config can be forecast: three batch sizes with two worker counts, smallest first."""
-    batches = (1, 2, max(4, math.ceil(config.batch_size / FURTHEST_BATCH)))
-    workers = (0, max(2, math.ceil(config.num_workers / FURTHEST_WORKERS)))
-    return tuple(as_probe(config, size, count) for size in batches for count in workers)
-
-
-def as_probe(config: RunConfig, batch_size: int, num_workers: int) -> RunConfig:
-    """A run of three steps, as short as one can be that takes as much memory as a long one: the optimiser's state is
-    there from the second step on, and the six steps on a cached batch that end a run count too."""
-    return dataclasses.replace(
-        config,
-        datasets=config.datasets[:1],
-        batch_size=batch_size,
-        num_workers=num_workers,
-        max_samples=3 * batch_size,
-        val_samples=2,
-        epochs=1,
-    )
-
-
 def _row(kind: Kind, config: RunConfig, terms: int) -> Values:
     return np.array([1.0, kind.tensors_mib(config.batch_size), config.num_workers][:terms])
+
+
+def copied_first(config: RunConfig) -> float:
+    """Share of what is written anew in each step that forked workers keep in the first pass.
+
+    They together keep one copy of what was there when they were forked and is written anew since: in the first pass the
+    weights and their average, in a later one the gradients and AdamW's two moments as well.
+    """
+    before = 2 if config.ema else 1
+    return before / (before + 3)
 
 
 def _copied_mib(config: RunConfig, copied_mib: float) -> float:
     """What forked workers keep of weights, gradients and optimiser's state at the most."""
     passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
-    share = 1.0 if passes > 1 else COPIED_FIRST
+    share = 1.0 if passes > 1 else copied_first(config)
     return share * copied_mib if config.num_workers else 0.0

@@ -96,6 +96,11 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
     Raises:
         ConfigError: a model that cannot be built or traced, or whose operations hang on the batch size.
     """
+    if config.compile:
+        raise ConfigError(
+            "compile=true: expected a step as it is written, because a compiled one holds other tensors than those "
+            "that can be traced; set compile=false, or measure a short run instead."
+        )
     parts = min(config.micro_batches, PARTS)
     config = config.with_overrides({"micro_batches": parts})
     net = models.build(config)
@@ -139,7 +144,7 @@ def trace_batch(config: RunConfig, precision: str, net: nn.Module, batch: int, *
         batch: samples a step.
     """
     where = Device(torch.device("cpu"), "bf16" if precision == "fp16" else precision, "traced")
-    mode = FakeTensorMode() if fake else contextlib.nullcontext()
+    mode = _FakeMode() if fake else contextlib.nullcontext()
     net = copy.deepcopy(net)
     recorder = Recorder()
     with mode:
@@ -242,15 +247,23 @@ class _TracedTrainer(Trainer):
 def _step(trainer: Trainer, recorder: Recorder, batch: Batch) -> None:
     """One step as ``Trainer.step`` takes it, without its look at whether the loss is finite."""
     trainer.begin()
+    labelled = trainer.labelled(batch)
     for part in trainer.parts(batch):
         recorder.phase = "activations"
-        loss = trainer.loss(part, batch.labelled_NK)
+        loss = trainer.loss(part, labelled)
         recorder.phase = "temporary"
         trainer.backward(loss)
         recorder.claim("gradients", (p.grad for p in trainer.model.parameters() if p.grad is not None))
     trainer.update()
     kept = (value for state in trainer.optimizer.state.values() for value in state.values())
     recorder.claim("optimizer", (value for value in kept if isinstance(value, torch.Tensor)))
+
+
+class _FakeMode(FakeTensorMode):
+    """One that a copied model stays in, which a trainer with an averaged one needs."""
+
+    def __deepcopy__(self, _memo: object) -> "_FakeMode":
+        return self
 
 
 def _batch(config: RunConfig, batch: int) -> Batch:

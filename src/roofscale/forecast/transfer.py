@@ -36,7 +36,8 @@ OTHER: Mapping[str, float] = {  # of a difference that is no matter of degree
     "compute": 0.20,  # assumed: another CPU
 }
 # Without these, seconds a sample cannot be carried over.
-ALIKE = ("encoder", "decoder", "channels_last", "micro_batches", "activation_checkpointing")
+ALIKE = ("encoder", "decoder", "channels_last", "micro_batches", "activation_checkpointing", "compile",
+         "processes", "instance_count")  # fmt: skip
 _MOVED_BY_DEGREE = ("batch_size", "image_size")
 _MOVED = ("augment", "fit", "datasets", "compute")
 

@@ -23,6 +23,10 @@ _SAME = (
     "channels_last",
     "micro_batches",
     "activation_checkpointing",
+    "ema",
+    "compile",
+    "processes",
+    "instance_count",
     "compute",
     "threads",
 )

@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +17,117 @@ import torch
 
 from roofscale import config as configs
 from roofscale.data.loader import forks
+from roofscale.data.ready import CACHE, make_ready
 from roofscale.data.sources import data_fingerprint, leak_notes, open_sources, resolve_root
 from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.model import count_parameters
-from roofscale.train import malloc
+from roofscale.train import distributed, malloc
 from roofscale.train.loop import Diverged, Interrupted, Run
 
 
 class EventFile:
-    """Appends events as JSON lines, each whole on disk before the next."""
+    """Appends events as JSON lines, each whole on disk before the next; nothing while it is not ``heard``."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, heard: bool = True) -> None:
         self._stream = file.open("a", encoding="utf-8", buffering=1)
+        self.heard = heard
         self.continued = self._stream.tell() > 0  # an earlier process of this run wrote here
-        if self.continued:
+        if self.continued and heard:
             self._stream.write("\n")  # it may have been killed in the middle of a line
 
     def emit(self, event: str, fields: Mapping[str, Any]) -> None:
         """Write one event, stamped with the time."""
-        self._stream.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+        if self.heard:
+            self._stream.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
 
 
 def main(folder: Path) -> int:
-    """Train in a run folder; return 0 when it ended well, 1 when it ended for a reason that the events tell."""
-    asked_to_stop = []
+    """Train in a run folder; return 0 when it ended well, 1 when it ended for a reason that the events tell.
+
+    Of several processes rank 0 tells what all of them come to, and each what ends it alone.
+    """
+    asked_to_stop: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_stop.append(True))
-    events = EventFile(folder / "events.jsonl")
+    events = EventFile(folder / "events.jsonl", heard=distributed.rank() == 0)
+    alike = True
     try:
-        run = prepare(folder, events, lambda: bool(asked_to_stop))
-        done = run.fit()
-        metrics: dict[str, float] = {"train/skipped_samples": len(run.trainer.progress.skipped)}
-        if forks(run.config):
-            metrics["memory/copied_mib"] = run.trainer.overwritten_bytes / 2**20
-        if torch.cuda.is_available():
-            metrics["gpu/memory_peak_mib"] = torch.cuda.max_memory_reserved() / 2**20
-            metrics["gpu/alloc_retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
-        events.emit("metrics", {"metrics": metrics})
-        outcome, detail = Outcome.OK, done
+        outcome, detail = Outcome.OK, train(folder, events, lambda: bool(asked_to_stop))
     except Interrupted as error:
         outcome, detail = Outcome.INTERRUPTED, f"{error}; the same command resumes it"
     except Diverged as error:
         outcome, detail = Outcome.DIVERGED, str(error)
-    except DataError as error:
-        outcome, detail = Outcome.DATA_ERROR, str(error)
-    except torch.cuda.OutOfMemoryError as error:
-        outcome, detail = Outcome.CUDA_OOM, str(error).splitlines()[0]
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        # It says nothing of the config: to be gone on with, not to be judged.
-        where = f"{error.filename or folder}: the disk is full ({error.strerror})"
-        outcome, detail = Outcome.INTERRUPTED, f"{where}; make room, and the same command resumes it"
-    except RoofscaleError as error:
-        outcome, detail = Outcome.CRASHED, str(error)
+    except Exception as error:
+        # torchrun asks the others to stop when one has failed: what then breaks in them is no cause of its own.
+        alike, events.heard = False, not (distributed.is_aftermath(error) or (distributed.size() > 1 and asked_to_stop))
+        outcome, detail = own_ending(error, folder, events)
     events.emit("end", {"outcome": outcome, "detail": detail})
+    if alike:
+        distributed.leave()
     return 0 if outcome is Outcome.OK else 1
 
 
-def prepare(folder: Path, events: EventFile, stopping: Any) -> Run:
+def train(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> str:
+    """Train to the end; return how far it went."""
+    run = prepare(folder, events, stopping)
+    done = run.fit()
+    metrics: dict[str, float] = {"train/skipped_samples": len(run.trainer.progress.skipped)}
+    if forks(run.config):
+        metrics["memory/copied_mib"] = run.config.processes * run.trainer.overwritten_bytes / 2**20
+    of_gpus = distributed.gather(gpu_memory())
+    metrics |= {name: max(one[name] for one in of_gpus) for name in of_gpus[0]}
+    events.emit("metrics", {"metrics": metrics})
+    return done
+
+
+def own_ending(error: Exception, folder: Path, events: EventFile) -> tuple[Outcome, str]:
+    """What an error comes to; one that says nothing to a user is raised again, and left to stderr."""
+    if isinstance(error, DataError):
+        return Outcome.DATA_ERROR, str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        # The end of this process: what the allocator holds, and how it is cut up, is no state to try anything in again.
+        events.emit("metrics", {"metrics": gpu_memory()})
+        return Outcome.CUDA_OOM, str(error).splitlines()[0]
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        # It says nothing of the config: to be gone on with, not to be judged.
+        where = f"{error.filename or folder}: the disk is full ({error.strerror})"
+        return Outcome.INTERRUPTED, f"{where}; make room, and the same command resumes it"
+    if "torch._dynamo" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        what = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        return Outcome.CRASHED, f"compile=true: the step could not be compiled ({what}); set compile=false"
+    if isinstance(error, RoofscaleError):
+        return Outcome.CRASHED, str(error)
+    if distributed.size() > 1:  # whose stderr has the others' words in it, and torchrun's
+        events.emit("end", {"outcome": Outcome.CRASHED, "detail": f"{type(error).__name__}: {error}"})
+    raise error
+
+
+def gpu_memory() -> dict[str, float]:
+    """What the allocator held at the most, and how often it had to give back and ask again; nothing without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "gpu/memory_peak_mib": torch.cuda.max_memory_reserved() / 2**20,
+        "gpu/alloc_retries": torch.cuda.memory_stats()["num_alloc_retries"],
+    }
+
+
+def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Run:
     """Build the run of a folder and say what it is."""
     config = configs.load(overrides=json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if config.threads:
         torch.set_num_threads(config.threads)
-    root, said = resolve_root(config, Path("data/generated"))
+    distributed.join(config)
+    root, said = distributed.first_on_each_machine(lambda: resolve_root(config, Path("data/generated")))
     events.emit("note", {"text": said})
-    splits = open_sources(config, root)
-    leaks = leak_notes(splits)
+    opened = distributed.first_on_each_machine(lambda: open_sources(config, root))
+    leaks = leak_notes(opened)
     for leak in leaks:
         events.emit("note", {"text": leak})
+    splits, drawn = distributed.first_on_each_machine(
+        lambda: make_ready(config, opened, CACHE, lambda text: events.emit("note", {"text": text}), stopping)
+    )
     run = Run(config, splits, folder, events.emit, stopping)
     inputs = [
         {
@@ -109,8 +150,12 @@ def prepare(folder: Path, events: EventFile, stopping: Any) -> Run:
         "parameters": str(count_parameters(run.trainer.model)),
         "torch": torch.__version__,
     }
+    if together := distributed.described():
+        facts["processes"] = together
     start = {"facts": facts, "inputs": inputs, "steps_planned": run.steps_planned, "batch_size": config.batch_size}
     events.emit("start", start)
+    if drawn:
+        events.emit("metrics", {"metrics": drawn})
     if events.continued:
         events.emit("resumed", {"step": run.trainer.progress.step})
     return run

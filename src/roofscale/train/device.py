@@ -48,9 +48,21 @@ def choose(config: RunConfig) -> Device:
 def _cuda(config: RunConfig) -> Device:
     gpu = torch.device("cuda")
     name, has_bf16 = torch.cuda.get_device_name(), torch.cuda.get_device_capability() >= (8, 0)
+    fp32 = _settle_fp32(has_tf32=has_bf16)  # both came with Ampere
     if config.precision == "bf16" and not has_bf16:
         raise ConfigError(f"precision=bf16: {name} has no native bf16 (compute capability 8.0); use fp16 or auto.")
     if config.precision != "auto":
-        return Device(gpu, config.precision, f"{config.precision} as asked, on {name}")
+        return Device(gpu, config.precision, f"{config.precision} as asked, on {name}; {fp32}")
     precision = "bf16" if has_bf16 else "fp16"
-    return Device(gpu, precision, f"{precision}: the fastest that {name} computes natively")
+    return Device(gpu, precision, f"{precision}: the fastest that {name} computes natively; {fp32}")
+
+
+def _settle_fp32(*, has_tf32: bool) -> str:
+    """Say how float32 is multiplied on a GPU, and see to it: as PyTorch has it by default, whatever was set before.
+
+    TF32 rounds what is multiplied to 10 bits of mantissa. Convolutions, nearly all of a segmentation net, take it with
+    precision=fp32; under bf16 and fp16 autocast no convolution or matrix product is left in float32.
+    """
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    return f"float32 is {'TF32' if has_tf32 else 'IEEE'} in convolutions and IEEE in matrix products"

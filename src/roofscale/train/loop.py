@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from roofscale.config import RunConfig
 from roofscale.data.loader import BatchLoader, make_loader
 from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
-from roofscale.train import checkpoint
+from roofscale.train import checkpoint, distributed
+from roofscale.train.ahead import Fetched, ahead
 from roofscale.train.pace import enough
 from roofscale.train.trainer import Trainer
 from roofscale.train.validate import prediction_sheet, validate
@@ -60,7 +62,10 @@ def passes(config: RunConfig) -> list[Pass]:
 
 
 class Run:
-    """One training run in a run folder: resumes by itself from the checkpoint that it finds there."""
+    """One training run in a run folder: resumes by itself from the checkpoint that it finds there.
+
+    Of several processes each has a run of its own, in the same state after every step; rank 0 writes to the folder.
+    """
 
     def __init__(
         self, config: RunConfig, splits: Mapping[str, DataSplit], folder: Path, emit: Emit, stopping: Callable[[], bool]
@@ -69,12 +74,16 @@ class Run:
         self.passes = passes(config)
         self.steps_planned = sum(len(self._loader(one)) for one in self.passes)
         self.trainer = Trainer(config, self.steps_planned)
-        if (folder / checkpoint.CHECKPOINT).exists():
-            self.trainer.restore(checkpoint.load(folder / checkpoint.CHECKPOINT, config.fingerprint))
+        file = folder / checkpoint.CHECKPOINT
+        left = distributed.from_first(lambda: checkpoint.load(file, config.fingerprint) if file.exists() else None)
+        if left is not None:
+            self.trainer.restore(left)
         self._saved_at = time.monotonic()
+        self._writes = distributed.rank() == 0
         self._timed: list[tuple[float, int]] = []  # seconds and samples of each step
         self._paced: list[tuple[float, float]] = []  # samples and seconds, each epoch's first step left out
-        self._batch: Batch | None = None  # the newest whole one
+        self._batch: Batch | None = None  # this process's part of the newest whole one
+        self._batch_samples = 0  # of all processes
 
     def fit(self) -> str:
         """Train to the end, or to the first reason not to; return how far it went.
@@ -103,19 +112,23 @@ class Run:
 
     def _loader(self, one: Pass, skip: int = 0) -> BatchLoader:
         sources: list[Source] = [self.splits[name].train for name in one.datasets]
-        return make_loader(self.config, sources, epoch=one.epoch, train=True, skip_batches=skip)
+        return make_loader(
+            self.config, sources, epoch=one.epoch, train=True, skip_batches=skip, rank=distributed.rank()
+        )
 
     def _train(self, one: Pass) -> None:
         progress = self.trainer.progress
         loader = self._loader(one, skip=progress.batch)
         clock = time.perf_counter()
-        for place, batch in enumerate(loader):
+        for place, fetched in enumerate(ahead(loader, self.trainer.side)):
             wait = time.perf_counter() - clock
-            self._step(one, batch, clock, wait)
-            progress.batch = loader.position
+            ids = list(chain(*distributed.gather(fetched.host.ids)))
+            if ids:  # some process has a whole sample
+                self._step(one, fetched, ids, clock, wait)
+            progress.batch = fetched.position
             self._leave_out(loader.skipped)
             self._tick()
-            if self.config.stop_precision:
+            if self.config.stop_precision and ids:
                 self._stop_when_paced(first=place == 0)
             if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
                 self._save()
@@ -125,25 +138,25 @@ class Run:
         seconds, samples = self._timed[-1]
         if not first:
             self._paced.append((samples, seconds))
-        if why := enough(self.config, self._paced):
+        if why := distributed.from_first(lambda: enough(self.config, self._paced)):
             raise PaceKnown(why)
         if self.trainer.progress.step == self.steps_planned:
             raise PaceKnown("all of them, and the pace is not known as well as asked")
 
-    def _step(self, one: Pass, batch: Batch, clock: float, wait: float) -> None:
+    def _step(self, one: Pass, fetched: Fetched, ids: list[str], clock: float, wait: float) -> None:
         progress, lr = self.trainer.progress, self.trainer.lr
-        loss, norm = self.trainer.step(batch)
+        loss, norm = self.trainer.step(fetched.batch)
         self.trainer.schedule.step()
         progress.step += 1
-        progress.samples += len(batch.ids)
+        progress.samples += len(ids)
         seconds = time.perf_counter() - clock
-        self._timed.append((seconds, len(batch.ids)))
-        if self._batch is None or len(batch.ids) >= len(self._batch.ids):  # an epoch may end on a smaller one
-            self._batch = batch
+        self._timed.append((seconds, len(ids)))
+        if len(ids) >= self._batch_samples:  # an epoch may end on a smaller one
+            self._batch, self._batch_samples = fetched.host, len(ids)
         record = {
             "step": progress.step,
             "epoch": one.epoch,
-            "dataset": "+".join(sorted({name.partition("/")[0] for name in batch.ids})),
+            "dataset": "+".join(sorted({name.partition("/")[0] for name in ids})),
             "samples": progress.samples,
             "loss": loss,
             "grad_norm": norm,
@@ -160,15 +173,18 @@ class Run:
             )
 
     def _leave_out(self, complaints: Iterable[str]) -> None:
-        for complaint in self.trainer.progress.leave_out(complaints):
+        if self.config.on_bad_sample != "skip":  # then the first ends the run
+            return
+        for complaint in self.trainer.progress.leave_out(chain(*distributed.gather(list(complaints)))):
             self.emit("note", {"text": f"sample left out: {complaint}"})
 
     def _tick(self) -> None:
-        if self.stopping():
+        if any(distributed.gather(self.stopping())):  # all at the same step
             raise Interrupted(f"asked to stop at step {self.trainer.progress.step} of {self.steps_planned}")
 
     def _save(self) -> None:
-        checkpoint.save(self.trainer.state(), self.folder / checkpoint.CHECKPOINT)
+        if self._writes:
+            checkpoint.save(self.trainer.state(), self.folder / checkpoint.CHECKPOINT)
         self._saved_at = time.monotonic()
         self.emit("note", {"text": f"checkpoint at step {self.trainer.progress.step}"})
 
@@ -176,7 +192,8 @@ class Run:
         self.emit("note", {"text": f"validating {when}"})
         found = []
         for name in datasets:
-            validation, skipped = validate(self.trainer, self.splits[name].val, self._tick)
+            validation, skipped = validate(self.trainer, self.splits[name].val, self.stopping)
+            self._tick()
             self._leave_out(skipped)
             self.emit("validation", {"validation": vars(validation)})
             found.append(validation)
@@ -188,11 +205,15 @@ class Run:
             and not (mean > self.trainer.progress.best)
         ):
             self.trainer.progress.best = mean
-            content = {"fingerprint": self.config.fingerprint, "model": self.trainer.model.state_dict()}
-            checkpoint.save(content, self.folder / checkpoint.BEST)
+            if self._writes:
+                self._keep_best()
+
+    def _keep_best(self) -> None:
+        content = {"fingerprint": self.config.fingerprint, "model": self.trainer.judged.state_dict()}
+        checkpoint.save(content, self.folder / checkpoint.BEST)
 
     def _write_sheets(self) -> None:
-        for name in self.config.datasets:
+        for name in self.config.datasets if self._writes else ():
             sheet = prediction_sheet(self.trainer, self.splits[name].val)
             np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **sheet)
 
@@ -209,7 +230,7 @@ class Run:
             clock = time.perf_counter()
             self.trainer.step(self._batch)
             seconds.append(time.perf_counter() - clock)
-        cached = statistics.median(seconds[1:]) / len(self._batch.ids)
+        cached = statistics.median(seconds[1:]) / self._batch_samples
         took, samples = (sum(column) for column in zip(*self._timed[1:], strict=True))
         found = {
             "speed/data_stall": max(0.0, 1 - cached * samples / took),

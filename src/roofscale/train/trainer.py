@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,7 +14,9 @@ from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.data.sample import Batch
 from roofscale.train import device as devices
-from roofscale.train.loss import mean_labelled, sample_losses
+from roofscale.train import distributed
+from roofscale.train.ahead import SideStream
+from roofscale.train.loss import sample_losses
 
 
 @dataclass
@@ -60,15 +62,19 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
+        # The same weights: what is trained in the model's place.
+        self.net = distributed.wrapped(torch.compile(self.model) if config.compile else self.model)
         self.schedule = _lr_schedule(config, self.optimizer, total_steps)
         self.scaler = torch.amp.GradScaler(self.where.device.type, enabled=self.where.precision == "fp16")
+        self.average = models.moving_average(self.model, config.ema) if config.ema else None
+        self.side = SideStream(self._moved) if self.where.device.type == "cuda" else None
         self.progress = Progress()
 
     def _build(self) -> nn.Module:
         # A net that is built from a seed and then moved has the same weights on every device.
         model = models.build(self.config).to(self.where.device)
         model.to(memory_format=self.format)  # type: ignore[call-overload]  # missing from torch's stubs
-        return model
+        return distributed.with_global_statistics(model)
 
     def to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Move image, target and labelled to the device, the image in the model's memory format."""
@@ -76,29 +82,45 @@ class Trainer:
         image_NCHW = batch.image_NCHW.to(to, non_blocking=True).contiguous(memory_format=self.format)
         return image_NCHW, batch.target_NKHW.to(to, non_blocking=True), batch.labelled_NK.to(to, non_blocking=True)
 
+    def _moved(self, batch: Batch) -> Batch:
+        return Batch(*self.to_device(batch), batch.ids)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is validated and kept: the moving average of the trained one where the config has one."""
+        return self.model if self.average is None else self.average.module
+
     def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
-        """Logits in the run's precision, returned as float32."""
+        """Logits of the trained model in the run's precision, returned as float32."""
         with self.where.autocast():
-            logits_NKHW: torch.Tensor = self.model(image_NCHW)
+            logits_NKHW: torch.Tensor = self.net(image_NCHW)
+        return logits_NKHW
+
+    def predict(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+        """Logits of the model that is judged, in the run's precision, returned as float32."""
+        with self.where.autocast():
+            logits_NKHW: torch.Tensor = self.judged(image_NCHW)
         return logits_NKHW
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """Take one optimiser step; return the loss and the gradient norm before clipping.
 
         The randomness of a step (dropout) is a function of the seed and the step alone, so that a resumed run needs
-        no generator state. A non-finite loss changes nothing: the caller ends the run as diverged. The caller also
-        moves ``schedule`` on.
+        no generator state. A non-finite loss changes no weight: the caller ends the run as diverged. The caller also
+        moves ``schedule`` on. Of several processes each is given its part of the batch; the loss and the norm are those
+        of the whole.
         """
-        torch.manual_seed(self.config.seed * 1_000_003 + self.progress.step)
+        torch.manual_seed(distributed.step_seed(self.config.seed * 1_000_003 + self.progress.step))
         self.begin()
+        labelled, parts = self.labelled(batch), self.parts(batch)
         total = 0.0
-        for part in self.parts(batch):
-            loss = self.loss(part, batch.labelled_NK)
-            total += loss.item()
-            if not math.isfinite(total):
-                return total, math.nan
-            self.backward(loss)
-        return total, self.update().item()
+        for number, part in enumerate(parts, 1):
+            with distributed.exchanging(self.net, now=number == len(parts)):
+                loss = self.loss(part, labelled)
+                total += loss.item()
+                self.backward(loss)
+        total = distributed.mean(torch.tensor(total, dtype=torch.float64)).item()
+        return total, self.update().item() if math.isfinite(total) else math.nan
 
     def begin(self) -> None:
         """Begin a step."""
@@ -106,9 +128,17 @@ class Trainer:
         # Before the forward pass and not after it, so that the old gradients do not lie beside the activations.
         self.optimizer.zero_grad(set_to_none=True)
 
+    def labelled(self, batch: Batch) -> torch.Tensor:
+        """How many channels of samples are labelled in the batch, a scalar, 1 at the least.
+
+        Of several processes' batch, on average over these: gradients and losses are averaged over them, too.
+        """
+        return distributed.mean(batch.labelled_NK.sum()).clamp_min(1 / distributed.size())
+
     def parts(self, batch: Batch) -> list[Batch]:
-        """The micro-batches of a batch, as even as can be."""
-        count = min(self.config.micro_batches, len(batch.ids))
+        """The micro-batches of a batch, as even as can be; as many in every process."""
+        largest = max(distributed.gather(len(batch.ids))) if self.config.micro_batches > 1 else 1
+        count = min(self.config.micro_batches, largest)
         if count == 1:
             return [batch]
         images, targets, labelled = (torch.tensor_split(tensor, count) for tensor in batch[:-1])
@@ -118,23 +148,26 @@ class Trainer:
             for image_NCHW, target_NKHW, labelled_NK in zip(images, targets, labelled, strict=True)
         ]
 
-    def loss(self, part: Batch, labelled_NK: torch.Tensor) -> torch.Tensor:
-        """What a micro-batch adds to the mean loss over all that is labelled in its batch (``labelled_NK``), a float32
-        scalar with its graph."""
-        image_NCHW, target_NKHW, labelled_part_NK = self.to_device(part)
-        losses_NK = sample_losses(self.forward(image_NCHW), target_NKHW, labelled_part_NK)
-        return mean_labelled(losses_NK, labelled_NK.to(losses_NK.device, non_blocking=True))
+    def loss(self, part: Batch, labelled: torch.Tensor) -> torch.Tensor:
+        """What a micro-batch adds to the mean loss over all that is ``labelled`` in its batch: a float32 scalar with
+        its graph."""
+        image_NCHW, target_NKHW, labelled_NK = self.to_device(part)
+        losses_NK = sample_losses(self.forward(image_NCHW), target_NKHW, labelled_NK)
+        return losses_NK.sum() / labelled.to(losses_NK.device, torch.float32, non_blocking=True)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's gradients to those of the step."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> torch.Tensor:
-        """End a step: change the weights by its gradients; return their norm before clipping."""
+        """End a step: change the weights by its gradients, and their average; return the gradients' norm before
+        clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model, step=self.progress.step + 1)  # counted from 1
         return norm
 
     @property
@@ -144,25 +177,30 @@ class Trainer:
 
     @property
     def overwritten_bytes(self) -> int:
-        """Host memory that every step writes anew: weights, gradients, optimiser's state; next to none on a GPU."""
+        """Host memory that every step writes anew: weights and their average, gradients, optimiser's state; next to
+        none on a GPU."""
         weights = list(self.model.parameters())
         kept = [value for state in self.optimizer.state.values() for value in state.values()]
-        tensors = [*weights, *(weight.grad for weight in weights), *self.model.buffers(), *kept]
+        averaged = [] if self.average is None else self.average.module.state_dict().values()
+        tensors = [*weights, *(weight.grad for weight in weights), *self.model.buffers(), *kept, *averaged]
         return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor) and t.device.type == "cpu")
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds: tensors and plain values only."""
-        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        parts = {name: part.state_dict() for name, part in self._parts()}
         return {"fingerprint": self.config.fingerprint, "progress": dataclasses.asdict(self.progress), **parts}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state that ``state`` gave."""
-        for name in _PARTS:
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._parts():
+            part.load_state_dict(state[name])
         self.progress = Progress(**state["progress"])
 
-
-_PARTS = ("model", "optimizer", "schedule", "scaler")
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """What has a state of its own, by the name that a checkpoint has for it."""
+        for name in ("model", "optimizer", "schedule", "scaler", "average"):
+            if (part := getattr(self, name)) is not None:
+                yield name, part
 
 
 def _lr_schedule(

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +12,29 @@ from roofscale.data.loader import make_loader
 from roofscale.data.sample import CHANNELS, Source
 from roofscale.errors import DataError
 from roofscale.measurement import Validation
+from roofscale.train import distributed
 from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
 from roofscale.train.metrics import count, ratios
 from roofscale.train.trainer import Trainer
 
-Tick = Callable[[], None]  # called after each batch; raises to stop
+Stopping = Callable[[], bool]  # asked after each batch
+
+
+class _Part(NamedTuple):
+    """What one process has validated, in order."""
+
+    ids: list[str]
+    losses_N: torch.Tensor
+    shares_NK: torch.Tensor  # of positive pixels
+    labelled_NK: torch.Tensor
+    counts_4K: torch.Tensor
+    skipped: list[str]
 
 
 @torch.inference_mode()
-def validate(trainer: Trainer, source: Source, tick: Tick) -> tuple[Validation, list[str]]:
-    """Run the model over all of a validation split, in a fixed order, without augmentation.
+def validate(trainer: Trainer, source: Source, stopping: Stopping) -> tuple[Validation, list[str]]:
+    """Run the model over all of a validation split, in a fixed order, without augmentation; of several processes each
+    over its part. Where one is asked to stop, it is cut short: the caller has to look.
 
     Returns:
         The validation, and what is wrong with each sample left out (``on_bad_sample=skip``).
@@ -29,35 +43,44 @@ def validate(trainer: Trainer, source: Source, tick: Tick) -> tuple[Validation, 
         DataError: a broken sample under ``on_bad_sample=error``, or not one that is whole.
     """
     start = time.perf_counter()
-    trainer.model.eval()
+    parts = distributed.gather(_validated_here(trainer, source, stopping))
+    ids = [name for part in parts for name in part.ids]
+    skipped = [complaint for part in parts for complaint in part.skipped]
+    if not ids:
+        raise DataError(f"validation of {source.name}: every sample is broken. {' '.join(skipped[:3])}")
+    losses_N, shares_NK, labelled_NK = (torch.cat(tensors) for tensors in zip(*(p[1:4] for p in parts), strict=True))
+    counts_4K = torch.stack([part.counts_4K for part in parts]).sum(0)
+    validation = Validation(
+        step=trainer.progress.step,
+        epoch=trainer.progress.epoch,
+        dataset=source.name,
+        sample_ids=tuple(ids),
+        losses=tuple(losses_N.tolist()),
+        constant_losses=tuple(constant_losses(shares_NK, labelled_NK).tolist()),
+        metrics={"loss": losses_N.mean().item(), **ratios(counts_4K, source.labelled)},
+        seconds=time.perf_counter() - start,
+    )
+    return validation, skipped
+
+
+def _validated_here(trainer: Trainer, source: Source, stopping: Stopping) -> _Part:
+    trainer.judged.eval()
     counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
     ids: list[str] = []
-    losses, shares, known = [], [], []
-    loader = make_loader(trainer.config, [source], epoch=0, train=False)
+    losses, shares, known = [torch.zeros(0)], [torch.zeros(0, len(CHANNELS))], [torch.zeros(0, len(CHANNELS)).bool()]
+    loader = make_loader(trainer.config, [source], epoch=0, train=False, rank=distributed.rank())
     for batch in loader:
         image_NCHW, target_NKHW, labelled_NK = trainer.to_device(batch)
-        logits_NKHW = trainer.forward(image_NCHW)
+        logits_NKHW = trainer.predict(image_NCHW)
         losses_NK = sample_losses(logits_NKHW, target_NKHW, labelled_NK)
         losses.append(mean_labelled(losses_NK, labelled_NK, dim=1).cpu())
         shares.append(target_NKHW.float().mean((2, 3)).cpu())
         known.append(labelled_NK.cpu())
         counts_4K += count(logits_NKHW, target_NKHW, labelled_NK).cpu()
         ids += batch.ids
-        tick()
-    if not ids:
-        raise DataError(f"validation of {source.name}: every sample is broken. {' '.join(loader.skipped[:3])}")
-    constants = constant_losses(torch.cat(shares), torch.cat(known))
-    validation = Validation(
-        step=trainer.progress.step,
-        epoch=trainer.progress.epoch,
-        dataset=source.name,
-        sample_ids=tuple(ids),
-        losses=tuple(torch.cat(losses).tolist()),
-        constant_losses=tuple(constants.tolist()),
-        metrics={"loss": torch.cat(losses).mean().item(), **ratios(counts_4K, source.labelled)},
-        seconds=time.perf_counter() - start,
-    )
-    return validation, loader.skipped
+        if stopping():
+            break
+    return _Part(ids, torch.cat(losses), torch.cat(shares), torch.cat(known), counts_4K, loader.skipped)
 
 
 @torch.inference_mode()
@@ -68,10 +91,11 @@ def prediction_sheet(trainer: Trainer, source: Source, most: int = 4) -> dict[st
         ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
         ``labelled`` (K,) bool.
     """
-    trainer.model.eval()
+    trainer.judged.eval()
     images, targets, probabilities, ids = [], [], [], []
-    for batch in make_loader(dataclasses.replace(trainer.config, num_workers=0), [source], epoch=0, train=False):
-        logits_NKHW = trainer.forward(trainer.to_device(batch)[0])
+    alone = dataclasses.replace(trainer.config, num_workers=0, processes=1, instance_count=1)
+    for batch in make_loader(alone, [source], epoch=0, train=False):
+        logits_NKHW = trainer.predict(trainer.to_device(batch)[0])
         images.append(batch.image_NCHW.permute(0, 2, 3, 1).numpy())
         targets.append(batch.target_NKHW.numpy())
         probabilities.append(logits_NKHW.sigmoid().half().cpu().numpy())

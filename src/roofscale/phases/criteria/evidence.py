@@ -22,7 +22,11 @@ PACE_KNOBS = (
     "channels_last",
     "micro_batches",
     "activation_checkpointing",
+    "ema",
+    "compile",
     "threads",
+    "processes",
+    "instance_count",
     "compute",
 )
 

@@ -112,4 +112,4 @@ def lacking_mib(config: RunConfig, measurement: Measurement) -> float:
     copied = measurement.metric("memory/copied_mib")
     if not config.num_workers or passes < 2 or len(seen) > 1 or not math.isfinite(copied):
         return 0.0
-    return (1 - host.COPIED_FIRST) * copied
+    return (1 - host.copied_first(config)) * copied
