@@ -114,7 +114,8 @@ class RunConfig:
         False, "keep only some of the encoder's activations and compute the others again: less memory, more time"
     )
     compile: bool = knob(
-        False, "compile the training step with torch.compile: minutes at the start, and a C++ compiler, or Triton on a GPU"
+        False,
+        "compile the training step with torch.compile: minutes at the start, and a C++ compiler, or Triton on a GPU",
     )
     seed: int = knob(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     checkpoint_seconds: float = knob(60.0, "seconds between checkpoints; one is also written at SIGTERM", low=0.0)
