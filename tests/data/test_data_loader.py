@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from roofscale.config import RunConfig
-from roofscale.data import rid
+from roofscale.data import augment, rid
 from roofscale.data.loader import make_loader
 from roofscale.data.order import epoch_order, file_order
 from roofscale.data.problem import FileProblem, Kind
@@ -64,6 +64,17 @@ def test_free_memory_is_given_back_before_processes_are_forked(generated: Path, 
     )
     next(iter(loader))
     assert (held - psutil.Process().memory_info().rss > 1000 * last.nbytes) is given_back
+
+
+@pytest.mark.parametrize(("workers", "train", "built"), [(0, True, False), (1, False, False), (1, True, True)])
+def test_what_augmentation_imports_is_there_before_processes_are_forked(
+    generated: Path, workers: int, train: bool, built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(augment, "get_ready", asked.append)
+    config = dataclasses.replace(CONFIG, num_workers=workers, augment="heavy")
+    next(iter(make_loader(config, sources(generated, "rid"), epoch=0, train=train)))
+    assert asked == (["heavy"] if built else [])
 
 
 def test_batch_holds_uint8_contiguous_targets_and_says_what_is_labelled(generated: Path) -> None:

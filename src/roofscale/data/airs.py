@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.windows import Window
 
-from roofscale.data import folders, geotiff
+from roofscale.data import folders, geotiff, sealed
 from roofscale.data.leaks import Seen, located
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Pixels, Sample
@@ -72,19 +72,18 @@ class AirsSource:
 
     def window(self, index: int) -> TileWindow:
         """Which square of which tile a sample is."""
-        tile = self.tile_N[index]
-        row, col = divmod(
-            int(self.numbers_N[index] - self._firsts_T[tile]), _grid(self.headers[tile], self.window_px)[1]
-        )
+        tile = int(self.tile_N[index])
+        _, columns = _grid(self.headers[tile], self.window_px)
+        row, col = divmod(int(self.numbers_N[index] - self._firsts_T[tile]), columns)
         return TileWindow(self.tiles[tile], row * self.window_px, col * self.window_px)
 
     def path(self, index: int) -> Path:
         """The tile that a window is read from."""
-        return self.tiles[self.tile_N[index]].image
+        return self.window(index).tile.image
 
     def files(self, index: int) -> tuple[Path, ...]:
         """All files that a sample is read from: the image, then the label."""
-        tile = self.tiles[self.tile_N[index]]
+        tile = self.window(index).tile
         return tile.image, tile.label
 
     def place(self, index: int) -> str:
@@ -103,7 +102,7 @@ class AirsSource:
 
     def tiles_taken(self) -> list[int]:
         """Which of the tiles it takes windows from, in their order."""
-        return np.unique(self.tile_N).tolist()
+        return [int(tile) for tile in np.unique(self.tile_N)]
 
     def read(self, index: int) -> Sample:
         """Read one window of image and label.
@@ -142,7 +141,7 @@ class AirsSource:
             return None
         try:
             with geotiff.opened(copy) as dataset:
-                *image_3HW, roof_HW = dataset.read(window=self.clipped(where, dataset.shape))
+                *image_3HW, roof_HW = sealed.read(copy, dataset, self.clipped(where, dataset.shape))
                 return geotiff.interleaved(image_3HW), roof_HW, dataset.shape
         except FileProblem as problem:
             if problem.kind is Kind.BROKEN:  # else another run has given it up to make room
@@ -164,6 +163,7 @@ class AirsSource:
             return image_HWC, label.read(1, window=window), shape
 
     def clipped(self, where: TileWindow, shape: tuple[int, int]) -> Window:
+        """The part of a window that lies on its tile, whose height and width are given."""
         height, width = (
             min(self.window_px, size - start) for size, start in zip(shape, (where.row, where.col), strict=True)
         )

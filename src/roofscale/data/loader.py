@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from roofscale.config import RunConfig
-from roofscale.data.augment import augment, fit
+from roofscale.data import augment
 from roofscale.data.order import Keys, SampleKey, epoch_order, file_order
 from roofscale.data.sample import CHANNELS, Batch, Pixels, Sample, Source
 from roofscale.errors import DataError
@@ -45,6 +45,8 @@ class BatchLoader(DataLoader[Any]):
     are all broken is not yielded, but counts in ``position``.
     """
 
+    dataset: "_Batches"
+
     def __init__(self, dataset: "_Batches", first: int, **options: Any) -> None:
         super().__init__(dataset, sampler=range(first, len(dataset)), batch_size=None, collate_fn=_as_it_is, **options)
         self.skipped: list[str] = []
@@ -52,6 +54,7 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class here
         if self.num_workers:
+            self.dataset.get_ready()
             _give_back_free_memory()
         for loaded in super().__iter__():
             if loaded.error:
@@ -130,6 +133,11 @@ class _Batches(Dataset[_Loaded]):
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self._size)
 
+    def get_ready(self) -> None:
+        """Do what each loader process would else do for itself, in every epoch."""
+        if self.train:
+            augment.get_ready(self.config.augment)
+
     @property
     def _size(self) -> int:
         """Samples of a batch, of all processes in training."""
@@ -163,9 +171,9 @@ class _Batches(Dataset[_Loaded]):
         seed = sample_seed(self.config.seed, self.epoch, source.name, key)
         rng = np.random.default_rng(seed) if self.train else None
         target = _channels(sample.target_HWK, source.labelled)
-        image, target = fit(sample.image_HWC, target, self.config.image_size, self.config.fit, rng)
+        image, target = augment.fit(sample.image_HWC, target, self.config.image_size, self.config.fit, rng)
         if self.train:
-            image, target = augment(image, target, self.config.augment, seed)
+            image, target = augment.augment(image, target, self.config.augment, seed)
         return Sample(f"{source.name}/{sample.id}", image, target)
 
     def _collated(self, samples: Sequence[Sample], keys: Sequence[SampleKey]) -> Batch:

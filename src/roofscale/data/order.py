@@ -6,7 +6,7 @@ share them untouched.
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ from roofscale.data.sample import Source
 Keys = npt.NDArray[np.int64]
 
 
-class SampleKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SampleKey:
     """One sample among several sources."""
 
     source: int

@@ -5,6 +5,7 @@ Kept is one file for each window_px: for each label, by its state, the share of 
 
 import json
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,9 +72,11 @@ def _look(
     try:
         if missing:
             with geotiff.opened(windows[missing[0]].tile.label) as label:
-                for index in sorted(missing):  # row by row: GDAL keeps the blocks that neighbours share
+                whole = source.window_px**2 if max(label.shape) >= source.window_px else math.prod(label.shape)
+                # Row by row: of strips, GDAL keeps those decompressed that neighbours share.
+                for index in sorted(missing, key=lambda index: windows[index][1:]):
                     roof_HW = label.read(1, window=source.clipped(windows[index], label.shape))
-                    known[places[index]] = round(float(np.count_nonzero(roof_HW)) / source.window_px**2, 6)
+                    known[places[index]] = round(np.count_nonzero(roof_HW) / whole, 6)
     except FileProblem as problem:
         _log.warning("roof share not known: %s", problem)  # whoever reads the window will say so, or leave it out
     return indices_W, [known.get(places[int(index)], np.nan) for index in indices_W]

@@ -18,7 +18,7 @@ from roofscale.errors import ConfigError, DataError
 
 _TAKING_SEED = 0  # of the order in which max_samples takes samples: not the run's, so that seeds share their samples
 _WHOLE_FILE = 8 * 2**20  # bytes; files up to this size are hashed whole, larger ones by size, first and last part
-_PART = 2**20
+_PART = 2**16  # holds the table of a TIFF's blocks, with the size of each; of AIRS 0.1 GB is read that way, not 2 GB
 
 
 class FileSource(Source, Protocol):
@@ -205,7 +205,7 @@ def leak_notes(splits: Mapping[str, DataSplit]) -> list[str]:
 def data_fingerprint(splits: Mapping[str, DataSplit]) -> str:
     """Twelve hex digits that name what a run reads: sample order, file names and contents, whatever the folder.
 
-    Files up to 8 MiB count whole; of larger ones size, first and last MiB. Files that are not there count as such.
+    Files up to 8 MiB count whole; of larger ones size, first and last 64 KiB. Files that are not there count as such.
     """
     total = hashlib.sha256()
     seen: dict[Path, str] = {}

@@ -1,10 +1,11 @@
 """Copies of AIRS tiles in a layout that windows are read from quickly; why this one: decision 0011.
 
 A copy holds image and label as the four bands of one GeoTIFF, in blocks of 512 px that are compressed each on their own
-and carry a checksum (zlib's Adler-32): a damaged block is an error, never wrong pixels. A copy appears whole or not at
-all, under a name that changes with its originals.
+and sealed with checksums: a damaged block is an error, never wrong pixels. A copy appears whole or not at all, under a
+name that changes with its originals.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,15 +18,44 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from roofscale.data import geotiff
-from roofscale.data.airs import Tile, check_ids
+from roofscale.data import geotiff, sealed
+from roofscale.data.airs import AirsSource, Tile, check_ids
 from roofscale.data.cache import Chore, alone_in, file_state
 from roofscale.data.leaks import located
 from roofscale.data.problem import FileProblem
 
 BANDS = 4  # red, green, blue, roof
 BLOCK_PX = 512  # a window of 1024 is four of them, one of 512 a single one
+_MOST_DECODED = 3.0  # times a window's px; at phase 5's pace that is half of what loader processes have for a sample
 _SPARE_BYTES = 2**30  # left free on the disk, for checkpoints
+
+
+def slow_tiles(source: AirsSource) -> list[Tile]:
+    """The tiles that a source takes windows from which cost more than they should, by the layout of image or label.
+
+    Blocks of 256 px, compressed, cost what their windows hold. Compressed strips as wide as a tile of AIRS cost ten
+    times that: a window of 1024 px takes 100 ms of a core in place of 11 (benchmarks/results/tile_formats.json).
+    """
+    return [
+        tile
+        for tile in (source.tiles[number] for number in source.tiles_taken())
+        if any(_decoded(file, source.window_px) > _MOST_DECODED for file in (tile.image, tile.label))
+    ]
+
+
+def _decoded(file: Path, window_px: int) -> float:
+    """Px that are decompressed for a whole window, over those that it has; 0 where nothing is."""
+    try:
+        with geotiff.opened(file) as dataset:
+            if dataset.compression is None:
+                return 0.0
+            sides = (
+                min(math.ceil(window_px / block) * block, size)
+                for block, size in zip(dataset.block_shapes[0], dataset.shape, strict=True)
+            )
+            return math.prod(sides) / window_px**2
+    except FileProblem:
+        return 0.0
 
 
 def copies_of(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: Chore) -> dict[Tile, Path]:
@@ -80,6 +110,7 @@ def _copy(tile: Tile, copy: Path) -> None:
                     roof_1HW = label.read(window=window)
                     check_ids(tile.label, int(roof_1HW.max()))
                     written.write(np.concatenate([image.read((1, 2, 3), window=window), roof_1HW]), window=window)
+        sealed.seal(partial)
         partial.replace(copy)
     except (FileProblem, RasterioError, OSError):  # the disk may be full, too: then it is trained on the originals
         partial.unlink(missing_ok=True)
@@ -87,7 +118,7 @@ def _copy(tile: Tile, copy: Path) -> None:
 
 def _profile(height: int, width: int) -> dict[str, Any]:
     layout = {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "pixel"}
-    packed = {"compress": "deflate", "zlevel": 6, "predictor": 2}
+    packed = {"compress": "zstd", "zstd_level": 1, "predictor": 2}
     return {"driver": "GTiff", "dtype": "uint8", "height": height, "width": width, "count": BANDS, **layout, **packed}
 
 
