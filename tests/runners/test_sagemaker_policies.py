@@ -1,6 +1,8 @@
 """The policies in deploy/iam, enforced by moto: they allow what the launcher and a job need, and deny the rest."""
 
 import json
+import re
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,19 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.core import set_initial_no_auth_action_count
 
+from roofscale.runners.sagemaker import cloud
+
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/iam"
 FILLED_IN = {"ACCOUNT": "123456789012", "REGION": "eu-west-1", "BUCKET": "roofs", "ROLE": "RoofscaleJob"}
 # What AWS lets no one restrict to a resource: https://docs.aws.amazon.com/service-authorization/latest/reference/
-ANYWHERE = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken"}
+ANYWHERE = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken", "sagemaker:ListTrainingJobs"}
+# The documents that say what somebody may do; the other one says who may be a role.
+NAMES = sorted({file.stem for file in FOLDER.glob("*.json")} - {"trust"})
 
 
 def policy(name: str) -> str:
     text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
-    for token, value in FILLED_IN.items():
-        text = text.replace(token, value)
-    return text
+    return string.Template(text).substitute(FILLED_IN)
 
 
 def listed(value: Any) -> list[str]:
@@ -38,7 +42,7 @@ def as_user_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]
     with mock_aws():
         s3, iam = (boto3.client(service, region_name="eu-west-1") for service in ("s3", "iam"))
         s3.create_bucket(Bucket="roofs", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
-        for key in ("data/rid/1.tif", "roofscale/run/config/config.json", "payroll/all.csv"):
+        for key in ("data/rid/1.tif", "roofscale/run/config/config.json", "mlflow/1/a.png", "payroll/all.csv"):
             s3.put_object(Bucket="roofs", Key=key, Body=b"x")
 
         def make(name: str) -> Any:
@@ -85,6 +89,18 @@ def with_enforcement(call: Callable[[], Any]) -> Any:
         ("job-role", "put_object", {"Key": "data/rid/1.tif", "Body": b""}, False),
         ("job-role", "delete_object", {"Key": "data/rid/1.tif"}, False),
         ("job-role", "get_object", {"Key": "payroll/all.csv"}, False),
+        ("job-role", "put_object", {"Key": "mlflow/1/a.png", "Body": b""}, False),
+        ("uploader", "put_object", {"Key": "data/rid/1.tif", "Body": b""}, True),
+        ("uploader", "create_multipart_upload", {"Key": "data/airs/1.tif"}, True),
+        ("uploader", "head_object", {"Key": "data/rid/1.tif"}, True),
+        ("uploader", "delete_object", {"Key": "data/rid/1.tif"}, False),
+        ("uploader", "put_object", {"Key": "roofscale/run/config/config.json", "Body": b""}, False),
+        ("mlflow-user", "put_object", {"Key": "mlflow/1/a.png", "Body": b""}, True),
+        ("mlflow-user", "get_object", {"Key": "mlflow/1/a.png"}, True),
+        ("mlflow-user", "delete_object", {"Key": "mlflow/1/a.png"}, False),
+        ("mlflow-user", "get_object", {"Key": "data/rid/1.tif"}, False),
+        ("mlflow-role", "delete_object", {"Key": "mlflow/1/a.png"}, True),
+        ("mlflow-role", "get_object", {"Key": "roofscale/run/config/config.json"}, False),
     ],
 )
 def test_objects(
@@ -93,7 +109,7 @@ def test_objects(
     assert may(getattr(as_user_of(name), operation), **what) is allowed
 
 
-@pytest.mark.parametrize("name", ["launcher", "job-role"])
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_allowed_everywhere(name: str) -> None:
     for statement in json.loads(policy(name))["Statement"]:
         assert statement["Effect"] == "Allow"
@@ -105,15 +121,30 @@ def test_nothing_is_allowed_everywhere(name: str) -> None:
 
 def test_the_launcher_touches_its_own_jobs_and_passes_one_role_to_one_service() -> None:
     by_action = {a: s for s in json.loads(policy("launcher"))["Statement"] for a in listed(s["Action"])}
-    for action in ("CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob"):
+    for action in ("CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob", "ListTags"):
         assert by_action[f"sagemaker:{action}"]["Resource"].endswith(":training-job/roofscale-*")
     assert by_action["iam:PassRole"]["Resource"] == "arn:aws:iam::123456789012:role/RoofscaleJob"
     assert by_action["iam:PassRole"]["Condition"]["StringEquals"]["iam:PassedToService"] == "sagemaker.amazonaws.com"
     assert not [action for action in by_action if action.startswith("iam:") and action != "iam:PassRole"]
 
 
-def test_no_token_is_left_and_only_the_service_may_be_the_job() -> None:
-    for file in FOLDER.glob("*.json"):
-        assert not [token for token in FILLED_IN if token in policy(file.stem)], file
-    (trust,) = json.loads(policy("job-trust"))["Statement"]
+def test_the_launcher_may_all_that_it_asks_of_sagemaker() -> None:
+    source = Path(cloud.__file__).read_text(encoding="utf-8")
+    asked = set(re.findall(r'_sagemaker\.get_paginator\("(\w+)"', source))
+    asked |= set(re.findall(r"_sagemaker\.(\w+)\(", source)) - {"get_paginator"}
+    assert {"create_training_job", "stop_training_job"} <= asked
+    allowed = {action for s in json.loads(policy("launcher"))["Statement"] for action in listed(s["Action"])}
+    assert {f"sagemaker:{''.join(map(str.capitalize, name.split('_')))}" for name in asked} <= allowed
+
+
+def test_who_tracks_may_neither_make_an_app_nor_delete_one() -> None:
+    actions = {action for s in json.loads(policy("mlflow-user"))["Statement"] for action in listed(s["Action"])}
+    assert "sagemaker:CallMlflowAppApi" in actions
+    assert not [action for action in actions if action.startswith(("sagemaker:Create", "sagemaker:Delete"))
+                and "Presigned" not in action]  # fmt: skip
+
+
+def test_only_the_service_for_this_account_may_be_a_role() -> None:
+    (trust,) = json.loads(policy("trust"))["Statement"]
     assert trust["Principal"] == {"Service": "sagemaker.amazonaws.com"}
+    assert trust["Condition"]["StringEquals"]["aws:SourceAccount"] == FILLED_IN["ACCOUNT"]
