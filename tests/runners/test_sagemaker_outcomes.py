@@ -28,6 +28,12 @@ def own(outcome: Outcome, detail: str = "as the job saw it") -> Measurement:
         ("AlgorithmError: cuda_oom: the GPU's memory ran out, exit code: 1", Outcome.CUDA_OOM, "the GPU's memory ran"),
         ("AlgorithmError: shm_full: /dev/shm is full; lower x\nsecond line, exit code: 1", Outcome.SHM_FULL, "second"),
         ("AlgorithmError: data_error: rid/1.tif: broken, exit code: 1", Outcome.DATA_ERROR, "rid/1.tif: broken"),
+        (
+            "ClientError: Cannot pull algorithm container. Either the image does not exist or its permissions are "
+            "incorrect.",
+            Outcome.CRASHED,
+            "build and push it",
+        ),
         ("AlgorithmError: diverged: loss is nan, exit code: 1", Outcome.DIVERGED, "loss is nan"),
         ("AlgorithmError: timeout: ended after 5 s, exit code: 1", Outcome.TIMEOUT, "ended after 5 s"),
         (

@@ -23,6 +23,11 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         "AWS has none of these instances free at the moment; run the same command again later, or choose another "
         "compute, region or subnet",
     ),
+    (
+        re.compile(r"Cannot pull algorithm container|Requested image not found|ImageNotFound"),
+        Outcome.CRASHED,
+        "the image is not there, or the job's role may not pull it; build and push it, or correct the setting image",
+    ),
     (re.compile(r"InternalServerError"), Outcome.INTERRUPTED, f"a fault of the service, not of the run; {_GO_ON}"),
     (
         re.compile(r"instance type with more memory|\bOOM\b|exit code: 137\b"),

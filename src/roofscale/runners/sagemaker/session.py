@@ -12,7 +12,10 @@ from roofscale.runners.supervise import Interrupt
 
 if TYPE_CHECKING:
     from roofscale.runners.sagemaker.cloud import Cloud
+    from roofscale.runners.sagemaker.containers import Containers
     from roofscale.runners.sagemaker.faults import Wait
+
+    Service = Cloud | Containers
 
 
 @dataclass
@@ -21,15 +24,15 @@ class Session:
 
     settings: Settings
     interrupt: Interrupt = field(default_factory=Interrupt)
-    connect: "Callable[[Settings, Wait], Cloud] | None" = None  # to AWS; a test's stand-in
+    connect: "Callable[[Settings, Wait], Service] | None" = None  # to AWS; a test's stand-in
     ask: Callable[[str], str] = input
     running: set[str] = field(default_factory=set)  # names of jobs
     lock: threading.RLock = field(default_factory=threading.RLock)  # of whoever reads and then changes what is shared
-    _cloud: "Cloud | None" = None
+    _cloud: "Service | None" = None
     _stop: bool | None = None  # what was decided of all jobs; None: nothing yet
 
     @property
-    def cloud(self) -> "Cloud":
+    def cloud(self) -> "Service":
         """The one connection; clients of boto3 may be shared by threads, but are slow and large to make."""
         with self.lock:
             if self._cloud is None:
@@ -61,7 +64,11 @@ class Session:
         return not answer.strip().lower().startswith("d")
 
 
-def _connect(settings: Settings, wait: "Wait") -> "Cloud":
+def _connect(settings: Settings, wait: "Wait") -> "Service":
+    if settings.local_mode:
+        from roofscale.runners.sagemaker.containers import Containers
+
+        return Containers(settings)
     from roofscale.runners.sagemaker.cloud import Cloud  # boto3: only those who run there pay for it
 
     return Cloud(settings, wait)

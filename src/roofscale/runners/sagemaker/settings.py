@@ -16,6 +16,7 @@ from roofscale.errors import ConfigError, did_you_mean
 FILE = Path("sagemaker.yaml")
 FILE_VARIABLE = "ROOFSCALE_SAGEMAKER"  # names another file
 VARIABLE_PREFIX = "ROOFSCALE_SAGEMAKER_"  # ROOFSCALE_SAGEMAKER_BUCKET=..., for every setting
+HERE = "local"  # the bucket whose keys are paths on this machine, in local mode
 _MOST_KEEP_ALIVE = 21_600  # seconds; botocore's model of KeepAlivePeriodInSeconds
 
 
@@ -39,6 +40,7 @@ class Settings:
     bucket: str = setting("S3 bucket for configs, checkpoints and results")
     image: str = setting("image that the Dockerfile makes, in ECR")
     prefix: str = setting("where in the bucket", "roofscale")
+    local_mode: bool = setting("run the image with Docker on this machine: no account, no S3; needs only image", False)
     region: str = setting("AWS region; empty: that of the profile or of AWS_DEFAULT_REGION", "")
     subnets: tuple[str, ...] = setting("subnets of the VPC to run in; none: SageMaker's own network", ())
     security_groups: tuple[str, ...] = setting("security groups in that VPC", ())
@@ -85,6 +87,9 @@ class Settings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 REQUIRED = ("role", "bucket", "image")
+# What a request has to name all the same, and what has no meaning without an account.
+_IN_LOCAL_MODE = {"role": "arn:aws:iam::000000000000:role/nobody", "bucket": HERE, "spot": False, "budget_usd": 0.0,
+                  "keep_alive_seconds": 0, "kms_key": ""}  # fmt: skip
 _TYPES = typing.get_type_hints(Settings)
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -110,6 +115,8 @@ def load(
     named = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
              and key.startswith(VARIABLE_PREFIX)}  # fmt: skip
     values = {key: _convert(key, value) for key, value in {**found, **named}.items()}
+    if values.get("local_mode"):
+        values |= {**_IN_LOCAL_MODE, "prefix": str((folder / "runs/containers").absolute())}
     lacking = [name for name in required if not values.get(name)]
     if lacking:
         what = "; ".join(f"{name}: {FIELDS[name].metadata['meaning']}" for name in lacking)

@@ -1,0 +1,195 @@
+"""Local mode: what Docker is asked, and what its answers mean; a script stands in for Docker."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.runners.sagemaker_settings import CONFIG
+
+from roofscale import compute
+from roofscale.errors import ConfigError
+from roofscale.measurement import Outcome
+from roofscale.runners.sagemaker import request as requests
+from roofscale.runners.sagemaker.containers import Containers, ended, folder_of, run_words
+from roofscale.runners.sagemaker.job import Job
+from roofscale.runners.sagemaker.outcomes import job_outcome
+from roofscale.runners.sagemaker.settings import HERE, Settings, load
+
+JOB = Job("roofscale-train-abc")
+BEGAN, OVER = "2026-11-24T12:00:00.123456789Z", "2026-11-24T12:01:00.5Z"
+# Says what the file `answer` next to it holds for its first word, and writes its words down, one call a line.
+DOCKER = """#!/usr/bin/env python3
+import json, pathlib, sys
+here = pathlib.Path(__file__).parent
+with open(here / "calls", "a") as calls:
+    calls.write(json.dumps(sys.argv[1:]) + "\\n")
+said = json.loads((here / "answers").read_text()).get(sys.argv[1], "")
+if isinstance(said, int):
+    sys.exit("refused")
+print(said)
+"""
+
+
+class Docker:
+    """A stand-in for the command ``docker``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "docker").write_text(DOCKER)
+        (folder / "docker").chmod(0o755)
+        self.answers()
+
+    def answers(self, **by_word: Any) -> None:
+        """What it says to each first word; a number: it refuses."""
+        said = {word: text if isinstance(text, int | str) else json.dumps(text) for word, text in by_word.items()}
+        (self.folder / "answers").write_text(json.dumps(said))
+
+    @property
+    def calls(self) -> list[list[str]]:
+        lines = (self.folder / "calls").read_text().splitlines() if (self.folder / "calls").exists() else []
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return Docker(tmp_path / "bin")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load({"ROOFSCALE_SAGEMAKER_IMAGE": "roofscale", "ROOFSCALE_SAGEMAKER_LOCAL_MODE": "true"}, tmp_path)
+
+
+def asked(settings: Settings, **knobs: Any) -> dict[str, Any]:
+    config = CONFIG.with_overrides({"data_root": f"s3://{HERE}/data, all", **knobs})
+    return requests.build(config, settings, JOB, {"experiment": "roofscale-train"})
+
+
+def inspected(status: str = "exited", code: int = 0, **state: Any) -> dict[str, Any]:
+    times = {"StartedAt": BEGAN, "FinishedAt": OVER}
+    labels = {"Labels": {"roofscale:longest": "900"}}
+    return {"State": {"Status": status, "ExitCode": code, "OOMKilled": False, **times, **state}, "Config": labels}
+
+
+def test_an_image_is_all_that_local_mode_needs(settings: Settings, tmp_path: Path) -> None:
+    assert settings.prefix == str(tmp_path / "runs/containers")
+    assert folder_of(requests.config_uri(settings, JOB)) == tmp_path / "runs/containers" / JOB.key / "config"
+
+
+def test_a_container_gets_what_a_job_gets(settings: Settings, tmp_path: Path) -> None:
+    request = asked(settings, compute="ml.m5.large")
+    words = run_words(request, compute.get("ml.m5.large"), tmp_path / "job")
+    said = dict(itertools.pairwise(words))
+    assert said["--memory"] == said["--memory-swap"] == str(8 * 2**30)
+    assert said["--network"] == "none"
+    assert words[words.index("--entrypoint") :] == [
+        "--entrypoint", "python", "roofscale", *request["AlgorithmSpecification"]["ContainerEntrypoint"][1:],
+        *request["AlgorithmSpecification"]["ContainerArguments"],
+    ]  # fmt: skip
+    mounts = [word for before, word in itertools.pairwise(words) if before == "--mount"]
+    key = tmp_path / "runs/containers" / JOB.key
+    assert f"type=bind,source={key}/folder,target=/opt/ml/checkpoints" in mounts
+    assert f"type=bind,source={key}/config,target=/opt/ml/input/data/config,readonly" in mounts
+    assert 'type=bind,"source=/data, all/rid",target=/opt/ml/input/data/rid,readonly' in mounts
+    assert "--gpus" not in words
+
+
+def test_an_instance_with_a_gpu_asks_for_it(settings: Settings, tmp_path: Path) -> None:
+    words = run_words(asked(settings, compute="ml.g5.xlarge"), compute.get("ml.g5.xlarge"), tmp_path)
+    assert words[words.index("--gpus") + 1] == "1"
+
+
+def test_what_lies_in_s3_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"s3://roofs/data: local_mode has no S3; expected s3://local/ABSOLUTE"):
+        folder_of("s3://roofs/data")
+
+
+@pytest.mark.parametrize(
+    ("found", "why", "said", "outcome", "word"),
+    [
+        (inspected(code=1), "", "data_error: no images", Outcome.DATA_ERROR, "no images"),
+        (inspected(code=137, OOMKilled=True), "", "", Outcome.HOST_OOM, "lower batch_size"),
+        (inspected(code=1), "Stopped", "", Outcome.INTERRUPTED, "was stopped"),
+        (inspected(code=1), "MaxRuntimeExceeded", "", Outcome.TIMEOUT, "900 s"),
+        (inspected(code=127), "", "python: not found", Outcome.CRASHED, "python: not found"),
+    ],
+)
+def test_how_it_ended(found: dict[str, Any], why: str, said: str, outcome: Outcome, word: str) -> None:
+    told, detail = job_outcome(ended(found, why, said), None)
+    assert told is outcome
+    assert word in detail
+
+
+def test_a_job_from_its_start_to_its_end(settings: Settings, docker: Docker) -> None:
+    there = Containers(settings)
+    assert there.describe(JOB.name) is None
+    there.submit(asked(settings))
+    assert docker.calls[-1][:2] == ["run", "--detach"]
+
+    recent = "2999-01-01T00:00:00Z"
+    docker.answers(ps=JOB.name, inspect=[inspected("running", StartedAt=recent)])
+    assert there.describe(JOB.name) == {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"}
+    assert there.running("roofscale-train") == {JOB.name: {"roofscale:longest": "900"}}
+
+    output = folder_of(requests.output_uri(settings, JOB)).parent
+    (output / "failure").write_text("diverged: the loss is nan")
+    docker.answers(ps=JOB.name, inspect=[inspected(code=1)], logs="epoch 1\nepoch 2")
+    found = there.describe(JOB.name)
+    assert found
+    assert found["FailureReason"] == "AlgorithmError: diverged: the loss is nan, exit code: 1"
+    assert (found["TrainingEndTime"] - found["TrainingStartTime"]).total_seconds() == pytest.approx(60.4, abs=0.1)
+    assert docker.calls[-1] == ["rm", JOB.name]
+    assert (output.parent / "log").read_text() == "epoch 1\nepoch 2\n"
+
+    docker.answers()
+    assert there.describe(JOB.name) == found, "it is remembered without the container"
+
+
+def test_who_stays_too_long_is_stopped(settings: Settings, docker: Docker) -> None:
+    there = Containers(settings)
+    there.submit(asked(settings))
+    docker.answers(ps=JOB.name, inspect=[inspected("running")])  # for longer than 900 s
+    there.describe(JOB.name)
+    assert there.describe(JOB.name) == {"TrainingJobStatus": "Stopping", "SecondaryStatus": "Stopping"}
+    docker.answers(ps=JOB.name, inspect=[inspected(code=143)])
+    assert (there.describe(JOB.name) or {})["SecondaryStatus"] == "MaxRuntimeExceeded"
+
+
+def test_a_container_that_somebody_removed_is_no_result(settings: Settings, docker: Docker) -> None:
+    there = Containers(settings)
+    there.submit(asked(settings))
+    outcome, detail = job_outcome(there.describe(JOB.name) or {}, None)
+    assert (outcome, "removed the container" in detail) == (Outcome.INTERRUPTED, True)
+
+
+def test_what_docker_refuses_is_told_and_leaves_nothing(settings: Settings, docker: Docker) -> None:
+    there = Containers(settings)
+    docker.answers(run=1, ps=JOB.name, inspect=[inspected("created")])
+    with pytest.raises(ConfigError, match=r"docker run: refused .*docker build -t IMAGE"):
+        there.submit(asked(settings))
+    assert docker.calls[-1] == ["rm", "--force", JOB.name]
+    docker.answers()
+    assert there.describe(JOB.name) is None
+
+
+def test_files_are_written_read_on_and_fetched(settings: Settings, tmp_path: Path) -> None:
+    there, top = Containers(settings), f"s3://{HERE}{tmp_path}/run"
+    there.write(f"{top}/events.jsonl", b"one\ntwo\n")
+    there.write(f"{top}/plots/a.png", b"png")
+    there.write(f"{top}/.half", b"x")
+    assert there.read_from(f"{top}/events.jsonl", 4) == b"two\n"
+    assert there.read_from(f"{top}/nothing", 0) == b""
+    assert there.size(top) == 12
+    there.fetch(top, tmp_path / "here", ("events.jsonl",))
+    assert [str(p.relative_to(tmp_path / "here")) for p in (tmp_path / "here").rglob("*.*")] == ["plots/a.png"]
+
+
+def test_no_docker_is_one_clear_message(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="no command 'docker' here"):
+        Containers(settings).describe(JOB.name)
