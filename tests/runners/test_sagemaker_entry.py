@@ -79,6 +79,7 @@ def test_the_measurement_and_its_cause_are_left_where_they_are_looked_for(
     if failure.exists():
         assert failure.read_text(encoding="utf-8") == f"{outcome}: {left(top).detail}"
     assert "4 steps planned" in said
+    assert any("system/cpu_utilization_percentage" in row.metrics for row in left(top).resources)
     assert (top / "checkpoints/events.jsonl").exists(), "the run folder is what the service keeps"
 
 

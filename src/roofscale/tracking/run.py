@@ -57,6 +57,7 @@ class TrackedRun:
         self._last_steps = dict(last_steps or {})
         self._points: list[tuple[str, float, int, int]] = []  # name, value, epoch milliseconds, step
         self._posted = time.monotonic()
+        self._elsewhere = False  # whether the run executes on another machine
         self._lock = threading.RLock()  # the system metrics have a thread of their own
 
     def params(self, config: RunConfig) -> None:
@@ -93,6 +94,8 @@ class TrackedRun:
             found = event["validation"]
             named = {f"val/{found['dataset']}/{name}": value for name, value in found["metrics"].items()}
             self._log(named, found["step"], event["time"])
+        elif kind == "elsewhere":
+            self._elsewhere = True
 
     def resources(self, sample: ResourceSample) -> None:
         """Take one sample of the process tree's resources; its series run over seconds, not training steps."""
@@ -140,8 +143,11 @@ class TrackedRun:
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
-        """MLflow's own system metrics of the whole machine, for as long as the block lasts."""
-        with system_metrics(self._add):
+        """MLflow's own system metrics of the whole machine, for as long as the block lasts.
+
+        Not of this one, where the run turns out to execute elsewhere: there they are sampled, and come as resources.
+        """
+        with system_metrics(lambda metrics: None if self._elsewhere else self._add(metrics)):
             yield
 
     def model(self, model: "nn.Module", image_size: int) -> None:

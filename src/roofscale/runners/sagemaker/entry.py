@@ -6,11 +6,13 @@ imported once a signal would be heard: until Python has a handler, the kernel se
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -26,10 +28,12 @@ from roofscale.runners.sagemaker import hosts
 from roofscale.runners.sagemaker.outcomes import failure_text
 from roofscale.runners.sagemaker.request import CONFIG_CHANNEL
 from roofscale.runners.torchrun import Machines
+from roofscale.train.monitor import Thinned
 
 CONFIG = "config.json"
 GENERATED = "generated.json"  # by data set: the spec of what the job has to generate
-_SECONDS_BETWEEN_LINES = 10.0  # in the log, which CloudWatch keeps and bills
+_SECONDS_BETWEEN_LINES = 10.0  # in the log, which CloudWatch keeps and bills; also of the machine's metrics
+_MOST_ROWS = 1024  # of these
 
 
 def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
@@ -44,7 +48,9 @@ def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
     machines = hosts.machines_of(top / hosts.RESOURCE_CONFIG)
     try:
         config = read_config(top / "input/data", fingerprint)
-        measurement = _run(config, hosts.folder(top / "checkpoints", machines.place), asked, machines)
+        with Machine() as machine:
+            measurement = _run(config, hosts.folder(top / "checkpoints", machines.place), asked, machines)
+        measurement = machine.added_to(measurement)
     except RoofscaleError as error:
         measurement = Measurement(Outcome.CRASHED, str(error), fingerprint)
     except Exception as error:  # whatever it is, FailureReason is to say more than an exit code
@@ -98,6 +104,37 @@ def _run(config: RunConfig, run_dir: Path, asked: Sequence[int], machines: Machi
     from roofscale.runners.supervise import Interrupt
 
     return LocalRunner(run_dir, Log(), interrupt=Interrupt(len(asked)), machines=machines)(config)
+
+
+class Machine:
+    """MLflow's system metrics of the job's machine, while the block lasts; the launcher's say nothing of a job.
+
+    MLflow is imported beside the training's own start, which nobody is to wait longer for.
+    """
+
+    def __init__(self) -> None:
+        self.rows = Thinned[ResourceSample](_SECONDS_BETWEEN_LINES, _MOST_ROWS)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="machine", daemon=True)
+
+    def __enter__(self) -> "Machine":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def added_to(self, measurement: Measurement) -> Measurement:
+        """The measurement with what was sampled among its resources."""
+        rows = sorted((*measurement.resources, *self.rows.values), key=lambda row: row.time)
+        return dataclasses.replace(measurement, resources=tuple(rows))
+
+    def _sample(self) -> None:
+        from roofscale.tracking.system import system_metrics
+
+        with system_metrics(lambda metrics: self.rows.add(ResourceSample(time.time(), dict(metrics)))):
+            self._over.wait()
 
 
 def leave(measurement: Measurement, output: Path, place: int = 0) -> None:

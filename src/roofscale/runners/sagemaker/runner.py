@@ -45,7 +45,7 @@ from roofscale.runners.sagemaker.settings import Settings
 from roofscale.runners.supervise import Listener, SilentListener
 
 if TYPE_CHECKING:
-    from roofscale.runners.sagemaker.cloud import Cloud
+    from roofscale.runners.sagemaker.session import Service
 
 _FIRST_POLL, _LONGEST_POLL = 1.0, 2.5  # seconds between two looks at a job; the longer it runs, the rarer
 _POLLS_A_RUN = 60  # looks over a job's time, until they are rarest
@@ -80,6 +80,7 @@ class SageMakerRunner:
         size = instance(config)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / CONFIG, config.as_dict())
+        self.listener.event({"event": "elsewhere", "time": time.time()})
         with self.session.interrupt.on_signals():
             cloud = self.session.cloud
             job, described = self._find(cloud, config)
@@ -98,7 +99,7 @@ class SageMakerRunner:
             job.save(self.run_dir)
         return measurement
 
-    def _find(self, cloud: "Cloud", config: RunConfig) -> tuple[Job, dict[str, Any] | None]:
+    def _find(self, cloud: "Service", config: RunConfig) -> tuple[Job, dict[str, Any] | None]:
         """The run's job, with what SageMaker says of it where it was submitted already.
 
         A folder that was lost has forgotten its job; that is known by its tags then.
@@ -117,7 +118,7 @@ class SageMakerRunner:
             job.save(self.run_dir)
         return job, cloud.describe(job.name)
 
-    def _submit(self, cloud: "Cloud", config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
+    def _submit(self, cloud: "Service", config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
         """Hand the config over and create the job; what SageMaker then says of it."""
         generated = generated_specs(config)
         data_bytes = sum(map(cloud.size, requests.data_uris(config).values()))
@@ -134,7 +135,7 @@ class SageMakerRunner:
         cloud.submit(request)
         return {"TrainingJobStatus": RUNNING[0]}
 
-    def _watch(self, cloud: "Cloud", job: Job, described: dict[str, Any]) -> dict[str, Any]:
+    def _watch(self, cloud: "Service", job: Job, described: dict[str, Any]) -> dict[str, Any]:
         """Follow a job until it is over, or until nobody wants to wait for it."""
         began, stopping, said = time.monotonic(), False, ""
         tail = self._tail(cloud, job)
@@ -153,7 +154,7 @@ class SageMakerRunner:
         return described
 
     def _take(
-        self, cloud: "Cloud", config: RunConfig, job: Job, size: Compute, described: Mapping[str, Any]
+        self, cloud: "Service", config: RunConfig, job: Job, size: Compute, described: Mapping[str, Any]
     ) -> Measurement:
         """Fetch what a job that is over has left, and settle what it came to."""
         left = [self._left(cloud, job, place) for place in range(config.instance_count)]
@@ -168,7 +169,7 @@ class SageMakerRunner:
         facts = {**seen.facts, "job": job.name, "image": self.settings.image}
         return dataclasses.replace(seen, outcome=outcome, detail=detail, metrics={**seen.metrics, **costs}, facts=facts)
 
-    def _left(self, cloud: "Cloud", job: Job, place: int) -> Measurement | None:
+    def _left(self, cloud: "Service", job: Job, place: int) -> Measurement | None:
         """What one of a job's machines has measured."""
         packed = cloud.read_packed(requests.output_uri(self.settings, job), hosts.measurement_name(place))
         if not packed:
@@ -176,7 +177,7 @@ class SageMakerRunner:
         (self.run_dir / MEASUREMENT).write_bytes(packed)
         return Measurement.load(self.run_dir / MEASUREMENT)
 
-    def _tail(self, cloud: "Cloud", job: Job) -> "_Tail":
+    def _tail(self, cloud: "Service", job: Job) -> "_Tail":
         uri = f"{requests.folder_uri(self.settings, job)}/{EVENTS}"
         return _Tail(cloud, uri, self.run_dir / EVENTS, self.listener)
 
@@ -191,7 +192,7 @@ class SageMakerRunner:
 class _Tail:
     """Copies the events of a job into the run folder as they grow in S3, and hands them to a listener."""
 
-    def __init__(self, cloud: "Cloud", uri: str, file: Path, listener: Listener) -> None:
+    def __init__(self, cloud: "Service", uri: str, file: Path, listener: Listener) -> None:
         self._cloud, self._uri, self._file, self._listener = cloud, uri, file, listener
         self._events = EventTail(file, from_end=True)
 
