@@ -40,7 +40,11 @@ test: $(STAMP) ## run the tests
 
 .PHONY: test-sagemaker
 test-sagemaker: $(STAMP) ## run training jobs for real, on a simulator of SageMaker (root; skips where there is none)
-	ROOFSCALE_TEST_SAGEMAKER=1 $(BIN)/python -m pytest -v -rs tests/sagemaker
+	ROOFSCALE_TEST_SAGEMAKER=simulator $(BIN)/python -m pytest -v -rs tests/sagemaker
+
+.PHONY: test-sagemaker-real
+test-sagemaker-real: $(STAMP) ## the same in your own AWS account, for money: says how much, and runs once you agree
+	ROOFSCALE_TEST_SAGEMAKER=real $(BIN)/python -m pytest -v -rs tests/sagemaker
 
 .PHONY: check
 check: $(STAMP) ## lint, format and type checks
@@ -60,7 +64,7 @@ clean: ## remove .venv and caches; data, runs and results stay
 
 .PHONY: help
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' \
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' \
 		$(MAKEFILE_LIST)
 
 $(STAMP):

@@ -4,133 +4,31 @@ The simulator in ../shared/sagemaker-sim really runs the jobs, in containers of 
 behind the API of SageMaker as boto3 speaks it; S3 is moto's. Losses are held against the same run on this machine.
 """
 
+import dataclasses
+import itertools
 import json
-import os
-import shlex
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from tests.sagemaker.place import LONG, SMALL, TOP, Place, ended, losses
+from tests.served import Line
 
 from roofscale import config
 from roofscale.measurement import Measurement, Outcome
 
-TOP = Path(__file__).resolve().parents[2]
-SIMULATOR = TOP.parent / "shared/sagemaker-sim"
-SMALL = ("encoder=resnet18", "image_size=64", "val_samples=6", "threads=1", "num_workers=0", "max_samples=10",
-         "precision=fp32", "compute=ml.m5.xlarge")  # fmt: skip
-# Long enough to be interrupted; of a small net, as the simulator cannot copy a large file that is renamed meanwhile.
-LONG = (*SMALL, "encoder=mobilenetv3_small_050", "epochs=25", "seed=7")
-
 pytestmark = pytest.mark.alone
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the launcher runs, as a user would run it."""
-
-    folder: Path
-    environment: dict[str, str]
-
-    def start(self, *words: str, **settings: str) -> "subprocess.Popen[str]":
-        """A command of Roofscale under way; settings win over those of the file."""
-        named = {f"ROOFSCALE_SAGEMAKER_{name.upper()}": value for name, value in settings.items()}
-        return subprocess.Popen(
-            [sys.executable, "-m", "roofscale", *words],
-            cwd=self.folder,
-            env={**self.environment, **named},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def train(self, *words: str, runner: str = "sagemaker", **settings: str) -> tuple[Measurement, int]:
-        """One training, to its end."""
-        command = self.start("train", "--json", "--runner", runner, *words, **settings)
-        out, err = command.communicate(timeout=300)
-        assert out, err
-        return Measurement.load(self.folder / json.loads(out)["folder"] / "measurement.json"), command.returncode
-
-    def to_its_end(self, *words: str) -> Measurement:
-        """The same command until it does not end for a fault of the simulator, as a user would do it."""
-        for _ in range(4):
-            found, _code = self.train(*words)
-            if "a fault of the service" not in found.detail:
-                break
-        return found
-
-    def job(self, *words: str) -> str:
-        """The name of the job that a training is waiting for; returns once it has made a step."""
-        pattern = f"runs/roofscale-train/{config.load(None, words).fingerprint}-*/job.json"
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            for file in self.folder.glob(pattern):
-                known, events = json.loads(file.read_text(encoding="utf-8")), file.with_name("events.jsonl")
-                if not known["over"] and events.exists() and '"step"' in events.read_text(encoding="utf-8"):
-                    return f"{known['key']}-{known['number']}"
-            time.sleep(0.2)
-        raise AssertionError("no job has made a step")
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A running simulator with the project's image; nothing of it is left afterwards."""
-    if not os.environ.get("ROOFSCALE_TEST_SAGEMAKER"):
-        pytest.skip("starts Docker and a simulator of SageMaker; run `make test-sagemaker`")
-    if not SIMULATOR.is_dir():
-        pytest.skip("the simulator is not on this machine (../shared/sagemaker-sim)")
-    folder = tmp_path_factory.mktemp("launcher")
-    try:
-        subprocess.run([SIMULATOR / "start.sh"], check=True)
-        environment = _sourced(SIMULATOR / "env.sh", {**os.environ, "OMP_NUM_THREADS": "1"})
-        environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-        subprocess.run([Path(__file__).with_name("image.sh"), "roofscale-test"], env=environment, check=True)
-        (folder / "sagemaker.yaml").write_text(
-            "role: arn:aws:iam::123456789012:role/RoofscaleJob\nbucket: sim-bucket\nimage: roofscale-test:latest\n"
-        )
-        yield Place(folder, environment)
-    finally:
-        subprocess.run([SIMULATOR / "stop.sh"], check=False)
-
-
-def _sourced(script: Path, environment: dict[str, str]) -> dict[str, str]:
-    done = subprocess.run(
-        ["bash", "-c", f"set -a; . {shlex.quote(str(script))}; env -0"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return dict(line.partition("=")[::2] for line in done.stdout.split("\0") if line)
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(place: Place) -> list[float]:
-    """The losses of the long run, on this machine and in one go."""
-    return losses(place.train(*LONG, runner="local")[0])
-
-
-def losses(measurement: Measurement) -> list[float]:
-    return [step.loss for step in measurement.steps]
-
-
-def ended(command: "subprocess.Popen[str]") -> tuple[int, str]:
-    out, err = command.communicate(timeout=300)
-    return command.returncode, out + err
 
 
 def test_a_job_yields_what_a_local_run_does(place: Place) -> None:
     there, code = place.train(*SMALL)
     here, _ = place.train("--fresh", *SMALL, runner="local")
     assert (there.outcome, code) == (Outcome.OK, 0)
-    assert losses(there) == losses(here)
-    assert [v.metrics for v in there.validations] == [v.metrics for v in here.validations]
+    assert place.agree(losses(there), losses(here))
+    assert place.real or [v.metrics for v in there.validations] == [v.metrics for v in here.validations]
     assert there.metrics.keys() - here.metrics.keys() == {"cost/billable_seconds", "cost/usd", "cost/start_seconds"}
     assert here.metrics.keys() - there.metrics.keys() <= {"memory/kernel_peak_mib"}  # a job can make no cgroup
     assert there.metric("memory/peak_mib") > 100
@@ -152,6 +50,64 @@ def test_phase_1_as_jobs(place: Place) -> None:
     assert len({json.loads(file.read_text())["key"] for file in folders}) == len(steps)
 
 
+def test_phase_1_is_on_record_where_the_arn_leads(simulated: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # artifacts lie in its S3
+        monkeypatch.setenv(name, simulated.environment[name])
+    client = MlflowClient(simulated.mlflow)
+    experiment = client.get_experiment_by_name("roofscale-phase1")
+    assert experiment
+    steps = client.search_runs([experiment.experiment_id], "tags.step != ''")
+    assert len(steps) >= 3
+    for run in steps:
+        assert (run.info.status, run.data.params["compute"]) == ("FINISHED", "ml.m5.xlarge")
+        for metric in ("memory/mib_per_sample", "speed/samples_per_s", "system/cpu_utilization_percentage",
+                       "cost/billable_seconds"):  # fmt: skip
+            assert run.data.metrics[metric] > 0, metric
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == run.data.metrics["train/steps"]
+        assert client.get_metric_history(run.info.run_id, "memory/used_mib")
+        assert run.info.artifact_uri.startswith(f"s3://{simulated.bucket}/mlflow/")
+        assert "measurement.json" in {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_steps_side_by_side_come_to_what_they_come_to_one_after_the_other(place: Place) -> None:
+    words = ("phase", "1", "--file", str(TOP / "experiments/phase1.yaml"), "--compute", "ml.m5.xlarge", "--overlay",
+             str(TOP / "experiments/smoke.yaml"), "--runner", "sagemaker", "--fresh", "--json")  # fmt: skip
+    before = {folder.name: spans(folder) for folder in sorted(place.folder.glob("runs/roofscale-phase1/001/*/"))}
+    command = place.start(*words, max_parallel_jobs="2")
+    out, err = command.communicate(timeout=500)
+    assert command.returncode == 0, err
+    after = {folder.name: spans(folder) for folder in sorted(Path(json.loads(out)["folder"]).glob("*/"))}
+    assert {name: losses for name, (_, _, losses) in after.items()} == {
+        name: losses for name, (_, _, losses) in before.items()
+    }
+    times = sorted((began, ended) for began, ended, _ in after.values())
+    assert any(second < ended for (_, ended), (second, _) in itertools.pairwise(times)), "none overlap"
+
+
+def spans(folder: Path) -> tuple[float, float, list[float]]:
+    """When the first and the last event of a run was, and its losses."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    times = [event["time"] for event in events]
+    return times[0], times[-1], losses(Measurement.load(folder / "measurement.json"))
+
+
+def test_status_finds_a_running_job_and_a_dry_run_shows_its_request(place: Place) -> None:
+    words = (*LONG, "seed=12")
+    code, said = ended(place.start("train", "--dry-run", "--json", "--runner", "sagemaker", *words))
+    assert code == 0, said
+    (request,) = json.loads(said)["requests"]
+    command = place.start("train", "--json", "--runner", "sagemaker", *words, on_interrupt="stop")
+    name = place.job(*words)
+    code, said = ended(place.start("status", "--json"))
+    assert code == 0, said
+    assert list(json.loads(said)["jobs"]) == [name]
+    command.send_signal(signal.SIGINT)
+    ended(command)
+    assert (
+        request["TrainingJobName"].rpartition("-")[0].rpartition("-")[0] == name.rpartition("-")[0].rpartition("-")[0]
+    )
+
+
 def test_out_of_memory_at_8_gib(place: Place) -> None:
     words = ("compute=ml.m5.large", "batch_size=24", "max_samples=48", "val_samples=1", "num_workers=0", "threads=2",
              "precision=fp32", "channels_last=false")  # fmt: skip
@@ -171,15 +127,15 @@ def test_a_stopped_job_is_gone_on_with_to_the_last_bit(place: Place, uninterrupt
     assert found.outcome is Outcome.OK, found.detail
     assert 0 < int(found.facts["resumed_at_step"]) < len(uninterrupted)
     assert not found.facts["job"].endswith("-1")
-    assert losses(found) == uninterrupted
+    assert place.agree(losses(found), uninterrupted)
 
 
-def test_a_spot_job_survives_the_loss_of_its_instance(place: Place, uninterrupted: list[float]) -> None:
-    command = place.start("train", "--json", "--fresh", "--runner", "sagemaker", *LONG, spot="true")
-    interrupt(place, place.job(*LONG))
+def test_a_spot_job_survives_the_loss_of_its_instance(simulated: Place, uninterrupted: list[float]) -> None:
+    command = simulated.start("train", "--json", "--fresh", "--runner", "sagemaker", *LONG, spot="true")
+    interrupt(simulated, simulated.job(*LONG))
     out, err = command.communicate(timeout=300)
     assert command.returncode == 0, err
-    found = Measurement.load(place.folder / json.loads(out)["folder"] / "measurement.json")
+    found = Measurement.load(simulated.folder / json.loads(out)["folder"] / "measurement.json")
     assert losses(found) == uninterrupted
     assert found.facts["job"].endswith("-1"), "the service itself has started the same job again"
     assert int(found.facts["resumed_at_step"]) > 0
@@ -205,6 +161,23 @@ def test_who_lets_go_of_a_job_waits_for_the_same_one_later(place: Place) -> None
     assert found.facts["job"] == name
 
 
+def test_a_network_that_is_away_for_a_while_costs_nothing(simulated: Place) -> None:
+    line = Line(int(simulated.environment["SIM_PORT"]))
+    line.mend()
+    words = (*LONG, "seed=13")
+    behind = dataclasses.replace(simulated, environment={**simulated.environment, "AWS_ENDPOINT_URL": line.uri})
+    command = behind.start("train", "--json", "--runner", "sagemaker", *words)
+    behind.job(*words)
+    line.cut()
+    time.sleep(5)
+    line.mend()
+    out, err = command.communicate(timeout=300)
+    line.cut()
+    assert command.returncode == 0, err
+    found = Measurement.load(simulated.folder / json.loads(out)["folder"] / "measurement.json")
+    assert len(losses(found)) == found.metric("train/steps")
+
+
 def test_a_job_that_the_service_ends_for_its_time(place: Place) -> None:
     found, code = place.train(*LONG, "seed=9", max_runtime_seconds="8")
     assert (found.outcome, code) == (Outcome.TIMEOUT, 1)
@@ -222,33 +195,31 @@ def test_values_that_a_shell_would_break(place: Place, tmp_path: Path) -> None:
 
 def test_data_from_s3_whatever_its_folder_is_called(place: Place) -> None:
     local = next(place.folder.glob("data/generated/*"))
-    upload = (
-        "import boto3, pathlib, sys; top, key = pathlib.Path(sys.argv[1]), sys.argv[2]; s3 = boto3.client('s3'); "
-        "[s3.upload_file(str(f), 'sim-bucket', f'{key}/{f.relative_to(top)}') for f in top.rglob('*') if f.is_file()]"
-    )
     key = 'it\'s a "place" ü'
-    subprocess.run([sys.executable, "-c", upload, str(local), key], env=place.environment, check=True)
-    there, _ = place.train(*SMALL, f"data_root=s3://sim-bucket/{key}", "seed=3")
+    code, said = ended(place.start("data", "upload", str(local), f"s3://{place.bucket}/{key}"))
+    assert code == 0, said
+    there, _ = place.train(*SMALL, f"data_root=s3://{place.bucket}/{key}", "seed=3")
     here, _ = place.train(*SMALL, "seed=3", runner="local")
     assert there.outcome is Outcome.OK, there.detail
-    assert losses(there) == losses(here)
+    assert place.agree(losses(there), losses(here))
     assert there.facts["data_fingerprint"] == here.facts["data_fingerprint"]
 
 
 @pytest.mark.parametrize(
     ("settings", "words", "said"),
-    [
+    [  # what AWS would say of an instance that an account may not use, or of an image, is not the simulator's words
         ({"bucket": "no-such-bucket"}, (), "there is no such bucket"),
         ({"role": "RoofscaleJob"}, (), "RoleArn: 'RoofscaleJob' does not have the form"),
         ({}, ("compute=local",), "expected an instance of SageMaker"),
         ({}, ("compute=ml.c5.xlarge",), "refused to create the job"),  # whose size the simulator does not know
         ({"budget_usd": "0.0001"}, (), "budget_usd=0.0001"),
+        ({"image": "no-such-image:1"}, (), "build and push it, or correct the setting image"),
     ],
 )
 def test_what_cannot_be_is_one_clear_message(
-    settings: dict[str, str], words: tuple[str, ...], said: str, place: Place
+    settings: dict[str, str], words: tuple[str, ...], said: str, simulated: Place
 ) -> None:
-    command = place.start("train", "--runner", "sagemaker", *SMALL, "seed=11", *words, **settings)
+    command = simulated.start("train", "--fresh", "--runner", "sagemaker", *SMALL, "seed=11", *words, **settings)
     code, told = ended(command)
     told = " ".join(told.split())
     assert said in told, told
