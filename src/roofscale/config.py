@@ -88,7 +88,7 @@ class RunConfig:
     micro_batches: int = knob(
         1, "parts, of a sample at least, that a batch is trained in: memory of a part, step of the whole batch", low=1
     )
-    num_workers: int = knob(2, "loader processes; 0 loads in the training process", low=0)
+    num_workers: int = knob(2, "loader processes of each training process; 0 loads in that itself", low=0)
     prefetch_factor: int = knob(2, "batches each loader process prepares ahead", low=1)
     epochs: int = knob(1, "passes over each data set", low=1)
     schedule: str = knob(
