@@ -145,9 +145,11 @@ def test_without_points_it_names_the_probes(tmp_path: Path) -> None:
         forecast_host(ASKED, tmp_path, tmp_path, False, to_json=True)
 
 
-def test_a_gpu_compute_is_refused(tmp_path: Path) -> None:
+def test_a_gpu_compute_and_several_processes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="forecast gpu"):
         forecast_host(ASKED.with_overrides({"compute": "ml.g5.xlarge"}), tmp_path, tmp_path, False, to_json=True)
+    with pytest.raises(ConfigError, match="processes=2"):
+        forecast_host(ASKED.with_overrides({"processes": 2}), tmp_path, tmp_path, False, to_json=True)
 
 
 def test_a_person_reads_the_verdict_the_parts_and_the_sources(runner, tmp_path: Path, capsys) -> None:
