@@ -120,7 +120,8 @@ def test_only_a_run_that_ended_well_completes(outcome):
 
 
 @pytest.mark.parametrize(
-    "name", ["memory_margin", "data_stall", "no_leak", "learning", "as_expected", "stable", "smooth", "bounded"]
+    "name",
+    ["memory_margin", "data_stall", "attains", "no_leak", "learning", "as_expected", "stable", "smooth", "bounded"],
 )
 def test_nothing_measured_never_passes(name):
     nothing = Measurement(Outcome.HOST_OOM, "killed", "0" * 12)
@@ -232,6 +233,20 @@ def test_failed_outweighs_insufficient_outweighs_passed():
 def test_a_busy_machine_is_not_blamed_on_the_loader(stall: float, wait: float) -> None:
     found = judge(step("data_stall"), measurement(8, **{"speed/data_stall": stall, "speed/loader_wait": wait}))
     assert found.verdict is PASSED
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(1.0, PASSED), (0.96, PASSED), (0.94, FAILED), (math.nan, INSUFFICIENT)]
+)
+def test_an_epoch_is_held_against_what_its_samples_would_take_on_a_cached_batch(share: float, verdict: Verdict) -> None:
+    run = measurement(8)
+    assert len({one.epoch for one in run.steps}) == 1
+    cached = share * run.metrics["speed/seconds_per_epoch"] / run.steps[-1].samples
+    timed = dataclasses.replace(run, metrics={**run.metrics, "speed/cached_seconds_per_sample": cached})
+    found = judge(step("attains"), timed)
+    assert found.verdict is verdict
+    busy = dataclasses.replace(timed, metrics={**timed.metrics, "cpu/others": 0.5})
+    assert judge(step("attains"), busy).verdict is (INSUFFICIENT if verdict is FAILED else verdict)
 
 
 @pytest.mark.parametrize(("others", "verdict"), [(0.02, FAILED), (0.5, INSUFFICIENT), (math.nan, FAILED)])

@@ -77,6 +77,33 @@ def data_stall(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     return unless_disturbed(finding, evidence)
 
 
+def attains(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    """An epoch takes hardly longer than its samples would if every batch lay ready on the device.
+
+    The same step on a cached batch is what can be attained with this model, batch and arithmetic; all else that an
+    epoch takes time for counts against it: the loader, checkpoints, what is put on record. A GPU may be called busy
+    all the while, as its utilisation is the share of the time in which anything runs on it at all.
+    """
+    share = float(np.median([_attained(run) for run in evidence.runs]))
+    if not math.isfinite(share):
+        return lacking("the same step on a cached batch was not timed")
+    finding = Finding(
+        Verdict.PASSED if share >= limits["min_share"] else Verdict.FAILED,
+        f"{share:.0%} of the samples/s of a cached batch, over whole epochs (at least {limits['min_share']:.0%})",
+        {"attained": share},
+    )
+    return unless_disturbed(finding, evidence)
+
+
+def _attained(run: Measurement) -> float:
+    """Achieved over attainable samples a second; NaN where one of them was not measured."""
+    passes = len({step.epoch for step in run.steps})
+    if not passes:
+        return math.nan
+    attainable = run.metric("speed/cached_seconds_per_sample") * run.steps[-1].samples / passes
+    return attainable / run.metric("speed/seconds_per_epoch")
+
+
 def utilisation_up(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """CPU utilisation while training is up on the base step's by ``min_gain``, or has no room left to be.
 
@@ -246,6 +273,11 @@ CRITERIA = {
         "the loader keeps up with training",
         data_stall,
         {"max_share": Limit(0.20, "share of a step's time spent waiting for the loader")},
+    ),
+    "attains": Criterion(
+        "the samples/s that the device can attain with this model are achieved, over whole epochs",
+        attains,
+        {"min_share": Limit(0.95, "share of the samples/s of the same step on a cached batch")},
     ),
     "utilisation_up": Criterion(
         "CPU utilisation while training is up on the base step's, or near all that there is",
