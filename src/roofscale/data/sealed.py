@@ -37,18 +37,24 @@ def read(file: Path, dataset: Any, window: Window) -> Pixels:
     Raises:
         FileProblem: some of what the pixels come from is not as it was written.
     """
-    rows, columns = _grid(dataset)
-    height, width = dataset.block_shapes[0]
     with file.open("rb") as stream:
-        sums = _sums(stream, rows * columns + 1)
-        sound = sums is not None and sums[0] == _rest_sum(stream, dataset, file.stat().st_size - sums.nbytes - 4)
-        for row in range(window.row_off // height, -(-(window.row_off + window.height) // height)):
-            for column in range(window.col_off // width, -(-(window.col_off + window.width) // width)):
-                sound = sound and _block_sum(stream, dataset, row, column) == sums[1 + row * columns + column]
-    if not sound:
-        raise FileProblem(Kind.BROKEN, file, "a block is not as it was written. Remove the file.")
+        if not _is_sound(stream, dataset, window):
+            raise FileProblem(Kind.BROKEN, file, "it is not as it was written. Remove the file.")
     pixels: Pixels = dataset.read(window=window)
     return pixels
+
+
+def _is_sound(stream: BinaryIO, dataset: Any, window: Window) -> bool:
+    rows, columns = _grid(dataset)
+    height, width = dataset.block_shapes[0]
+    sums = _sums(stream, rows * columns + 1)
+    if sums is None or sums[0] != _rest_sum(stream, dataset, stream.seek(0, 2) - sums.nbytes - 4):
+        return False
+    return all(
+        _block_sum(stream, dataset, row, column) == sums[1 + row * columns + column]
+        for row in range(window.row_off // height, -(-(window.row_off + window.height) // height))
+        for column in range(window.col_off // width, -(-(window.col_off + window.width) // width))
+    )
 
 
 def _sums(stream: BinaryIO, count: int) -> _Sums | None:

@@ -34,7 +34,7 @@ def slow_tiles(source: AirsSource) -> list[Tile]:
     """The tiles that a source takes windows from which cost more than they should, by the layout of image or label.
 
     Blocks of 256 px, compressed, cost what their windows hold. Compressed strips as wide as a tile of AIRS cost ten
-    times that: a window of 1024 px takes 100 ms of a core in place of 11 (benchmarks/results/tile_formats.json).
+    times that (windows of 1024 px, benchmarks/results/tile_formats.json).
     """
     return [
         tile
@@ -49,10 +49,10 @@ def _decoded(file: Path, window_px: int) -> float:
         with geotiff.opened(file) as dataset:
             if dataset.compression is None:
                 return 0.0
-            sides = (
-                min(math.ceil(window_px / block) * block, size)
+            sides = [
+                int(min(math.ceil(window_px / block) * block, size))
                 for block, size in zip(dataset.block_shapes[0], dataset.shape, strict=True)
-            )
+            ]
             return math.prod(sides) / window_px**2
     except FileProblem:
         return 0.0
