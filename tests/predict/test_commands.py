@@ -3,18 +3,24 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+import rasterio
 import torch
 from click.testing import CliRunner, Result
+from rasterio.features import rasterize
+from rich.console import Console
 from tests.predict.pictures import PLACE, noise, read, write
+from tests.report import climbs
 
 from roofscale import model as models
 from roofscale.cli import main
+from roofscale.commands.register import name_champion
 from roofscale.config import RunConfig
 from roofscale.measurement import Outcome
 from roofscale.predict.segmenter import Segmenter
@@ -118,3 +124,35 @@ def test_whole_tiles_are_held_against_their_labels(
     px = sum(size for _, size in shares.values())
     assert said["metrics"]["iou"] == pytest.approx(sum(share * size for share, size in shares.values()) / px)
     assert "no tile in its part 'test'" in call("evaluate", ".", "--part", "test", "--model", store[1]).output
+
+
+@pytest.mark.parametrize(("outcome", "named"), [(Outcome.OK, True), (Outcome.CUDA_OOM, False)])
+def test_a_last_phase_that_passed_names_the_champion(
+    call: Callable[..., Result], store: tuple[Path, str], outcome: Outcome, named: bool
+) -> None:
+    tracker = Tracker("trained")
+    found(call("register", store[1], "--alias", "champion", "--json"))
+    tracker.client.delete_registered_model_alias("roofscale", "champion")
+    plan = climbs.phase(climbs.GPU)
+    result = replace(climbs.run(plan, 0, climbs.measured(100), outcome=outcome), run_id=store[1])
+    name_champion(climbs.climb(plan, result), tracker, Console(quiet=True))
+    aliases = set(tracker.client.get_registered_model("roofscale").aliases)
+    assert aliases == ({"champion"} if named else set())
+
+
+def test_a_real_picture_keeps_its_place(
+    call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path, real_samples: Path
+) -> None:
+    picture = next(iter(sorted(real_samples.glob("rid/**/images_roof_centered_geotiff/*.tif"))))
+    words = ["predict", str(picture), "-o", "m.tif", "--geojson", "m.geojson", "--window", "256", "--scale", "0.5"]
+    found(call(*words, "--model", store[1], "--json"))
+    with rasterio.open(picture) as image, rasterio.open(tmp_path / "m.tif") as mask:
+        assert (mask.crs, mask.transform, mask.shape) == (image.crs, image.transform, image.shape)
+        west, south, east, north = image.bounds
+        mask_HW = mask.read(1)
+    features = json.loads((tmp_path / "m.geojson").read_text())["features"]
+    corners = np.array([corner for feature in features for corner in feature["geometry"]["coordinates"][0]])
+    assert (corners >= np.array([west, south]) - 1e-7).all()
+    assert (corners <= np.array([east, north]) + 1e-7).all()
+    roofs = rasterize([f["geometry"] for f in features], mask_HW.shape, transform=image.transform)
+    assert (roofs == mask_HW).mean() > 0.999, "corners are rounded to 1 cm"

@@ -1,6 +1,9 @@
 """A picture's mask and outlines lie where the picture lies, and its counts are those of all its px."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +114,27 @@ def test_what_breaks_off_leaves_the_old_mask(tmp_path: Path) -> None:
     whole = picture.read_bytes()
     picture.write_bytes(whole[: len(whole) // 2])
     (tmp_path / "m.tif").write_text("the old one")
-    with pytest.raises(DataError, match=r"a\.tif: cannot be read .* Is it whole\?"):
+    with pytest.raises(DataError, match=r"a\.tif: cannot be read .* whole GeoTIFF"):
         predict(picture, tmp_path / "m.tif")
+    assert (tmp_path / "m.tif").read_text() == "the old one"
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["a.tif", "m.tif"]
+
+
+def test_a_full_disk_is_noticed_and_leaves_the_old_mask(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow past 20 kB; GDAL takes a mask cut short for a success."""
+    write(tmp_path / "a.tif", noise(300, 600))
+    (tmp_path / "m.tif").write_text("the old one")
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    call = (
+        "from pathlib import Path; from tests.predict.test_whole import predict; predict(Path('a.tif'), Path('m.tif'))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    paths = os.pathsep.join([str(root), str(root / "src")])
+    done = subprocess.run(
+        [sys.executable, "-c", limit + call], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True
+    )
+    assert b"DataError: m.tif: the mask cannot be written" in done.stderr
     assert (tmp_path / "m.tif").read_text() == "the old one"
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["a.tif", "m.tif"]
 

@@ -6,6 +6,7 @@ Shape suffixes: C = 3 colours (RGB), H height, W width.
 """
 
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
 from roofscale.data.geotiff import interleaved
@@ -29,40 +30,92 @@ _BLOCK = 256  # side of a mask's blocks, px
 Mask = npt.NDArray[np.bool_]
 
 
-class Image:
-    """An opened RGB image of bytes, with or without a place on the ground."""
+class Raster:
+    """An opened raster that is read by rows."""
 
-    def __init__(self, path: Path, dataset: Any) -> None:
-        self.path, self._dataset = path, dataset
+    def __init__(self, path: Path, dataset: Any, bands: int | tuple[int, ...]) -> None:
+        self.path, self._dataset, self._bands = path, dataset, bands
         self.height, self.width = dataset.shape
         self.crs, self.transform = dataset.crs, dataset.transform
 
     def rows(self, first: int, last: int) -> Pixels:
-        """Rows from the first to before the last, as (H,W,3)."""
-        return interleaved(self._dataset.read((1, 2, 3), window=self._across(first, last)))
+        """Rows from the first to before the last: (H,W,3) of an image, (H,W) of a label.
+
+        Raises:
+            DataError: the file breaks off.
+        """
+        with _reading(self.path):
+            found: Pixels = self._dataset.read(self._bands, window=self._across(first, last))
+        return interleaved(found) if found.ndim == 3 else found
 
     def valid(self, first: int, last: int) -> Mask:
-        """Where these rows show something, as (H,W): neither nodata nor transparent nor masked."""
-        return np.asarray(self._dataset.dataset_mask(window=self._across(first, last)) > 0)
+        """Where these rows show something, as (H,W): neither nodata nor transparent nor masked.
+
+        Raises:
+            DataError: the file breaks off.
+        """
+        with _reading(self.path):
+            return np.asarray(self._dataset.dataset_mask(window=self._across(first, last)) > 0)
 
     def _across(self, first: int, last: int) -> Window:
         return Window(0, first, self.width, last - first)
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image]:
+def open_image(path: Path) -> Iterator[Raster]:
     """Open an image for reading.
 
     Raises:
-        DataError: it is no image, no RGB image of bytes, or breaks off while it is read inside the block.
+        DataError: it is no image, or no RGB image of bytes.
     """
-    with _opened(path, "an image, such as a GeoTIFF, PNG or JPEG") as dataset:
+    with _opened(path) as dataset:
         if dataset.count not in (3, 4) or any(kind != "uint8" for kind in dataset.dtypes):
             raise DataError(
                 f"{path}: {_bands(dataset)}; expected an RGB image of 8 bits, as the model was trained on. "
                 f"Convert it, for example: {_conversion(path, dataset)}"
             )
-        yield Image(path, dataset)
+        yield Raster(path, dataset, (1, 2, 3))
+
+
+@contextmanager
+def open_label(path: Path, image: Raster) -> Iterator[Raster]:
+    """Open the label of an image for reading.
+
+    Raises:
+        DataError: it is not one band of bytes as large as the image.
+    """
+    with _opened(path) as dataset:
+        if dataset.count != 1 or dataset.dtypes[0] != "uint8" or dataset.shape != (image.height, image.width):
+            raise DataError(
+                f"{path}: {dataset.width}x{dataset.height} px, {_bands(dataset)}; expected one band of uint8, and "
+                f"{image.width}x{image.height} px like {image.path}. Export it again."
+            )
+        yield Raster(path, dataset, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with _reading(path):
+            dataset = rasterio.open(path)
+        with dataset:
+            yield dataset
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RasterioError as error:
+        raise DataError(
+            f"{path}: cannot be read ({_reason(error)}); expected a raster, such as a whole GeoTIFF."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """GDAL's own words, in one line."""
+    return " ".join(str(error.__cause__ or error).split())
 
 
 def _bands(dataset: Any) -> str:
@@ -81,44 +134,18 @@ def _conversion(path: Path, dataset: Any) -> str:
     return f"gdal_translate {bands} -ot Byte {'' if dataset.dtypes[0] == 'uint8' else '-scale '}{path} {out}"
 
 
-@contextmanager
-def open_label(path: Path, image: Image) -> Iterator[Any]:
-    """Open the label of an image for reading.
-
-    Raises:
-        DataError: it is not one band of bytes as large as the image, or breaks off while it is read inside the block.
-    """
-    with _opened(path, "the label of an image: a raster of one band, 0 or 1") as dataset:
-        if dataset.count != 1 or dataset.dtypes[0] != "uint8" or dataset.shape != (image.height, image.width):
-            raise DataError(
-                f"{path}: {dataset.width}x{dataset.height} px, {_bands(dataset)}; expected one band of uint8, and "
-                f"{image.width}x{image.height} px like {image.path}. Export it again."
-            )
-        yield dataset
-
-
-@contextmanager
-def _opened(path: Path, expected: str) -> Iterator[Any]:
-    try:
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as dataset:
-                yield dataset
-    except RasterioError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise DataError(f"{path}: cannot be read ({reason}); expected {expected}. Is it whole?") from error
-
-
 class MaskWriter:
     """Takes a mask row by row, and hands it on in whole rows of blocks: one that is written twice takes room twice."""
 
     def __init__(self, dataset: Any) -> None:
+        self.checksum = 0
         self._dataset = dataset
         self._held_HW = np.empty((0, dataset.width), np.uint8)
         self._written = 0  # rows
 
     def write(self, mask_HW: Pixels) -> None:
         """Take the next rows: 0, 1, or ``NODATA``."""
+        self.checksum = zlib.crc32(mask_HW.tobytes(), self.checksum)
         self._held_HW = np.concatenate([self._held_HW, mask_HW])
         self._hand_on(len(self._held_HW) // _BLOCK * _BLOCK)
 
@@ -135,14 +162,19 @@ class MaskWriter:
 
 
 @contextmanager
-def new_mask(path: Path, image: Image, channel: str, tags: Mapping[str, str]) -> Iterator[MaskWriter]:
+def new_mask(path: Path, image: Raster, channel: str, tags: Mapping[str, str]) -> Iterator[MaskWriter]:
     """A compressed GeoTIFF as large as the image and in its place, which takes its name once it is whole.
+
+    It is read back before: GDAL may come upon a full disk only as it closes the file, and then says nothing.
 
     Args:
         path: of the mask; replaced if it exists.
         image: whose mask it is.
         channel: what 1 means, written as the band's description.
         tags: written into the file.
+
+    Raises:
+        DataError: it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     profile = {
@@ -159,6 +191,19 @@ def new_mask(path: Path, image: Image, channel: str, tags: Mapping[str, str]) ->
                 writer = MaskWriter(dataset)
                 yield writer
                 writer.finish()
+            if _checksum(partial) != writer.checksum:
+                raise RasterioIOError("what was written cannot be read back")
         partial.replace(path)
+    except RasterioError as error:
+        raise DataError(f"{path}: the mask cannot be written ({_reason(error)}); is there room on the disk?") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _checksum(mask: Path) -> int:
+    total = 0
+    with rasterio.open(mask) as dataset:
+        for first in range(0, dataset.height, _BLOCK):
+            rows = min(_BLOCK, dataset.height - first)
+            total = zlib.crc32(dataset.read(1, window=Window(0, first, dataset.width, rows)), total)
+    return total

@@ -11,7 +11,7 @@ import torch
 from roofscale.data.airs import check_ids
 from roofscale.data.sample import CHANNELS, Pixels
 from roofscale.predict.blend import Probabilities, Rows, Segment, Tiling, segment_rows
-from roofscale.predict.raster import NODATA, Image, Mask, MaskWriter, open_image, open_label
+from roofscale.predict.raster import NODATA, Mask, MaskWriter, Raster, open_image, open_label
 from roofscale.predict.segmenter import Segmenter
 
 Tick = Callable[[int], object]  # told how many windows are done since it was told last
@@ -39,7 +39,7 @@ class Shares:
         return self.found / self.px if self.px else math.nan
 
 
-def fill_mask(image: Image, cutting: Cutting, mask: MaskWriter, tick: Tick) -> Shares:
+def fill_mask(image: Raster, cutting: Cutting, mask: MaskWriter, tick: Tick) -> Shares:
     """Write the mask of a picture: 1 and 0, and nodata where the picture shows nothing."""
     px = found = 0
     for _, found_HW, valid_HW in _decided(image, cutting, tick):
@@ -61,7 +61,7 @@ def count_whole(picture: Path, label: Path, cutting: Cutting, tick: Tick) -> tor
     counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
     with open_image(picture) as image, open_label(label, image) as labels:
         for first, found_HW, valid_HW in _decided(image, cutting, tick):
-            label_HW: Pixels = labels.read(1, window=((first, first + len(found_HW)), (0, image.width)))
+            label_HW = labels.rows(first, first + len(found_HW))
             check_ids(label, int(label_HW.max()))
             true_HW = label_HW > 0
             kinds = found_HW & true_HW, found_HW & ~true_HW, ~found_HW & true_HW, ~found_HW & ~true_HW
@@ -69,7 +69,7 @@ def count_whole(picture: Path, label: Path, cutting: Cutting, tick: Tick) -> tor
     return counts_4K
 
 
-def _decided(image: Image, cutting: Cutting, tick: Tick) -> Iterator[tuple[int, Mask, Mask]]:
+def _decided(image: Raster, cutting: Cutting, tick: Tick) -> Iterator[tuple[int, Mask, Mask]]:
     """Part by part from top to bottom: its first row, where the channel is found, and where the picture shows
     something."""
     for first, probability_KHW in _segmented(image, cutting, tick):
@@ -77,7 +77,7 @@ def _decided(image: Image, cutting: Cutting, tick: Tick) -> Iterator[tuple[int, 
         yield first, found_HW, image.valid(first, first + len(found_HW))
 
 
-def _segmented(image: Image, cutting: Cutting, tick: Tick) -> Iterator[Rows]:
+def _segmented(image: Raster, cutting: Cutting, tick: Tick) -> Iterator[Rows]:
     segmenter = cutting.segmenter
     segment = _ticking(segmenter, tick)
     return segment_rows(image.rows, image.height, image.width, cutting.tiling, segment, segmenter.batch)
