@@ -71,7 +71,8 @@ def around(command: Sequence[str], config: RunConfig, machines: Machines, cores:
 def processes(torchrun: int) -> list[psutil.Process]:
     """What torchrun has started, without what these have started; empty before it has, and after its end."""
     try:
-        return psutil.Process(torchrun).children()
+        started: list[psutil.Process] = psutil.Process(torchrun).children()
+        return started
     except psutil.Error:
         return []
 

@@ -45,7 +45,7 @@ class EventFile:
 def main(folder: Path) -> int:
     """Train in a run folder; return 0 when it ended well, 1 when it ended for a reason that the events tell.
 
-    Of several processes rank 0 tells what all of them come to, and each what ends it alone.
+    Of several processes rank 0 tells how the run goes, the first of each machine how it ends, each what ends it alone.
     """
     asked_to_stop: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,6 +62,8 @@ def main(folder: Path) -> int:
         # torchrun asks the others to stop when one has failed: what then breaks in them is no cause of its own.
         alike, events.heard = False, not (distributed.is_aftermath(error) or (distributed.size() > 1 and asked_to_stop))
         outcome, detail = own_ending(error, folder, events)
+    if alike:
+        events.heard = distributed.is_first_here()  # whoever runs a machine's processes looks in its own folder
     events.emit("end", {"outcome": outcome, "detail": detail})
     if alike:
         distributed.leave()

@@ -67,7 +67,8 @@ def _batch_norm(
 ) -> torch.Tensor:
     """``F.batch_norm`` in training, over all processes' samples; moves the running statistics on likewise."""
     assert training
-    y, mean_C, var_C, count = _Normalise.apply(x, weight, bias, eps, gather)
+    normalised: tuple[torch.Tensor, ...] = _Normalise.apply(x, weight, bias, eps, gather)  # type: ignore[no-untyped-call]
+    y, mean_C, var_C, count = normalised
     if running_mean_C is not None and running_var_C is not None:
         with torch.no_grad():
             running_mean_C.lerp_(mean_C, momentum)
@@ -82,7 +83,7 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, eps: float, gather: Gather
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         mean_C, var_C, count = _statistics(x, gather)
@@ -93,7 +94,7 @@ class _Normalise(torch.autograd.Function):
         return y, mean_C, var_C, count
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad: torch.Tensor, *_: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         x, weight_C, mean_C, scale_C, count = ctx.saved_tensors

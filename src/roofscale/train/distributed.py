@@ -71,6 +71,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def is_first_here() -> bool:
+    """Whether this is the first process of its machine."""
+    return _local_rank() == 0
+
+
 def step_seed(seed: int) -> int:
     """The seed of a step in this process, so that dropout does not drop the same in all of them."""
     return seed + _RANK_SEEDS * (rank() if size() > 1 else 0)
@@ -108,7 +113,7 @@ def first_on_each_machine(make: Callable[[], T]) -> T:
     """Call it in one process of each machine first, then in the others, which find the files that it has made."""
     if size() == 1:
         return make()
-    if _local_rank() != 0:
+    if not is_first_here():
         dist.barrier()
         return make()
     made = make()
@@ -121,9 +126,9 @@ def with_global_statistics(model: nn.Module) -> nn.Module:
     if size() == 1:
         return model
     if next(model.parameters()).is_cuda:
-        from timm.layers import convert_sync_batchnorm  # torch's own does not know timm's layers with an activation
+        from timm.layers.norm_act import convert_sync_batchnorm  # torch's does not know timm's, with an activation
 
-        converted: nn.Module = convert_sync_batchnorm(model)
+        converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
     batch_norm.synchronise(model, batch_norm.gathered)
     return model
