@@ -259,7 +259,7 @@ def _step(trainer: Trainer, recorder: Recorder, batch: Batch) -> None:
     recorder.claim("optimizer", (value for value in kept if isinstance(value, torch.Tensor)))
 
 
-class _FakeMode(FakeTensorMode):
+class _FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
     """One that a copied model stays in, which a trainer with an averaged one needs."""
 
     def __deepcopy__(self, _memo: object) -> "_FakeMode":

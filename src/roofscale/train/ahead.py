@@ -41,7 +41,7 @@ class SideStream:
 
     def __init__(self, move: Callable[[Batch], Batch]) -> None:
         self._move = move
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def begin(self, batch: Batch) -> Batch:
         """Begin to copy."""

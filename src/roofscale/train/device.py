@@ -63,6 +63,6 @@ def _settle_fp32(*, has_tf32: bool) -> str:
     TF32 rounds what is multiplied to 10 bits of mantissa. Convolutions, nearly all of a segmentation net, take it with
     precision=fp32; under bf16 and fp16 autocast no convolution or matrix product is left in float32.
     """
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]  # missing from torch's stubs
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     return f"float32 is {'TF32' if has_tf32 else 'IEEE'} in convolutions and IEEE in matrix products"

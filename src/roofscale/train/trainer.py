@@ -62,8 +62,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        # The same weights: what is trained in the model's place.
-        self.net = distributed.wrapped(torch.compile(self.model) if config.compile else self.model)
+        net: Any = torch.compile(self.model) if config.compile else self.model
+        self.net = distributed.wrapped(net)  # the same weights: what is trained in the model's place
         self.schedule = _lr_schedule(config, self.optimizer, total_steps)
         self.scaler = torch.amp.GradScaler(self.where.device.type, enabled=self.where.precision == "fp16")
         self.average = models.moving_average(self.model, config.ema) if config.ema else None
