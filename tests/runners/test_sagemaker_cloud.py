@@ -167,6 +167,17 @@ def test_running_jobs_are_found_with_their_tags(cloud: Cloud) -> None:
     stub.assert_no_pending_responses()
 
 
+def test_a_running_job_is_found_whose_tags_nobody_tells(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud, "_wait", lambda _: True)
+    arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/roofscale-a-1"
+    stub = Stubber(cloud._sagemaker)
+    job = {"TrainingJobName": "roofscale-a-1", "TrainingJobArn": arn, "CreationTime": BEGUN}
+    stub.add_response("list_training_jobs", {"TrainingJobSummaries": [{**job, "TrainingJobStatus": "InProgress"}]})
+    stub.add_client_error("list_tags", "InternalFailure", http_status_code=500)
+    stub.activate()
+    assert cloud.running("roofscale-a") == {"roofscale-a-1": {}}
+
+
 def test_who_does_not_want_to_wait_any_longer_is_told_at_once() -> None:
     tried: list[int] = []
 

@@ -41,7 +41,7 @@ def _running_jobs() -> tuple[dict[str, dict[str, str]], str]:
     if not settings.are_given():
         return {}, ""
     try:
-        found = Session(settings.load()).cloud.running(PREFIX)
+        found = Session(settings.load(), patient=False).cloud.running(PREFIX)
     except RoofscaleError as error:
         return {}, str(error)
     return {name: {key.removeprefix(TAG): text for key, text in tags.items()} for name, tags in found.items()}, ""

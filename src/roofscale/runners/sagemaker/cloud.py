@@ -6,7 +6,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from roofscale.runners.sagemaker.faults import Wait, code_of, explained
+from roofscale.runners.sagemaker.faults import Wait, code_of, explained, is_passing
 from roofscale.runners.sagemaker.outcomes import RUNNING
 from roofscale.runners.sagemaker.settings import Settings
 from roofscale.runners.sagemaker.store import Store
@@ -53,11 +53,11 @@ class Cloud(Store):
         return pages
 
     def _tags(self, arn: str) -> dict[str, str]:
-        """A job's tags; none where the service has no account of them."""
+        """A job's tags; none where the service has no account of them, or does not say."""
         try:
             found = self._patiently(lambda: self._sagemaker.list_tags(ResourceArn=arn)["Tags"])
         except ClientError as error:
-            if code_of(error) not in ("ValidationException", "ResourceNotFound"):
+            if code_of(error) not in ("ValidationException", "ResourceNotFound") and not is_passing(error):
                 raise
             return {}
         return {tag["Key"]: tag["Value"] for tag in found}

@@ -26,6 +26,7 @@ class Session:
     interrupt: Interrupt = field(default_factory=Interrupt)
     connect: "Callable[[Settings, Wait], Service] | None" = None  # to AWS; a test's stand-in
     ask: Callable[[str], str] = input
+    patient: bool = True  # whether a service that does not answer is waited for
     running: set[str] = field(default_factory=set)  # names of jobs
     lock: threading.RLock = field(default_factory=threading.RLock)  # of whoever reads and then changes what is shared
     _cloud: "Service | None" = None
@@ -41,6 +42,8 @@ class Session:
 
     def wait(self, seconds: float) -> bool:
         """Wait, but no longer than until somebody wants to stop; whether somebody then did."""
+        if not self.patient:
+            return True
         until, before = time.monotonic() + seconds, self.interrupt.count
         while (left := until - time.monotonic()) > 0 and self.interrupt.count == before:
             time.sleep(min(0.1, left))
