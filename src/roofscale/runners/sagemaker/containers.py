@@ -156,7 +156,7 @@ def folder_of(uri: str) -> Path:
 def run_words(request: Mapping[str, Any], size: Compute, job: Path) -> list[str]:
     """The words for ``docker`` that start a job's container."""
     algorithm = request["AlgorithmSpecification"]
-    entrypoint, *words = [*algorithm["ContainerEntrypoint"], *algorithm["ContainerArguments"]]
+    command: list[str] = [*algorithm["ContainerEntrypoint"], *algorithm["ContainerArguments"]]
     memory = str(int(size.memory_gib * GIB))
     labels = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
     labels[_LONGEST] = str(request["StoppingCondition"]["MaxRuntimeInSeconds"])
@@ -180,7 +180,7 @@ def run_words(request: Mapping[str, Any], size: Compute, job: Path) -> list[str]
         "--env", f"TRAINING_JOB_NAME={request['TrainingJobName']}",
         *(word for mount in mounts for word in ("--mount", mount)),
         *(word for key, value in labels.items() for word in ("--label", f"{key}={value}")),
-        "--entrypoint", entrypoint, algorithm["TrainingImage"], *words,
+        "--entrypoint", command[0], algorithm["TrainingImage"], *command[1:],
     ]  # fmt: skip
 
 
