@@ -76,7 +76,7 @@ def test_steps_side_by_side_come_to_what_they_come_to_one_after_the_other(place:
     command = place.start(*words, max_parallel_jobs="2")
     out, err = command.communicate(timeout=500)
     assert command.returncode == 0, err
-    after = {folder.name: spans(folder) for folder in sorted(Path(json.loads(out)["folder"]).glob("*/"))}
+    after = {folder.name: spans(folder) for folder in sorted((place.folder / json.loads(out)["folder"]).glob("*/"))}
     assert {name: losses for name, (_, _, losses) in after.items()} == {
         name: losses for name, (_, _, losses) in before.items()
     }
