@@ -207,13 +207,12 @@ def test_data_from_s3_whatever_its_folder_is_called(place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words", "said"),
-    [  # what AWS would say of an instance that an account may not use, or of an image, is not the simulator's words
+    [  # of an image that is not there the simulator cannot tell; test_local_mode has one, and test_sagemaker_outcomes
         ({"bucket": "no-such-bucket"}, (), "there is no such bucket"),
         ({"role": "RoofscaleJob"}, (), "RoleArn: 'RoofscaleJob' does not have the form"),
         ({}, ("compute=local",), "expected an instance of SageMaker"),
         ({}, ("compute=ml.c5.xlarge",), "refused to create the job"),  # whose size the simulator does not know
         ({"budget_usd": "0.0001"}, (), "budget_usd=0.0001"),
-        ({"image": "no-such-image:1"}, (), "build and push it, or correct the setting image"),
     ],
 )
 def test_what_cannot_be_is_one_clear_message(
