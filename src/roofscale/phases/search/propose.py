@@ -2,7 +2,8 @@
 
 A ``Surface`` tells of every config that is left how fast it may be. Tried next is the one with the largest expected
 improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455); when none is worth a trial
-any more, a smaller config that may well be as good as the fastest; when there is none of these, the search is over. Memory grows with every knob, so what is as large as a config known to be too large is never suggested.
+any more, a smaller config that may well be as good as the fastest; when there is none of these, the search is over.
+Memory grows with every knob, so what is as large as a config known to be too large is never suggested.
 """
 
 import math
