@@ -110,3 +110,8 @@ def test_the_defaults_are_todays_training() -> None:
     base = RunConfig()
     assert (base.image_size, base.batch_size, base.num_workers, base.max_samples) == (512, 2, 2, 10)
     assert (base.datasets, base.epochs) == (("rid",), 1)
+
+
+def test_the_shipped_recipe_is_a_run_config() -> None:
+    recipe = config.load(Path(__file__).parents[1] / "experiments" / "recipe.yaml")
+    assert recipe.changed_from(RunConfig())["ema"] == "0.99"
