@@ -55,7 +55,7 @@ class Cloud(Store):
     def _tags(self, arn: str) -> dict[str, str]:
         """A job's tags; none where the service has no account of them, or does not say."""
         try:
-            found = self._patiently(lambda: self._sagemaker.list_tags(ResourceArn=arn)["Tags"])
+            found = self._sagemaker.list_tags(ResourceArn=arn)["Tags"]  # not worth a wait of hours
         except ClientError as error:
             if code_of(error) not in ("ValidationException", "ResourceNotFound") and not is_passing(error):
                 raise
