@@ -12,8 +12,15 @@ from tabulate import tabulate
 
 from benchmarks.measure import ROOT, machine, scratch_folder
 
-ALL = ("loader_speed", "lightning_trainer", "phase1_from_nothing", "monitoring_cost", "airs_windows", "recipe",
-       "sagemaker_overhead")
+ALL = (
+    "loader_speed",
+    "lightning_trainer",
+    "phase1_from_nothing",
+    "monitoring_cost",
+    "airs_windows",
+    "recipe",
+    "sagemaker_overhead",
+)
 RESULTS = Path(__file__).parent / "results"
 
 
