@@ -10,7 +10,9 @@ import json
 import signal
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -21,6 +23,23 @@ from roofscale import config
 from roofscale.measurement import Measurement, Outcome
 
 pytestmark = pytest.mark.alone
+
+
+@pytest.fixture(scope="session")
+def climbed(place: Place) -> Mapping[str, Any]:
+    """Phase 1 as jobs, one after the other: what the command says of it."""
+    return climb_phase_1(place)
+
+
+def climb_phase_1(place: Place, *words: str, **settings: str) -> Mapping[str, Any]:
+    files = (str(TOP / "experiments" / name) for name in ("phase1.yaml", "smoke.yaml"))
+    named = itertools.chain.from_iterable(zip(("--file", "--overlay"), files, strict=True))
+    command = place.start("phase", "1", *named, "--compute", "ml.m5.xlarge", "--runner", "sagemaker", "--json", *words,
+                          **settings)  # fmt: skip
+    out, err = command.communicate(timeout=500)
+    assert command.returncode == 0, err
+    found: Mapping[str, Any] = json.loads(out)
+    return found
 
 
 def test_a_job_yields_what_a_local_run_does(place: Place) -> None:
@@ -35,21 +54,16 @@ def test_a_job_yields_what_a_local_run_does(place: Place) -> None:
     assert there.resources
 
 
-def test_phase_1_as_jobs(place: Place) -> None:
-    smoke = str(TOP / "experiments/smoke.yaml")
-    file = str(TOP / "experiments/phase1.yaml")
-    command = place.start("phase", "1", "--file", file, "--overlay", smoke, "--compute", "ml.m5.xlarge",
-                          "--runner", "sagemaker", "--json")  # fmt: skip
-    out, err = command.communicate(timeout=500)
-    assert command.returncode == 0, err
-    steps = json.loads(out)["steps"]
+def test_phase_1_as_jobs(place: Place, climbed: Mapping[str, Any]) -> None:
+    steps = climbed["steps"]
     assert [step["outcome"] for step in steps] == ["ok"] * len(steps)
     assert len(steps) >= 3
     assert all(step["metrics"]["cost/usd"] > 0 for step in steps)
-    folders = sorted(place.folder.glob("runs/roofscale-phase1/001/*/job.json"))
-    assert len({json.loads(file.read_text())["key"] for file in folders}) == len(steps)
+    jobs = (place.folder / climbed["folder"]).glob("*/job.json")
+    assert len({json.loads(file.read_text())["key"] for file in jobs}) == len(steps)
 
 
+@pytest.mark.usefixtures("climbed")
 def test_phase_1_is_on_record_where_the_arn_leads(simulated: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # artifacts lie in its S3
         monkeypatch.setenv(name, simulated.environment[name])
@@ -69,14 +83,12 @@ def test_phase_1_is_on_record_where_the_arn_leads(simulated: Place, monkeypatch:
         assert "measurement.json" in {item.path for item in client.list_artifacts(run.info.run_id)}
 
 
-def test_steps_side_by_side_come_to_what_they_come_to_one_after_the_other(place: Place) -> None:
-    words = ("phase", "1", "--file", str(TOP / "experiments/phase1.yaml"), "--compute", "ml.m5.xlarge", "--overlay",
-             str(TOP / "experiments/smoke.yaml"), "--runner", "sagemaker", "--fresh", "--json")  # fmt: skip
-    before = {folder.name: spans(folder) for folder in sorted(place.folder.glob("runs/roofscale-phase1/001/*/"))}
-    command = place.start(*words, max_parallel_jobs="2")
-    out, err = command.communicate(timeout=500)
-    assert command.returncode == 0, err
-    after = {folder.name: spans(folder) for folder in sorted((place.folder / json.loads(out)["folder"]).glob("*/"))}
+def test_steps_side_by_side_come_to_what_they_come_to_one_after_the_other(
+    place: Place, climbed: Mapping[str, Any]
+) -> None:
+    before = {folder.name: spans(folder) for folder in (place.folder / climbed["folder"]).glob("*/")}
+    again = climb_phase_1(place, "--fresh", max_parallel_jobs="2")
+    after = {folder.name: spans(folder) for folder in (place.folder / again["folder"]).glob("*/")}
     assert {name: losses for name, (_, _, losses) in after.items()} == {
         name: losses for name, (_, _, losses) in before.items()
     }

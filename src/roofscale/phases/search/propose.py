@@ -21,8 +21,9 @@ from roofscale.phases.search.spec import SearchSpec
 from roofscale.phases.search.surface import Surface, Values
 from roofscale.phases.search.tried import SKIPPED, Tried
 
-# Expected gain in log samples/s. Replayed on benchmarks/results/search_compare.json, 20 studies each (medians): at 0.01
-# the choice was at 0.928 of the best in 7.8 trials, at 0.005 at 0.956 in 8.5, at 0.002 at 0.942 in 8.7.
+# Expected gain in log samples/s. Replayed on a table of 30 configs (benchmarks/results/search_compare.json at
+# eee07b1), 20 studies each (medians): at 0.01 the choice was at 0.928 of the best in 7.8 trials, at 0.005 at 0.956 in
+# 8.5, at 0.002 at 0.942 in 8.7.
 WORTH_A_TRIAL = 0.005
 WORTH_A_LOOK = 0.3  # probability that a smaller config is within the tolerance of the fastest
 _PEAK_SPREAD = 0.02  # standard deviation of a log peak from run to run, about that of forecast.host.LEAST_SPREAD
