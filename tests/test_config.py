@@ -88,8 +88,8 @@ def test_a_file_that_is_no_run_config_is_refused(tmp_path: Path, content: str) -
 
 def test_the_fingerprint_names_what_is_computed_and_not_where() -> None:
     base = RunConfig()
-    assert base.with_overrides(["data_root=/elsewhere"]).fingerprint == base.fingerprint
-    for key in set(FIELDS) - {"data_root"}:
+    assert base.with_overrides(["data_root=/elsewhere", "tile_cache_gib=9"]).fingerprint == base.fingerprint
+    for key in set(FIELDS) - {"data_root", "tile_cache_gib"}:
         value = getattr(base, key)
         choices = FIELDS[key].metadata["choices"]
         if isinstance(value, bool):

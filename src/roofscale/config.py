@@ -19,8 +19,8 @@ from roofscale.errors import ConfigError, did_you_mean
 
 DATASETS = ("rid", "roofline", "airs")
 
-# Where a value only says where the same run finds its files, not what it computes.
-_NOT_IN_FINGERPRINT = frozenset({"data_root"})
+# Where a value only says where the same run finds the same pixels, not what it computes.
+_NOT_IN_FINGERPRINT = frozenset({"data_root", "tile_cache_gib"})
 
 
 def knob(
