@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from roofscale.config import FIELDS, RunConfig
@@ -66,14 +66,17 @@ def judged_runs(phase: int) -> list[RunRecord]:
 
 def judged_in(tracker: Tracker) -> list[RunRecord]:
     """Every run in an experiment that has a verdict, those of the newest attempt first."""
-    children = (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
-    return [run for run in children if "verdict" in run.tags]
+    return [run for run in _children(tracker) if "verdict" in run.tags]
 
 
 def trials_in(tracker: Tracker) -> list[RunRecord]:
     """Every trial of every search in an experiment, those of the newest attempt first."""
-    children = (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
-    return [trial for run in children if "search" in run.tags for trial in tracker.children(run.run_id)]
+    return [trial for run in _children(tracker) if "search" in run.tags for trial in tracker.children(run.run_id)]
+
+
+def _children(tracker: Tracker) -> Iterator[RunRecord]:
+    """Of all attempts, those of the newest first."""
+    return (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
 
 
 def out_of_memory(phases: Iterable[int]) -> list[RuledOut]:

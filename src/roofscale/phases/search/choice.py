@@ -20,6 +20,7 @@ class Choice:
     best: Tried  # the fastest, whatever its size
     ratio: Interval  # of the chosen one's samples a second over the best one's
     front: tuple[Tried, ...]  # the Pareto front: none is faster with less memory; least memory first
+    rates: Surface  # logarithm of the samples a second over the space
 
     def __str__(self) -> str:
         said = shown(self.chosen.config)
@@ -40,18 +41,15 @@ def choose(tried: Sequence[Tried], spec: SearchSpec, seed: int) -> Choice | None
     able = _fastest_of_each(one for one in tried if one.feasible)
     if not able:
         return None
-    rates, configs = surface_of(able, spec, seed), [one.config for one in able]
+    configs = [one.config for one in able]
+    known = [(one.config, math.log(one.rate), one.pace.variance) for one in able if one.pace]
+    rates = Surface(known, spec, seed)
     place = int(rates.at(configs)[0].argmax())
     ratios = [ratio.exp() for ratio in rates.above(configs, configs[place])]
     points = [BatchPoint(c.batch_size, ratio.low, 0.0) for c, ratio in zip(configs, ratios, strict=True)]
     found = knee(points, spec.tolerance)  # the first of several with its batch, so the smallest of them
     chosen = next(number for number, point in enumerate(points) if point is found)
-    return Choice(able[chosen], able[place], ratios[chosen], pareto(able))
-
-
-def surface_of(able: Sequence[Tried], spec: SearchSpec, seed: int) -> Surface:
-    """The logarithm of the samples a second over the space."""
-    return Surface([(one.config, math.log(one.rate), one.pace.variance) for one in able if one.pace], spec, seed)
+    return Choice(able[chosen], able[place], ratios[chosen], pareto(able), rates)
 
 
 def _fastest_of_each(able: Iterable[Tried]) -> list[Tried]:

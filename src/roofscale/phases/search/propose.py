@@ -16,7 +16,7 @@ from scipy import stats
 from roofscale.config import RunConfig
 from roofscale.forecast.fit import MAX_SHARE
 from roofscale.phases.retreat import at_least_as_large
-from roofscale.phases.search.choice import choose, size, surface_of
+from roofscale.phases.search.choice import choose, size
 from roofscale.phases.search.spec import SearchSpec
 from roofscale.phases.search.surface import Surface, Values
 from roofscale.phases.search.tried import SKIPPED, Tried
@@ -56,15 +56,13 @@ def propose(
         seed: of what is random.
     """
     left = [one for one in left if not any(t.over > 0 and at_least_as_large(one, t.config) for t in tried)]
-    paced = [one for one in tried if one.feasible]
     if not left:
         return None
     choice = choose(tried, spec, seed)
-    if len(paced) < LEAST_PACES or choice is None:
+    if choice is None or sum(one.feasible for one in tried) < LEAST_PACES:
         return Proposal(left[0], "the smallest, as too little is known yet")
-    rates = surface_of(paced, spec, seed)
-    mean, deviation = rates.at(left)
-    best = float(rates.at([choice.best.config])[0][0])
+    mean, deviation = choice.rates.at(left)
+    best = float(choice.rates.at([choice.best.config])[0][0])
     likely = np.minimum([within(one) for one in left], _within_by_trials(tried, left, spec, seed))
     gain = likely * _expected_improvement(mean, deviation, best)
     place = int(gain.argmax())

@@ -146,7 +146,11 @@ class Search:
         if twin := self._twin(trial, config):
             trial.set_user_attr("twin", twin)
             raise optuna.TrialPruned(f"the same config as trial {twin}")
-        tried = self._skip(trial, config) or self._run(trial, config)
+        sight = Foresight(self.room, tried_in(self.study, self.spec, self.base))
+        if known := sight.skip(config):
+            tried = self.trials.skip(trial.number, known)
+        else:
+            tried = self._run(trial, config, sight.foreseen(config))
         trial.set_user_attr(TRIED, tried.as_dict())
         trial.set_constraint("memory", tried.over)
         value = worth(tried, self.usd_per_hour)
@@ -155,15 +159,10 @@ class Search:
             raise optuna.TrialPruned(tried.why)
         return value
 
-    def _skip(self, trial: Trial, config: RunConfig) -> Tried | None:
-        found = Foresight(self.room, tried_in(self.study, self.spec, self.base)).skip(config)
-        return found and self.trials.skip(trial.number, found)
-
-    def _run(self, trial: Trial, config: RunConfig) -> Tried:
+    def _run(self, trial: Trial, config: RunConfig, foreseen: Mapping[str, float]) -> Tried:
         so_far = self.choice()
         short = as_trial(config, self.spec, so_far.best.rate) if so_far else as_trial(config, self.spec)
         try:
-            foreseen = Foresight(self.room, tried_in(self.study, self.spec, self.base)).foreseen(config)
             tried = self.trials.run(trial.number, config, short, foreseen)
             if math.isnan(tried.share):
                 raise TrialFailed(f"trial {trial.number}: its memory was not measured")
