@@ -34,6 +34,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     def listen(event: str, fields: Mapping[str, Any]) -> None:
         if event == "validation":
             curve.append(fields["validation"]["metrics"]["iou"])
+            print(f"seed {config.seed}, pass {len(curve) - 1} of {config.epochs}: {curve[-1]:.3f}", file=sys.stderr)
 
     start = time.perf_counter()
     with scratch_folder() as folder:

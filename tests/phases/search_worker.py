@@ -6,6 +6,7 @@ Every trial that it begins and ends is a line of the log. ``hang`` never ends it
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.phases.landscape import BASE, KIND, LIMIT_MIB, SPEC, Invented, tensors_mib
@@ -26,10 +27,10 @@ class Slow(Invented):
     log: Path
     hangs: bool
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
         self._say("begins", number, config)
         time.sleep(3600 if self.hangs else SECONDS)
-        tried = super().run(number, config, trial)
+        tried = super().run(number, config, trial, foreseen)
         self._say("ends", number, config)
         return tried
 

@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
@@ -31,13 +32,13 @@ class Slow(Invented):
     most = 0
     lock = threading.Lock()
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, *foreseen: object) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
         try:
             time.sleep(0.02)
-            return super().run(number, config, trial, *foreseen)  # type: ignore[arg-type]
+            return super().run(number, config, trial, foreseen)
         finally:
             with self.lock:
                 self.now -= 1
