@@ -12,8 +12,11 @@ from tests.runners.sagemaker_settings import CONFIG
 from roofscale import compute
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
+from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.sagemaker import hosts
 from roofscale.runners.sagemaker import request as requests
-from roofscale.runners.sagemaker.containers import Containers, ended, folder_of, run_words
+from roofscale.runners.sagemaker.containers import Containers, ended
+from roofscale.runners.sagemaker.docker import create_words, folder_of
 from roofscale.runners.sagemaker.job import Job
 from roofscale.runners.sagemaker.outcomes import job_outcome
 from roofscale.runners.sagemaker.settings import HERE, Settings, load
@@ -70,10 +73,14 @@ def asked(settings: Settings, **knobs: Any) -> dict[str, Any]:
     return requests.build(config, settings, JOB, {"experiment": "roofscale-train"})
 
 
-def inspected(status: str = "exited", code: int = 0, **state: Any) -> dict[str, Any]:
+def inspected(status: str = "exited", code: int = 0, host: str = "algo-1", **state: Any) -> dict[str, Any]:
     times = {"StartedAt": BEGAN, "FinishedAt": OVER}
-    labels = {"Labels": {"roofscale:longest": "900"}}
-    return {"State": {"Status": status, "ExitCode": code, "OOMKilled": False, **times, **state}, "Config": labels}
+    labels = {"roofscale:longest": "900", "roofscale:job": JOB.name}
+    return {
+        "Name": f"/{JOB.name}.{host}",
+        "State": {"Status": status, "ExitCode": code, "OOMKilled": False, **times, **state},
+        "Config": {"Labels": labels, "Hostname": host},
+    }
 
 
 def test_an_image_is_all_that_local_mode_needs(settings: Settings, tmp_path: Path) -> None:
@@ -83,7 +90,7 @@ def test_an_image_is_all_that_local_mode_needs(settings: Settings, tmp_path: Pat
 
 def test_a_container_gets_what_a_job_gets(settings: Settings, tmp_path: Path) -> None:
     request = asked(settings, compute="ml.m5.large")
-    words = run_words(request, compute.get("ml.m5.large"), tmp_path / "job")
+    words = create_words(request, compute.get("ml.m5.large"), tmp_path / "job", "algo-1")
     said = dict(itertools.pairwise(words))
     assert said["--memory"] == said["--memory-swap"] == str(8 * 2**30)
     assert said["--network"] == "none"
@@ -93,15 +100,38 @@ def test_a_container_gets_what_a_job_gets(settings: Settings, tmp_path: Path) ->
     ]  # fmt: skip
     mounts = [word for before, word in itertools.pairwise(words) if before == "--mount"]
     key = tmp_path / "runs/containers" / JOB.key
+    assert f"type=bind,source={tmp_path}/job/algo-1/output,target=/opt/ml/output" in mounts
     assert f"type=bind,source={key}/folder,target=/opt/ml/checkpoints" in mounts
     assert f"type=bind,source={key}/config,target=/opt/ml/input/data/config,readonly" in mounts
     assert 'type=bind,"source=/data, all/rid",target=/opt/ml/input/data/rid,readonly' in mounts
     assert "--gpus" not in words
 
 
-def test_an_instance_with_a_gpu_asks_for_it(settings: Settings, tmp_path: Path) -> None:
-    words = run_words(asked(settings, compute="ml.g5.xlarge"), compute.get("ml.g5.xlarge"), tmp_path)
-    assert words[words.index("--gpus") + 1] == "1"
+def test_hosts_share_data_and_checkpoints_and_have_a_name_and_an_output_each(
+    settings: Settings, tmp_path: Path
+) -> None:
+    request = asked(settings, compute="ml.m5.large", instance_count=2)
+    first, second = (
+        create_words(request, compute.get("ml.m5.large"), tmp_path / "job", host) for host in hosts.names(2)
+    )
+    assert [ours.replace("algo-1", "algo-2") for ours in first] == second, "they differ by the host and nothing else"
+    said = dict(itertools.pairwise(second))
+    assert (said["--name"], said["--hostname"]) == (f"{JOB.name}.algo-2", "algo-2")
+    assert (said["--network"], said["--network-alias"]) == (JOB.name, "algo-2")
+    assert "--publish" not in second
+    mounts = [word for before, word in itertools.pairwise(second) if before == "--mount"]
+    assert {mount.rpartition("target=")[2] for mount in mounts if "algo-2" in mount} == {
+        "/opt/ml/input/config,readonly", "/opt/ml/output", "/opt/ml/model"
+    }  # fmt: skip
+
+
+def test_an_instance_with_gpus_asks_for_them_and_each_host_for_its_own(settings: Settings, tmp_path: Path) -> None:
+    def gpus(name: str, host: str) -> str:
+        words = create_words(asked(settings, compute=name, instance_count=2), compute.get(name), tmp_path, host)
+        return words[words.index("--gpus") + 1]
+
+    assert (gpus("ml.g5.xlarge", "algo-1"), gpus("ml.g5.xlarge", "algo-2")) == ("device=0", "device=1")
+    assert gpus("ml.g5.12xlarge", "algo-2") == '"device=4,5,6,7"', "as Docker reads a list within its CSV"
 
 
 def test_what_lies_in_s3_is_refused() -> None:
@@ -120,7 +150,7 @@ def test_what_lies_in_s3_is_refused() -> None:
     ],
 )
 def test_how_it_ended(found: dict[str, Any], why: str, said: str, outcome: Outcome, word: str) -> None:
-    told, detail = job_outcome(ended(found, why, said), None)
+    told, detail = job_outcome(ended([found], why, [said]), None)
     assert told is outcome
     assert word in detail
 
@@ -129,22 +159,22 @@ def test_a_job_from_its_start_to_its_end(settings: Settings, docker: Docker) -> 
     there = Containers(settings)
     assert there.describe(JOB.name) is None
     there.submit(asked(settings))
-    assert docker.calls[-1][:2] == ["run", "--detach"]
+    assert [call[0] for call in docker.calls[-2:]] == ["create", "start"]
 
     recent = "2999-01-01T00:00:00Z"
     docker.answers(ps=JOB.name, inspect=[inspected("running", StartedAt=recent)])
     assert there.describe(JOB.name) == {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"}
-    assert there.running("roofscale-train") == {JOB.name: {"roofscale:longest": "900"}}
+    assert there.running("roofscale-train") == {JOB.name: inspected()["Config"]["Labels"]}
 
-    output = folder_of(requests.output_uri(settings, JOB)).parent
-    (output / "failure").write_text("diverged: the loss is nan")
+    host = folder_of(requests.output_uri(settings, JOB)).parents[1] / "algo-1"
+    (host / "output/failure").write_text("diverged: the loss is nan")
     docker.answers(ps=JOB.name, inspect=[inspected(code=1)], logs="epoch 1\nepoch 2")
     found = there.describe(JOB.name)
     assert found
     assert found["FailureReason"] == "AlgorithmError: diverged: the loss is nan, exit code: 1"
     assert (found["TrainingEndTime"] - found["TrainingStartTime"]).total_seconds() == pytest.approx(60.4, abs=0.1)
-    assert docker.calls[-1] == ["rm", JOB.name]
-    assert (output.parent / "log").read_text() == "epoch 1\nepoch 2\n"
+    assert ["rm", "--force", JOB.name] in docker.calls
+    assert (host / "log").read_text() == "epoch 1\nepoch 2\n"
 
     docker.answers()
     assert there.describe(JOB.name) == found, "it is remembered without the container"
@@ -160,19 +190,80 @@ def test_who_stays_too_long_is_stopped(settings: Settings, docker: Docker) -> No
     assert (there.describe(JOB.name) or {})["SecondaryStatus"] == "MaxRuntimeExceeded"
 
 
+def test_a_job_of_two_hosts_from_its_start_to_its_end(settings: Settings, docker: Docker) -> None:
+    there = Containers(settings)
+    there.submit(asked(settings, instance_count=2))
+    assert [call[0] for call in docker.calls] == ["network", "create", "create", "start"]
+    assert docker.calls[0][:3] == ["network", "create", "--internal"]
+    assert docker.calls[-1] == ["start", f"{JOB.name}.algo-1", f"{JOB.name}.algo-2"]
+    job = folder_of(requests.output_uri(settings, JOB)).parents[1]
+    told = hosts.machines_of(job / "algo-2/config/resourceconfig.json")
+    assert (told.names, told.place, told.network) == (("algo-1", "algo-2"), 1, "eth0")
+
+    recent = {"StartedAt": "2999-01-01T00:00:00Z"}
+    docker.answers(ps="a b", inspect=[inspected(), inspected("running", host="algo-2", **recent)])
+    assert (there.describe(JOB.name) or {})["TrainingJobStatus"] == "InProgress", "one host is not all of them"
+    assert not (job / "stopped").exists()
+
+    for place, name in enumerate(("measurement.json", "measurement-node1.json"), 1):
+        (job / f"algo-{place}/output/data" / name).write_text(name)
+    docker.answers(ps="a b", inspect=[inspected(), inspected(host="algo-2", FinishedAt="2026-11-24T12:02:00Z")],
+                   network="the id")  # fmt: skip
+    found = there.describe(JOB.name) or {}
+    assert (found["TrainingJobStatus"], found["TrainingEndTime"].minute) == ("Completed", 2)
+    assert docker.calls[-1] == ["network", "rm", JOB.name]
+    assert there.read_packed(requests.output_uri(settings, JOB), "measurement-node1.json") == b"measurement-node1.json"
+    assert there.read_packed(requests.output_uri(settings, JOB), "measurement-node2.json") is None
+
+
+def test_a_host_that_fails_ends_the_others_and_says_why(settings: Settings, docker: Docker) -> None:
+    there = Containers(settings)
+    there.submit(asked(settings, instance_count=2))
+    recent = {"StartedAt": "2999-01-01T00:00:00Z"}
+    failed = inspected(code=137, host="algo-2", OOMKilled=True)
+    docker.answers(ps="a b", inspect=[inspected("running", **recent), failed])
+    for _ in range(2):
+        assert there.describe(JOB.name) == {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"}
+    both = ["stop", "-t", "120", f"{JOB.name}.algo-1", f"{JOB.name}.algo-2"]
+    docker.answers(ps="a b", inspect=[inspected(code=143), failed])
+    found = there.describe(JOB.name) or {}
+    assert (found["TrainingJobStatus"], job_outcome(found, None)[0]) == ("Failed", Outcome.HOST_OOM)
+    assert docker.calls.count(both) == 1
+
+
+def test_the_host_that_did_not_only_follow_says_why() -> None:
+    earlier, later = inspected(code=1, FinishedAt=BEGAN), inspected(code=1)
+    followed = f"crashed: {FOLLOWED}: closed by peer"
+    assert "no images" in ended([earlier, later], "", [followed, "data_error: no images"])["FailureReason"]
+    assert "first" in ended([later, earlier], "Failed", ["crashed: second", "crashed: first"])["FailureReason"]
+
+
 def test_a_container_that_somebody_removed_is_no_result(settings: Settings, docker: Docker) -> None:
     there = Containers(settings)
-    there.submit(asked(settings))
+    there.submit(asked(settings, instance_count=2))
+    docker.answers(ps=f"{JOB.name}.algo-2", inspect=[inspected("running", host="algo-2")])
     outcome, detail = job_outcome(there.describe(JOB.name) or {}, None)
     assert (outcome, "removed the container" in detail) == (Outcome.INTERRUPTED, True)
+    assert ["rm", "--force", f"{JOB.name}.algo-2"] in docker.calls, "nor does its other host go on"
 
 
-def test_what_docker_refuses_is_told_and_leaves_nothing(settings: Settings, docker: Docker) -> None:
+def test_a_job_whose_launcher_was_killed_at_its_submission_is_submitted_anew(
+    settings: Settings, docker: Docker
+) -> None:
     there = Containers(settings)
-    docker.answers(run=1, ps=JOB.name, inspect=[inspected("created")])
-    with pytest.raises(ConfigError, match=r"docker run: refused .*docker build -t IMAGE"):
+    there.submit(asked(settings, instance_count=2))
+    docker.answers(ps=f"{JOB.name}.algo-1", inspect=[inspected("created", StartedAt="0001-01-01T00:00:00Z")])
+    assert there.describe(JOB.name) is None
+    assert ["rm", "--force", f"{JOB.name}.algo-1"] in docker.calls
+
+
+@pytest.mark.parametrize("refused", ["create", "start"])
+def test_what_docker_refuses_is_told_and_leaves_nothing(settings: Settings, docker: Docker, refused: str) -> None:
+    there = Containers(settings)
+    docker.answers(**{refused: 1}, ps=JOB.name)
+    with pytest.raises(ConfigError, match=rf"docker {refused}: refused .*docker build -t IMAGE"):
         there.submit(asked(settings))
-    assert docker.calls[-1] == ["rm", "--force", JOB.name]
+    assert ["rm", "--force", JOB.name] in docker.calls
     docker.answers()
     assert there.describe(JOB.name) is None
 

@@ -38,6 +38,13 @@ def test_machines_are_those_of_the_resource_config_in_one_order_on_all(tmp_path:
     assert hosts.machines_of(tmp_path / "none.json") == Machines()
 
 
+def test_what_a_stand_in_for_the_service_tells_a_machine_is_what_the_machine_reads(tmp_path: Path) -> None:
+    file = tmp_path / "resourceconfig.json"
+    machines = hosts.names(3)
+    file.write_text(json.dumps(hosts.resource_config(machines, "algo-3", "ml.m5.xlarge")))
+    assert hosts.machines_of(file) == Machines(("algo-1", "algo-2", "algo-3"), 2, "eth0")
+
+
 def test_no_two_machines_leave_a_file_of_the_same_name() -> None:
     folders = [hosts.folder(Path("/opt/ml/checkpoints"), place) for place in range(3)]
     assert folders[0] == Path("/opt/ml/checkpoints"), "where a job of one machine has it"

@@ -7,6 +7,7 @@ import pytest
 from tests.runners.sagemaker_settings import described
 
 from roofscale.measurement import Measurement, Outcome
+from roofscale.runners.outcome import FOLLOWED
 from roofscale.runners.sagemaker.outcomes import cost_metrics, failure_text, job_outcome
 
 
@@ -106,3 +107,10 @@ def test_the_saving_of_a_spot_job() -> None:
 
 def test_a_measurement_survives_the_text() -> None:
     assert failure_text(dataclasses.replace(own(Outcome.CRASHED), detail="ü\n'\"")) == "crashed: ü\n'\""
+
+
+def test_machines_that_only_followed_do_not_hide_why_one_ended_that_left_nothing() -> None:
+    followed = Measurement(Outcome.CRASHED, f"{FOLLOWED}: closed by peer", "abc")
+    killed = described("Failed", FailureReason="ClientError: use an instance type with more memory, exit code: 137")
+    assert job_outcome(killed, followed)[0] is Outcome.HOST_OOM
+    assert job_outcome(described("Failed", FailureReason=""), followed) == (followed.outcome, followed.detail)

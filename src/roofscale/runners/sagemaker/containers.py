@@ -1,35 +1,32 @@
 """SageMaker's local mode: jobs as containers on this machine, with no account and no S3.
 
 Stands in for ``cloud.Cloud``: the same image under the same contract (/opt/ml, an exec-form entrypoint, the memory of
-the instance as a hard limit, SIGTERM and 120 seconds at a stop), started by the command ``docker``. What lies in S3
-elsewhere lies in folders here: ``s3://local/home/me`` is ``/home/me``, so that checkpoints outlive a container.
+the instance as a hard limit, SIGTERM and 120 seconds at a stop), started by the command ``docker``; a job of several
+machines is as many containers on a network of their own. What lies in S3 elsewhere lies in folders here:
+``s3://local/home/me`` is ``/home/me``, so that checkpoints outlive a container.
 
 The SageMaker SDK has a local mode too. It mounts no checkpoints, and holds a job neither to its memory nor to its time.
 """
 
-import csv
 import datetime
-import io
 import json
-import os
 import shutil
-import subprocess
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from roofscale import compute
-from roofscale.compute import GIB, Compute
 from roofscale.errors import ConfigError
 from roofscale.measurement import write_json
-from roofscale.runners.sagemaker.settings import HERE, Settings
+from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.sagemaker import docker, hosts
+from roofscale.runners.sagemaker.docker import folder_of
+from roofscale.runners.sagemaker.settings import Settings
 
-_ML = "/opt/ml"
-_STOP_SECONDS = 120  # between SIGTERM and SIGKILL, as on SageMaker
-_LONGEST = "roofscale:longest"  # the label that holds MaxRuntimeInSeconds
-# What each job's folder remembers: why it was stopped, and how it ended.
+# What each job's folder remembers: as what it was stopped, and how it ended.
 _STOPPED, _ENDED = "stopped", "ended.json"
+_FAILED = "Failed"  # one of its hosts, and the others were stopped for that
 _OOM = "ClientError: Please use an instance type with more memory"
 _TRAINING = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"}
 _STOPPING = {"TrainingJobStatus": "Stopping", "SecondaryStatus": "Stopping"}
@@ -38,6 +35,8 @@ _GONE = {
     "SecondaryStatus": "Failed",
     "FailureReason": "InternalServerError: somebody has removed the container",
 }
+# What ``docker inspect`` says of a container.
+Inspected = Mapping[str, Any]
 
 
 class Containers:
@@ -47,64 +46,75 @@ class Containers:
         self._output = folder_of(f"s3://{settings.bucket}/{settings.prefix.strip('/')}/output")
 
     def submit(self, request: Mapping[str, Any]) -> None:
-        """Start a job's container.
+        """Start a job's containers.
 
         Raises:
-            ConfigError: Docker is not there, or refuses; or it would take several machines.
+            ConfigError: Docker is not there, or refuses.
         """
-        if request["ResourceConfig"]["InstanceCount"] > 1:
-            raise ConfigError("local_mode has this machine only; set instance_count=1, or local_mode: false.")
-        size = compute.get(request["ResourceConfig"]["InstanceType"])
-        name = request["TrainingJobName"]
-        job = self._output / name
-        for folder in (job / "output/data", job / "model", folder_of(request["CheckpointConfig"]["S3Uri"])):
-            folder.mkdir(parents=True, exist_ok=True)
+        name, wanted = request["TrainingJobName"], request["ResourceConfig"]
+        job, machines = self._output / name, hosts.names(wanted["InstanceCount"])
+        folder_of(request["CheckpointConfig"]["S3Uri"]).mkdir(parents=True, exist_ok=True)
+        for host in machines:
+            for folder in ("output/data", "model", docker.CONFIG):
+                (job / host / folder).mkdir(parents=True, exist_ok=True)
+            told = hosts.resource_config(machines, host, wanted["InstanceType"])
+            write_json(job / host / docker.CONFIG / Path(hosts.RESOURCE_CONFIG).name, told)
         try:
-            _docker(*run_words(request, size, job))
+            docker.start(request, compute.get(wanted["InstanceType"]), job)
         except ConfigError:  # of a job that could not start, nothing is to be found again
-            shutil.rmtree(job)
-            if _inspect(name):
-                _docker("rm", "--force", name)
+            self._forget(name)
             raise
 
+    def _forget(self, name: str) -> None:
+        shutil.rmtree(self._output / name)
+        docker.remove(name)
+
     def describe(self, name: str) -> dict[str, Any] | None:
-        """What DescribeTrainingJob would say; a job that runs for longer than it may is stopped."""
+        """What DescribeTrainingJob would say; a job that runs for longer than it may, or without all of its hosts, is
+        stopped."""
         job = self._output / name
         if (job / _ENDED).exists():
             return _with_times(json.loads((job / _ENDED).read_text(encoding="utf-8")))
-        found = _inspect(name)
-        if found is None:
-            return _GONE if job.exists() else None
+        found = docker.of_job(name)
+        if not job.exists():
+            return None
+        if any(one["State"]["Status"] == "created" for one in found):  # the launcher was killed while it submitted it
+            self._forget(name)
+            return None
+        if len(found) < len(_hosts(job)):
+            docker.remove(name)
+            return _GONE
         why = (job / _STOPPED).read_text(encoding="utf-8") if (job / _STOPPED).exists() else ""
-        if found["State"]["Status"] not in ("exited", "dead"):
-            if not why and _overdue(found):
-                self._stop(name, "MaxRuntimeExceeded")
-            return _STOPPING if why else _TRAINING
-        log = _docker("logs", name)
-        (job / "log").write_text(log, encoding="utf-8")
-        write_json(job / _ENDED, ended(found, why, _said(job / "output/failure", log)))
-        _docker("rm", name)
+        if not all(map(_is_over, found)):
+            if not why:
+                self._hold(name, found)
+            return _STOPPING if why and why != _FAILED else _TRAINING
+        write_json(job / _ENDED, ended(found, why, [_said(job, one) for one in found]))
+        docker.remove(name)
         return self.describe(name)
+
+    def _hold(self, name: str, found: Sequence[Inspected]) -> None:
+        """Stop a job where its time is over, or one of its hosts has failed."""
+        if any(map(_overdue, found)):
+            self._stop(name, "MaxRuntimeExceeded")
+        elif any(_is_over(one) and one["State"]["ExitCode"] for one in found):
+            self._stop(name, _FAILED)
 
     def stop(self, name: str) -> None:
         """Ask a job to stop; one that is over already is left alone."""
-        if (found := _inspect(name)) and found["State"]["Status"] == "running":
+        if any(one["State"]["Status"] == "running" for one in docker.of_job(name)):
             self._stop(name, "Stopped")
 
     def _stop(self, name: str, why: str) -> None:
-        (self._output / name / _STOPPED).write_text(why, encoding="utf-8")
-        subprocess.Popen(  # it waits until the container has ended, and is not to hear a second Ctrl-C
-            ["docker", "stop", "-t", str(_STOP_SECONDS), name],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        job = self._output / name
+        if not (job / _STOPPED).exists():
+            (job / _STOPPED).write_text(why, encoding="utf-8")
+        docker.stop([docker.container(name, host) for host in _hosts(job)])
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """The tags of each job under way whose name begins so."""
-        names = _docker("ps", "--filter", f"name=^/?{begins}", "--format", "{{.Names}}").split()
-        found = {name: _inspect(name) for name in names}
-        return {name: inspected["Config"]["Labels"] for name, inspected in found.items() if inspected}
+        found = docker.found(f"name=^/?{begins}", f"label={docker.JOB}", over=False)
+        return {one["Config"]["Labels"][docker.JOB]: one["Config"]["Labels"] for one in found}
 
     def write(self, uri: str, content: bytes) -> None:
         """Write a file."""
@@ -121,9 +131,10 @@ class Containers:
             return stream.read()
 
     def read_packed(self, uri: str, name: str) -> bytes | None:
-        """One file of a job's output, which nobody packs here; None where it is not there."""
-        file = folder_of(uri).parent / "data" / name
-        return file.read_bytes() if file.exists() else None
+        """One file of what a job's hosts have left, which nobody packs here; None where it is not there."""
+        job = folder_of(uri).parents[1]
+        left = (file for host in _hosts(job) if (file := job / host / "output/data" / name).exists())
+        return next((file.read_bytes() for file in left), None)
 
     def fetch(self, uri: str, folder: Path, leave_out: Collection[str] = ()) -> None:
         """Copy all that lies in one folder into another, but the files of these names."""
@@ -139,125 +150,73 @@ class Containers:
         return sum(file.stat().st_size for file in folder_of(uri).rglob("*") if file.is_file())
 
 
-def folder_of(uri: str) -> Path:
-    """Where a URI of this machine's leads.
-
-    Raises:
-        ConfigError: it leads into S3.
-    """
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if bucket != HERE:
-        raise ConfigError(
-            f"{uri}: local_mode has no S3; expected s3://{HERE}/ABSOLUTE/PATH of a folder on this machine."
-        )
-    return Path("/", key)
-
-
-def run_words(request: Mapping[str, Any], size: Compute, job: Path) -> list[str]:
-    """The words for ``docker`` that start a job's container."""
-    algorithm = request["AlgorithmSpecification"]
-    command: list[str] = [*algorithm["ContainerEntrypoint"], *algorithm["ContainerArguments"]]
-    memory = str(int(size.memory_gib * GIB))
-    labels = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
-    labels[_LONGEST] = str(request["StoppingCondition"]["MaxRuntimeInSeconds"])
-    mounts = [
-        _mount(job / "output", f"{_ML}/output"),
-        _mount(job / "model", f"{_ML}/model"),
-        _mount(folder_of(request["CheckpointConfig"]["S3Uri"]), request["CheckpointConfig"]["LocalPath"]),
-        *(
-            _mount(folder_of(channel["DataSource"]["S3DataSource"]["S3Uri"]),
-                   f"{_ML}/input/data/{channel['ChannelName']}", "readonly")
-            for channel in request["InputDataConfig"]
-        ),
-    ]  # fmt: skip
-    return [
-        "run", "--detach", "--name", request["TrainingJobName"], "--hostname", "algo-1", "--network", "none",
-        "--memory", memory, "--memory-swap", memory, "--cpus", str(min(size.vcpus, os.cpu_count() or 1)),
-        "--shm-size", str(int(size.memory_gib * GIB / 2)),  # what Linux gives /dev/shm by itself
-        *(("--gpus", str(size.gpu_count)) if size.gpu_count else ()),
-        # Files are to belong to who started it; a user without a name or a home is one that Python can do with.
-        "--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp", "--env", "USER=roofscale",
-        "--env", f"TRAINING_JOB_NAME={request['TrainingJobName']}",
-        *(word for mount in mounts for word in ("--mount", mount)),
-        *(word for key, value in labels.items() for word in ("--label", f"{key}={value}")),
-        "--entrypoint", command[0], algorithm["TrainingImage"], *command[1:],
-    ]  # fmt: skip
-
-
-def ended(inspected: Mapping[str, Any], why: str, said: str) -> dict[str, Any]:
-    """What DescribeTrainingJob would say of a container that is over.
+def ended(found: Sequence[Inspected], why: str, said: Sequence[str]) -> dict[str, Any]:
+    """What DescribeTrainingJob would say of a job whose containers are over.
 
     Args:
-        inspected: what ``docker inspect`` says of it.
-        why: it was stopped; empty where it was not.
-        said: what it left as the cause of a failure.
+        found: of each host.
+        why: as what it was stopped; empty where it was not.
+        said: what each left as the cause of a failure.
     """
-    state = inspected["State"]
-    code, longest = state["ExitCode"], int(inspected["Config"]["Labels"][_LONGEST])
-    if why:
+    if why and why != _FAILED:
         status, secondary, reason = "Stopped", why, ""
-    elif code == 0:
-        status, secondary, reason = "Completed", "Completed", ""
-    else:
+    elif reason := _reason(found, said):
         status, secondary = "Failed", "Failed"
-        reason = f"{_OOM}, exit code: {code}" if state["OOMKilled"] else f"AlgorithmError: {said}, exit code: {code}"
+    else:
+        status, secondary = "Completed", "Completed"
     return {
         "TrainingJobStatus": status,
         "SecondaryStatus": secondary,
         "FailureReason": reason,
-        "StoppingCondition": {"MaxRuntimeInSeconds": longest},
-        "TrainingStartTime": state["StartedAt"],
-        "TrainingEndTime": state["FinishedAt"],
+        "StoppingCondition": {"MaxRuntimeInSeconds": _longest(found[0])},
+        "TrainingStartTime": min((one["State"]["StartedAt"] for one in found), key=_time),
+        "TrainingEndTime": max((one["State"]["FinishedAt"] for one in found), key=_time),
     }
 
 
-def _mount(source: Path, target: str, *more: str) -> str:
-    """A mount as Docker reads it: a line of CSV, for paths with a comma in them."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(["type=bind", f"source={source}", f"target={target}", *more])
-    return line.getvalue()
+def _reason(found: Sequence[Inspected], said: Sequence[str]) -> str:
+    """Why a job has failed, by the host that failed first and did not only follow another; empty if none failed."""
+    failed = [(one["State"], text) for one, text in zip(found, said, strict=True) if one["State"]["ExitCode"]]
+    if not failed:
+        return ""
+    state, text = min(
+        failed, key=lambda one: (not one[0]["OOMKilled"], FOLLOWED in one[1], _time(one[0]["FinishedAt"]))
+    )
+    return f"{_OOM if state['OOMKilled'] else f'AlgorithmError: {text}'}, exit code: {state['ExitCode']}"
 
 
-def _docker(*words: str) -> str:
-    """Run ``docker``; what it says, the errors of a container's log included.
-
-    Raises:
-        ConfigError: it is not there, or refuses.
-    """
-    errors = subprocess.STDOUT if words[0] == "logs" else subprocess.PIPE
-    try:
-        return subprocess.run(["docker", *words], stdout=subprocess.PIPE, stderr=errors, text=True, check=True).stdout
-    except FileNotFoundError:
-        raise ConfigError(
-            "local_mode: there is no command 'docker' here; install Docker Engine, or set local_mode: false."
-        ) from None
-    except subprocess.CalledProcessError as error:
-        raise ConfigError(
-            f"docker {words[0]}: {error.stderr.strip()} `docker info` must answer, and the image be there (docker "
-            "build -t IMAGE .)."
-        ) from None
+def _hosts(job: Path) -> list[str]:
+    """The hosts of a job, by the folders that they have."""
+    return sorted(folder.name for folder in job.glob("algo-*"))
 
 
-def _inspect(name: str) -> dict[str, Any] | None:
-    found = _docker("ps", "--all", "--filter", f"name=^/?{name}$", "--format", "{{.Names}}").split()
-    return dict(json.loads(_docker("inspect", name))[0]) if name in found else None
-
-
-def _said(failure: Path, log: str) -> str:
-    """The cause that the job left, or else the last line of its log."""
-    if failure.exists():
-        return failure.read_text(encoding="utf-8")
+def _said(job: Path, one: Inspected) -> str:
+    """The cause that a host left, or else the last line of its log, which is kept."""
+    log = docker.say("logs", one["Name"].removeprefix("/"))
+    own = job / str(one["Config"]["Hostname"])
+    (own / "log").write_text(log, encoding="utf-8")
+    if (own / "output/failure").exists():
+        return (own / "output/failure").read_text(encoding="utf-8")
     return (log.strip().splitlines() or [""])[-1]
 
 
 def _with_times(described: dict[str, Any]) -> dict[str, Any]:
-    times = {key: datetime.datetime.fromisoformat(described[key]) for key in ("TrainingStartTime", "TrainingEndTime")}
-    return {**described, **times}
+    return {**described, **{key: _time(described[key]) for key in ("TrainingStartTime", "TrainingEndTime")}}
 
 
-def _overdue(inspected: Mapping[str, Any]) -> bool:
+def _is_over(one: Inspected) -> bool:
+    return one["State"]["Status"] in ("exited", "dead")
+
+
+def _overdue(one: Inspected) -> bool:
     """Whether a container runs for longer than its job may."""
-    if inspected["State"]["Status"] != "running":
-        return False
-    began = datetime.datetime.fromisoformat(inspected["State"]["StartedAt"])
-    return time.time() - began.timestamp() > int(inspected["Config"]["Labels"][_LONGEST])
+    began = _time(one["State"]["StartedAt"]).timestamp()
+    return one["State"]["Status"] == "running" and time.time() - began > _longest(one)
+
+
+def _longest(one: Inspected) -> int:
+    return int(one["Config"]["Labels"][docker.LONGEST])
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text)

@@ -18,6 +18,26 @@ RESOURCE_CONFIG = "input/config/resourceconfig.json"  # below /opt/ml
 _OF_ONE_MACHINE = ("memory/", "cpu/", "disk/", "network/", "gpu/", "system/")
 
 
+def names(count: int) -> tuple[str, ...]:
+    """What SageMaker calls a job's machines."""
+    return tuple(f"algo-{number}" for number in range(1, count + 1))
+
+
+def resource_config(machines: Sequence[str], current: str, instance_type: str) -> dict[str, Any]:
+    """What SageMaker tells each machine of a job in its resource config, see ``machines_of``."""
+    group = "homogeneousCluster"
+    return {
+        "current_host": current,
+        "current_instance_type": instance_type,
+        "current_group_name": group,
+        "hosts": [*machines],
+        "instance_groups": [
+            {"instance_group_name": group, "instance_type": instance_type, "hosts": [*machines]},
+        ],
+        "network_interface_name": "eth0",
+    }
+
+
 def machines_of(file: Path) -> Machines:
     """The machines that SageMaker's resource config names; this one alone where there is no such file.
 

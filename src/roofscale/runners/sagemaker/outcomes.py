@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from roofscale.measurement import Measurement, Outcome
+from roofscale.runners.outcome import FOLLOWED
 
 RUNNING = ("InProgress", "Stopping")
 FAILURE_CHARACTERS = 1024  # of /opt/ml/output/failure, which the service repeats as FailureReason
@@ -60,7 +61,8 @@ def job_outcome(described: Mapping[str, Any], own: Measurement | None) -> tuple[
     """
     if own and own.outcome is Outcome.OK:
         return own.outcome, own.detail
-    return _ended_by_service(described) or _told(own) or _read(str(described.get("FailureReason", "")))
+    reason = str(described.get("FailureReason", ""))
+    return _ended_by_service(described) or _told(own, reason) or _read(reason)
 
 
 def _ended_by_service(described: Mapping[str, Any]) -> tuple[Outcome, str] | None:
@@ -81,8 +83,11 @@ def _ended_by_service(described: Mapping[str, Any]) -> tuple[Outcome, str] | Non
     return None
 
 
-def _told(own: Measurement | None) -> tuple[Outcome, str] | None:
-    return (own.outcome, own.detail) if own else None
+def _told(own: Measurement | None, reason: str) -> tuple[Outcome, str] | None:
+    """What the job's measurement says; nothing where the machines that left one only followed one that left none."""
+    if own is None or (own.detail.startswith(FOLLOWED) and reason and FOLLOWED not in reason):
+        return None
+    return own.outcome, own.detail
 
 
 def _read(reason: str) -> tuple[Outcome, str]:
