@@ -9,9 +9,8 @@ import dataclasses
 import itertools
 import json
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +18,10 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from benchmarks.measure import machine
-from roofscale.compute import GIB, Compute
+from benchmarks.measure import machine, this_gpu
+from benchmarks.steps import in_fresh_process
+from roofscale.compute import Compute
 from roofscale.config import RunConfig
-from roofscale.data.sample import CHANNELS, Batch
-from roofscale.forecast.allocator import MIB
 from roofscale.forecast.gpu import GpuForecaster, Terms
 
 OUT = Path(__file__).parent / "results" / "gpu_memory.json"
@@ -31,7 +29,6 @@ ENCODERS = ("resnet34", "efficientnet_b3", "convnext_tiny")
 DECODERS = ("unet", "fpn")
 SIZES = ((512, 8), (1024, 2), (1024, 4))  # px and batch: what an A10G holds of all encoders
 WORKSPACES_MIB = (0, 32, 64, 128, 256, 512, 1024)
-STEPS = 3
 TARGET_MEDIAN, TARGET_WORST = 0.03, 0.08  # of the reserved peak, on the judged half
 
 T = TypeVar("T")
@@ -76,69 +73,26 @@ def error(cell: Cell, workspace_mib: float) -> float:
     return cell.foreseen_reserved[f"{workspace_mib:g}"] / cell.reserved - 1
 
 
-@dataclass
-class Repeated:
-    """One batch again and again, in pinned memory as a loader has it."""
-
-    batch: Batch
-    position: int = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        for _ in range(STEPS):
-            yield Batch(*(tensor.pin_memory() for tensor in self.batch[:-1]), self.batch.ids)
-
-
-def measure_here(config: RunConfig) -> dict[str, float]:
-    """Take real steps on the GPU, in this process, with the next batch copied meanwhile."""
-    from roofscale.train.ahead import ahead
-    from roofscale.train.trainer import Trainer
-
-    trainer = Trainer(config, STEPS)
-    size = config.image_size
-    batch = Batch(
-        torch.randint(0, 256, (config.batch_size, 3, size, size), dtype=torch.uint8),
-        torch.randint(0, 2, (config.batch_size, len(CHANNELS), size, size), dtype=torch.uint8),
-        torch.ones(config.batch_size, len(CHANNELS), dtype=torch.bool),
-        [str(number) for number in range(config.batch_size)],
-    )
-    for fetched in ahead(Repeated(batch), trainer.side):
-        trainer.step(fetched.batch)
-    torch.cuda.synchronize()
-    free, total = torch.cuda.mem_get_info()
-    return {
-        "allocated": torch.cuda.max_memory_allocated() / MIB,
-        "reserved": torch.cuda.max_memory_reserved() / MIB,
-        "context": (total - free - torch.cuda.memory_reserved()) / MIB,
-    }
-
-
 def cell(config: RunConfig, where: Compute) -> Cell | None:
     """Measure in a fresh process, whose allocator nobody has used; None where the GPU is too small."""
-    command = [sys.executable, "-m", "benchmarks.gpu_memory", json.dumps(config.as_dict())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "OutOfMemoryError" in done.stderr:
+    measured = in_fresh_process(config)
+    if measured is None:
         return None
-    if done.returncode:
-        raise RuntimeError(done.stderr)
     forecaster = GpuForecaster(config, where)
     found, reserved = forecaster.at(config.batch_size), {}
     for mib in WORKSPACES_MIB:
         forecaster.terms = dataclasses.replace(Terms.load(), workspace_mib=mib)
         reserved[f"{mib:g}"] = forecaster.at(config.batch_size).reserved_mib
-    return Cell(config.as_dict(), **json.loads(done.stdout), foreseen_allocated=found.allocated_mib,
-                foreseen_reserved=reserved)  # fmt: skip
+    return Cell(config.as_dict(), measured["allocated_mib"], measured["peak_mib"], measured["context_mib"],
+                found.allocated_mib, reserved)  # fmt: skip
 
 
 def main() -> int:
     """Measure, calibrate, judge; 0 where the targets were met."""
-    if sys.argv[1:]:
-        print(json.dumps(measure_here(RunConfig().with_overrides(json.loads(sys.argv[1])))))
-        return 0
     if not torch.cuda.is_available():
         print("This needs a CUDA GPU, and torch finds none.", file=sys.stderr)
         return 2
-    memory = torch.cuda.get_device_properties(0).total_memory / GIB
-    where = Compute("this GPU", 0, 0, gpu=torch.cuda.get_device_name(), gpu_count=1, gpu_memory_gib=memory)
+    where = this_gpu()
     cells = [found for config in tqdm(configurations(), unit="config") if (found := cell(config, where))]
     calibrating, judging = halves(cells)
     workspace, context = calibrate(calibrating)

@@ -2,13 +2,13 @@
 
 import math
 import statistics
-import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.measure import Result, by_turns, open_generated, run_alone, scratch_folder
+from benchmarks.measure import Result, by_turns, now, open_generated, run_alone, scratch_folder
 from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.data.loader import make_loader
@@ -27,41 +27,110 @@ import pytorch_lightning as lightning  # noqa: E402
 SEEDS = (0, 1, 2)
 OURS = RunConfig(image_size=512, max_samples=60, val_samples=20)
 # What a plain loop does: no memory format, no precision asked for, no clipping.
-PLAIN = OURS.with_overrides({"precision": "fp32", "channels_last": False, "grad_clip": 0})
+PLAIN = {"precision": "fp32", "channels_last": False, "grad_clip": 0}
+_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # ours in Lightning's words
 
 
 class PlainModule(lightning.LightningModule):
     """The same net, loss, optimiser and schedule, written as Lightning's tutorials do."""
 
-    def __init__(self, config: RunConfig, total_steps: int) -> None:
+    def __init__(self, config: RunConfig, total_steps: int, *, fused: bool | None = None) -> None:
         super().__init__()
-        self.config, self.total_steps = config, total_steps
+        self.config, self.total_steps, self.fused = config, total_steps, fused
         self.net = models.build(config)
+        self.net.to(memory_format=models.memory_format(config))
 
     def training_step(self, batch: Batch, _index: int) -> torch.Tensor:
         """Return the loss of a batch."""
         losses_NK = sample_losses(self.net(batch.image_NCHW), batch.target_NKHW, batch.labelled_NK)
         return mean_labelled(losses_NK, batch.labelled_NK)
 
+    def configure_gradient_clipping(self, _optimizer: Any, gradient_clip_val: float | None = None, **_: Any) -> None:
+        """Clip, if asked to: Lightning itself refuses to with a fused optimiser under mixed precision."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """AdamW with the one-cycle schedule, stepped each batch."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, fused=self.fused
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.config.lr, total_steps=self.total_steps + 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class Stopwatch(lightning.Callback):
-    """Seconds of the training pass alone."""
+    """Seconds of the training pass alone, or of what follows its first ``skip`` steps."""
 
-    seconds = math.nan
+    def __init__(self, skip: int) -> None:
+        self.skip, self.seconds = skip, math.nan
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Start."""
-        self._start = time.perf_counter()
+        self._start = now()
+
+    def on_train_batch_end(self, _trainer: Any, _module: Any, _outputs: Any, _batch: Any, index: int) -> None:
+        """Start again, once the steps that do not count are done."""
+        if index + 1 == self.skip:
+            self._start = now()
 
     def on_train_epoch_end(self, *_: Any) -> None:
         """Stop."""
-        self.seconds = time.perf_counter() - self._start
+        self.seconds = now() - self._start
+
+
+class Trained(NamedTuple):
+    """What one epoch came to."""
+
+    samples_per_s: float
+    model: torch.nn.Module
+
+
+def by_lightning(config: RunConfig, split: DataSplit, *, recipe: bool, skip: int = 0) -> Trained:
+    """One epoch by Lightning; its rate leaves out the first ``skip`` steps.
+
+    With its defaults, or with the whole recipe of a config, and then without what it does beside training.
+    """
+    if not recipe:
+        config = config.with_overrides(PLAIN)
+    loader = make_loader(config, [split.train], epoch=0, train=True)
+    fused = True if recipe and choose(config).precision != "fp16" else None  # one with a scaler cannot be clipped
+    module, watch = PlainModule(config, len(loader), fused=fused), Stopwatch(skip)
+    with scratch_folder() as folder:
+        asked = {"max_epochs": 1, "default_root_dir": folder, "callbacks": [watch], "devices": 1}
+        lightning.Trainer(**asked, **(_recipe(config) if recipe else {})).fit(module, loader)
+    return Trained((len(split.train) - skip * config.batch_size) / watch.seconds, module.net)
+
+
+def _recipe(config: RunConfig) -> dict[str, Any]:
+    beside = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trained = {"precision": _PRECISIONS[choose(config).precision], "gradient_clip_val": config.grad_clip or None}
+    return {**trained, **dict.fromkeys(beside, False)}
+
+
+def by_us(config: RunConfig, split: DataSplit, *, skip: int = 0) -> Trained:
+    """One epoch by our loop, events and all; its rate leaves out the first ``skip`` steps."""
+    clock = _EventClock(skip)
+    with scratch_folder() as folder:
+        run = Run(config, {split.train.name: split}, folder, clock, lambda: False)
+        run.fit()
+    return Trained((len(split.train) - skip * config.batch_size) / clock.seconds, run.trainer.model)
+
+
+@dataclass
+class _EventClock:
+    """Listens to a run: how long the steps of its only pass took."""
+
+    skip: int
+    seconds: float = math.nan
+    _since: float = math.nan
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        if event == "validation" and math.isnan(self._since):  # the one before training
+            self._since = now()
+        elif event == "step":
+            self.seconds = now() - self._since
+            self._since = now() if fields["step"] == self.skip else self._since
 
 
 class Contest:
@@ -69,30 +138,26 @@ class Contest:
 
     def __init__(self) -> None:
         self.iou: dict[str, list[float]] = {"ours": [], "lightning": []}
-        self._precision = "?"
 
     def ours(self) -> float:
-        """One epoch by our loop, events and all; samples a second."""
-        config = OURS.with_overrides({"seed": SEEDS[len(self.iou["ours"])]})
-        clock = _EventClock()
-        with scratch_folder() as folder:
-            run = Run(config, open_generated(config), folder, clock, lambda: False)
-            self._precision = run.trainer.where.precision
-            run.fit()
-        self.iou["ours"].append(clock.iou)
-        return config.max_samples / clock.training_seconds
+        """One epoch by our loop; samples a second."""
+        config, split = self._task("ours")
+        return self._judged("ours", config, split, by_us(config, split))
 
     def lightning(self) -> float:
         """One epoch by Lightning with its defaults; samples a second."""
-        config = PLAIN.with_overrides({"seed": SEEDS[len(self.iou["lightning"])]})
-        splits = open_generated(config)
-        loader = make_loader(config, [splits["rid"].train], epoch=0, train=True)
-        module, watch = PlainModule(config, len(loader)), Stopwatch()
-        with scratch_folder() as folder:
-            trainer = lightning.Trainer(max_epochs=1, default_root_dir=folder, callbacks=[watch])
-            trainer.fit(module, loader)
-        self.iou["lightning"].append(_iou(config, splits["rid"], module))
-        return config.max_samples / watch.seconds
+        config, split = self._task("lightning")
+        return self._judged("lightning", config.with_overrides(PLAIN), split, by_lightning(config, split, recipe=False))
+
+    def _task(self, side: str) -> tuple[RunConfig, DataSplit]:
+        config = OURS.with_overrides({"seed": SEEDS[len(self.iou[side])]})
+        return config, open_generated(config)["rid"]
+
+    def _judged(self, side: str, config: RunConfig, split: DataSplit, trained: Trained) -> float:
+        trainer = Trainer(config, total_steps=1)
+        trainer.model.load_state_dict(trained.model.state_dict())
+        self.iou[side].append(validate(trainer, split.val, lambda: None)[0].metrics["iou"])
+        return trained.samples_per_s
 
     def note(self) -> str:
         """What both learnt."""
@@ -101,30 +166,9 @@ class Contest:
         error = math.hypot(statistics.stdev(ours), statistics.stdev(theirs)) / math.sqrt(len(ours))
         same = "equal" if abs(gap) <= 2 * error else "NOT equal"
         return (
-            f"{self._precision}; val IoU {statistics.fmean(ours):.3f} against {statistics.fmean(theirs):.3f}, {same} "
-            f"within two standard errors ({2 * error:.3f}) of {len(ours)} seeds"
+            f"{choose(OURS).precision}; val IoU {statistics.fmean(ours):.3f} against {statistics.fmean(theirs):.3f}, "
+            f"{same} within two standard errors ({2 * error:.3f}) of {len(ours)} seeds"
         )
-
-
-class _EventClock:
-    """Listens to a run: how long its training took, and the IoU at its end."""
-
-    def __init__(self) -> None:
-        self.training_seconds = self.iou = math.nan
-        self._since = time.perf_counter()
-
-    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        if event == "validation":
-            self._since = time.perf_counter()
-            self.iou = fields["validation"]["metrics"]["iou"]
-        elif event == "step":
-            self.training_seconds = time.perf_counter() - self._since
-
-
-def _iou(config: RunConfig, split: DataSplit, module: PlainModule) -> float:
-    trainer = Trainer(config, total_steps=1)
-    trainer.model.load_state_dict(module.net.state_dict())
-    return validate(trainer, split.val, lambda: None)[0].metrics["iou"]
 
 
 def measure() -> list[Result]:

@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from roofscale.compute import GIB, Compute
 from roofscale.config import RunConfig
 from roofscale.data.sources import DataSplit, open_sources, resolve_root
+from roofscale.forecast.roofline import known_gpu
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = ROOT / "data" / "generated"
@@ -30,7 +34,7 @@ class Result:
 
     measure: str
     value: float | None  # None: could not be measured here, ``note`` says why
-    target: float
+    target: float | None  # None: told, not judged
     unit: str = "ratio"
     at_most: bool = False  # the target is an upper bound
     spread: tuple[float, float] | None = None  # least and greatest of the single rounds
@@ -39,9 +43,11 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """'met', 'missed by 3 %' or 'not measured'."""
+        """'met', 'missed by 3 %', 'not measured' or, without a target, nothing."""
         if self.value is None:
             return "not measured"
+        if self.target is None:
+            return ""
         if (self.value <= self.target) if self.at_most else (self.value >= self.target):
             return "met"
         return f"missed by {abs(self.value / self.target - 1):.1%}"
@@ -57,28 +63,82 @@ def by_turns(
     note: str = "",
     details: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Compare two rates measured alternately: A B, B A, A B, ...
+    """Compare two rates measured by turns."""
 
-    The value is the median of the ratios of each round, because what disturbs a machine lasts longer than one round
-    and then disturbs both sides of it; the changing order takes care of drift within a round.
-    """
-    pairs = []
-    for number in range(rounds):
-        if number % 2:
-            theirs_rate, ours_rate = theirs(), ours()
-        else:
-            ours_rate, theirs_rate = ours(), theirs()
-        pairs.append((ours_rate, theirs_rate))
-        print(f"  {name}, round {number + 1} of {rounds}: {ours_rate:.3f} over {theirs_rate:.3f}", file=sys.stderr)
-    ratios = [a / b for a, b in pairs]
+    def say(number: int, _: str, rates: Mapping[str, float]) -> None:
+        if len(rates) == 2:
+            said = f"  {name}, round {number} of {rounds}: {rates['ours']:.3f} over {rates['theirs']:.3f}"
+            print(said, file=sys.stderr)
+
+    measured = in_turns({"ours": ours, "theirs": theirs}, rounds, say)
+    ratios = [one["ours"] / one["theirs"] for one in measured]
     return Result(
         name,
         statistics.median(ratios),
         target,
         spread=(min(ratios), max(ratios)),
         note=note,
-        details={"ours": [a for a, _ in pairs], "theirs": [b for _, b in pairs], **(details or {})},
+        details={**{side: [one[side] for one in measured] for side in ("ours", "theirs")}, **(details or {})},
     )
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[], T]], rounds: int, say: Callable[[int, str, Mapping[str, T]], None]
+) -> list[dict[str, T]]:
+    """Measure in several ways by turns: A B C, C B A, A B C, ...; what each gave, round by round.
+
+    Ratios are to be taken within a round, because what disturbs a machine lasts longer than one and then disturbs all
+    of it; the changing order takes care of drift within it.
+
+    Args:
+        ways: to measure, by name.
+        rounds: how many.
+        say: told the round, counted from 1, what was measured last, and all of the round so far.
+    """
+    found: list[dict[str, T]] = []
+    for number in range(rounds):
+        measured: dict[str, T] = {}
+        for name in list(ways)[:: -1 if number % 2 else 1]:
+            measured[name] = ways[name]()
+            say(number + 1, name, measured)
+        found.append(measured)
+    return found
+
+
+def say_each(number: int, name: str, measured: Mapping[str, Any]) -> None:
+    """Print what was measured last, for ``in_turns``."""
+    print(f"  round {number}, {name}: {measured[name]}", file=sys.stderr)
+
+
+def now() -> float:
+    """Seconds, once the GPU has done all that it was given: kernels that only wait in its queue are not done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_own_process(module: str, *words: str, environment: Mapping[str, str] | None = None) -> Any:
+    """What a module prints as JSON, run with ``words`` in a process whose memory nobody has used; None where that went
+    out of GPU memory.
+
+    Raises:
+        RuntimeError: it failed otherwise.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, **(environment or {})},
+    )  # fmt: skip
+    if "OutOfMemoryError" in done.stderr:
+        return None
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(words)}: exit {done.returncode}\n{done.stderr}")
+    return json.loads(done.stdout.strip().splitlines()[-1])  # others may print, too
+
+
+def this_gpu() -> Compute:
+    """The GPU of this machine, by the name that the forecasts know it by."""
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    return Compute("this GPU", 0, 0, known_gpu(torch.cuda.get_device_name()), 1, memory)
 
 
 def machine() -> dict[str, Any]:

@@ -66,7 +66,7 @@ def table(found: Mapping[str, Any]) -> str:
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     unit = "" if one["unit"] == "ratio" else one["unit"]
     value = "" if one["value"] is None else f"{one['value']:.3g} {unit}".strip()
-    target = f"{'<=' if one['at_most'] else '>='} {one['target']:g}"
+    target = "" if one["target"] is None else f"{'<=' if one['at_most'] else '>='} {one['target']:g}"
     spread = f"{one['spread'][0]:.3g} to {one['spread'][1]:.3g}" if one["spread"] else ""
     return one["measure"], value, target, one["verdict"], spread, one["note"]
 

@@ -47,7 +47,6 @@ def test_an_error_is_a_share_of_what_was_measured_and_below_zero_where_the_forec
 
 
 def test_without_a_gpu_it_measures_nothing_and_says_why(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(gpu_memory.sys, "argv", ["gpu_memory"])
     monkeypatch.setattr(gpu_memory.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_memory, "cell", lambda *_: pytest.fail("it measured"))
     assert gpu_memory.main() == 2

@@ -7,6 +7,7 @@ It was compared with no GPU here.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -67,7 +68,9 @@ class StepEstimate:
         return replace(self, samples=samples, **grown)
 
 
-def estimate_step(work: Iterable["Work"], gpu: str, precision: str, samples: int) -> StepEstimate:
+def estimate_step(
+    work: Iterable["Work"], gpu: str, precision: str, samples: int, peaks: Peaks | None = None
+) -> StepEstimate:
     """Sum up the operations of one step.
 
     Args:
@@ -75,11 +78,12 @@ def estimate_step(work: Iterable["Work"], gpu: str, precision: str, samples: int
         gpu: a model of ``gpu_peaks.yaml``.
         precision: of the run, as resolved for the GPU.
         samples: that the step takes.
+        peaks: of the GPU, where somebody has measured them; else those of ``gpu_peaks.yaml``.
 
     Raises:
         ConfigError: a GPU whose peaks are not known.
     """
-    peaks = peaks_of(gpu)
+    peaks = peaks or peaks_of(gpu)
     seconds = forward = arithmetic = flops = nbytes = 0.0
     for one in work:
         computing = one.flops / peaks.flops_per_second(
@@ -106,6 +110,13 @@ def peaks_of(gpu: str) -> Peaks:
             "Add its data sheet's figures to forecast/gpu_peaks.yaml."
         )
     return known[gpu]
+
+
+def known_gpu(device: str) -> str:
+    """The model in ``gpu_peaks.yaml`` that a driver's name for a device stands for ("Tesla V100-SXM2-16GB": V100); that
+    name itself where there is none."""
+    words = re.split(r"[^A-Za-z0-9]+", device)
+    return next((model for model in _read(_PEAKS) if model in words), device)
 
 
 @cache
