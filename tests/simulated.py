@@ -149,14 +149,14 @@ def ask(name: str, evidence: Evidence, **limits: float) -> Finding:
 def against(base: Measurement, run: Measurement, *repeats: Measurement, **config: object) -> Evidence:
     """A second step after a base step; ``config`` is what the step changes."""
     changed = RunConfig().with_overrides(config)
-    return Evidence(run, base, base, tuple(repeats), config=changed, history=(Rung(RunConfig(), base),))
+    return Evidence(run, (base,), (base,), tuple(repeats), config=changed, history=(Rung(RunConfig(), (base,)),))
 
 
 def climb(runs: Sequence[Measurement], batches: Sequence[int]) -> Evidence:
     """The last of several steps that each have another batch size."""
     configs = [RunConfig(batch_size=batch) for batch in batches]
-    history = tuple(map(Rung, configs[:-1], runs[:-1]))
-    return Evidence(runs[-1], runs[-2] if history else None, runs[0], config=configs[-1], history=history)
+    history = tuple(Rung(config, (run,)) for config, run in zip(configs[:-1], runs[:-1], strict=True))
+    return Evidence(runs[-1], tuple(runs[-2:-1]), (runs[0],), config=configs[-1], history=history)
 
 
 def mixed(run: Measurement) -> Measurement:

@@ -70,6 +70,13 @@ def test_more_seeds_make_a_surer_ratio() -> None:
     assert width[1] < width[0]
 
 
+def test_more_seeds_of_the_base_step_make_a_surer_ratio_too() -> None:
+    bases, other = tuple(run(100, 2, seed) for seed in (0, 1, 2)), run(50, 4, 3)
+    one, three = (ask("no_worse_loss", Evidence(other, base=base)).numbers for base in (bases[:1], bases))
+    for name in ("training loss ratio", "val/rid/loss ratio"):
+        assert three[f"{name}/high"] / three[f"{name}/low"] < one[f"{name}/high"] / one[f"{name}/low"], name
+
+
 def test_nothing_to_compare_with_is_no_evidence() -> None:
     assert ask("no_worse_loss", Evidence(run(20, 2))).verdict is INSUFFICIENT
     empty = dataclasses.replace(run(20, 2), steps=())

@@ -79,7 +79,7 @@ def climb(root, **faults):
     for number, (one, config) in enumerate(load_phase(root / "experiments" / "phase1.yaml").resolve()):
         count = config.max_samples // 2
         run = measurement(count, seed=faults.get("seed", 0) * 10 + number, **faults.get(one.name, {}))
-        found.append(judge(one, run, runs[-1] if runs else None, runs[0] if runs else None))
+        found.append(judge(one, run, runs[-1:], runs[:1]))
         runs.append(run)
     return found
 
@@ -126,10 +126,10 @@ def test_only_a_run_that_ended_well_completes(outcome):
 def test_nothing_measured_never_passes(name):
     nothing = Measurement(Outcome.HOST_OOM, "killed", "0" * 12)
     expect = [Expectation("memory/peak_mib", "previous", 1.0, 0.2)]
-    assert verdict_of(name, nothing, previous=measurement(), expect=expect).verdict is INSUFFICIENT
+    assert verdict_of(name, nothing, previous=[measurement()], expect=expect).verdict is INSUFFICIENT
     spoilt = measurement(**{"memory/share": math.nan, "speed/data_stall": math.nan, "memory/peak_mib": math.inf})
     if name in ("memory_margin", "data_stall", "as_expected"):
-        assert verdict_of(name, spoilt, previous=measurement(), expect=expect).verdict is INSUFFICIENT
+        assert verdict_of(name, spoilt, previous=[measurement()], expect=expect).verdict is INSUFFICIENT
 
 
 def test_memory_holds_host_and_gpu_each():
@@ -181,8 +181,26 @@ def test_a_repeat_with_evidence_makes_up_for_a_run_without_but_not_for_a_failure
 )
 def test_a_ratio_of_times_on_the_edge_of_the_tolerance_is_insufficient_evidence(seconds, expected):
     expect = [Expectation("speed/seconds_per_epoch", "previous", 2.0, 0.4)]
-    result = verdict_of("as_expected", measurement(10, 1, seconds=seconds), previous=measurement(5, 2), expect=expect)
+    result = verdict_of("as_expected", measurement(10, 1, seconds=seconds), previous=[measurement(5, 2)], expect=expect)
     assert result.verdict is expected, result.evidence
+
+
+def test_repeats_of_the_step_before_make_up_for_a_noisy_one():
+    expect = [Expectation("speed/seconds_per_epoch", "previous", 2.0, 0.4)]
+    step_before = [measurement(5, seed, seconds=1.5) for seed in (2, 3, 4)]
+    noisy = dataclasses.replace(step_before[0], steps=tuple(uneven(step_before[0].steps)))
+    run = measurement(10, 1)
+    assert verdict_of("as_expected", run, previous=[noisy], expect=expect).verdict is INSUFFICIENT
+    assert verdict_of("as_expected", run, previous=[noisy, *step_before[1:]], expect=expect).verdict is PASSED
+    assert verdict_of("pace_known", noisy).verdict is INSUFFICIENT
+    assert verdict_of("pace_known", noisy, repeats=step_before[1:]).verdict is PASSED
+    assert verdict_of("pace_known", measurement(3)).verdict is INSUFFICIENT
+
+
+def uneven(steps):
+    """The same steps and seconds in all, but for the noise of a busy machine."""
+    factors = np.tile([0.6, 1.4], len(steps))[: len(steps)]
+    return [dataclasses.replace(s, seconds=s.seconds * f) for s, f in zip(steps, factors, strict=True)]
 
 
 def test_expectations_compare_with_what_they_name():
@@ -190,8 +208,8 @@ def test_expectations_compare_with_what_they_name():
     for of, value in (("previous", 2.0), ("base", 4.0), ("absolute", 4000.0)):
         close = [Expectation("memory/peak_mib", of, value, 0.1)]
         far = [Expectation("memory/peak_mib", of, value * 1.5, 0.1)]
-        assert verdict_of("as_expected", run, previous=previous, base=base, expect=close).verdict is PASSED
-        assert verdict_of("as_expected", run, previous=previous, base=base, expect=far).verdict is FAILED
+        assert verdict_of("as_expected", run, previous=[previous], base=[base], expect=close).verdict is PASSED
+        assert verdict_of("as_expected", run, previous=[previous], base=[base], expect=far).verdict is FAILED
     alone = verdict_of("as_expected", run, expect=[Expectation("memory/peak_mib", "previous", 2.0, 0.1)])
     assert alone.verdict is INSUFFICIENT
     assert "no previous step" in alone.evidence
@@ -260,4 +278,4 @@ def test_a_machine_that_changed_its_pace_proves_nothing_about_time(pace: float, 
     expect = (Expectation("speed/seconds_per_epoch", "previous", 2.0, 0.1),)
     before = measurement(20, **{"speed/cached_seconds_per_sample": 0.10, "speed/seconds_per_epoch": 1.0})
     slow = measurement(20, **{"speed/cached_seconds_per_sample": pace, "speed/seconds_per_epoch": 4.0})
-    assert verdict_of("as_expected", slow, previous=before, expect=expect).verdict is verdict
+    assert verdict_of("as_expected", slow, previous=[before], expect=expect).verdict is verdict

@@ -102,8 +102,8 @@ def run(
     if retreat:
         step, config = step.at_smaller_increment(), config.with_overrides([retreat.changed])
     runs = [Measurement(outcome, detail, config.fingerprint, metrics=m, facts=FACTS) for m in (metrics or {}, *repeats)]
-    previous = before[-1].measurement if before else None
-    verdict = judge(step, runs[0], previous, before[0].measurement if before else None, runs[1:])
+    previous, base = (before[-1].measurements, before[0].measurements) if before else ((), ())
+    verdict = judge(step, runs[0], previous, base, runs[1:])
     run_id = f"{phase.number}{place}{len(tries)}{retreat.changed if retreat else ''}".replace("=", "").ljust(32, "0")
     found = StepResult(
         step, config, runs[0], verdict, run_id, Path("runs"), tuple(runs[1:]), retreat, cause, tries

@@ -25,8 +25,8 @@ class Ask:
     def judge(self, runs: Sequence[Measurement]) -> StepVerdict:
         """The verdict on a run and its repeats."""
         first, *others = runs
-        before, base = (self.done[-1].measurement, self.done[0].measurement) if self.done else (None, None)
-        history = [Rung(result.config, result.measurement) for result in self.done]
+        before, base = (self.done[-1].measurements, self.done[0].measurements) if self.done else ((), ())
+        history = [Rung(result.config, result.measurements) for result in self.done]
         return judge(self.step, first, before, base, others, config=self.config, history=history)
 
     def smaller(self, config: RunConfig, retreat: Retreat) -> "Ask":

@@ -57,6 +57,11 @@ class StepResult:
     tries: tuple["StepResult", ...] = ()  # the runs at other increments, in the order in which they were made
 
     @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Of the deciding config under every seed, the first first."""
+        return (self.measurement, *self.repeats)
+
+    @property
     def runs(self) -> tuple["StepResult", ...]:
         """All runs at this step in the order in which they were made, the deciding one last."""
         return (*self.tries, self)

@@ -39,16 +39,19 @@ def is_timed(metric: str) -> bool:
     return metric in _TIMED
 
 
-def compare(expectation: Expectation, runs: Sequence[Measurement], reference: Measurement | None) -> Finding:
-    """Hold the runs of a step (one, or several seeds, whose evidence is pooled) against one expectation."""
+def compare(expectation: Expectation, runs: Sequence[Measurement], reference: Sequence[Measurement]) -> Finding:
+    """Hold the runs of a step against one expectation, and those of the step that it is compared with.
+
+    Several seeds of a step are pooled, on either side.
+    """
     name, of = expectation.metric, expectation.of
     measured = _mean(runs, name)
     if of != "absolute":
-        measured /= _mean([reference] if reference else [], name) or math.nan
+        measured /= _mean(reference, name) or math.nan
     if not math.isfinite(measured):
         missing = "no measurement" if reference or of == "absolute" else f"no {of} step to compare with"
         return Finding(Verdict.INSUFFICIENT_EVIDENCE, f"{name}: {missing}")
-    spread = _relative_spread(name, runs, reference if of != "absolute" else None)
+    spread = _relative_spread(name, runs, reference if of != "absolute" else ())
     if spread is None:
         return Finding(Verdict.INSUFFICIENT_EVIDENCE, f"{name}: fewer than {MIN_WINDOWS} timed steps")
     low, high = (measured * factor for factor in spread)
@@ -61,19 +64,23 @@ def compare(expectation: Expectation, runs: Sequence[Measurement], reference: Me
     )
 
 
+def pace(runs: Sequence[Measurement]) -> Estimate | None:
+    """Logarithm of the seconds a sample of one config's runs, each epoch's first step left out; see ``log_pace``."""
+    return log_pace([warm(run.steps) for run in runs])
+
+
 def _mean(runs: Sequence[Measurement], name: str) -> float:
     values = [run.metric(name) for run in runs]
     return math.fsum(values) / len(values) if values and all(map(math.isfinite, values)) else math.nan
 
 
 def _relative_spread(
-    name: str, runs: Sequence[Measurement], reference: Measurement | None
+    name: str, runs: Sequence[Measurement], reference: Sequence[Measurement]
 ) -> tuple[float, float] | None:
     """The interval over its centre: (1, 1) for a metric without step noise, None where too few steps were timed."""
     if name not in _TIMED:
         return 1.0, 1.0
-    ours = log_pace([warm(run.steps) for run in runs])
-    theirs = log_pace([warm(reference.steps)]) if reference else _EXACT
+    ours, theirs = pace(runs), pace(reference) if reference else _EXACT
     if ours is None or theirs is None:
         return None
     found = interval(minus(ours, theirs))

@@ -49,8 +49,8 @@ class StepVerdict:
 def judge(
     step: Step,
     measurement: Measurement,
-    previous: Measurement | None = None,
-    base: Measurement | None = None,
+    previous: Sequence[Measurement] = (),
+    base: Sequence[Measurement] = (),
     repeats: Sequence[Measurement] = (),
     *,
     config: RunConfig | None = None,
@@ -61,13 +61,13 @@ def judge(
     Args:
         step: whose criteria and expectations are asked.
         measurement: what the step's run yielded.
-        previous: the measurement of the step before, None for the first.
-        base: the measurement of the phase's first step, None for the first.
+        previous: the measurements of the step before under all seeds, none for the first.
+        base: those of the phase's first step, none for the first.
         repeats: measurements of the same step under other seeds; their evidence is pooled (see ``criteria``).
         config: the run config that yielded the measurement, None where nobody knows it.
         history: the runs that decided the earlier steps of the phase, in order.
     """
-    evidence = Evidence(measurement, previous, base, tuple(repeats), step.expect, config, tuple(history))
+    evidence = Evidence(measurement, tuple(previous), tuple(base), tuple(repeats), step.expect, config, tuple(history))
     results, deciding = [], []
     for spec in step.criteria:
         finding = CRITERIA[spec.name].judge(evidence, spec.limits)

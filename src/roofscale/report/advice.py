@@ -140,7 +140,7 @@ def _broken(climb: ClimbResult) -> Iterator[Advice]:
 
 
 def _all(result: StepResult, metric: str) -> list[float]:
-    values = [run.metric(metric) for run in (result.measurement, *result.repeats)]
+    values = [run.metric(metric) for run in result.measurements]
     return [value for value in values if math.isfinite(value)]
 
 

@@ -94,7 +94,7 @@ def _headline(climb: ClimbResult) -> str:
     """How many steps passed, and how."""
     passed = [result for result in climb.results if result.verdict.verdict is Verdict.PASSED]
     smaller = sum(result.retreat is not None for result in passed)
-    runs = sum(1 + len(run.repeats) for run in climb.all_runs())
+    runs = sum(len(run.measurements) for run in climb.all_runs())
     said = f"{len(passed)} of {len(climb.phase.steps)} steps passed"
     said += f", {smaller} of them at a smaller increment than planned" if smaller else ""
     return f"{said}. It took {runs} run{'' if runs == 1 else 's'} and {_minutes(climb.all_runs())} min."
@@ -102,7 +102,7 @@ def _headline(climb: ClimbResult) -> str:
 
 def _measurements(runs: Iterable[StepResult]) -> list[Measurement]:
     """Of all seeds."""
-    return [measurement for run in runs for measurement in (run.measurement, *run.repeats)]
+    return [measurement for run in runs for measurement in run.measurements]
 
 
 def _minutes(runs: Iterable[StepResult]) -> str:

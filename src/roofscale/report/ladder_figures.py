@@ -31,7 +31,7 @@ class _Rung:
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Of all seeds."""
-        return (self.run.measurement, *self.run.repeats) if self.run else ()
+        return self.run.measurements if self.run else ()
 
 
 def ladder_figure(climbs: Sequence[ClimbResult]) -> Figure | None:
@@ -81,7 +81,7 @@ def _draw_rungs(axes: Any, rungs: Sequence[_Rung]) -> None:
 def _said(run: StepResult) -> str:
     """The verdict and how many seeds it took; on a second line what it hangs on."""
     verdict = run.verdict.verdict
-    words = verdict.words + (f", {1 + len(run.repeats)} seeds" if run.repeats else "")
+    words = verdict.words + (f", {len(run.measurements)} seeds" if run.repeats else "")
     if verdict is Verdict.PASSED:
         return words
     if run.measurement.outcome is not Outcome.OK:

@@ -48,7 +48,7 @@ def points(climb: ClimbResult, knob: str) -> list[Point]:
     found = [
         Point(getattr(run.config, knob), measurement, run.verdict.verdict, _rest(run.config, knob) == common[0][0])
         for run in runs
-        for measurement in (run.measurement, *run.repeats)
+        for measurement in run.measurements
     ]
     return found if len({point.x for point in found if point.alike}) > 1 else []
 

@@ -80,7 +80,7 @@ def _runs(climb: ClimbResult) -> str:
     rows = []
     for result in climb.results:
         for run in result.runs:
-            seeds = f", {1 + len(run.repeats)} seeds" if run.repeats else ""
+            seeds = f", {len(run.measurements)} seeds" if run.repeats else ""
             rows.append(
                 (
                     f"**{run.step.name}**" if run is result else run.step.name,
@@ -131,7 +131,7 @@ def _measured(results: Sequence[StepResult], metrics: Sequence[str]) -> str:
 
 
 def _over_seeds(result: StepResult, name: str) -> str:
-    values = [run.metric(name) for run in (result.measurement, *result.repeats)]
+    values = [run.metric(name) for run in result.measurements]
     known = sorted(value for value in values if math.isfinite(value))
     return " to ".join(dict.fromkeys(number(value) for value in (known[0], known[-1]))) if known else "-"
 
@@ -175,7 +175,7 @@ def _solutions_of(result: StepResult, good: str) -> Iterator[str]:
         if run.retreat:
             yield f"{name}: for {cause_words(run.retreat.cause)}, {code(run.retreat.changed)} was tried: {came_to}."
         if run.repeats:
-            seeds = 1 + len(run.repeats)
+            seeds = len(run.measurements)
             yield f"{name}: for want of evidence, {code(at_words(run)) or 'it'} was run under {seeds} seeds: {came_to}."
     if result.verdict.verdict is Verdict.FAILED:
         yield f"{name}: rolled back to {good}."

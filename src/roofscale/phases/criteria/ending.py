@@ -23,7 +23,7 @@ def completes(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 def as_expected(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """Every expectation is borne out; see ``expectation.compare``."""
-    references = {"previous": evidence.previous, "base": evidence.base, "absolute": None}
+    references = {"previous": evidence.previous, "base": evidence.base, "absolute": ()}
     findings = []
     for expected in evidence.expect:
         reference = references[expected.of]

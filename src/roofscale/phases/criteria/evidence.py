@@ -41,10 +41,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Rung:
-    """An earlier step of the phase: the config and the measurement of the run that decided it."""
+    """An earlier step of the phase: the config that decided it, and what it yielded under each seed."""
 
     config: RunConfig
-    measurement: Measurement
+    runs: tuple[Measurement, ...]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Evidence:
     """All that a criterion may look at."""
 
     measurement: Measurement
-    previous: Measurement | None = None  # the step before
-    base: Measurement | None = None  # the first step of the phase
+    previous: tuple[Measurement, ...] = ()  # the step before, under all seeds
+    base: tuple[Measurement, ...] = ()  # the first step of the phase, likewise
     repeats: tuple[Measurement, ...] = ()  # the same step under other seeds
     expect: tuple[Expectation, ...] = ()
     config: RunConfig | None = None  # of the measurement; None where nobody knows it
@@ -68,7 +68,7 @@ class Evidence:
         """The run config of one of these runs, None where nobody knows it."""
         if any(run is one for one in self.runs):
             return self.config
-        return next((rung.config for rung in self.history if rung.measurement is run), None)
+        return next((rung.config for rung in self.history if any(run is one for one in rung.runs)), None)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def largest(values: Iterable[float]) -> float:
     return max(known) if known and all(map(math.isfinite, known)) else math.nan
 
 
-def unless_disturbed(finding: Finding, evidence: Evidence, reference: Measurement | None = None) -> Finding:
+def unless_disturbed(finding: Finding, evidence: Evidence, reference: Sequence[Measurement] = ()) -> Finding:
     """A failure by time is no evidence where the machine gave much of its time to other work, or changed its pace."""
-    runs = [*evidence.runs, *([reference] if reference else [])]
+    runs = [*evidence.runs, *reference]
     others = max((run.metric("cpu/others") for run in runs), default=math.nan)
     why = drifted(evidence, runs)
     if others > BUSY:

@@ -7,7 +7,7 @@ Built-in Rules".
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from roofscale.phases.criteria.evidence import (
 )
 from roofscale.runners.assemble import warm
 from roofscale.train.health import MAD_TO_SIGMA, SIGMA_FLOOR, SMALL_SAMPLE, Finding, Values, Verdict, combine
-from roofscale.train.interval import MIN_WINDOWS, interval, level, minus, place
+from roofscale.train.interval import MIN_WINDOWS, Estimate, interval, level, minus, place
 
 FULL = 0.90  # share of the cores: what CPUBottleneck calls a busy CPU
 IDLE_GPU = 0.10  # what it calls an idle GPU
@@ -111,10 +111,9 @@ def utilisation_up(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     where it lies wholly above min_gain, or where the step's own lies wholly above 90 % of the cores; failed where both
     lie wholly below; else, and with fewer than nine rows a run, the evidence is insufficient.
     """
-    if evidence.base is None:
+    if not evidence.base:
         return lacking("no base step to compare with")
-    ours = level([training_rows(run, "cpu/utilisation")[0] for run in evidence.runs])
-    theirs = level([training_rows(evidence.base, "cpu/utilisation")[0]])
+    ours, theirs = (_level_of("cpu/utilisation", runs) for runs in (evidence.runs, evidence.base))
     if ours is None or theirs is None:
         return lacking(f"CPU utilisation over fewer than {MIN_WINDOWS**2} rows of two seconds")
     gain, own = interval(minus(ours, theirs)), interval(ours)
@@ -126,6 +125,10 @@ def utilisation_up(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
         {"utilisation": ours.value, "gain": gain.centre, "gain_low": gain.low, "gain_high": gain.high},
     )
     return unless_disturbed(finding, evidence, evidence.base)
+
+
+def _level_of(name: str, runs: Sequence[Measurement]) -> Estimate | None:
+    return level([training_rows(run, name)[0] for run in runs])
 
 
 def training_rows(run: Measurement, *names: str) -> Values:

@@ -47,14 +47,14 @@ def no_worse_loss(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     validation losses of each data set against ``max_val_ratio``. Intervals as in ``interval``, with the spread of
     seeds: repeats of the step narrow it.
     """
-    if evidence.base is None:
+    if not evidence.base:
         return lacking("no base step to compare with")
-    seen = [run.steps[-1].samples if run.steps else 0 for run in (*evidence.runs, evidence.base)]
-    ours, theirs = loss_at(evidence.runs, min(seen)), loss_at([evidence.base], min(seen))
+    seen = [run.steps[-1].samples if run.steps else 0 for run in (*evidence.runs, *evidence.base)]
+    ours, theirs = (loss_at(runs, min(seen)) for runs in (evidence.runs, evidence.base))
     if ours is None or theirs is None:
         return lacking(f"no finite training losses of {MIN_WINDOWS} steps at {min(seen)} samples seen")
     findings = [_judge("training loss", minus(ours, theirs), min(seen), limits["max_ratio"])]
-    for dataset in sorted({validation.dataset for validation in evidence.base.validations}):
+    for dataset in sorted({validation.dataset for run in evidence.base for validation in run.validations}):
         ratio, samples = _validation_ratio(dataset, evidence.runs, evidence.base)
         if ratio:
             findings.append(_judge(f"val/{dataset}/loss", ratio, samples, limits["max_val_ratio"]))
@@ -70,17 +70,24 @@ def _judge(name: str, log_ratio: Estimate, samples: int, most: float) -> Finding
     )
 
 
-def _validation_ratio(dataset: str, runs: Sequence[Measurement], base: Measurement) -> tuple[Estimate | None, int]:
+def _validation_ratio(
+    dataset: str, runs: Sequence[Measurement], base: Sequence[Measurement]
+) -> tuple[Estimate | None, int]:
     """Logarithm of the ratio of validation losses after as many samples, seed noise included; None where there is none.
 
-    The last of the base step's validations that every run has one within SAME_SAMPLES of.
+    After the last of the base step's validations that every run of both has one within SAME_SAMPLES of.
     """
-    for theirs, samples in reversed(_validated(base, dataset)):
-        near = [[v for v, seen in _validated(run, dataset) if abs(seen / samples - 1) < SAME_SAMPLES] for run in runs]
-        if all(near):
-            ratio = _paired_log_ratio([found[-1] for found in near], theirs)
-            return ratio and spread(ratio, SEED_SPREAD**2 * (1 / len(runs) + 1)), samples
+    for _, samples in reversed(_validated(base[0], dataset)):
+        ours, theirs = ([_validation_near(run, dataset, samples) for run in side] for side in (runs, base))
+        if None not in (*ours, *theirs):
+            ratio = _paired_log_ratio(list(filter(None, ours)), list(filter(None, theirs)))
+            return ratio and spread(ratio, SEED_SPREAD**2 * (1 / len(runs) + 1 / len(base))), samples
     return None, 0
+
+
+def _validation_near(run: Measurement, dataset: str, samples: int) -> Validation | None:
+    near = [found for found, seen in _validated(run, dataset) if abs(seen / samples - 1) < SAME_SAMPLES]
+    return near[-1] if near else None
 
 
 def _validated(run: Measurement, dataset: str) -> list[tuple[Validation, int]]:
@@ -89,14 +96,14 @@ def _validated(run: Measurement, dataset: str) -> list[tuple[Validation, int]]:
     return [(v, seen[v.step]) for v in run.validations if v.dataset == dataset and v.step in seen]
 
 
-def _paired_log_ratio(ours: Sequence[Validation], theirs: Validation) -> Estimate | None:
+def _paired_log_ratio(ours: Sequence[Validation], theirs: Sequence[Validation]) -> Estimate | None:
     """Logarithm of mean loss over mean loss, by the samples that all of them have; None where there are too few."""
-    tables = [dict(zip(v.sample_ids, v.losses, strict=True)) for v in (*ours, theirs)]
+    tables = [dict(zip(v.sample_ids, v.losses, strict=True)) for v in (*ours, *theirs)]
     shared = sorted(set(tables[0]).intersection(*tables[1:]))
     losses = np.array([[table[sample] for sample in shared] for table in tables], dtype=np.float64)
     if not shared or not (np.isfinite(losses).all() and (losses > 0).all()):
         return None
-    a, b = losses[:-1].mean(axis=0), losses[-1]
+    a, b = losses[: len(ours)].mean(axis=0), losses[len(ours) :].mean(axis=0)
     relative = mean(a / a.mean() - b / b.mean())  # its mean is zero: only how unsure the ratio is
     return relative and Estimate(math.log(a.mean() / b.mean()), relative.variance, relative.freedom)
 

@@ -21,9 +21,9 @@ from roofscale.phases.criteria.evidence import (
     largest,
     unless_disturbed,
 )
-from roofscale.runners.assemble import warm
+from roofscale.phases.expectation import pace
 from roofscale.train.health import Finding, Verdict
-from roofscale.train.interval import BUSY, MIN_WINDOWS, Estimate, Interval, interval, log_pace, minus, place
+from roofscale.train.interval import BUSY, MIN_WINDOWS, Estimate, Interval, interval, minus, place
 
 # A knee is told from throughputs of the same work.
 _SAME_WORK = tuple(knob for knob in PACE_KNOBS if knob != "batch_size")
@@ -36,9 +36,9 @@ def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     insufficient, as it is with fewer than MIN_WINDOWS timed steps on either side. A gain over a base that ran while
     the machine was busier, or slower, is none.
     """
-    if evidence.base is None:
+    if not evidence.base:
         return lacking("no base step to compare with")
-    ours, theirs = (_pace(runs) for runs in (evidence.runs, [evidence.base]))
+    ours, theirs = pace(evidence.runs), pace(evidence.base)
     if ours is None or theirs is None:
         return lacking(f"fewer than {MIN_WINDOWS} timed steps")
     ratio = interval(minus(theirs, ours)).exp()
@@ -52,16 +52,28 @@ def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     return unless_disturbed(finding, evidence, evidence.base)
 
 
-def _flattered(evidence: Evidence, base: Measurement) -> str:
+def pace_known(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
+    """The interval of the seconds a sample reaches no further than ``within`` from their mean.
+
+    For a step that others are compared with: their repeats cannot narrow its interval, only its own can.
+    """
+    known = pace(evidence.runs)
+    if known is None:
+        return lacking(f"fewer than {MIN_WINDOWS} timed steps")
+    seconds = interval(known).exp()
+    reach = seconds.high / seconds.centre - 1
+    found = f"{seconds:.3g} s a sample: known to within {reach:.0%} (limit {limits['within']:.0%})"
+    verdict = Verdict.PASSED if reach <= limits["within"] else Verdict.INSUFFICIENT_EVIDENCE
+    return Finding(verdict, found, {"seconds_per_sample": seconds.centre, "reach": reach})
+
+
+def _flattered(evidence: Evidence, base: Sequence[Measurement]) -> str:
     """Why the base looks slower than it is, empty where nothing says so."""
-    more = base.metric("cpu/others") - max(run.metric("cpu/others") for run in evidence.runs)
+    theirs, ours = (max(run.metric("cpu/others") for run in runs) for runs in (base, evidence.runs))
+    more = theirs - ours
     if more > BUSY:
         return f"the machine had {more:.0%} more other work while the base step ran (over {BUSY:.0%} proves nothing)"
-    return drifted(evidence, [*evidence.runs, base])
-
-
-def _pace(runs: Sequence[Measurement]) -> Estimate | None:
-    return log_pace([warm(run.steps) for run in runs])
+    return drifted(evidence, [*evidence.runs, *base])
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     smaller batch may be within the tolerance. Failed where no batch stays under the memory limit.
     """
     paces = _paces_by_batch(evidence)
-    points = [BatchPoint(size, math.exp(-pace.value), share) for size, (pace, share) in paces.items()]
+    points = [BatchPoint(size, math.exp(-seconds.value), share) for size, (seconds, share) in paces.items()]
     if len(points) < 2:
         return lacking(f"{len(points)} batch sizes with {MIN_WINDOWS} timed steps and known memory; a knee needs 2")
     tolerance, most = limits["tolerance"], limits["max_share"]
@@ -126,13 +138,13 @@ def _paces_by_batch(evidence: Evidence) -> dict[int, tuple[Estimate, float]]:
     if evidence.config is None:
         return {}
     here = _work(evidence.config)
-    tried = [(r.config, (r.measurement,)) for r in evidence.history if _work(r.config) == here]
+    tried = [(rung.config, rung.runs) for rung in evidence.history if _work(rung.config) == here]
     found: dict[int, tuple[Estimate, float]] = {}
     for config, runs in [*tried, (evidence.config, evidence.runs)]:
-        pace, share = _pace(runs), largest(map(_memory_share, runs))
+        seconds, share = pace(runs), largest(map(_memory_share, runs))
         known = found.get(config.batch_size)
-        if pace and math.isfinite(share) and not (known and known[0].value <= pace.value):
-            found[config.batch_size] = pace, share
+        if seconds and math.isfinite(share) and not (known and known[0].value <= seconds.value):
+            found[config.batch_size] = seconds, share
     return dict(sorted(found.items()))
 
 
@@ -149,6 +161,13 @@ def _relative(paces: Mapping[int, tuple[Estimate, float]], point: BatchPoint, be
 
 
 CRITERIA = {
+    "pace_known": Criterion(
+        "the pace is known well enough for other steps to be compared with it",
+        pace_known,
+        # Less than half of phase 1's tolerance of time (0.40), so that as much is left for the step that is compared.
+        # Steps of recorded climbs, 5 to 100 batches long: 4 to 8 % on a quiet machine, 10 to 98 % on a busy one.
+        {"within": Limit(0.15, "share of the seconds a sample, either way")},
+    ),
     "faster": Criterion(
         "samples a second are above the base step's by a stated gain, noise of the steps allowed for",
         faster,
