@@ -64,7 +64,7 @@ class Way(NamedTuple):
 def measure() -> list[Result]:
     """Write the tile in every layout, then read random windows of each by turns; the page cache is warm."""
     with scratch_folder() as folder:
-        pixels_HW4 = _tile()
+        pixels_HW4 = tile()
         ways = list(_ways(folder, pixels_HW4))
         for way in ways:
             assert _same(way, pixels_HW4), way.name
@@ -100,15 +100,15 @@ def _same(way: Way, pixels_HW4: Pixels) -> bool:
     return np.array_equal(found, there) or ("JPEG" in way.name and np.abs(found - there.astype(int)).mean() < 5)
 
 
-def _tile() -> Pixels:
-    """(H,W,4): crops side by side, turned at random, so that no two places are the same."""
+def tile(height: int = HEIGHT) -> Pixels:
+    """(H,W,4), ``WIDTH`` px wide: crops side by side, turned at random, so that no two places are the same."""
     rng = np.random.default_rng(0)
     crops = list(_crops())
     rows = []
-    for _ in range(-(-HEIGHT // len(crops[0]))):
+    for _ in range(-(-height // len(crops[0]))):
         chosen = rng.integers((len(crops), 4), size=(WIDTH // len(crops[0]) + 1, 2)).tolist()
         rows.append(np.concatenate([np.rot90(crops[crop], turns) for crop, turns in chosen], 1)[:, :WIDTH])
-    return np.ascontiguousarray(np.concatenate(rows)[:HEIGHT])
+    return np.ascontiguousarray(np.concatenate(rows)[:height])
 
 
 def _crops() -> Iterator[Pixels]:
@@ -149,12 +149,18 @@ def _written(file: Path, options: dict[str, Any], pixels_HWC: Pixels) -> None:
         dataset.write(pixels_HWC.transpose(2, 0, 1))
 
 
-def _as_two_files(name: str, folder: Path, options: dict[str, Any], pixels_HW4: Pixels) -> Way:
+def write_tile(folder: Path, options: dict[str, Any], pixels_HW4: Pixels) -> tuple[Path, Path]:
+    """Write image and label, the label in the layout that the one real label at hand has."""
     folder.mkdir()
     image, label = folder / "image.tif", folder / "label.tif"
-    start = time.perf_counter()
     _written(image, options, pixels_HW4[..., :3])
-    _written(label, {k: v for k, v in AS_IT_CAME["deflate, blocks of 256, bands apart"].items()}, pixels_HW4[..., 3:])
+    _written(label, AS_IT_CAME["deflate, blocks of 256, bands apart"], pixels_HW4[..., 3:])
+    return image, label
+
+
+def _as_two_files(name: str, folder: Path, options: dict[str, Any], pixels_HW4: Pixels) -> Way:
+    start = time.perf_counter()
+    image, label = write_tile(folder, options, pixels_HW4)
     seconds = time.perf_counter() - start
 
     def read(row: int, col: int) -> Pixels:
