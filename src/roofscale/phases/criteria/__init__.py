@@ -6,6 +6,7 @@ the ones it is compared with, and the repeats of the same step under other seeds
 How repeats pool: validation losses are averaged per sample over the seeds before a paired test, because the losses of
 one sample under several seeds are not independent; step times are pooled; memory counts by its worst run; curves are
 judged run by run, where any failed run fails and a run without enough evidence weighs nothing beside one with it.
+What a step is compared with, the step before it or the base step, brings all of its seeds in the same way.
 """
 
 import types
