@@ -1,9 +1,12 @@
 """Compute sizes: names, this machine, and what a run is held to."""
 
 import dataclasses
+import gzip
+import json
 import math
 from pathlib import Path
 
+import moto
 import psutil
 import pytest
 import yaml
@@ -29,6 +32,18 @@ def test_every_shipped_compute_is_whole(name: str) -> None:
 def test_a_larger_size_of_a_family_costs_no_less() -> None:
     for smaller, larger in (("ml.m5.large", "ml.m5.xlarge"), ("ml.g5.xlarge", "ml.g5.2xlarge")):
         assert (compute.get(smaller).usd_per_hour or math.nan) < (compute.get(larger).usd_per_hour or math.nan)
+
+
+def test_sizes_and_disks_are_those_that_ec2_lists() -> None:
+    file = Path(moto.__file__).with_name("ec2") / "resources/instance_types.json.gz"
+    listed = json.loads(gzip.decompress(file.read_bytes()))
+    known = [compute.get(name) for name in SHIPPED if name.removeprefix("ml.") in listed]
+    assert len(known) == len(SHIPPED) - 1, "p3 is listed no longer"
+    for size in known:
+        theirs = listed[size.name.removeprefix("ml.")]
+        assert size.vcpus == theirs["VCpuInfo"]["DefaultVCpus"]
+        assert size.memory_gib * 1024 == theirs["MemoryInfo"]["SizeInMiB"]
+        assert size.disk_gb == theirs.get("InstanceStorageInfo", {}).get("TotalSizeInGB", 0), size.name
 
 
 def test_usable_gpu_memory_is_less_than_the_label() -> None:

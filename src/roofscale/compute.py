@@ -34,6 +34,7 @@ class Compute:
     gpu: str = ""  # model, empty = none
     gpu_count: int = 0
     gpu_memory_gib: float = 0.0  # usable, of each GPU; less than the vendor's label says
+    disk_gb: int = 0  # of its own, all together; 0 = none, and as large a volume as is asked for
     usd_per_hour: float | None = None  # on demand; None = not known, or nothing to pay
     price_date: str = ""  # ISO date at which that price was listed
     price_region: str = ""

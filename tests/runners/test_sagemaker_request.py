@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runners.sagemaker_settings import CONFIG, SETTINGS
 
+from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker import request
@@ -92,6 +93,33 @@ def test_network_keys_and_warm_pool() -> None:
     assert built["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
 
 
+def test_disks_of_an_instances_own_take_the_place_of_a_volume_and_no_key() -> None:
+    gpu = CONFIG.with_overrides({"compute": "ml.g5.xlarge"})
+    built = build(gpu, kms_key="key-1", data_bytes=100_000_000_000)
+    assert built["ResourceConfig"]["VolumeSizeInGB"] == 150
+    assert "VolumeKmsKeyId" not in built["ResourceConfig"]
+    assert built["OutputDataConfig"]["KmsKeyId"] == "key-1"
+    with pytest.raises(ConfigError, match=r"390 GB of storage for 300 GB of data: ml\.g5\.xlarge has disks of 250 GB"):
+        build(gpu, data_bytes=300_000_000_000)
+    assert build(gpu, data_bytes=300_000_000_000, input_mode="FastFile")
+
+
+def test_the_next_job_of_a_phase_may_have_the_instance_of_the_warm_pool() -> None:
+    """SageMaker gives it to a job that is the same in these; the volume is that of the data, and not of the samples.
+
+    Source: https://docs.aws.amazon.com/sagemaker/latest/dg/train-warm-pools.html
+    """
+    settings = {"keep_alive_seconds": 600, "kms_key": "key-1", "subnets": ("subnet-1",), "security_groups": ("sg-1",)}
+    first = build(data_bytes=10**9, **settings)
+    larger = CONFIG.with_overrides({"batch_size": 8, "max_samples": 500, "timeout_seconds": 7200.0})
+    second = build(
+        larger, dataclasses.replace(JOB, key="roofscale-phase1-001-03-x-def456"), data_bytes=10**9, **settings
+    )
+    assert first["StoppingCondition"] != second["StoppingCondition"]
+    for name in ("RoleArn", "ResourceConfig", "VpcConfig"):
+        assert first[name] == second[name]
+
+
 def test_tags_say_where_the_run_belongs(tmp_path: Path) -> None:
     where = places(tmp_path / "runs/roofscale-phase3/002/01-first-retreat1")
     tags = {one["Key"]: one["Value"] for one in build(tags=where, job=JOB)["Tags"]}
@@ -125,6 +153,10 @@ def test_any_folder_gives_a_name_that_the_service_takes(step: str, number: int) 
         ({"role": "Train"}, r"RoleArn: 'Train' does not have the form.*5 characters, expected 20 to 2048"),
         ({"image": "x" * 256}, "TrainingImage: 256 characters, expected 0 to 255"),
         ({"subnets": ("a b",), "security_groups": ("c",)}, r"Subnets\[0\]: 'a b' does not have the form"),
+        ({"subnets": ("s",) * 17, "security_groups": ("c",)}, "Subnets: 17 entries, expected 1 to 16"),
+        ({"subnets": ("s",), "security_groups": ("c",) * 6}, "SecurityGroupIds: 6 entries, expected 1 to 5"),
+        ({"subnets": ("s",), "security_groups": ("sg_1",)}, r"SecurityGroupIds\[0\]: 'sg_1' does not have the form"),
+        ({"kms_key": "my key"}, "KmsKeyId: 'my key' does not have the form.*VolumeKmsKeyId: 'my key'"),
         ({"tags": {f"k{i}": "v" for i in range(60)}}, "Tags: 63 entries, expected 0 to 50"),
     ],
 )
@@ -133,7 +165,10 @@ def test_what_the_service_would_refuse_is_refused_before(changed: dict[str, Any]
         build(**changed)
 
 
-def test_an_instance_that_is_none_is_refused() -> None:
+def test_an_instance_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"compute=ml\.c99\.huge: not a compute"):
+        build(CONFIG.with_overrides({"compute": "ml.c99.huge"}))
+    monkeypatch.setattr(request.compute, "get", lambda name: Compute(name, 2, 8.0))  # added to compute.yaml
     with pytest.raises(ConfigError, match=r"InstanceType: 'ml\.c99\.huge' is none of the"):
         build(CONFIG.with_overrides({"compute": "ml.c99.huge"}))
 

@@ -46,8 +46,11 @@ def test_another_file_can_be_named(tmp_path: Path) -> None:
         ("input_mode: Pipe\n", "input_mode=Pipe: expected File or FastFile"),
         ("tags: [a]\n", r"tags=\['a'\]: expected pairs"),
         ("subnets: [a]\n", "a VPC needs both"),
+        ("security_groups: [a]\n", "a VPC needs both"),
+        ("kms_key: alias/roofs\n", r"kms_key=alias/roofs: .* no alias for a volume; give the key's ID"),
         ("spot: true\nkeep_alive_seconds: 60\n", "no warm pool of spot"),
-        ("keep_alive_seconds: 30000\n", "expected at most 21600"),
+        ("keep_alive_seconds: 30000\n", "keep_alive_seconds=30000: expected at most 21600"),
+        ("keep_alive_seconds: -1\n", "keep_alive_seconds=-1: expected at least 0"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, more: str, said: str) -> None:

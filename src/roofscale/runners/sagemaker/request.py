@@ -8,6 +8,7 @@ import math
 import re
 from typing import Any
 
+from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker.job import Job
@@ -118,7 +119,12 @@ def data_uris(config: RunConfig) -> dict[str, str]:
 
 
 def _resources(config: RunConfig, settings: Settings, data_bytes: int) -> dict[str, Any]:
-    copied = data_bytes if settings.input_mode == "File" else 0
+    """Instances and their storage.
+
+    Raises:
+        ConfigError: the data does not fit the disks of an instance that takes no volume beside them.
+    """
+    copied, disk_gb = data_bytes if settings.input_mode == "File" else 0, compute.get(config.compute).disk_gb
     found: dict[str, Any] = {
         "InstanceType": config.compute,
         "InstanceCount": config.instance_count,
@@ -126,7 +132,14 @@ def _resources(config: RunConfig, settings: Settings, data_bytes: int) -> dict[s
     }
     if settings.keep_alive_seconds:
         found["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
-    return _with_key(found, "VolumeKmsKeyId", settings)
+    if not disk_gb:
+        return _with_key(found, "VolumeKmsKeyId", settings)
+    if found["VolumeSizeInGB"] > disk_gb:
+        raise ConfigError(
+            f"{found['VolumeSizeInGB']} GB of storage for {copied / 1e9:.3g} GB of data: {config.compute} has disks of "
+            f"{disk_gb} GB, and no volume beside them. Set input_mode=FastFile, or choose a compute with larger disks."
+        )
+    return found  # such disks are encrypted by themselves, and SageMaker refuses a key for them
 
 
 def _stopping(config: RunConfig, settings: Settings, most_seconds: float) -> dict[str, int]:

@@ -44,7 +44,7 @@ class Settings:
     region: str = setting("AWS region; empty: that of the profile or of AWS_DEFAULT_REGION", "")
     subnets: tuple[str, ...] = setting("subnets of the VPC to run in; none: SageMaker's own network", ())
     security_groups: tuple[str, ...] = setting("security groups in that VPC", ())
-    kms_key: str = setting("KMS key for the volume, the output and what is uploaded; empty: the service's own", "")
+    kms_key: str = setting("ID or ARN of the KMS key of volume, output and uploads; empty: the service's own", "")
     tags: Mapping[str, str] = setting("further tags of every job, such as a cost centre", dict)
     input_mode: str = setting(
         "File copies a data set before the job trains, FastFile streams it", "File", choices=("File", "FastFile")
@@ -53,7 +53,9 @@ class Settings:
     max_runtime_seconds: int = setting("most a job may run; 0: the config's timeout_seconds and ten minutes", 0)
     spot: bool = setting("run on spare capacity, which is cheaper and may be taken away and given back", False)
     max_wait_seconds: int = setting("most that a spot job may wait for capacity, beyond its running time", 3600)
-    keep_alive_seconds: int = setting("how long a warm pool holds the instance for the next job; 0: no pool", 0)
+    keep_alive_seconds: int = setting(
+        "how long a warm pool holds the instance for the next job, billed beside budget_usd; 0: no pool", 0
+    )
     max_parallel_jobs: int = setting(
         "how many jobs of one command may run at a time: trials of a search, and steps that do not hang on each other",
         1,
@@ -77,6 +79,11 @@ class Settings:
                 raise ConfigError(f"{field.name}={value}: expected at least {field.metadata['low']:g}.")
         if bool(self.subnets) != bool(self.security_groups):
             raise ConfigError("subnets and security_groups: a VPC needs both; name both, or neither.")
+        if "alias/" in self.kms_key:
+            raise ConfigError(
+                f"kms_key={self.kms_key}: SageMaker takes no alias for a volume; give the key's ID or ARN (aws kms "
+                f"describe-key --key-id {self.kms_key} says them)."
+            )
         if self.keep_alive_seconds > _MOST_KEEP_ALIVE:
             raise ConfigError(f"keep_alive_seconds={self.keep_alive_seconds}: expected at most {_MOST_KEEP_ALIVE}.")
         if self.spot and self.keep_alive_seconds:
