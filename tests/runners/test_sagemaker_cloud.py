@@ -91,11 +91,16 @@ def stubbed(cloud: Cloud, operation: str, *codes: tuple[str, int]) -> Stubber:
     return stub
 
 
-def test_throttling_is_waited_out_twice_as_long_each_time(cloud: Cloud, waited: list[float]) -> None:
+def test_throttling_is_waited_out_twice_as_long_each_time(
+    cloud: Cloud, waited: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     stub = stubbed(cloud, "describe_training_job", *[("ThrottlingException", 400)] * 3, ("Whatever", 503))
     stub.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
     assert cloud.describe("job") is None
     assert waited == [1.0, 2.0, 4.0, 8.0]
+    (said,) = caplog.messages
+    assert "(ThrottlingException)" in said
+    assert "for up to 60 minutes" in said
     stub.assert_no_pending_responses()
 
 
@@ -221,6 +226,8 @@ def test_no_credentials_and_a_network_that_is_away() -> None:
     lost = explain(EndpointConnectionError(endpoint_url="https://x"), "to look after the job j")
     assert isinstance(lost, CloudError)
     assert "the same command finds it again" in str(lost)
+    page = explain(fault("500", 500, "<!doctype html>\n" + "<p>sorry</p>\n" * 99), "to look after the job j")
+    assert (len(str(page)) < 400, "\n" in str(page)) == (True, False)
 
 
 def test_no_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

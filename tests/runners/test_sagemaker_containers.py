@@ -144,6 +144,7 @@ def test_what_lies_in_s3_is_refused() -> None:
     [
         (inspected(code=1), "", "data_error: no images", Outcome.DATA_ERROR, "no images"),
         (inspected(code=137, OOMKilled=True), "", "", Outcome.HOST_OOM, "lower batch_size"),
+        (inspected(code=137), "", "step 3: loss 0.5", Outcome.INTERRUPTED, "killed from outside"),
         (inspected(code=1), "Stopped", "", Outcome.INTERRUPTED, "was stopped"),
         (inspected(code=1), "MaxRuntimeExceeded", "", Outcome.TIMEOUT, "900 s"),
         (inspected(code=127), "", "python: not found", Outcome.CRASHED, "python: not found"),

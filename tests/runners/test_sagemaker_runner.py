@@ -133,6 +133,15 @@ def test_a_job_that_died_without_a_word_is_measured_by_its_events(folder: Path) 
     assert found.metric("train/steps") == 1
 
 
+def test_a_job_whose_image_is_not_there_says_what_to_do_and_costs_nothing(folder: Path) -> None:
+    reason = "ClientError: Cannot pull algorithm container. Either the image does not exist or its permissions are bad."
+    never_began = {"TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": reason}
+    found = runner(folder, FakeCloud(described("InProgress", "Starting"), never_began))(CONFIG)
+    assert (found.outcome, found.metrics, found.steps) == (Outcome.CRASHED, {}, ())
+    assert "build and push it, or correct the setting image" in found.detail
+    assert of_run(folder).number == 2, "the same command submits anew"
+
+
 def test_an_interrupted_job_is_followed_by_one_with_the_same_folder(folder: Path) -> None:
     stopped = Measurement(Outcome.INTERRUPTED, "asked to stop", CONFIG.fingerprint)
     first, cloud, _ = run(folder, stopped)

@@ -11,6 +11,7 @@ The SageMaker SDK has a local mode too. It mounts no checkpoints, and holds a jo
 import datetime
 import json
 import shutil
+import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ _FAILED = "Failed"  # one of its hosts, and the others were stopped for that
 _OOM = "ClientError: Please use an instance type with more memory"
 _TRAINING = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"}
 _STOPPING = {"TrainingJobStatus": "Stopping", "SecondaryStatus": "Stopping"}
+_KILLED = "InternalServerError: the container was killed from outside, by somebody or by a machine short of memory"
 _GONE = {
     "TrainingJobStatus": "Failed",
     "SecondaryStatus": "Failed",
@@ -182,6 +184,8 @@ def _reason(found: Sequence[Inspected], said: Sequence[str]) -> str:
     state, text = min(
         failed, key=lambda one: (not one[0]["OOMKilled"], FOLLOWED in one[1], _time(one[0]["FinishedAt"]))
     )
+    if state["ExitCode"] == 128 + signal.SIGKILL and not state["OOMKilled"]:
+        return _KILLED  # Docker tells of its own memory limit, where the service's 137 may mean that as well
     return f"{_OOM if state['OOMKilled'] else f'AlgorithmError: {text}'}, exit code: {state['ExitCode']}"
 
 

@@ -1,5 +1,6 @@
 """AWS's faults: which of them pass, how they are waited out, and how they are told to a user."""
 
+import logging
 import re
 from collections.abc import Callable
 from types import TracebackType
@@ -16,6 +17,7 @@ from botocore.exceptions import (
 
 from roofscale.errors import ConfigError, RoofscaleError
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 # Waits some seconds; something true says that nobody wants to wait any longer.
 Wait = Callable[[float], object]
@@ -25,6 +27,8 @@ _PASSING_CODES = frozenset({"ThrottlingException", "Throttling", "RequestLimitEx
                             "SlowDown", "ServiceUnavailable", "InternalFailure", "InternalServerError"})  # fmt: skip
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds
 _PATIENCE_SECONDS = 3600.0  # without an answer; a job goes on meanwhile
+
+_LONGEST_LINE = 200  # characters
 
 # Of an account's quota of instances: other jobs hold some, and will give them back; a quota of zero does not pass.
 _HELD = re.compile(r"current utilization of [1-9]")
@@ -52,7 +56,7 @@ class CloudError(RoofscaleError):
 
 
 def patiently(attempt: Callable[[], T], wait: Wait, patience: float = _PATIENCE_SECONDS) -> T:
-    """Try until it works or fails for good; waits twice as long after each passing fault."""
+    """Try until it works or fails for good; waits twice as long after each passing fault, and says so once."""
     delay, waited = _FIRST_DELAY, 0.0
     while True:
         try:
@@ -60,6 +64,11 @@ def patiently(attempt: Callable[[], T], wait: Wait, patience: float = _PATIENCE_
         except (BotoCoreError, ClientError) as error:
             if not is_passing(error) or waited + delay > patience or wait(delay):
                 raise
+            if not waited:  # boto3 itself has tried for half a minute before
+                _log.warning(
+                    f"AWS: {_line(error)}. Trying again, for up to {patience / 60:.0f} minutes; a job goes on "
+                    "meanwhile, and Ctrl-C ends the wait."
+                )
         waited, delay = waited + delay, min(2 * delay, _LONGEST_DELAY)
 
 
@@ -98,12 +107,20 @@ def explain(error: BotoCoreError | ClientError, doing: str) -> RoofscaleError:
     if isinstance(error, NoRegionError):
         return ConfigError(f"No AWS region {doing}: set region in sagemaker.yaml, or AWS_DEFAULT_REGION.")
     if is_passing(error) and not (isinstance(error, ClientError) and code_of(error) in _REMEDIES):
-        return CloudError(f"AWS did not answer {doing} ({error}). A job goes on; the same command finds it again.")
+        return CloudError(
+            f"AWS did not answer {doing} ({_line(error)}). A job goes on; the same command finds it again."
+        )
     if isinstance(error, ClientError):
         said = error.response["Error"].get("Message") or code_of(error)
         remedy = _REMEDIES.get(code_of(error), "see the message")
         return ConfigError(f"AWS refused {doing}: {said} ({code_of(error)}): {remedy}.")
     return ConfigError(f"Not possible {doing}: {error}.")
+
+
+def _line(error: Exception) -> str:
+    """What a fault says, in one line; a server that fails may send a whole page."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= _LONGEST_LINE else f"{said[:_LONGEST_LINE]}..."
 
 
 def code_of(error: ClientError) -> str:
