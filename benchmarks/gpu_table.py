@@ -1,15 +1,19 @@
 """The GPU's table: our loop against Lightning and a cached batch, the device's peaks, memory, and each switch.
 
-``python -m benchmarks.gpu_table OUT.json [KEY=VALUE]...`` measures on a GPU at phase 5's settings, or without one at
-small sizes on a CPU, writes OUT.json and prints the table. Whatever is compared ran by turns, each time in a process of
-its own. A part that OUT.json has is not measured again, so that the same command goes on where it was cut off. No GPU
-has run it yet.
+With the project's environment, and Lightning beside it (requirements-bench.txt), on a machine with a GPU::
+
+    pip install --no-deps --target .bench -r requirements-bench.txt
+    PYTHONPATH=.bench python -m benchmarks.gpu_table benchmarks/results/gpu_table.json [KEY=VALUE]...
+
+It measures at phase 5's settings, or without a GPU at small sizes on a CPU, writes the file and prints the table.
+Whatever is compared ran by turns, each time in a process of its own. A part that the file has is not measured again, so
+that the same command goes on where it was cut off. MLflow, Optuna and SageMaker's SDK need not be there; with
+augment=none albumentations neither. No GPU has run it yet: not validated on a GPU.
 """
 
 import contextlib
 import importlib.util
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,8 +44,8 @@ TILES = GenerateSpec(("airs",), airs_tiles=(2, 1, 0), airs_tile_px=4096)
 ROUNDS = 3
 TARGETS = {"Lightning with its defaults": 2.0, "Lightning with the same recipe": 1.0, "a cached-batch loop": 0.95}
 TARGET_SIDE, TARGET_BATCH, TARGET_GIB = 1024, 16, 17.7  # px, samples, 80 % of what an A10G can really give
-ON_A_GPU = {"image_size": 1024, "batch_size": 16}
-ON_A_CPU = {"encoder": "resnet18", "image_size": 128, "batch_size": 4, "threads": 1}
+ON_A_GPU = {"image_size": 1024, "batch_size": 16, "num_workers": 4}  # of phase 5
+ON_A_CPU = {"encoder": "resnet18", "image_size": 128, "batch_size": 4, "num_workers": 1, "threads": 1}
 STEPS = {"cuda": (5, 35), "cpu": (3, 23)}  # of a pass: those that only warm up, and all
 
 Part = Mapping[str, Any]  # what one part of the measurement gave, as JSON
@@ -49,10 +53,9 @@ Part = Mapping[str, Any]  # what one part of the measurement gave, as JSON
 
 def base_config(words: Sequence[str]) -> RunConfig:
     """What is measured: phase 5's settings, or small ones without a GPU, and the overrides."""
-    on_gpu = torch.cuda.is_available()
-    cores = os.cpu_count() or 1
-    common = {"datasets": "airs", "max_samples": 0, "val_samples": 2, "num_workers": min(8, cores) if on_gpu else 1}
-    return RunConfig().with_overrides({**common, **(ON_A_GPU if on_gpu else ON_A_CPU)}).with_overrides(words)
+    common = {"datasets": "airs", "max_samples": 0, "val_samples": 2}
+    settings = ON_A_GPU if torch.cuda.is_available() else ON_A_CPU
+    return RunConfig().with_overrides({**common, **settings}).with_overrides(words)
 
 
 # ---- in a process of its own: one way to train, its samples/s
@@ -112,6 +115,8 @@ def pace(base: RunConfig) -> Part:
 
 def device(base: RunConfig) -> Part:
     """A traced step's work, and the peaks that it is held against: measured here, and of the data sheet."""
+    if base.threads:
+        torch.set_num_threads(base.threads)  # as the step has
     where = choose(base)
     known = {"measured here": peaks.measured(where)}
     gpu = this_gpu().gpu if where.device.type == "cuda" else ""
@@ -242,6 +247,9 @@ def main(words: Sequence[str]) -> int:
     """Measure what OUT.json lacks, write it and print the table; 2 where it cannot be measured."""
     if words[:1] == ["--here"]:
         print(json.dumps(trained(words[1], RunConfig().with_overrides(json.loads(words[2])))))
+        return 0
+    if words == ["--help"]:
+        print(__doc__)
         return 0
     if complaint := _complaint(words):
         print(complaint, file=sys.stderr)

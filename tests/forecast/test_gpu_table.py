@@ -126,6 +126,11 @@ def test_a_process_out_of_gpu_memory_is_a_result_and_any_other_failure_is_not(
         assert measure.in_own_process("some.module") == (None if code else {"x": 1})
 
 
+def test_its_help_names_the_commands(capsys) -> None:
+    assert gpu_table.main(["--help"]) == 0
+    assert "PYTHONPATH=.bench python -m benchmarks.gpu_table" in capsys.readouterr().out
+
+
 def test_without_lightning_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(gpu_table.importlib.util, "find_spec", lambda _: None)
     assert gpu_table.main(["out.json"]) == 2
