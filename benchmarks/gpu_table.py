@@ -34,7 +34,8 @@ from roofscale.data.sample import Batch
 from roofscale.data.sources import DataSplit, open_sources
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import Settings
-from roofscale.forecast.gpu import GpuForecast, GpuForecaster, Terms
+from roofscale.forecast.gpu import GpuForecaster, Terms
+from roofscale.forecast.gpu_forecast import GpuForecast
 from roofscale.forecast.roofline import estimate_step, peaks_of
 from roofscale.forecast.trace import trace_training
 from roofscale.train.device import choose

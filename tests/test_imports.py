@@ -94,6 +94,14 @@ def test_the_training_loop_loads_no_tracking_and_no_monitor() -> None:
     assert not modules_after("import roofscale.train.loop") & {"mlflow", "albumentations", "psutil"}
 
 
+def test_what_launches_jobs_loads_no_pytorch() -> None:
+    held = modules_after(
+        "import roofscale.commands.phase, roofscale.commands.search, roofscale.runners.sagemaker.cloud"
+    )
+    assert {"mlflow", "boto3", "optuna"} <= held
+    assert not held & {"albumentations", "segmentation_models_pytorch", "timm", "torch"}
+
+
 def test_reading_a_config_loads_nothing_heavy() -> None:
     assert not modules_after("import roofscale.config, roofscale.measurement, roofscale.compute") & HEAVY
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.forecast.fit import MAX_SHARE, Fit
-from roofscale.forecast.gpu import GpuForecast, GpuForecaster
+from roofscale.forecast.gpu import GpuForecaster
+from roofscale.forecast.gpu_forecast import GpuForecast
 from roofscale.forecast.remedies import remedies
 from roofscale.forecast.roofline import MEAN_ERROR, StepEstimate
 from roofscale.report.console import as_json, console

@@ -8,13 +8,15 @@ from rich.markup import escape
 
 from roofscale import compute
 from roofscale.commands import timed
-from roofscale.commands.host_points import Probes, kind_here, recorded_points
+from roofscale.commands.host_points import Probes, kind_for, recorded_points
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast import host
 from roofscale.forecast.host import Kind, Point
+from roofscale.forecast.traced import gpu_forecast
 from roofscale.forecast.transfer import Timed
 from roofscale.measurement import Measurement, Outcome, foreseen
+from roofscale.runners import choose
 
 Metrics = dict[str, float]
 
@@ -27,10 +29,12 @@ class Foreseen:
     Args:
         runs: folder of the runs, with the probes among them.
         out: where it is said that a forecast broke.
+        runner: that runs it.
     """
 
-    def __init__(self, runs: Path, out: Console) -> None:
-        self._runs, self._out = runs, out
+    def __init__(self, runs: Path, out: Console, runner: str = choose.LOCAL) -> None:
+        self._runs, self._out, self._elsewhere = runs, out, runner != choose.LOCAL
+        self._kind_of = kind_for(runner)
         self._timed: list[Timed] | None = None
         self._points: list[Point] | None = None
 
@@ -67,7 +71,8 @@ class Foreseen:
             return {}
 
     def _time(self, config: RunConfig) -> Metrics:
-        if config.stop_precision or (compute.get(config.compute).gpu and not _has_gpu()):
+        lacks_gpu = compute.get(config.compute).gpu and not self._elsewhere and not _has_gpu()
+        if config.stop_precision or lacks_gpu:
             return {}  # a run that stops by itself, or one that was forced onto a machine without its GPU
         if self._timed is None:
             self._timed = timed.timed_runs()
@@ -82,7 +87,7 @@ class Foreseen:
 
     def _host_peak(self, config: RunConfig) -> Metrics:
         size = compute.get(config.compute)
-        kind = kind_here(config, size)
+        kind = self._kind_of(config, size)
         if self._points is None:
             self._points = [*recorded_points(), *Probes(self._runs / "probes", kind).points()]
         model = host.fit_host(kind, self._points)
@@ -93,9 +98,7 @@ class Foreseen:
         where = compute.get(config.compute)
         if not where.gpu:
             return {}
-        from roofscale.forecast.gpu import foresee  # seconds of imports, and of tracing
-
-        found = foresee(config, where)
+        found = gpu_forecast(config, where)
         assert found, "as the compute has a GPU"
         return found.metrics()
 

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,33 @@ from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import read_json
 from roofscale.phases.record import judged_runs, read_config
 from roofscale.report.console import ProgressBar
+from roofscale.runners import choose
+from roofscale.runners.beside import beside
 from roofscale.runners.local import MEASUREMENT, LocalRunner
-from roofscale.train import device, malloc
+from roofscale.train import malloc
 
+KindOf = Callable[[RunConfig, Compute], Kind]
+# What auto comes to on every instance without a GPU in compute.yaml: these CPUs (Skylake, Cascade Lake) have neither
+# AVX512-BF16 nor AMX.
+_PRECISION_THERE = "fp32"
 _LEFT_OUT = {"ruled_out_by", "retry_of"}  # tags of runs that were never made, or made to recover
 
 
 class Stopped(Exception):
     """Somebody asked a probe to stop."""
+
+
+def kind_for(runner: str) -> KindOf:
+    """How to tell the kind of a config as a runner runs it.
+
+    Raises:
+        ConfigError: SageMaker's settings are lacking or wrong.
+    """
+    if runner == choose.LOCAL:
+        return kind_here
+    from roofscale.runners.sagemaker import settings
+
+    return kind_beside if settings.load().local_mode else kind_there
 
 
 def kind_here(config: RunConfig, size: Compute) -> Kind:
@@ -36,6 +55,36 @@ def kind_here(config: RunConfig, size: Compute) -> Kind:
     Raises:
         ConfigError: it would train on a GPU, or in several processes.
     """
+    _require_one_cpu(config, size)
+    from roofscale.train import device  # imports torch, which a launcher of jobs does without
+
+    where = device.choose(config)
+    if where.device.type != "cpu":
+        raise ConfigError(
+            "this machine trains on its GPU, and a forecast of host memory is of training on a CPU. Hide the GPU: "
+            "CUDA_VISIBLE_DEVICES= roofscale forecast host"
+        )
+    return Kind.of(config, where.precision, config.threads or compute.allowance(size).cores, malloc.settings())
+
+
+@beside
+def kind_beside(config: RunConfig, size: Compute) -> Kind:
+    """The same of a job that is a container on this machine."""
+    return kind_here(config, size)
+
+
+def kind_there(config: RunConfig, size: Compute) -> Kind:
+    """The kind of a config as a job on that instance runs it, whatever this machine computes natively.
+
+    Raises:
+        ConfigError: it would train on a GPU, or in several processes.
+    """
+    _require_one_cpu(config, size)
+    return Kind.of(config, _PRECISION_THERE if config.precision == "auto" else config.precision,
+                   config.threads or size.vcpus)  # fmt: skip
+
+
+def _require_one_cpu(config: RunConfig, size: Compute) -> None:
     if config.devices > 1:
         raise ConfigError(
             f"processes={config.processes} instance_count={config.instance_count}: host memory is forecast for one "
@@ -46,13 +95,6 @@ def kind_here(config: RunConfig, size: Compute) -> Kind:
             f"compute={size.name}: trains on its GPU ({size.gpu}), and what that takes of the host was not measured. "
             "Choose a compute without one, such as ml.m5.xlarge, or ask for the GPU's memory: roofscale forecast gpu."
         )
-    where = device.choose(config)
-    if where.device.type != "cpu":
-        raise ConfigError(
-            "this machine trains on its GPU, and a forecast of host memory is of training on a CPU. Hide the GPU: "
-            "CUDA_VISIBLE_DEVICES= roofscale forecast host"
-        )
-    return Kind.of(config, where.precision, config.threads or compute.allowance(size).cores, malloc.settings())
 
 
 def recorded_points() -> list[Point]:

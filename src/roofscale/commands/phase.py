@@ -27,11 +27,11 @@ from roofscale.phases.record import SEARCH_EXPERIMENT, SEARCHING, experiment_nam
 from roofscale.phases.retreat import ADVICE
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.publish import publish_phase, publish_run
+from roofscale.report.publish import Ahead, publish_phase, publish_run
 from roofscale.report.sections import description, phase_section
 from roofscale.report.table import verdict_table
 from roofscale.runners import choose
-from roofscale.runners.supervise import Listener
+from roofscale.runners.supervise import Listener, Listeners
 from roofscale.tracking import TrackedRun, Tracker, require_answer
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _climb(
     out: Console,
     notes: Sequence[str],
 ) -> ClimbResult:
-    tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out)
+    tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out, order.runner)
     where = choose.chosen(order.runner)
     crew = Crew(where.most, where.interrupt)
     ladder = Ladder(
@@ -170,7 +170,7 @@ def _conductor(
         return None
     from roofscale.commands.search import conductor  # seconds of imports
 
-    return conductor(tracker, make_runner, out, tags, order.storage, crew)
+    return conductor(tracker, make_runner, out, tags, order.storage, crew, order.runner)
 
 
 def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console) -> None:
@@ -236,12 +236,13 @@ class _Onlooker:
         """Announce the run and draw its bar."""
         changes = " ".join(f"{key}={config.written()[key]}" for key in step.set)
         self._out.print(f"[bold]{step.name}[/] {changes} {f'({note})' if note else ''}")
-        return ProgressBar(step.name)
+        bar = ProgressBar(step.name)
+        return Listeners(bar, Ahead(config)) if self._elsewhere else bar
 
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """Publish the step, say how it went, and let what follows be foreseen by it."""
         self._foreseen.learn(result.config, result.measurement, result.run_id)
-        publish_run(run, result.config, result.measurement, result.folder, apart=self._elsewhere)
+        publish_run(run, result.config, result.measurement, result.folder)
         wanting = [f"{c.name}: {c.evidence}" for c in result.verdict.criteria if c.verdict is not Verdict.PASSED]
         said = "; ".join(wanting) or result.measurement.detail
         self._out.print(f"  {result.verdict.verdict.words}: {escape(said)}")

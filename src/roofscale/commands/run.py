@@ -16,7 +16,7 @@ from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import StepFolder, read_json
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.publish import publish_run
+from roofscale.report.publish import Ahead, publish_run
 from roofscale.report.table import number
 from roofscale.runners import choose
 from roofscale.runners.supervise import Listeners
@@ -41,13 +41,14 @@ def train_once(
     if run is None:
         run = tracker.start(config.fingerprint, {**git_state(Path.cwd()), "fingerprint": config.fingerprint})
         run.params(config)
-        run.foreseen(Foreseen(runs, out)(config))
+        run.foreseen(Foreseen(runs, out, runner)(config))
         folder.begin(run.run_id)
     with run.system_metrics():
-        measurement = choose.chosen(runner).make(folder.path, Listeners(run, ProgressBar("train")))(config)
+        listener = Listeners(run, ProgressBar("train"), *([] if runner == choose.LOCAL else [Ahead(config)]))
+        measurement = choose.chosen(runner).make(folder.path, listener)(config)
     run.summary(measurement)
     if measurement.outcome is not Outcome.INTERRUPTED:
-        publish_run(run, config, measurement, folder.path, apart=runner != choose.LOCAL)
+        publish_run(run, config, measurement, folder.path)
     run.finish(measurement.outcome)
     found = {
         "outcome": measurement.outcome,

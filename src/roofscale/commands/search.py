@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -10,8 +11,7 @@ from rich.table import Table
 
 from roofscale import compute
 from roofscale.commands.base import starting_config
-from roofscale.commands.compare import compare_searches
-from roofscale.commands.host_points import kind_here, recorded_points
+from roofscale.commands.host_points import kind_for, recorded_points
 from roofscale.commands.phase import Order
 from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
@@ -46,17 +46,24 @@ _SAME_WORK = (*(knob for knob in PACE_KNOBS if knob != "batch_size"), "datasets"
 
 
 def conductor(
-    tracker: Tracker, make_runner: choose.MakeRunner, out: Console, tags: Mapping[str, str], url: str, crew: Crew
+    tracker: Tracker,
+    make_runner: choose.MakeRunner,
+    out: Console,
+    tags: Mapping[str, str],
+    url: str,
+    crew: Crew,
+    runner: str,
 ) -> Conductor:
     """Whoever searches on behalf of a climb."""
-    return Conductor(tracker, make_runner, SearchOnlooker(out), tags, room_of, known_runs, crew, url)
+    room = partial(room_of, runner=runner)
+    return Conductor(tracker, make_runner, SearchOnlooker(out), tags, room, known_runs, crew, url)
 
 
-def room_of(config: RunConfig) -> Room:
+def room_of(config: RunConfig, runner: str) -> Room:
     """The memory that trials of a config have, and the peaks of its kind that are on record."""
     size = compute.get(config.compute)
     try:
-        kind = kind_here(config, size)
+        kind = kind_for(runner)(config, size)
     except ConfigError:  # it trains on a GPU, whose memory is foreseen otherwise
         kind = None
     points = tuple(recorded_points()) if kind else ()
@@ -134,6 +141,8 @@ def compare_search(order: Order, file: Path | None) -> int:
     Raises:
         ConfigError: no step of the phase searches.
     """
+    from roofscale.commands.compare import compare_searches  # imports torch, which a launcher of jobs does without
+
     phase = order.load(SEARCHING, file).searching()
     good, _ = starting_config(phase, order.runs, order.cache, order.from_defaults)
     step, config = phase.resolve(good, order.overrides)[-1]
@@ -159,5 +168,5 @@ def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str
     folder.mkdir(parents=True, exist_ok=True)
     where = choose.chosen(runner)
     crew = Crew(where.most, where.interrupt)
-    conductor(tracker, where.make, out, git_state(Path.cwd()), storage, crew).join(study, folder)
+    conductor(tracker, where.make, out, git_state(Path.cwd()), storage, crew, runner).join(study, folder)
     tracker.close()

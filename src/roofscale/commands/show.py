@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,15 +10,14 @@ from rich.table import Table
 from roofscale import compute
 from roofscale.commands import timed
 from roofscale.config import FIELDS, RunConfig
+from roofscale.forecast.gpu_forecast import GpuForecast
 from roofscale.forecast.time import TimeForecast, sum_of
+from roofscale.forecast.traced import gpu_forecast
 from roofscale.forecast.transfer import Timed, passes_of
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.plan import Phase, Plan, Step
 from roofscale.report.console import as_json, console
 from roofscale.train.interval import CONFIDENCE, Interval
-
-if TYPE_CHECKING:
-    from roofscale.forecast.gpu import GpuForecast
 
 
 def print_knobs(to_json: bool) -> None:
@@ -111,7 +110,7 @@ class _Foreseen:
 
     times: list[TimeForecast | None]  # of each step
     full: TimeForecast | None  # of the last step's config on all samples of its data sets
-    gpus: list["GpuForecast | None"]
+    gpus: list[GpuForecast | None]
     trials: list[Interval | None]  # seconds of all trials of each step that searches, at the most
 
     @classmethod
@@ -183,17 +182,15 @@ def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[Timed]) -> Inte
     return sum_of([found.run_seconds] * step.search.max_trials) if found else None
 
 
-def _gpu_forecasts(plan: Plan) -> list["GpuForecast | None"]:
+def _gpu_forecasts(plan: Plan) -> list[GpuForecast | None]:
     """GPU memory of each step whose compute has a GPU."""
     computes = [compute.get(config.compute) for _, config in plan]
-    if not any(where.gpu for where in computes):
-        return [None] * len(plan)
-    from roofscale.forecast.gpu import foresee  # seconds of imports, and of tracing
-
-    return [foresee(config, where) for (_, config), where in zip(plan, computes, strict=True)]
+    return [
+        gpu_forecast(config, where) if where.gpu else None for (_, config), where in zip(plan, computes, strict=True)
+    ]
 
 
-def _gpu_memory(gpu: "GpuForecast | None") -> str:
+def _gpu_memory(gpu: GpuForecast | None) -> str:
     if gpu is None:
         return ""
     return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n(+-{gpu.spread:.0%}): {gpu.fit}"

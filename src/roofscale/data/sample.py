@@ -5,11 +5,13 @@ Shape suffixes: N batch, K channels of CHANNELS, C = 3 colours (RGB), H height, 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch  # a launcher opens data sets, and loads no batch
 
 CHANNELS = ("roof", "eave", "ridge", "hip")
 
@@ -54,7 +56,7 @@ class Source(Protocol):
 class Batch(NamedTuple):
     """What the loader yields: still uint8, because the model normalises (a quarter of the shared memory)."""
 
-    image_NCHW: torch.Tensor  # uint8 RGB
-    target_NKHW: torch.Tensor  # uint8 0 or 1
-    labelled_NK: torch.Tensor  # bool
+    image_NCHW: "torch.Tensor"  # uint8 RGB
+    target_NKHW: "torch.Tensor"  # uint8 0 or 1
+    labelled_NK: "torch.Tensor"  # bool
     ids: list[str]  # "<data set>/<sample id>"

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
+from roofscale.forecast.traced import tensors_mib
 from roofscale.train.interval import CONFIDENCE
 
 Values = npt.NDArray[np.float64]
@@ -94,11 +96,12 @@ class Kind:
         Raises:
             ConfigError: a model that cannot be built or traced.
         """
-        from roofscale.forecast.tensors import tensors_mib  # imports torch, which the rest does without
-
         decisive = {knob: getattr(self, knob) for knob in _DECISIVE}
         config = RunConfig().with_overrides(decisive)
-        return tensors_mib(config, self.precision, self.malloc, math.ceil(batch / self.micro_batches))
+        return _tensors_mib(config, self.precision, self.malloc, math.ceil(batch / self.micro_batches))
+
+
+_tensors_mib = cache(tensors_mib)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from roofscale.errors import ConfigError
 from roofscale.forecast.fit import Fit
-from roofscale.forecast.gpu import ALLOCATOR_VARIABLES, GpuForecast, GpuForecaster
+from roofscale.forecast.gpu import ALLOCATOR_VARIABLES, GpuForecaster
+from roofscale.forecast.gpu_forecast import GpuForecast
 
 _LIGHTER_DECODERS = ("fpn", "linknet")
 

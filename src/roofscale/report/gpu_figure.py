@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 
 from roofscale.forecast.allocator import MIB
 from roofscale.forecast.fit import MAX_SHARE
-from roofscale.forecast.gpu import GpuForecast, Held
+from roofscale.forecast.gpu import Held
+from roofscale.forecast.gpu_forecast import GpuForecast
 from roofscale.report import style
 
 

@@ -1,19 +1,21 @@
 """Put what a run yielded where people look for it: figures, pictures and the model in its MLflow run."""
 
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, Outcome, write_json
+from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.phases.climb import ClimbResult
 from roofscale.phases.plan import Phase
 from roofscale.report.figures import run_figures, sheet_figure
 from roofscale.report.html import REPORT, UI, phase_html
 from roofscale.report.phase_figures import phase_figures
+from roofscale.report.trained import get_ready, write_model
+from roofscale.runners.beside import begin
 from roofscale.tracking import TrackedRun, tracking_uri
 from roofscale.train import checkpoint
 
@@ -32,14 +34,8 @@ def publish_phase(parent: TrackedRun, climb: ClimbResult, following: Phase | Non
     parent.text(phase_html(climb, following, uri if uri.startswith("http") else UI), REPORT)
 
 
-def publish_run(
-    run: TrackedRun, config: RunConfig, measurement: Measurement, folder: Path, apart: bool = False
-) -> None:
-    """Log figures, prediction sheets, the measurement, and the best model of a run that went well.
-
-    Args:
-        apart: trace the model in a process of its own, as a launcher of jobs has to stay small.
-    """
+def publish_run(run: TrackedRun, config: RunConfig, measurement: Measurement, folder: Path) -> None:
+    """Log figures, prediction sheets, the measurement, and the best model of a run that went well."""
     for name, figure in run_figures(measurement).items():
         run.figure(figure, f"figures/{name}")
     for dataset in config.datasets:
@@ -52,21 +48,27 @@ def publish_run(
             run.artifact(folder / file)
     best = folder / checkpoint.BEST
     if measurement.outcome is Outcome.OK and best.exists():
-        _publish_model(run, config, best, apart)
+        with TemporaryDirectory() as place:
+            write_model(config, best, Path(place) / "model")
+            run.saved_model(Path(place) / "model")
         # The weights are in MLflow now, and the run is over: a hundred megabytes a step would be left lying.
         best.unlink()
         (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
 
 
-def _publish_model(run: TrackedRun, config: RunConfig, best: Path, apart: bool) -> None:
-    if not apart:
-        from roofscale.report.trained import trained_model
+class Ahead:
+    """A listener to a run elsewhere: what writes its model is made ready beside this process once training ends."""
 
-        run.model(trained_model(config, best), config.image_size)
-        return
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "config.json"
-        write_json(file, config.as_dict())
-        words = (sys.executable, "-m", "roofscale.report.trained", str(file), str(best), f"{folder}/model")
-        subprocess.run(words, check=True)
-        run.saved_model(Path(folder) / "model")
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._last_step: float = float("inf")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Validation, checkpoint and copying follow the last step."""
+        if event["event"] == "start":
+            self._last_step = event["steps_planned"]
+        elif event["event"] == "step" and event["step"] >= self._last_step:
+            begin(get_ready, self._config)
+
+    def resources(self, sample: ResourceSample) -> None:
+        """Ignore them."""

@@ -1,32 +1,32 @@
-"""The best model of a run, rebuilt from its weights: ``python -m roofscale.report.trained CONFIG WEIGHTS FOLDER``.
+"""The best model of a run, rebuilt from its weights and written as MLflow keeps it."""
 
-As a command it writes the model as MLflow keeps it, so that whoever wants that need not hold PyTorch and the trace.
-"""
-
-import json
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from roofscale import model as models
 from roofscale.config import RunConfig
+from roofscale.runners.beside import beside
 from roofscale.tracking import save_model
 from roofscale.train import checkpoint
 
+if TYPE_CHECKING:
+    from roofscale.model import RoofNet
 
-def trained_model(config: RunConfig, weights: Path) -> nn.Module:
-    """The model of a config with the weights of a run of it."""
-    model = models.build(config.with_overrides({"pretrained": False}))
+
+@beside
+def get_ready(config: RunConfig) -> None:
+    """Spend the seconds of imports that writing a model of this config takes, before it is there."""
+    _untrained(config)
+
+
+@beside
+def write_model(config: RunConfig, weights: Path, folder: Path) -> None:
+    """Write the model of a config, with the weights of a run of it, into a folder that is not there yet."""
+    model = _untrained(config)
     model.load_state_dict(checkpoint.load(weights, config.fingerprint)["model"])
-    return model
+    save_model(model, config.image_size, folder)
 
 
-def main(config_file: str, weights: str, folder: str) -> None:
-    """Write the model into a folder that is not there yet."""
-    config = RunConfig().with_overrides(json.loads(Path(config_file).read_text(encoding="utf-8")))
-    save_model(trained_model(config, Path(weights)), config.image_size, Path(folder))
+def _untrained(config: RunConfig) -> "RoofNet":
+    from roofscale import model as models  # imports torch, which a launcher of jobs does without
 
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return models.build(config.with_overrides({"pretrained": False}))

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from roofscale.errors import ConfigError
 
 CHECKPOINT = "checkpoint.pt"
@@ -22,6 +20,8 @@ def save(content: dict[str, Any], file: Path) -> None:
     Raises:
         OSError: the disk is full or gone; the previous checkpoint is still the good one.
     """
+    import torch  # a launcher of jobs only asks for the names of these files
+
     try:
         with _appearing(file) as stream:
             torch.save(content, stream)
@@ -74,6 +74,8 @@ def load(file: Path, fingerprint: str) -> dict[str, Any]:
     Raises:
         ConfigError: the checkpoint belongs to another run config.
     """
+    import torch
+
     content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     if content["fingerprint"] != fingerprint:
         raise ConfigError(

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
 
 from scipy import stats
 
@@ -14,14 +13,13 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import host
 from roofscale.forecast.fit import MAX_SHARE, Fit
+from roofscale.forecast.gpu_forecast import GpuForecast
 from roofscale.forecast.host import HostModel, Kind, Point
+from roofscale.forecast.traced import gpu_forecast
 from roofscale.measurement import Outcome, foreseen
 from roofscale.phases.retreat import at_least_as_large
 from roofscale.phases.search.tried import SKIPPED, Tried
 from roofscale.train.interval import CONFIDENCE
-
-if TYPE_CHECKING:
-    from roofscale.forecast.gpu import GpuForecast
 
 
 @dataclass(frozen=True)
@@ -128,19 +126,15 @@ class Foresight:
             return None
 
 
-def _gpu_forecast(config: RunConfig) -> "GpuForecast | None":
+def _gpu_forecast(config: RunConfig) -> GpuForecast | None:
     """What a config takes of its GPU; None where it has none. Loader processes take nothing of it."""
     return _gpu_forecast_of(dataclasses.replace(config, num_workers=0, prefetch_factor=1))
 
 
 @cache
-def _gpu_forecast_of(config: RunConfig) -> "GpuForecast | None":
+def _gpu_forecast_of(config: RunConfig) -> GpuForecast | None:
     where = compute.get(config.compute)
-    if not where.gpu:
-        return None
-    from roofscale.forecast.gpu import foresee  # imports torch, and traces the model
-
-    return foresee(config, where)
+    return gpu_forecast(config, where) if where.gpu else None
 
 
 def _within_gpu(config: RunConfig) -> float:

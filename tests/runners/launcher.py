@@ -1,0 +1,60 @@
+"""``roofscale WORDS`` as a process, with a SageMaker whose every job goes well.
+
+The last line on stderr names the heavy modules that it then holds. The weights that each job leaves are those of the
+file that WEIGHTS names.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.runners.sagemaker_settings import FakeCloud, described, packed
+from tests.simulated import Part, simulate
+
+from roofscale.config import RunConfig
+from roofscale.runners.sagemaker import session
+
+HEAVY = ("albumentations", "mlflow.pytorch", "segmentation_models_pytorch", "timm", "torch", "torchvision")
+
+
+class EveryJobGoesWell(FakeCloud):
+    """Leaves what a job leaves, as soon as it is submitted."""
+
+    def submit(self, request: dict[str, Any]) -> None:
+        super().submit(request)
+        top = request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
+        config = RunConfig().with_overrides(json.loads(self.objects[f"{top}/config.json"]))
+        steps = max(1, config.max_samples // config.batch_size)
+        one = simulate(
+            np.random.default_rng(steps), (Part(steps=steps, dataset=config.datasets[0]),), batch=config.batch_size,
+            memory__peak_mib=1500.0 + steps, train__steps=float(steps),
+        )  # fmt: skip
+        facts = {"device": "cpu", "precision": "fp32", "threads": str(config.threads)}
+        left = Path(f"{request['TrainingJobName']}.json")
+        dataclasses.replace(one, fingerprint=config.fingerprint, validations=(), facts=facts).save(left)
+        output = f"{request['OutputDataConfig']['S3OutputPath']}/{request['TrainingJobName']}/output/output.tar.gz"
+        self.objects[output] = packed("measurement.json", left.read_bytes())
+        folder = request["CheckpointConfig"]["S3Uri"]
+        if weights := os.environ.get("WEIGHTS"):
+            self.objects[f"{folder}/best.pt"] = Path(weights).read_bytes()
+        events = ({"event": "start", "facts": facts, "steps_planned": steps}, *map(_event, one.steps))
+        self.objects[f"{folder}/events.jsonl"] = "".join(json.dumps(event) + "\n" for event in events).encode()
+
+
+def _event(step: Any) -> dict[str, Any]:
+    return {"event": "step", **dataclasses.asdict(step)}
+
+
+if __name__ == "__main__":
+    cloud = EveryJobGoesWell(described())
+    session._connect = lambda *_: cloud  # type: ignore[assignment]
+    from roofscale.cli import main
+
+    try:
+        main(sys.argv[1:])
+    finally:
+        print("held:", *(name for name in HEAVY if name in sys.modules), file=sys.stderr)

@@ -1,0 +1,90 @@
+"""A launcher of jobs stays small: PyTorch and its kin are held by a process beside it, where they are needed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from tests.runners.sagemaker_settings import SETTINGS
+
+from roofscale import model as models
+from roofscale.config import RunConfig
+from roofscale.tracking.models import find_model
+from roofscale.train import checkpoint
+
+SMALL = RunConfig(encoder="resnet18", image_size=64, threads=1, compute="ml.m5.xlarge", data_root="s3://roofs/data",
+                  max_samples=10, val_samples=6)  # fmt: skip
+WORDS = [f"{knob}={value}" for knob, value in SMALL.changed_from(RunConfig()).items()]
+
+
+def launch(*words: str, weights: str = "") -> tuple[dict[str, Any], str]:
+    """What a command with ``--runner sagemaker`` prints, and all that it says beside that."""
+    wanted = {"ROLE": SETTINGS.role, "BUCKET": SETTINGS.bucket, "IMAGE": SETTINGS.image}
+    environment = {f"ROOFSCALE_SAGEMAKER_{name}": value for name, value in wanted.items()}
+    tests = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.runners.launcher", *words, "--runner", "sagemaker", "--json"],
+        env={**os.environ, **environment, "WEIGHTS": weights,
+             "PYTHONPATH": os.pathsep.join([str(tests), os.environ["PYTHONPATH"]])},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr  # 3: little evidence
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("tracking_store")
+def test_a_training_as_a_job_holds_no_pytorch_and_publishes_the_model_of_the_job(tmp_path: Path) -> None:
+    model = models.build(SMALL).eval()
+    weights = tmp_path / "weights.pt"
+    checkpoint.save({"fingerprint": SMALL.fingerprint, "model": model.state_dict()}, weights)
+    found, said = launch("train", *WORDS, weights=str(weights))
+    assert found["outcome"] == "ok"
+    assert said.splitlines()[-1] == "held:", said
+    image_NCHW = np.random.default_rng(0).integers(0, 255, (1, 3, 64, 64), np.uint8)
+    stored = mlflow.pytorch.load_model(find_model(found["run_id"]).uri)
+    with torch.no_grad():
+        torch.testing.assert_close(stored(torch.from_numpy(image_NCHW)), model(torch.from_numpy(image_NCHW)))
+
+
+PLAN = """
+phase: 1
+name: three
+question: Is the fourth foreseen?
+base: {max_samples: 10, epochs: 1}
+watch: [memory/peak_mib]
+steps:
+  - {name: one, set: {batch_size: 1}, criteria: {completes: }}
+  - {name: two, set: {batch_size: 2}, criteria: {completes: }}
+  - {name: three, set: {batch_size: 3}, criteria: {completes: }}
+  - {name: four, set: {batch_size: 4}, criteria: {completes: }}
+"""
+
+
+@pytest.mark.usefixtures("tracking_store")
+def test_a_phase_as_jobs_foresees_memory_from_traced_tensors_without_holding_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "phase.yaml").write_text(PLAN)
+    found, said = launch("phase", "1", "--file", "phase.yaml", "--set", " ".join(WORDS))
+    assert [step["outcome"] for step in found["steps"]] == ["ok"] * 4
+    assert said.splitlines()[-1] == "held:", said
+    metrics = mlflow.MlflowClient().get_run(found["steps"][-1]["run_id"]).data.metrics
+    assert metrics["forecast/host_peak_mib_low"] < 1500 < metrics["forecast/host_peak_mib_high"]
+
+
+@pytest.mark.usefixtures("tracking_store")
+def test_a_dry_run_for_a_gpu_traces_beside_the_launcher(tmp_path: Path) -> None:
+    (tmp_path / "phase.yaml").write_text(PLAN)
+    words = ("--set", f"{' '.join(WORDS)} compute=ml.g5.xlarge")
+    found, said = launch("phase", "1", "--file", "phase.yaml", "--dry-run", *words)
+    assert all(step["gpu_memory"]["total_mib"] > 0 for step in found["steps"])
+    assert said.splitlines()[-1] == "held:", said
