@@ -19,6 +19,8 @@ RUN pip install --extra-index-url "${TORCH_INDEX}" -r /opt/roofscale/torch.txt
 COPY requirements.txt /opt/roofscale/
 RUN pip install -r /opt/roofscale/requirements.txt
 COPY src /opt/roofscale/src
+# Not anew in each container, while a job is waited for.
+RUN python -m compileall -q /opt/roofscale/src
 ENV PYTHONPATH=/opt/roofscale/src NO_ALBUMENTATIONS_UPDATE=1
 # Exec form: Python is process 1, and a stop reaches the training. The request names it too, for images without it.
 ENTRYPOINT ["python", "-m", "roofscale.runners.sagemaker.entry"]

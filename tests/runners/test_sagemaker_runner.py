@@ -16,6 +16,7 @@ from tests.runners.sagemaker_settings import CONFIG, SETTINGS, FakeCloud, descri
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.sources import data_fingerprint, open_sources
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.phases.crew import Crew
@@ -294,13 +295,28 @@ def test_nothing_is_remembered_of_a_job_that_could_not_be_asked_for(folder: Path
 def test_generated_data_is_made_again_from_its_spec(tmp_path: Path) -> None:
     spec = GenerateSpec(("rid",), train=2, val=1, test=0, image_px=32)
     generate(tmp_path, spec)
-    config = RunConfig(data_root=str(tmp_path))
+    config = RunConfig(data_root=str(tmp_path), max_samples=0, val_samples=0)
     (found,) = generated_specs(config).values()
+    assert len(found.pop("only")) == 2 + 1, "all of training and validation"
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     assert GenerateSpec(**fields) == spec
     (tmp_path / "rid/generated.json").unlink()
     with pytest.raises(ConfigError, match=r"a job cannot see it.*roofscale data upload"):
         generated_specs(config)
+
+
+def test_only_the_images_that_a_run_reads_are_drawn_in_its_job(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    generate(here, GenerateSpec(("rid",), train=20, val=5, test=1, image_px=32))
+    config = RunConfig(data_root=str(here), max_samples=3, val_samples=2, image_size=32)
+    found = generated_specs(config)["rid"]
+    only = found.pop("only")
+    generate(there, GenerateSpec(("rid",), train=20, val=5, test=1, image_px=32), only=only)
+    assert len(list(there.rglob("*.tif"))) == 3 + 2
+    assert data_fingerprint(open_sources(config, there)) == data_fingerprint(open_sources(config, here))
+    assert "only" not in generated_specs(config.with_overrides({"split": "random"}))["rid"], "it deals out all images"
+    with pytest.raises(ConfigError, match="not generated from this spec"):
+        generate(there, GenerateSpec(("rid",), train=20, val=5, test=1, image_px=32))
 
 
 def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -318,7 +334,7 @@ def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: P
 
 
 def test_jobs_side_by_side_are_looked_at_more_rarely() -> None:
-    assert poll_seconds(10, 1) == 1.0
+    assert poll_seconds(10, 1) == 0.5
     assert poll_seconds(3600, 1) == 2.5
     looks = [jobs / poll_seconds(3600, jobs) for jobs in (1, 5, 20, 100)]  # a second, at all of them
     assert max(looks) < 2.6

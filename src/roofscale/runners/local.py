@@ -12,20 +12,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from roofscale import cgroup, compute
 from roofscale.compute import Allowance
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, write_json
 from roofscale.runners import launch, torchrun
-from roofscale.runners.assemble import Supervised, assemble
 from roofscale.runners.events import EventTail
 from roofscale.runners.limit import MemoryLimit
 from roofscale.runners.outcome import Evidence, classify
 from roofscale.runners.supervise import Interrupt, Listener, SilentListener, Supervisor
 from roofscale.runners.torchrun import Machines
 from roofscale.train.monitor import Monitor
+
+if TYPE_CHECKING:
+    from roofscale.runners.assemble import Supervised
 
 EVENTS = "events.jsonl"
 MEASUREMENT = "measurement.json"
@@ -67,13 +69,15 @@ class LocalRunner:
         parent = cgroup.own_memory() if self.use_cgroup else None
         with MemoryLimit(allowed.memory_bytes, parent) as limit, self.interrupt.on_signals():
             supervised = self._supervise(command, config, allowed, limit)
+        from roofscale.runners.assemble import assemble
+
         measurement = assemble(config, size, allowed, supervised)
         measurement.save(self.run_dir / MEASUREMENT)
         return measurement
 
     def _supervise(
         self, command: Sequence[str], config: RunConfig, allowed: Allowance, limit: MemoryLimit
-    ) -> Supervised:
+    ) -> "Supervised":
         events = EventTail(self.run_dir / EVENTS, from_end=True)
         started = time.time()
         with _append(self.run_dir / "stdout.log") as out, _append(self.run_dir / "stderr.log") as err:
@@ -94,6 +98,8 @@ class LocalRunner:
         stderr = _tail(self.run_dir / "stderr.log", stderr_start)
         evidence = _evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds)
         outcome, detail = classify(torchrun.of_first_failure(evidence) if config.devices > 1 else evidence)
+        from roofscale.runners.assemble import Supervised  # two seconds of SciPy, which the child need not wait for
+
         return Supervised(
             outcome=outcome,
             detail=detail,

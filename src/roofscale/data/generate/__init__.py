@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ NOTE = "generated.json"  # in each data set's folder: the spec that it was made 
 _Write = Callable[[Path, GenerateSpec], Iterator[int]]
 
 
-def generate(root: Path, spec: GenerateSpec, join: Path | None = None) -> tuple[Path, ...]:
+def generate(root: Path, spec: GenerateSpec, join: Path | None = None, only: Sequence[str] = ()) -> tuple[Path, ...]:
     """Write the data sets of ``spec`` to ``<root>/<data set>`` and return these folders; what is there already is kept.
 
-    The samples of ``join``, an imdb.mat, come after the generated ones in Roofline's file. Each data set is written
-    under another name and renamed when it is whole: a killed generation leaves nothing that looks complete, and of two
-    processes at once the first to finish wins.
+    The samples of ``join``, an imdb.mat, come after the generated ones in Roofline's file. Where ``only`` names images
+    of RID ('7'), the others are in its splits and not drawn. Each data set is written under another name and renamed
+    when it is whole: a killed generation leaves nothing that looks complete, and of two processes at once the first to
+    finish wins.
 
     Raises:
         ConfigError: a folder of that name is there already and was not generated from this spec; or ``join`` has
@@ -39,18 +40,19 @@ def generate(root: Path, spec: GenerateSpec, join: Path | None = None) -> tuple[
 
     joined = Joined.of(join, spec) if join else None
     write: dict[str, _Write] = {
-        "rid": writers.write_rid,
+        "rid": functools.partial(writers.write_rid, only=only),
         "roofline": functools.partial(writers.write_roofline, joined=joined),
         "airs": writers.write_airs,
     }
-    return tuple(
-        _generate_one(root / name, spec.only(name), write[name], joined if name == "roofline" else None)
-        for name in spec.datasets
-    )
+    more: dict[str, dict[str, Any]] = {
+        "rid": {"only": list(only)} if only else {},
+        "roofline": {"joined": joined.as_dict()} if joined else {},
+    }
+    return tuple(_generate_one(root / name, spec.only(name), write[name], more.get(name, {})) for name in spec.datasets)
 
 
-def _generate_one(folder: Path, spec: GenerateSpec, write: _Write, joined: Joined | None) -> Path:
-    note = _note(spec, joined)
+def _generate_one(folder: Path, spec: GenerateSpec, write: _Write, more: Mapping[str, Any]) -> Path:
+    note = _note(spec, more)
     if _holds(folder, note):
         return folder
     totals = {"rid": spec.train + spec.val + spec.test, "roofline": spec.roofline_samples, "airs": sum(spec.airs_tiles)}
@@ -70,9 +72,9 @@ def _generate_one(folder: Path, spec: GenerateSpec, write: _Write, joined: Joine
     return folder
 
 
-def _note(spec: GenerateSpec, joined: Joined | None) -> dict[str, Any]:
+def _note(spec: GenerateSpec, more: Mapping[str, Any]) -> dict[str, Any]:
     """What is written down of a data set, as it reads back from JSON."""
-    note = dataclasses.asdict(spec) | ({"joined": joined.as_dict()} if joined else {})
+    note = {**dataclasses.asdict(spec), **more}
     read_back: dict[str, Any] = json.loads(json.dumps(note))
     return read_back
 

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,13 +30,14 @@ _AIRS_BLOCK = 1024  # px painted at once, a multiple of the 256 px internal tile
 _MATLAB_HEADER = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, generated sample data HDF5 schema 1.00 ."
 
 
-def write_rid(folder: Path, spec: GenerateSpec) -> Iterator[int]:
-    """Write RID under ``folder``; yields once for each image done."""
+def write_rid(folder: Path, spec: GenerateSpec, only: Collection[str] = ()) -> Iterator[int]:
+    """Write RID under ``folder``; yields once for each image done: all of them, or only those of these names."""
     release = folder / "RID_dataset"
     for name in (rid.IMAGES, rid.SEGMENTS, rid.SUPERSTRUCTURES, rid.SPLITS):
         (release / name).mkdir(parents=True)
     count = spec.train + spec.val + spec.test
-    yield from _on_all_cores(_write_rid_image, [(release, spec, i) for i in range(count)])
+    wanted = [i for i in range(count) if not only or str(i + 1) in only]
+    yield from _on_all_cores(_write_rid_image, [(release, spec, i) for i in wanted])
     for number in range(1, 6):
         order = np.random.default_rng((spec.seed, number)).permutation(count) + 1
         parts = np.split(order, [spec.train, spec.train + spec.val])

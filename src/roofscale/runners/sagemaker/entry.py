@@ -32,6 +32,7 @@ from roofscale.train.monitor import Thinned
 
 CONFIG = "config.json"
 GENERATED = "generated.json"  # by data set: the spec of what the job has to generate
+ONLY = "only"  # beside such a spec: the images of it that the run reads
 _SECONDS_BETWEEN_LINES = 10.0  # in the log, which CloudWatch keeps and bills; also of the machine's metrics
 _MOST_ROWS = 1024  # of these
 
@@ -95,7 +96,8 @@ def _generate(specs: Mapping[str, Any]) -> Path:
                 "holds another version of Roofscale; build and push it again."
             )
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.items()}
-        generate(root, GenerateSpec(**fields))
+        only = fields.pop(ONLY, ())
+        generate(root, GenerateSpec(**fields), only=only)
     return root
 
 
@@ -109,7 +111,8 @@ def _run(config: RunConfig, run_dir: Path, asked: Sequence[int], machines: Machi
 class Machine:
     """MLflow's system metrics of the job's machine, while the block lasts; the launcher's say nothing of a job.
 
-    MLflow is imported beside the training's own start, which nobody is to wait longer for.
+    MLflow is imported beside the training's own start, which nobody is to wait longer for, and so is what then sums up
+    the run.
     """
 
     def __init__(self) -> None:
@@ -131,6 +134,7 @@ class Machine:
         return dataclasses.replace(measurement, resources=tuple(rows))
 
     def _sample(self) -> None:
+        from roofscale.runners import assemble  # noqa: F401
         from roofscale.tracking.system import system_metrics
 
         with system_metrics(lambda metrics: self.rows.add(ResourceSample(time.time(), dict(metrics)))):

@@ -19,6 +19,7 @@ from roofscale.compute import GIB, Allowance, Compute
 from roofscale.config import RunConfig
 from roofscale.data.generate import NOTE
 from roofscale.data.places import find_dataset, origin
+from roofscale.data.sources import open_sources
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.runners.assemble import Supervised, assemble
@@ -26,7 +27,7 @@ from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
 from roofscale.runners.sagemaker import hosts
 from roofscale.runners.sagemaker import request as requests
-from roofscale.runners.sagemaker.entry import CONFIG, GENERATED
+from roofscale.runners.sagemaker.entry import CONFIG, GENERATED, ONLY
 from roofscale.runners.sagemaker.job import FILE as JOB_FILE
 from roofscale.runners.sagemaker.job import (
     FOLDER_TAG,
@@ -47,7 +48,7 @@ from roofscale.runners.supervise import Listener, SilentListener
 if TYPE_CHECKING:
     from roofscale.runners.sagemaker.session import Service
 
-_FIRST_POLL, _LONGEST_POLL = 1.0, 2.5  # seconds between two looks at a job; the longer it runs, the rarer
+_FIRST_POLL, _LONGEST_POLL = 0.5, 2.5  # seconds between two looks at a job; the longer it runs, the rarer
 _POLLS_A_RUN = 60  # looks over a job's time, until they are rarest
 _LOOKS_A_SECOND = 2.0  # at all jobs together; a service that throttles answers nobody sooner
 _NOT_FETCHED = (CONFIG, MEASUREMENT, EVENTS, "checkpoint.pt")  # ours, ours, read already, and of use to a job only
@@ -222,7 +223,8 @@ def instance(config: RunConfig) -> Compute:
 
 
 def generated_specs(config: RunConfig) -> dict[str, Any]:
-    """By data set: the spec that a job has to generate; empty where the data lies in S3.
+    """By data set: the spec that a job has to generate, of RID with the images that it reads; empty where the data lies
+    in S3.
 
     Raises:
         ConfigError: the data lies on this machine and is not generated.
@@ -239,8 +241,17 @@ def generated_specs(config: RunConfig) -> dict[str, Any]:
                 f"(roofscale data upload {config.data_root} s3://BUCKET/data) and give data_root=s3://BUCKET/data; or "
                 "leave data_root empty for generated data."
             )
-        found[name] = json.loads(notes[0].read_text(encoding="utf-8"))
+        found[name] = json.loads(notes[0].read_text(encoding="utf-8")) | _read_of(name, config)
     return found
+
+
+def _read_of(name: str, config: RunConfig) -> dict[str, list[str]]:
+    """Which images a run reads, where a job need not draw the others: a published split does not hang on them."""
+    if name != "rid" or config.split != "published":
+        return {}
+    split = open_sources(config.with_overrides({"datasets": (name,)}), Path(config.data_root).expanduser())[name]
+    places = (part.place(index) for part in (split.train, split.val) for index in range(len(part)))
+    return {ONLY: [place.removesuffix(".tif") for place in places]}
 
 
 def seconds_left(settings: Settings, size: Compute, spent: Spending) -> float:
