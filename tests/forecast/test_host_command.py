@@ -19,6 +19,7 @@ from roofscale.forecast.host import Kind, shared_mib
 from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.report.console import console
 from roofscale.tracking import RunRecord
+from roofscale.train import device
 from roofscale.train.device import Device
 
 ASKED = RunConfig(batch_size=8, num_workers=3, compute="local:16", precision="fp32", threads=1)
@@ -172,7 +173,7 @@ def test_of_another_machine_it_says_what_may_differ(runner, tmp_path: Path, caps
     there = ASKED.with_overrides({"compute": "ml.m5.xlarge", "precision": "auto"})
     runner.precision = "bf16"
     native = Device(torch.device("cpu"), "bf16", "")
-    monkeypatch.setattr(host_points.device, "choose", lambda config: native)
+    monkeypatch.setattr(device, "choose", lambda config: native)
     found = forecast(tmp_path, capsys, there)
     assert "precision=fp32" in found["notes"][0]
     assert found["shm_free_mib"] is None
