@@ -71,6 +71,10 @@ def test_what_other_machines_used_has_names_of_its_own() -> None:
 def test_the_machine_that_ended_first_says_what_the_run_came_to(lost: Measurement | None) -> None:
     dead = Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc")
     followed = Measurement(Outcome.CRASHED, f"{FOLLOWED}: Connection closed by peer", "abc")
+    asked = Measurement(Outcome.INTERRUPTED, "asked to stop before it was done", "abc")
+    stopped = hosts.joined([asked, dead, followed])
+    assert stopped is not None
+    assert stopped.outcome is Outcome.HOST_OOM, "the others are asked to stop for it"
     found = hosts.joined([lost if lost is not FIRST else followed, dead, followed])
     assert found is not None
     assert (found.outcome, found.detail) == (Outcome.HOST_OOM, "killed by the kernel")

@@ -114,3 +114,7 @@ def test_machines_that_only_followed_do_not_hide_why_one_ended_that_left_nothing
     killed = described("Failed", FailureReason="ClientError: use an instance type with more memory, exit code: 137")
     assert job_outcome(killed, followed)[0] is Outcome.HOST_OOM
     assert job_outcome(described("Failed", FailureReason=""), followed) == (followed.outcome, followed.detail)
+    asked = Measurement(Outcome.INTERRUPTED, "asked to stop before it was done", "abc")  # as another had ended
+    assert job_outcome(killed, asked)[0] is Outcome.HOST_OOM
+    itself = described("Failed", FailureReason=f"AlgorithmError: {failure_text(asked)}, exit code: 1")
+    assert job_outcome(itself, asked) == (asked.outcome, asked.detail)

@@ -71,7 +71,7 @@ def joined(found: Sequence[Measurement | None]) -> Measurement | None:
     if not known:
         return None
     first = known.get(0) or next(iter(known.values()))
-    ending = next((one for one in known.values() if _ended_itself(one)), first)
+    ending = min(known.values(), key=_followed)
     others = {_node(place): one for place, one in known.items() if place}
     resources = [*first.resources] if 0 in known else []
     metrics = dict(first.metrics)
@@ -87,8 +87,11 @@ def joined(found: Sequence[Measurement | None]) -> Measurement | None:
     )
 
 
-def _ended_itself(one: Measurement) -> bool:
-    return one.outcome is not Outcome.OK and not one.detail.startswith(FOLLOWED)
+def _followed(one: Measurement) -> int:
+    """How likely a machine only ended because another had: once one fails, the others miss it or are asked to stop."""
+    if one.outcome is Outcome.OK or one.detail.startswith(FOLLOWED):
+        return 2
+    return 1 if one.outcome is Outcome.INTERRUPTED else 0
 
 
 def _named(node: str, metrics: Mapping[str, float]) -> dict[str, float]:

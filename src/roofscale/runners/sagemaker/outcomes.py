@@ -84,8 +84,14 @@ def _ended_by_service(described: Mapping[str, Any]) -> tuple[Outcome, str] | Non
 
 
 def _told(own: Measurement | None, reason: str) -> tuple[Outcome, str] | None:
-    """What the job's measurement says; nothing where the machines that left one only followed one that left none."""
-    if own is None or (own.detail.startswith(FOLLOWED) and reason and FOLLOWED not in reason):
+    """What the job's measurement says; nothing where the machines that left one only followed one that left none.
+
+    They missed it, or were asked to stop for it; that was not by a user, as the job failed and was not stopped.
+    """
+    if own is None:
+        return None
+    followed = own.detail.startswith(FOLLOWED) or own.outcome is Outcome.INTERRUPTED
+    if followed and reason and FOLLOWED not in reason:
         return None
     return own.outcome, own.detail
 
