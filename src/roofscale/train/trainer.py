@@ -113,13 +113,13 @@ class Trainer:
         torch.manual_seed(distributed.step_seed(self.config.seed * 1_000_003 + self.progress.step))
         self.begin()
         labelled, parts = self.labelled(batch), self.parts(batch)
-        total = 0.0
+        losses = []
         for number, part in enumerate(parts, 1):
             with distributed.exchanging(self.net, now=number == len(parts)):
                 loss = self.loss(part, labelled)
-                total += loss.item()
+                losses.append(loss.detach())  # read below: a GPU is not waited for between forward and backward
                 self.backward(loss)
-        total = distributed.mean(torch.tensor(total, dtype=torch.float64)).item()
+        total = distributed.mean(torch.tensor(sum(one.item() for one in losses), dtype=torch.float64)).item()
         return total, self.update().item() if math.isfinite(total) else math.nan
 
     def begin(self) -> None:
