@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,10 @@ from tests.runners.sagemaker_settings import ROLE, FakeCloud
 
 from roofscale import cli
 from roofscale.cli.options import RUNNERS
-from roofscale.commands import place
+from roofscale.commands import gate, place
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.phases.plan import load_phase
 from roofscale.runners import choose
 from roofscale.runners.sagemaker.faults import CloudError
 from roofscale.runners.sagemaker.shapes import problems
@@ -52,6 +54,18 @@ def test_this_machine_cannot_read_from_s3(out: Console) -> None:
     with pytest.raises(ConfigError, match="Add --runner sagemaker"):
         place.check_place(choose.LOCAL, [RunConfig(), IN_S3], out)
     place.check_place(choose.LOCAL, [RunConfig()], out)
+
+
+@pytest.mark.usefixtures("_settings")
+def test_the_gpu_that_a_phase_requires_is_that_of_its_runner(out: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roofscale.commands.gate.Gpus", list)  # none on this machine
+    phase = replace(load_phase(Path(__file__).parents[2] / "experiments/phase5.yaml"), requires=("gpu",))
+    assert "this machine has no GPU" in gate.unmet(phase, out)
+    assert gate.unmet(phase, out, runner=choose.SAGEMAKER) == ""
+    on_cpus = gate.unmet(phase, out, ["compute=ml.m5.xlarge"], choose.SAGEMAKER)
+    assert "compute=ml.m5.xlarge has no GPU; choose one that has" in on_cpus
+    monkeypatch.setenv("ROOFSCALE_SAGEMAKER_LOCAL_MODE", "true")
+    assert "this machine has no GPU" in gate.unmet(phase, out, runner=choose.SAGEMAKER)
 
 
 @pytest.mark.usefixtures("_settings")

@@ -1,5 +1,7 @@
 """The gate command, and what else a phase requires before it begins."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -9,6 +11,7 @@ from roofscale.phases.gate import CPU_PHASES, GateReport, gate_report
 from roofscale.phases.plan import Phase
 from roofscale.phases.record import judged_runs
 from roofscale.report.console import as_json, console
+from roofscale.runners import choose
 from roofscale.tracking import tracking_uri
 from roofscale.train.gpu import Gpus
 
@@ -29,7 +32,7 @@ def print_gate(to_json: bool) -> bool:
     return report.open
 
 
-def unmet(phase: Phase, out: Console) -> str:
+def unmet(phase: Phase, out: Console, overrides: Sequence[str] = (), runner: str = choose.LOCAL) -> str:
     """Check what a phase requires, showing what was found; return what is missing in words, empty where nothing is."""
     missing = []
     if "gate" in phase.requires:
@@ -37,13 +40,24 @@ def unmet(phase: Phase, out: Console) -> str:
         _print_report(out, report)
         if not report.open:
             missing.append("the gate is closed (see above; --force goes on all the same, and is recorded)")
-    if "gpu" in phase.requires and not Gpus():
-        wanted = phase.base.get("compute", compute.LOCAL)
-        missing.append(
-            f"this machine has no GPU. On a machine that has one, such as {wanted}, with the same tracking server "
-            f"(MLFLOW_TRACKING_URI): mlflow run . -e phase{phase.number}"
-        )
+    if "gpu" in phase.requires:
+        missing += _lacks_gpu(phase, overrides, runner)
     return "; and ".join(missing)
+
+
+def _lacks_gpu(phase: Phase, overrides: Sequence[str], runner: str) -> list[str]:
+    """What is missing of a GPU, where the runs execute: on this machine, or on the instances of jobs."""
+    computes = [config.compute for _, config in phase.resolve(overrides=overrides)]
+    if choose.runs_here(runner):
+        if Gpus():
+            return []
+        return [
+            f"this machine has no GPU. On a machine that has one, such as {computes[0]}, with the same tracking server "
+            f"(MLFLOW_TRACKING_URI): mlflow run . -e phase{phase.number}; or as SageMaker jobs: "
+            f"ROOFSCALE_RUNNER=sagemaker mlflow run . -e phase{phase.number}"
+        ]
+    without = [name for name in computes if not compute.get(name).gpu]
+    return [f"compute={without[0]} has no GPU; choose one that has, such as ml.g5.xlarge"] if without else []
 
 
 def _print_report(out: Console, report: GateReport) -> None:

@@ -107,7 +107,7 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     phase, out = read(), console(quiet=order.to_json)
     require_answer()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
-    unmet = gate.unmet(phase, out)
+    unmet = gate.unmet(phase, out, order.overrides, order.runner)
     if unmet and not order.force:
         if not order.to_json:
             preview(phase, order)

@@ -24,6 +24,19 @@ class Chosen:
     interrupt: Interrupt = field(default_factory=Interrupt)  # of all that run at the same time
 
 
+def runs_here(name: str) -> bool:
+    """Whether its runs execute on this machine, be it in containers.
+
+    Raises:
+        ConfigError: SageMaker's settings are lacking or wrong.
+    """
+    if name == LOCAL:
+        return True
+    from roofscale.runners.sagemaker import settings
+
+    return settings.load().local_mode
+
+
 def chosen(name: str) -> Chosen:
     """The runner of this name.
 
