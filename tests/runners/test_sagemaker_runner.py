@@ -194,6 +194,19 @@ def test_at_a_terminal_a_person_is_asked(answer: str, stops: bool, monkeypatch: 
     assert "Stop 2 jobs" in question
 
 
+def test_a_ctrl_c_that_came_while_a_service_was_asked_ends_the_wait_for_it() -> None:
+    jobs = session(FakeCloud(), on_interrupt="stop")
+    assert not jobs.wait(0.0)
+    jobs.interrupt.ask()
+    began = time.monotonic()
+    assert jobs.wait(60.0)
+    assert time.monotonic() - began < 30
+    assert jobs.wants_stop()
+    assert not jobs.wait(0.0), "a stop under way is waited for"
+    jobs.interrupt.ask()
+    assert jobs.wait(60.0), "and a second one is not"
+
+
 def test_a_second_ctrl_c_lets_go_at_once(folder: Path) -> None:
     running = runner(folder, cloud := FakeCloud(), on_interrupt="stop")
     ask = running.session.interrupt.ask

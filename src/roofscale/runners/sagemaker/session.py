@@ -41,13 +41,19 @@ class Session:
             return self._cloud
 
     def wait(self, seconds: float) -> bool:
-        """Wait, but no longer than until somebody wants to stop; whether somebody then did."""
+        """Wait, but no longer than until somebody wants to stop; whether somebody does, beyond a stop under way.
+
+        A wish from before counts too: it may have come while a service was asked that does not answer.
+        """
         if not self.patient:
             return True
-        until, before = time.monotonic() + seconds, self.interrupt.count
-        while (left := until - time.monotonic()) > 0 and self.interrupt.count == before:
+        until = time.monotonic() + seconds
+        while not self._wants_out() and (left := until - time.monotonic()) > 0:
             time.sleep(min(0.1, left))
-        return self.interrupt.count != before
+        return self._wants_out()
+
+    def _wants_out(self) -> bool:
+        return self.interrupt.count > (1 if self._stop else 0)
 
     def wants_stop(self) -> bool:
         """Whether running jobs are to be stopped, rather than left to themselves; decided once for all of them."""
