@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -13,6 +14,7 @@ from roofscale import config
 from roofscale.measurement import Measurement
 
 TOP = Path(__file__).resolve().parents[2]
+LONGEST_SECONDS = 900  # of one command; two machines on a busy one take minutes where a quiet one takes seconds
 SMALL = ("encoder=resnet18", "image_size=64", "val_samples=6", "threads=1", "num_workers=0", "max_samples=10",
          "precision=fp32", "compute=ml.m5.xlarge")  # fmt: skip
 # Long enough to be interrupted; of a small net, for the simulator copies a checkpoint that grows in many parts.
@@ -33,7 +35,7 @@ class Place:
         """Whether losses are the same; to the last bit where the same processor has computed them."""
         return there == (pytest.approx(here, rel=1e-3) if self.real else here)
 
-    def start(self, *words: str, **settings: str) -> "subprocess.Popen[str]":
+    def start(self, *words: str, stderr: "IO[str] | int" = subprocess.PIPE, **settings: str) -> "subprocess.Popen[str]":
         """A command of Roofscale under way; settings win over those of the file."""
         named = {f"ROOFSCALE_SAGEMAKER_{name.upper()}": value for name, value in settings.items()}
         return subprocess.Popen(
@@ -41,14 +43,14 @@ class Place:
             cwd=self.folder,
             env={**self.environment, **named},
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
     def train(self, *words: str, runner: str = "sagemaker", **settings: str) -> tuple[Measurement, int]:
         """One training, to its end."""
         command = self.start("train", "--json", "--runner", runner, *words, **settings)
-        out, err = command.communicate(timeout=300)
+        out, err = command.communicate(timeout=LONGEST_SECONDS)
         assert out, err
         return Measurement.load(self.folder / json.loads(out)["folder"] / "measurement.json"), command.returncode
 
@@ -63,7 +65,7 @@ class Place:
     def job(self, *words: str) -> str:
         """The name of the job that a training is waiting for; returns once it has made a step."""
         pattern = f"runs/roofscale-train/{config.load(None, words).fingerprint}-*/job.json"
-        until = time.monotonic() + 120
+        until = time.monotonic() + LONGEST_SECONDS / 3
         while time.monotonic() < until:
             for file in self.folder.glob(pattern):
                 known, events = json.loads(file.read_text(encoding="utf-8")), file.with_name("events.jsonl")
@@ -78,5 +80,5 @@ def losses(measurement: Measurement) -> list[float]:
 
 
 def ended(command: "subprocess.Popen[str]") -> tuple[int, str]:
-    out, err = command.communicate(timeout=300)
+    out, err = command.communicate(timeout=LONGEST_SECONDS)
     return command.returncode, out + err

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from mlflow import MlflowClient
-from tests.sagemaker.place import LONG, SMALL, TOP, Place, ended, losses
+from tests.sagemaker.place import LONG, LONGEST_SECONDS, SMALL, TOP, Place, ended, losses
 from tests.served import Line
 
 from roofscale import config
@@ -36,7 +37,7 @@ def climb_phase_1(place: Place, *words: str, **settings: str) -> Mapping[str, An
     named = itertools.chain.from_iterable(zip(("--file", "--overlay"), files, strict=True))
     command = place.start("phase", "1", *named, "--compute", "ml.m5.xlarge", "--runner", "sagemaker", "--json", *words,
                           **settings)  # fmt: skip
-    out, err = command.communicate(timeout=500)
+    out, err = command.communicate(timeout=2 * LONGEST_SECONDS)
     assert command.returncode == 0, err
     found: Mapping[str, Any] = json.loads(out)
     return found
@@ -145,7 +146,7 @@ def test_a_stopped_job_is_gone_on_with_to_the_last_bit(place: Place, uninterrupt
 def test_a_spot_job_survives_the_loss_of_its_instance(simulated: Place, uninterrupted: list[float]) -> None:
     command = simulated.start("train", "--json", "--fresh", "--runner", "sagemaker", *LONG, spot="true")
     interrupt(simulated, simulated.job(*LONG))
-    out, err = command.communicate(timeout=300)
+    out, err = command.communicate(timeout=LONGEST_SECONDS)
     assert command.returncode == 0, err
     found = Measurement.load(simulated.folder / json.loads(out)["folder"] / "measurement.json")
     assert losses(found) == uninterrupted
@@ -183,7 +184,7 @@ def test_a_network_that_is_away_for_a_while_costs_nothing(simulated: Place) -> N
     line.cut()
     time.sleep(5)
     line.mend()
-    out, err = command.communicate(timeout=300)
+    out, err = command.communicate(timeout=LONGEST_SECONDS)
     line.cut()
     assert command.returncode == 0, err
     found = Measurement.load(simulated.folder / json.loads(out)["folder"] / "measurement.json")
@@ -217,9 +218,26 @@ def test_data_from_s3_whatever_its_folder_is_called(place: Place) -> None:
     assert there.facts["data_fingerprint"] == here.facts["data_fingerprint"]
 
 
+def test_network_keys_and_a_warm_pool_reach_the_service(simulated: Place) -> None:
+    key = "1234abcd-12ab-34cd-56ef-1234567890ab"
+    found, _ = simulated.train(*SMALL, "seed=15", subnets="subnet-1,subnet-2", security_groups="sg-1", kms_key=key,
+                               keep_alive_seconds="600")  # fmt: skip
+    assert found.outcome is Outcome.OK, found.detail
+    here = simulated.environment
+    session = boto3.Session(here["AWS_ACCESS_KEY_ID"], here["AWS_SECRET_ACCESS_KEY"], region_name="eu-west-1")
+    service, s3 = (session.client(name, endpoint_url=here["AWS_ENDPOINT_URL"]) for name in ("sagemaker", "s3"))
+    asked = service.describe_training_job(TrainingJobName=found.facts["job"])
+    assert asked["VpcConfig"] == {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
+    assert asked["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
+    assert asked["ResourceConfig"]["VolumeKmsKeyId"] == asked["OutputDataConfig"]["KmsKeyId"] == key
+    (channel,) = asked["InputDataConfig"]
+    folder = channel["DataSource"]["S3DataSource"]["S3Uri"].removeprefix(f"s3://{simulated.bucket}/")
+    assert s3.head_object(Bucket=simulated.bucket, Key=f"{folder}/config.json")["SSEKMSKeyId"] == key
+
+
 @pytest.mark.parametrize(
     ("settings", "words", "said"),
-    [  # of an image that is not there the simulator cannot tell; test_local_mode has one, and test_sagemaker_outcomes
+    [
         ({"bucket": "no-such-bucket"}, (), "there is no such bucket"),
         ({"role": "RoofscaleJob"}, (), "RoleArn: 'RoofscaleJob' does not have the form"),
         ({}, ("compute=local",), "expected an instance of SageMaker"),
@@ -236,3 +254,23 @@ def test_what_cannot_be_is_one_clear_message(
     assert said in told, told
     assert "Traceback" not in told
     assert code != 0
+
+
+def test_who_waits_for_a_service_that_fails_is_told_and_can_leave(simulated: Place) -> None:
+    """Of an image that is not there. The job fails, but asked for it this simulator answers 500 ever after, as of every
+    job that ended before it began. What such a job comes to is in test_sagemaker_runner, and in test_local_mode.
+    """
+    said = simulated.folder / "said"
+    with said.open("w") as stream:
+        command = simulated.start("train", "--json", "--runner", "sagemaker", *SMALL, "seed=16", stderr=stream,
+                                  image="no-such-image:1")  # fmt: skip
+        until = time.monotonic() + LONGEST_SECONDS
+        while "Trying again" not in said.read_text() and command.poll() is None and time.monotonic() < until:
+            time.sleep(0.5)
+        command.send_signal(signal.SIGINT)
+        out, _ = command.communicate(timeout=LONGEST_SECONDS)
+    told = " ".join(said.read_text().split())
+    assert "(500) when calling the DescribeTrainingJob operation" in told
+    assert "the same command finds it again" in told
+    assert "Traceback" not in told
+    assert command.returncode != 0, out
