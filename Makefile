@@ -10,7 +10,9 @@ BIN := .venv/bin
 # an environment whose installation was cut short is built again.
 STAMP := .venv/.complete-$(shell (cat requirements.txt requirements-dev.txt; pwd) | cksum | tr ' ' -)
 
-# Compiling all 16,000 files beforehand costs a minute; imports compile what they need.
+# Compiling all 16,000 files beforehand costs a minute; imports compile what they need, and have to keep it whatever the
+# shell says: the tests start hundreds of Pythons, and PyTorch alone takes four seconds more without its bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # The first Python that is new enough and can make environments.
