@@ -19,7 +19,7 @@ def roofscale(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     command = [sys.executable, "-m", "roofscale", *words]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=1800, env=environment, check=False
     )
 
 

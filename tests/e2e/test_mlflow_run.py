@@ -20,7 +20,7 @@ AMOUNTS = ["--datasets", "rid", "--train", "4", "--val", "2", "--test", "1", "--
 def run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=900, env=environment, check=False)
 
 
 def roofscale(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -41,7 +41,7 @@ def roofscale(folder: Path, *words: str, env: dict[str, str] | None = None) -> "
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env=env or environment(folder),
         check=False,
     )

@@ -69,7 +69,7 @@ class Ladder:
 
     def climb(self) -> "subprocess.CompletedProcess[str]":
         """Climb to the end."""
-        return subprocess.run(self.words, cwd=self.folder, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(self.words, cwd=self.folder, capture_output=True, text=True, timeout=900, check=False)
 
     def step(self, name: str) -> Path:
         """The folder of a step."""
