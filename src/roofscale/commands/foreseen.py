@@ -33,7 +33,7 @@ class Foreseen:
     """
 
     def __init__(self, runs: Path, out: Console, runner: str = choose.LOCAL) -> None:
-        self._runs, self._out, self._elsewhere = runs, out, runner != choose.LOCAL
+        self._runs, self._out, self._here = runs, out, choose.runs_here(runner)
         self._kind_of = kind_for(runner)
         self._timed: list[Timed] | None = None
         self._points: list[Point] | None = None
@@ -71,7 +71,7 @@ class Foreseen:
             return {}
 
     def _time(self, config: RunConfig) -> Metrics:
-        lacks_gpu = compute.get(config.compute).gpu and not self._elsewhere and not _has_gpu()
+        lacks_gpu = compute.get(config.compute).gpu and self._here and not _has_gpu()
         if config.stop_precision or lacks_gpu:
             return {}  # a run that stops by itself, or one that was forced onto a machine without its GPU
         if self._timed is None:

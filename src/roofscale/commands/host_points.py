@@ -44,9 +44,7 @@ def kind_for(runner: str) -> KindOf:
     """
     if runner == choose.LOCAL:
         return kind_here
-    from roofscale.runners.sagemaker import settings
-
-    return kind_beside if settings.load().local_mode else kind_there
+    return kind_beside if choose.runs_here(runner) else kind_there
 
 
 def kind_here(config: RunConfig, size: Compute) -> Kind:
