@@ -165,7 +165,6 @@ CRITERIA = {
         "the pace is known well enough for other steps to be compared with it",
         pace_known,
         # Less than half of phase 1's tolerance of time (0.40), so that as much is left for the step that is compared.
-        # Steps of recorded climbs, 5 to 100 batches long: 4 to 8 % on a quiet machine, 10 to 98 % on a busy one.
         {"within": Limit(0.15, "share of the seconds a sample, either way")},
     ),
     "faster": Criterion(
