@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import rasterio
@@ -69,12 +70,12 @@ def _part(whole: Path, file: Path) -> Path:
 
 
 def _log_model(folder: Path) -> str:
-    from roofscale.tracking import Tracker
+    from roofscale.tracking import Tracker, save_model
 
     os.chdir(folder)  # artifacts lie beside where the store is used from
     run = Tracker("predict", folder / "runs").start("untrained", {})
     run.params(CONFIG)
-    run.model(models.build(CONFIG), CONFIG.image_size)
+    run.model(partial(save_model, models.build(CONFIG), CONFIG.image_size))
     run.finish(Outcome.OK)
     return run.run_id
 

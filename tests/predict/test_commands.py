@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from roofscale.commands.register import name_champion
 from roofscale.config import RunConfig
 from roofscale.measurement import Outcome
 from roofscale.predict.segmenter import Segmenter
-from roofscale.tracking import Tracker
+from roofscale.tracking import Tracker, save_model
 
 CONFIG = RunConfig(encoder="resnet18", image_size=64, datasets=("rid",), threads=1)
 PREDICT = ["predict", "a.tif", "-o", "m.tif", "--json"]
@@ -40,7 +41,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         run = Tracker("trained").start("run", {})
         run.params(CONFIG)
-        run.model(trained(), CONFIG.image_size)
+        run.model(partial(save_model, trained(), CONFIG.image_size))
         run.finish(Outcome.OK)
     return folder, run.run_id
 

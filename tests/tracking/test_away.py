@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.tracking.small import Tiny, step
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
-from roofscale.tracking import TrackedRun, Tracker, sender, server
+from roofscale.tracking import TrackedRun, Tracker, save_model, sender, server
 from roofscale.tracking.outbox import Operation, Outbox
 from roofscale.tracking.server import TrackingError
 from roofscale.tracking.sync import Sent, in_use, send_left_behind, waiting
@@ -53,7 +54,7 @@ def test_what_happens_while_the_server_is_away_arrives_once_it_is_back(
         run.event(step(number, loss=1 / number))
     run.flush()
     run.text("written while it was away", "report/page.html")
-    run.model(Tiny(), image_size=8)
+    run.model(partial(save_model, Tiny(), 8))
     run.promote("last-good")
     run.summary(Measurement(Outcome.OK, "six steps", "f", metrics={"memory/peak_mib": 7.0}))
     run.finish(Outcome.OK)
@@ -154,7 +155,7 @@ def test_what_was_sent_twice_is_there_once(
     run.event({"event": "start", "facts": {}, "steps_planned": 3, "inputs": [DATA]})
     for number in range(1, 4):
         run.event(step(number, loss=1 / number))
-    run.model(Tiny(), image_size=8)
+    run.model(partial(save_model, Tiny(), 8))
     run.promote("last-good")
     run.finish(Outcome.OK)
     assert kept._stream

@@ -1,6 +1,7 @@
 """Models are found by every name that they have, read without running code of theirs, and registered once."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -12,7 +13,7 @@ from tests.tracking.small import Tiny
 from roofscale import tracking
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.tracking import TrackedRun, Tracker, find_model, read_weights, register
+from roofscale.tracking import TrackedRun, Tracker, find_model, read_weights, register, save_model
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def tracker(tracking_store: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def trained(tracker: Tracker, net: torch.nn.Module) -> TrackedRun:
     run = tracker.start("run", {})
     run.params(RunConfig(encoder="resnet18"))
-    run.model(net, image_size=8)
+    run.model(partial(save_model, net, 8))
     return run
 
 

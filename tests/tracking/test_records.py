@@ -1,5 +1,6 @@
 """What can be read back of a tracking server, and that reading leaves nothing on it."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tests.tracking.small import Tiny
 from roofscale import tracking
 from roofscale.config import RunConfig
 from roofscale.measurement import Outcome
-from roofscale.tracking import Tracker
+from roofscale.tracking import Tracker, save_model
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_an_alias_follows_the_run_that_was_promoted_last(tracker: Tracker) -> No
     assert tracking.aliased("last-good") is None
     runs = [tracker.start(name, {}) for name in ("no model", "first", "second")]
     for run in runs[1:]:
-        run.model(Tiny(), image_size=8)
+        run.model(partial(save_model, Tiny(), 8))
     runs[0].promote("last-good")
     assert tracking.aliased("last-good") is None
     for run in (*runs[1:], runs[2]):

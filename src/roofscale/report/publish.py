@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -48,9 +47,7 @@ def publish_run(run: TrackedRun, config: RunConfig, measurement: Measurement, fo
             run.artifact(folder / file)
     best = folder / checkpoint.BEST
     if measurement.outcome is Outcome.OK and best.exists():
-        with TemporaryDirectory() as place:
-            write_model(config, best, Path(place) / "model")
-            run.saved_model(Path(place) / "model")
+        run.model(lambda folder: write_model(config, best, folder))
         # The weights are in MLflow now, and the run is over: a hundred megabytes a step would be left lying.
         best.unlink()
         (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)

@@ -14,8 +14,8 @@ from roofscale.runners.supervise import Interrupt, Listener
 MakeRunner = Callable[[Path, Listener], Runner]
 
 LOCAL, SAGEMAKER = "local", "sagemaker"
-_M_ARENA_MAX, _ARENAS = -8, 2  # as malloc.h calls it; so many do for threads that mostly wait
 NAMES = (LOCAL, SAGEMAKER)  # cli.py has them too, as --help loads nothing of this
+_M_ARENA_MAX, _ARENAS = -8, 2  # as malloc.h calls it; so many do for threads that mostly wait
 
 
 @dataclass(frozen=True)

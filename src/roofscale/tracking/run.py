@@ -4,7 +4,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,15 +150,11 @@ class TrackedRun:
         with system_metrics(lambda metrics: None if self._elsewhere else self._add(metrics)):
             yield
 
-    def model(self, model: "nn.Module", image_size: int) -> None:
-        """Log a model that ``mlflow.pytorch.load_model`` gives back; see ``save_model``."""
+    def model(self, write: Callable[[Path], object]) -> None:
+        """Log the model that ``write`` puts into a folder, as ``save_model`` does."""
         with _file_named(MODEL) as folder:
-            save_model(model, image_size, folder)
-            self.saved_model(folder)
-
-    def saved_model(self, folder: Path) -> None:
-        """Log a model that ``save_model`` has written."""
-        self._tell("model", {}, folder)
+            write(folder)
+            self._tell("model", {}, folder)
 
     def _add(self, metrics: Mapping[str, float]) -> None:
         """Log each metric behind the last point of its series."""
