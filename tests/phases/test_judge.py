@@ -197,6 +197,18 @@ def test_repeats_of_the_step_before_make_up_for_a_noisy_one():
     assert verdict_of("pace_known", measurement(3)).verdict is INSUFFICIENT
 
 
+def test_what_only_asks_for_repeats_decides_nothing_once_there_may_be_none():
+    runs = [measurement(5, seed) for seed in (1, 2, 3)]
+    runs = [dataclasses.replace(run, steps=tuple(uneven(run.steps))) for run in runs]
+    asking = step("completes", "pace_known")
+    found = [judge(asking, runs[0], repeats=runs[1 : 1 + count]) for count in (0, 1, 2)]
+    assert [one.verdict for one in found] == [INSUFFICIENT, INSUFFICIENT, PASSED]
+    assert [one.criteria[1].verdict for one in found] == [INSUFFICIENT] * 3
+    assert found[2].criteria[1].evidence.startswith("(shown only)")
+    never = dataclasses.replace(asking, on_insufficient="continue")
+    assert judge(never, runs[0]).verdict is PASSED
+
+
 def uneven(steps):
     """The same steps and seconds in all, but for the noise of a busy machine."""
     factors = np.tile([0.6, 1.4], len(steps))[: len(steps)]

@@ -70,9 +70,11 @@ def judge(
     evidence = Evidence(measurement, tuple(previous), tuple(base), tuple(repeats), step.expect, config, tuple(history))
     results, deciding = [], []
     for spec in step.criteria:
-        finding = CRITERIA[spec.name].judge(evidence, spec.limits)
+        criterion = CRITERIA[spec.name]
+        finding = criterion.judge(evidence, spec.limits)
+        decides = spec.decides and not (criterion.asks and len(repeats) >= step.most_repeats)
         numbers = {name: float(value) for name, value in finding.numbers.items() if math.isfinite(value)}
-        said = finding.evidence if spec.decides else f"(shown only) {finding.evidence}"
+        said = finding.evidence if decides else f"(shown only) {finding.evidence}"
         results.append(CriterionResult(spec.name, finding.verdict, said, numbers))
-        deciding += [finding.verdict] if spec.decides else []
+        deciding += [finding.verdict] if decides else []
     return StepVerdict(combine(deciding), tuple(results))

@@ -200,15 +200,14 @@ class Ladder:
         """Run one config and, while the evidence is insufficient and the phase file says so, repeat it."""
         known = self._known(ask.config)
         runs: list[Measurement] = []
-        for repeat in range(ask.step.max_repeats + 1):
+        for repeat in range(ask.step.most_repeats + 1):
             folder = attempt.step(ask.number, ask.step.name, ask.retreats, repeat)
             config = repeat_config(ask.config, repeat) if repeat else ask.config
             result = self._run(folder, parent, replace(ask, config=config), repeat, runs, known)
             runs.append(result.measurement)
             if repeat == 0:
                 first = result
-            wanting = result.verdict.verdict is Verdict.INSUFFICIENT_EVIDENCE and ask.step.on_insufficient == "repeat"
-            if not wanting:
+            if result.verdict.verdict is not Verdict.INSUFFICIENT_EVIDENCE:
                 break
         cause = find_cause(result.verdict, runs[-1], ask.config, good)
         if runs[-1].outcome in OUT_OF_MEMORY:

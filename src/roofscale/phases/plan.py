@@ -64,6 +64,11 @@ class Step:
     max_retreats: int = _DEFAULT_RETREATS  # runs at a smaller increment where the cause of a failure suggests one
     search: SearchSpec | None = None  # finds the rest of what the step sets, before its run
 
+    @property
+    def most_repeats(self) -> int:
+        """How often it may be run again while the evidence is insufficient."""
+        return self.max_repeats if self.on_insufficient == "repeat" else 0
+
     def changes(self) -> list[str]:
         """What it changes on the phase's base: overrides as they would be written, and what it searches."""
         written = RunConfig().with_overrides(self.set).written()

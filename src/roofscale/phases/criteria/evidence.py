@@ -78,6 +78,7 @@ class Criterion:
     meaning: str
     judge: Callable[[Evidence, Mapping[str, float]], Finding]
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    asks: bool = False  # for repeats, and no more: once there may be none, no verdict hangs on it
 
 
 def lacking(text: str) -> Finding:

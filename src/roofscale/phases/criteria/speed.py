@@ -55,7 +55,8 @@ def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 def pace_known(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """The interval of the seconds a sample reaches no further than ``within`` from their mean.
 
-    For a step that others are compared with: their repeats cannot narrow its interval, only its own can.
+    For a step that others are compared with: their repeats cannot narrow its interval, only its own can. What they come
+    to says then whether the repeats were enough.
     """
     known = pace(evidence.runs)
     if known is None:
@@ -166,6 +167,7 @@ CRITERIA = {
         pace_known,
         # Less than half of phase 1's tolerance of time (0.40), so that as much is left for the step that is compared.
         {"within": Limit(0.15, "share of the seconds a sample, either way")},
+        asks=True,
     ),
     "faster": Criterion(
         "samples a second are above the base step's by a stated gain, noise of the steps allowed for",
