@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roofscale.appear import appearing
 from roofscale.config import DATASETS
 
 
@@ -125,10 +126,9 @@ def read_validation(raw: Mapping[str, Any]) -> Validation:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON through a temporary neighbour and a rename, so that a kill never leaves half a file."""
-    temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(file)
+    """Write JSON so that a kill never leaves half a file."""
+    with appearing(file) as stream:
+        stream.write(json.dumps(content, indent=1).encode())
 
 
 @dataclass(frozen=True)

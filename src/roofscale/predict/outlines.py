@@ -10,6 +10,8 @@ import rasterio
 from rasterio.features import shapes
 from rasterio.warp import transform_geom
 
+from roofscale.appear import appearing
+
 _WGS84 = "EPSG:4326"
 _DIGITS = 7  # of a degree: 1 cm on the ground
 _AT_ONCE = 1000  # outlines that are brought to WGS 84 together
@@ -25,18 +27,13 @@ def write_outlines(mask: Path, file: Path) -> int:
         mask: a raster of 0, 1 and nodata.
         file: replaced once the new one is whole.
     """
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            count = 0
-            stream.write('{"type": "FeatureCollection", "features": [')
-            for feature in _features(mask):
-                stream.write(f"{',' if count else ''}\n{json.dumps(feature)}")
-                count += 1
-            stream.write("\n]}\n")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    count = 0
+    with appearing(file) as stream:
+        stream.write(b'{"type": "FeatureCollection", "features": [')
+        for feature in _features(mask):
+            stream.write(f"{',' if count else ''}\n{json.dumps(feature)}".encode())
+            count += 1
+        stream.write(b"\n]}\n")
     return count
 
 

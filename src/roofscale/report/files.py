@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from roofscale.appear import appearing
 from roofscale.errors import ConfigError
 
 
@@ -20,7 +21,6 @@ def read_text(file: Path) -> str:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a text through a temporary neighbour and a rename."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(text.encode("utf-8"))
-    partial.replace(file)
+    """Write a text with its line ends as they are; a kill leaves the one before."""
+    with appearing(file) as stream:
+        stream.write(text.encode("utf-8"))
