@@ -1,4 +1,4 @@
-"""All phases in order under the smoke overlay, each from what the one before learnt, up to the gate; then a resume."""
+"""All phases in order under the smoke overlay, each from what the one before learnt, up to the gate."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,15 @@ def roofscale(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def thin_out(experiments: Path) -> None:
+    """Leave each phase before the GPU its first and its last step: what lies between is of the same kind."""
+    for number in range(1, 5):
+        file = experiments / f"phase{number}.yaml"
+        phase = yaml.safe_load(file.read_text())
+        phase["steps"] = [phase["steps"][0], phase["steps"][-1]]
+        file.write_text(yaml.safe_dump(phase, sort_keys=False))
+
+
 @pytest.fixture(scope="module")
 def climbed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     folder = tmp_path_factory.mktemp("climb")
@@ -30,6 +40,7 @@ def climbed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     shutil.copytree(
         ROOT / "experiments", folder / "experiments", ignore=shutil.ignore_patterns("results", "STRATEGY.md", "*.ipynb")
     )
+    thin_out(folder / "experiments")
     assert roofscale(folder, "data", "generate", "made", *AMOUNTS).returncode == 0
     before = roofscale(folder, "phase", "3", "--overlay", "experiments/smoke.yaml")
     assert before.returncode == 1
@@ -45,15 +56,14 @@ def climbed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
 def test_every_phase_ran_its_steps_and_left_its_verdicts(climbed: Path) -> None:
     said = (climbed / "said.txt").read_text()
     client = MlflowClient(f"sqlite:///{climbed}/mlflow.db")
-    steps = {1: 4, 2: 4, 3: 3, 4: 3}
-    for phase, count in steps.items():
+    for phase in range(1, 5):
         experiment = client.get_experiment_by_name(f"roofscale-phase{phase}")
         assert experiment, said
         runs = client.search_runs([experiment.experiment_id])
         parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
         assert len(parents) == 1
         judged = [run for run in runs if "step" in run.data.tags]
-        assert len(judged) == count, said
+        assert len(judged) == 2, said
         assert {run.data.tags["outcome"] for run in judged} == {"ok"}, said
 
 
@@ -111,7 +121,7 @@ def test_a_dry_run_forecasts_time_from_what_was_measured(climbed: Path) -> None:
     words = ["phase", "4", "--overlay", "experiments/smoke.yaml", "--set", "data_root=made", "--dry-run", "--json"]
     plan = json.loads(roofscale(climbed, *words).stdout)
     times = [step["forecast"]["run_seconds"] for step in plan["steps"]]
-    assert [0 < time["low"] < time["centre"] < time["high"] for time in times] == [True] * 3
+    assert [0 < time["low"] < time["centre"] < time["high"] for time in times] == [True] * 2
     assert plan["total"]["seconds"]["centre"] == pytest.approx(sum(time["centre"] for time in times))
     assert plan["full_data"]["amounts"]["source"] == "as under data_root"
     assert plan["full_data"]["forecast"]["run_seconds"]["centre"] > times[-1]["centre"]

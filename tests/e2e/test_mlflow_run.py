@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = "image_size=64 encoder=resnet18 max_samples=4 val_samples=2 threads=1 num_workers=0"
+TINY = "image_size=64 encoder=test_resnet max_samples=4 val_samples=2 threads=1 num_workers=0"
 AMOUNTS = ["--datasets", "rid", "--train", "4", "--val", "2", "--test", "1", "--image-px", "64"]
 
 

@@ -242,7 +242,7 @@ def test_the_shipped_phase_5_goes_to_the_target_behind_the_gate(root):
 def test_the_smoke_overlay_shrinks_every_phase(root, number):
     phase = load_phase(root / "experiments" / f"phase{number}.yaml", root / "experiments" / "smoke.yaml")
     for step, config in phase.resolve():
-        assert (config.image_size, config.epochs, config.encoder) == (64, 1, "resnet18")
+        assert (config.image_size, config.epochs, config.encoder) == (64, 1, "test_resnet")
         assert (step.on_failure, step.on_insufficient, step.max_retreats) == ("continue", "continue", 0)
 
 

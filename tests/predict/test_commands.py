@@ -27,7 +27,7 @@ from roofscale.measurement import Outcome
 from roofscale.predict.segmenter import Segmenter
 from roofscale.tracking import Tracker, save_model
 
-CONFIG = RunConfig(encoder="resnet18", image_size=64, datasets=("rid",), threads=1)
+CONFIG = RunConfig(encoder="test_resnet", image_size=64, datasets=("rid",), threads=1)
 PREDICT = ["predict", "a.tif", "-o", "m.tif", "--json"]
 
 

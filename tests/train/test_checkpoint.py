@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from roofscale.errors import ConfigError
 from roofscale.train import checkpoint
 
 CONTENT = {"fingerprint": "of this run", "step": 3}
@@ -44,3 +45,9 @@ def test_a_write_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: p
         checkpoint.save(CONTENT, file)
     assert os.listdir(tmp_path) == [file.name]
     assert checkpoint.load(file, "of this run") == CONTENT
+
+
+def test_one_of_another_config_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(CONTENT, tmp_path / checkpoint.CHECKPOINT)
+    with pytest.raises(ConfigError, match="only be resumed unchanged"):
+        checkpoint.load(tmp_path / checkpoint.CHECKPOINT, "another")

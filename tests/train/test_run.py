@@ -15,7 +15,7 @@ from roofscale.train import __main__ as process
 from roofscale.train.loop import Run, passes
 from roofscale.train.trainer import Trainer
 
-SMALL = RunConfig(image_size=64, encoder="resnet18", max_samples=6, val_samples=3, num_workers=0, threads=1)
+SMALL = RunConfig(image_size=64, encoder="test_resnet", max_samples=6, val_samples=3, num_workers=0, threads=1)
 
 
 @pytest.fixture
