@@ -15,7 +15,7 @@ from roofscale.measurement import Measurement
 
 TOP = Path(__file__).resolve().parents[2]
 LONGEST_SECONDS = 900  # of one command; two machines on a busy one take minutes where a quiet one takes seconds
-SMALL = ("encoder=resnet18", "image_size=64", "val_samples=6", "threads=1", "num_workers=0", "max_samples=10",
+SMALL = ("encoder=test_resnet", "image_size=64", "val_samples=6", "threads=1", "num_workers=0", "max_samples=10",
          "precision=fp32", "compute=ml.m5.xlarge")  # fmt: skip
 # Long enough to be interrupted; of a small net, for the simulator copies a checkpoint that grows in many parts.
 LONG = (*SMALL, "encoder=mobilenetv3_small_050", "epochs=25", "seed=7")
