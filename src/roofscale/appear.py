@@ -24,9 +24,9 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
         with partial.open("wb") if descriptor is None else os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
-            if descriptor is not None and _named(descriptor, file):
-                return
             if descriptor is not None:
+                if _named(descriptor, file):
+                    return
                 partial.unlink(missing_ok=True)
                 _named(descriptor, partial)  # a link cannot replace, a rename can
         partial.replace(file)

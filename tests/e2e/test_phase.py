@@ -166,12 +166,10 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(data: Path, tmp_path: Pa
     ],
 )
 def test_a_users_mistake_is_one_clear_message(
-    tmp_path: Path, tracking_store: None, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
 ) -> None:
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "phase1.yaml").write_text(PHASE)
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, ["phase", "1", *words])
+    done = CliRunner().invoke(main, [*prepare(tmp_path, empty_store), *words])
     assert done.exit_code == 1
     assert says in done.stderr
     assert isinstance(done.exception, SystemExit)
