@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,10 +152,19 @@ def _climb(
         ruled_out=() if order.fresh else out_of_memory(PHASES),
         notes=notes,
         foresee=foreseen,
+        settle=partial(_settle_more, [config for _, config in plan], order, out),
         search=_conductor(phase, tracker, order, out, tags, where.make, crew),
         crew=crew,
     )
     return ladder.climb(order.fresh)
+
+
+def _settle_more(planned: Sequence[RunConfig], order: Order, out: Console, config: RunConfig) -> RunConfig:
+    """Generate more data where a remedy asks for more of it to validate on than was planned."""
+    generated = Path(config.data_root).is_relative_to(order.cache)
+    if not generated or config.val_samples <= max(one.val_samples for one in planned):
+        return config
+    return settle_data([one.with_overrides({"data_root": ""}) for one in (config, *planned)], order.cache, out)[0]
 
 
 def _conductor(
