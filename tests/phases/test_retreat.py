@@ -126,7 +126,14 @@ def test_a_slow_loader_gets_more_processes_up_to_the_cores_and_then_prepares_mor
     failed = [asked]
     for _ in range(5):
         failed.append(remedy(Cause.LOADER_BOUND, failed, [])[0])
-    assert [(one.num_workers, one.prefetch_factor) for one in failed] == [(0, 2), (1, 2), (2, 2), (4, 2), (4, 4), (4, 8)]
+    assert [(one.num_workers, one.prefetch_factor) for one in failed] == [
+        (0, 2),
+        (1, 2),
+        (2, 2),
+        (4, 2),
+        (4, 4),
+        (4, 8),
+    ]
 
 
 def test_a_second_remedy_stands_on_the_first():
@@ -142,7 +149,9 @@ def test_too_few_validation_samples_are_doubled_while_there_are_more():
         validation = Validation(0, 0, "rid", ids, (1.0,) * samples, (1.0,) * samples, {}, 1.0)
         lacking = CriterionResult("learning", Verdict.INSUFFICIENT_EVIDENCE, "")
         unsure = StepVerdict(Verdict.INSUFFICIENT_EVIDENCE, (lacking,))
-        return find_cause(unsure, Measurement(Outcome.OK, "", "0" * 12, (), (validation,)), config(val_samples=20), None)
+        return find_cause(
+            unsure, Measurement(Outcome.OK, "", "0" * 12, (), (validation,)), config(val_samples=20), None
+        )
 
     assert of(20) is Cause.FEW_VALIDATION_SAMPLES
     assert of(12) is None  # the data set has no more

@@ -15,6 +15,7 @@ from roofscale.commands.place import check_place, requests_of
 from roofscale.commands.register import name_champion
 from roofscale.commands.report import STRATEGY, write_report
 from roofscale.commands.run import INTERRUPTED, print_where, settle_data
+from roofscale.commands.timed import counted
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
@@ -159,12 +160,14 @@ def _climb(
     return ladder.climb(order.fresh)
 
 
-def _settle_more(planned: Sequence[RunConfig], order: Order, out: Console, config: RunConfig) -> RunConfig:
-    """Generate more data where a remedy asks for more of it to validate on than was planned."""
-    generated = Path(config.data_root).is_relative_to(order.cache)
-    if not generated or config.val_samples <= max(one.val_samples for one in planned):
+def _settle_more(planned: Sequence[RunConfig], order: Order, out: Console, config: RunConfig) -> RunConfig | None:
+    """Find the samples of a remedy that validates on more of them than was planned; None where there are no more."""
+    most = max(one.val_samples for one in planned)
+    if config.val_samples <= most:
         return config
-    return settle_data([one.with_overrides({"data_root": ""}) for one in (config, *planned)], order.cache, out)[0]
+    if Path(config.data_root).is_relative_to(order.cache):
+        return settle_data([one.with_overrides({"data_root": ""}) for one in (config, *planned)], order.cache, out)[0]
+    return config if max(val for _, val in counted(config).samples.values()) > most else None
 
 
 def _conductor(

@@ -64,7 +64,7 @@ class Ladder:
     ruled_out: Sequence[RuledOut] = ()  # what ran out of memory in earlier attempts
     notes: Sequence[str] = ()  # what a reader of the verdict has to know already
     foresee: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics of a run that is about to begin
-    settle: Callable[[RunConfig], RunConfig] = lambda config: config  # where a remedy's config finds its data
+    settle: Callable[[RunConfig], RunConfig | None] = lambda config: config  # a remedy's data; None: there is no more
     search: "Conductor | None" = None  # for the steps that search
     crew: Crew = field(default_factory=Crew)  # how many runs may go on at a time
     _full: list[RuledOut] = field(default_factory=list, init=False)
@@ -207,15 +207,15 @@ class Ladder:
         while asked.cause and len(runs) <= ask.step.max_retreats:
             cause = newest.cause or asked.cause
             found = remedy(cause, failed, held, [known.config for known in self._full])
-            if found is None:
+            config = self.settle(found[0]) if found else None
+            if not found or config is None:
                 break
-            config, changed = found
-            ask = ask.with_remedy(self.settle(config), Retreat(asked.run_id, cause, changed))
+            ask = ask.with_remedy(config, Retreat(asked.run_id, cause, found[1]))
             newest = self._measure(attempt, parent, ask, good)
             runs.append(newest)
             passed = newest.verdict.verdict is Verdict.PASSED
             (held if passed else failed).append(ask.config)
-            if passed and cause not in SIZES:
+            if cause not in SIZES and not newest.cause:
                 break
         deciding = next((run for run in reversed(runs) if run.verdict.verdict is Verdict.PASSED), asked)
         self.tracker.open(deciding.run_id).tags({"decides": "true"})
