@@ -169,8 +169,7 @@ def open_generated(config: RunConfig) -> dict[str, DataSplit]:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder for one measurement, removed afterwards."""
-    # `mlflow run` leaves a process that tidies up after it, which may still write here.
-    with TemporaryDirectory(prefix="roofscale-bench-", ignore_cleanup_errors=True) as name:
+    with TemporaryDirectory(prefix="roofscale-bench-") as name:
         yield Path(name)
 
 

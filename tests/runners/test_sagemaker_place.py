@@ -57,15 +57,16 @@ def test_this_machine_cannot_read_from_s3(out: Console) -> None:
 
 
 @pytest.mark.usefixtures("_settings")
-def test_the_gpu_that_a_phase_requires_is_that_of_its_runner(out: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_that_a_phase_requires_is_that_of_its_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roofscale.commands.gate.Gpus", list)  # none on this machine
     phase = replace(load_phase(Path(__file__).parents[2] / "experiments/phase5.yaml"), requires=("gpu",))
-    assert "this machine has no GPU" in gate.unmet(phase, out)
-    assert gate.unmet(phase, out, runner=choose.SAGEMAKER) == ""
-    on_cpus = gate.unmet(phase, out, ["compute=ml.m5.xlarge"], choose.SAGEMAKER)
+    assert "this machine has no GPU" in gate.lacks_gpu(phase)[0]
+    assert gate.lacks_gpu(phase, runner=choose.SAGEMAKER) == []
+    (on_cpus,) = gate.lacks_gpu(phase, ["compute=ml.m5.xlarge"], choose.SAGEMAKER)
     assert "compute=ml.m5.xlarge has no GPU; choose one that has" in on_cpus
+    assert "--gpu-compute ml.g5.xlarge" in on_cpus
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_LOCAL_MODE", "true")
-    assert "this machine has no GPU" in gate.unmet(phase, out, runner=choose.SAGEMAKER)
+    assert "this machine has no GPU" in gate.lacks_gpu(phase, runner=choose.SAGEMAKER)[0]
 
 
 @pytest.mark.usefixtures("_settings")

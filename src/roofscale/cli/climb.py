@@ -1,9 +1,9 @@
-"""Climbing: a phase, all of them, or the search of phase 3."""
+"""Climbing: a phase, all of them, the search of phase 3, or what the gate asks for."""
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +13,13 @@ from roofscale.cli.options import (
     RUNS,
     dry_run_option,
     json_option,
-    project_run,
+    knob_options,
     runner_option,
     words_of,
 )
+
+if TYPE_CHECKING:
+    from roofscale.commands.phase import Order
 
 
 def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,9 +27,10 @@ def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--overlay", default="", help="Overlay whose knobs and policies win, such as smoke.yaml."),
         click.option("--set", "more", multiple=True, help="KEY=VALUE words for every step, several in one text."),
-        click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge."),
+        click.option("--compute", default="", help="Where the CPU phases run, such as ml.m5.xlarge."),
+        click.option("--gpu-compute", default="", help="Where phase 5 runs, such as ml.g5.2xlarge."),
         runner_option,
-        switch("--from-defaults", "Start from the defaults, not from what the phase before has learnt."),
+        switch("--from-defaults", "Start from the defaults, and not from what the phases before have learnt."),
         switch("--fresh", "Begin a new attempt even if one was left half done, and forget what ran out of memory."),
         switch("--force", "Go on where a requirement of the phase, such as the gate, is not met; it is recorded."),
         dry_run_option,
@@ -34,7 +38,7 @@ def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for option in reversed(options):
         command = option(command)
-    return command
+    return knob_options(command)
 
 
 def switch(name: str, text: str) -> Callable[..., Any]:
@@ -47,17 +51,16 @@ def switch(name: str, text: str) -> Callable[..., Any]:
 @click.option("--file", type=click.Path(path_type=Path), help="Phase file; else experiments/phase<N>.yaml.")
 @climb_options
 def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
-    """Climb a phase: run its steps, judge each, and write down what was found."""
+    """Climb a phase, and first what it stands on: run its steps, judge each, and write down what was found."""
     from roofscale.commands import phase as commands
 
-    with project_run() as results_are_in:
-        order = commands.Order(**_order(**wishes))
-        if dry_run:
-            commands.preview(order.load(number, file), order)
-            return
-        climbed = commands.climb_phase(number, order, file)
-        if climbed:
-            results_are_in(climbed.run_id)
+    order = _order(f"phase{number}", **wishes)
+    phase = order.load(number, file)
+    order = order.for_gpu(phase)
+    if dry_run:
+        commands.preview(phase, order)
+        return
+    climbed = commands.climb_phase(number, order, file)
     sys.exit(commands.exit_code(climbed) if climbed else 1)
 
 
@@ -67,15 +70,12 @@ def climb(dry_run: bool, **wishes: Any) -> None:
     """Climb all phases in order, each from what the one before has learnt."""
     from roofscale.commands import phase as commands
 
-    with project_run() as results_are_in:
-        order = commands.Order(**_order(**wishes))
-        if dry_run:
-            commands.preview_all(order)
-            return
-        climbs, code = commands.climb_all(order)
-        for climbed in climbs[-1:]:
-            results_are_in(climbed.run_id)
-    sys.exit(code)
+    order = _order("main", **wishes)
+    if dry_run:
+        for number in commands.PHASES:
+            commands.preview(order.load(number), order)
+        return
+    sys.exit(commands.climb_all(order))
 
 
 @click.command()
@@ -99,41 +99,45 @@ def search(file: Path | None, storage: str, join: str, compare: bool, dry_run: b
     from roofscale.commands import phase as commands
     from roofscale.phases.record import SEARCHING
 
+    order = _order("search", **wishes, storage=storage)
     if compare:
         from roofscale.commands.search import compare_search
 
-        sys.exit(compare_search(commands.Order(**_order(**wishes)), file))
-    with project_run() as results_are_in:
-        order = commands.Order(**_order(**wishes), storage=storage)
-        if dry_run:
-            commands.preview(order.load(SEARCHING, file).searching(), order)
-            return
-        climbed = commands.climb_search(order, file)
-        if climbed:
-            results_are_in(climbed.run_id)
+        sys.exit(compare_search(order, file))
+    if dry_run:
+        commands.preview(order.load(SEARCHING, file).searching(), order)
+        return
+    climbed = commands.climb_search(order, file)
     sys.exit(commands.exit_code(climbed) if climbed else 1)
 
 
-def _order(
-    more: Sequence[str],
-    compute: str,
-    runner: str,
-    overlay: str,
-    from_defaults: bool,
-    fresh: bool,
-    force: bool,
-    as_json: bool,
-) -> dict[str, Any]:
-    """What ``commands.phase.Order`` takes, from the options of ``climb_options``."""
-    return {
-        "overrides": words_of(more, compute),
-        "experiments": PHASES,
-        "runs": RUNS,
-        "cache": GENERATED,
-        "overlay": Path(overlay) if overlay else None,
-        "from_defaults": from_defaults,
-        "fresh": fresh,
-        "force": force,
-        "runner": runner,
-        "to_json": as_json,
-    }
+@click.command()
+@climb_options
+def gate(dry_run: bool, **wishes: Any) -> None:
+    """Climb the CPU phases that are missing, and say whether the GPU phase may begin, and what proves it.
+
+    With --dry-run it only looks.
+    """
+    from roofscale.commands import phase as commands
+    from roofscale.commands.gate import print_gate
+
+    order = _order("gate", **wishes)
+    stopped = None if dry_run else commands.climb_missing(order)
+    sys.exit(commands.exit_code(stopped) if stopped else int(not print_gate(order.to_json)))
+
+
+def _order(entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any) -> "Order":
+    """What was ordered, from the entry point of MLproject and the options of ``climb_options``."""
+    from roofscale.commands.phase import Order
+    from roofscale.tracking import ProjectRun
+
+    return Order(
+        around=ProjectRun.take_over(entry_point),
+        overrides=words_of(more, compute),
+        experiments=PHASES,
+        runs=RUNS,
+        cache=GENERATED,
+        overlay=Path(overlay) if overlay else None,
+        to_json=as_json,
+        **wishes,
+    )

@@ -1,13 +1,14 @@
 """What several commands share: the folders that they work in, their options, and the words of an override."""
 
-import os
+import functools
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from roofscale.config import FIELDS
 
 RUNS = Path("runs")
 GENERATED = Path("data/generated")
@@ -33,17 +34,24 @@ def words_of(more: Sequence[str], compute: str) -> list[str]:
     return [*words, f"compute={compute}"] if compute else words
 
 
-@contextmanager
-def project_run() -> Iterator[Any]:
-    """Inside ``mlflow run``: point its own run to the one that holds the results, and let the empty one go."""
-    pointers: list[str] = []
-    if "MLFLOW_RUN_ID" not in os.environ:
-        yield pointers.append
-        return
-    from roofscale.tracking import ProjectRun
+def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Every knob as an option behind the words of ``more``, hidden but for ``--knobs``, which lists them.
 
-    around = ProjectRun.take_over()
-    try:
-        yield pointers.append
-    finally:
-        around.settle(pointers[-1] if pointers else "")
+    ``mlflow run`` passes a parameter that MLproject does not list on as ``--weight_decay 0.1``.
+    """
+    names = [name for name in FIELDS if name != "compute"]  # which the commands have themselves
+
+    @functools.wraps(command)
+    def with_knobs(knobs: bool, more: Sequence[str], **wishes: Any) -> None:
+        given = [shlex.quote(f"{name}={value}") for name in names if (value := wishes.pop(name))]
+        if knobs:
+            from roofscale.commands.show import print_knobs
+
+            print_knobs(wishes["as_json"])
+        else:
+            command(more=(*more, *given), **wishes)
+
+    for name in names:
+        with_knobs = click.option(f"--{name}", default="", hidden=True)(with_knobs)
+    text = "List every knob with its default and meaning; each is an option too, such as --batch_size 4."
+    return click.option("--knobs", is_flag=True, help=text)(with_knobs)

@@ -9,15 +9,6 @@ from roofscale.cli.options import PHASES, RUNS, json_option
 
 @click.command()
 @json_option
-def gate(as_json: bool) -> None:
-    """Say whether the GPU phase may begin: each condition with the run that proves it, or what would supply it."""
-    from roofscale.commands.gate import print_gate
-
-    sys.exit(0 if print_gate(as_json) else 1)
-
-
-@click.command()
-@json_option
 def report(as_json: bool) -> None:
     """Write up what the tracking server has: strategy document, notebook, and a record and a page of each phase."""
     from roofscale.commands.report import print_report

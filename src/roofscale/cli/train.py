@@ -11,7 +11,7 @@ from roofscale.cli.options import (
     RUNS,
     dry_run_option,
     json_option,
-    project_run,
+    knob_options,
     runner_option,
     words_of,
 )
@@ -22,17 +22,16 @@ from roofscale.cli.options import (
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of knobs; KEY=VALUE wins over it.")
 @click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text.")
 @click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge; short for compute=...")
-@click.option("--knobs", is_flag=True, help="List every knob with its default and meaning.")
 @runner_option
 @click.option("--fresh", is_flag=True, help="Begin anew even if the same run was left half done.")
 @dry_run_option
 @json_option
+@knob_options
 def train(
     overrides: Sequence[str],
     file: Path | None,
     more: Sequence[str],
     compute: str,
-    knobs: bool,
     runner: str,
     fresh: bool,
     dry_run: bool,
@@ -41,21 +40,20 @@ def train(
     """Run one training, held to its compute's memory, measured and tracked."""
     from roofscale import config
     from roofscale.commands import show
+    from roofscale.tracking import ProjectRun
 
-    if knobs:
-        show.print_knobs(as_json)
+    around = ProjectRun.take_over("train")
+    resolved = config.load(file, [*words_of(more, compute), *overrides])
+    if dry_run:
+        from roofscale.commands.place import requests_of
+        from roofscale.commands.timed import TRAIN_EXPERIMENT
+
+        folder = RUNS / TRAIN_EXPERIMENT / f"{resolved.fingerprint}-001"
+        show.print_run(resolved, as_json, requests_of(runner, {folder: resolved}))
         return
-    with project_run() as results_are_in:
-        resolved = config.load(file, [*words_of(more, compute), *overrides])
-        if dry_run:
-            from roofscale.commands.place import requests_of
-            from roofscale.commands.timed import TRAIN_EXPERIMENT
+    from roofscale.commands import run
 
-            folder = RUNS / TRAIN_EXPERIMENT / f"{resolved.fingerprint}-001"
-            show.print_run(resolved, as_json, requests_of(runner, {folder: resolved}))
-            return
-        from roofscale.commands import run
-
-        run_id, code = run.train_once(resolved, RUNS, GENERATED, fresh, as_json, runner)
-        results_are_in(run_id)
+    run_id, code = run.train_once(resolved, RUNS, GENERATED, fresh, as_json, runner)
+    if around:
+        around.point_to(run_id)
     sys.exit(code)

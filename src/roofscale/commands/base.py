@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from roofscale import invocation
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.attempt import Attempts, read_json
@@ -22,18 +23,24 @@ def starting_config(phase: Phase, runs: Path, cache: Path, from_defaults: bool) 
     """
     if phase.needs is None or from_defaults:
         return RunConfig(), "Starting from the defaults."
-    found = _from_file(phase.needs, runs) or _from_registry(phase.needs)
+    found = last_good(phase.needs, runs)
     if found is None:
         raise ConfigError(
             f"phase {phase.number} stands on what phase {phase.needs} learnt, and no passed step of phase "
-            f"{phase.needs} is on record, neither in {runs}/ nor at {tracking_uri()}. Climb it first: roofscale phase "
-            f"{phase.needs}. Or start from the defaults: roofscale phase {phase.number} --from-defaults."
+            f"{phase.needs} is on record, neither in {runs}/ nor at {tracking_uri()}. Climb it first: "
+            f"{invocation.command('phase', phase.needs)}. Or start from the defaults: "
+            f"{invocation.command('phase', phase.number, from_defaults=True)}."
         )
     config, where = found
     if Path(config.data_root).is_relative_to(cache):
         config = config.with_overrides({"data_root": ""})
     changed = " ".join(f"{key}={value}" for key, value in config.changed_from(RunConfig()).items())
     return config, f"Starting from the last good config of phase {phase.needs} ({where}): {changed or 'the defaults'}."
+
+
+def last_good(phase: int, runs: Path) -> tuple[RunConfig, str] | None:
+    """The last good config of a phase and where it is from; None where no passed step is on record."""
+    return _from_file(phase, runs) or _from_registry(phase)
 
 
 def _from_file(phase: int, runs: Path) -> tuple[RunConfig, str] | None:

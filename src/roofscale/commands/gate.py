@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from roofscale import compute
+from roofscale import compute, invocation
 from roofscale.phases.gate import CPU_PHASES, GateReport, gate_report
 from roofscale.phases.plan import Phase
 from roofscale.phases.record import judged_runs
@@ -14,6 +14,8 @@ from roofscale.report.console import as_json, console
 from roofscale.runners import choose
 from roofscale.tracking import tracking_uri
 from roofscale.train.gpu import Gpus
+
+GPU_EXAMPLE = "ml.g5.xlarge"
 
 
 def read_gate() -> GateReport:
@@ -32,32 +34,31 @@ def print_gate(to_json: bool) -> bool:
     return report.open
 
 
-def unmet(phase: Phase, out: Console, overrides: Sequence[str] = (), runner: str = choose.LOCAL) -> str:
-    """Check what a phase requires, showing what was found; return what is missing in words, empty where nothing is."""
-    missing = []
-    if "gate" in phase.requires:
-        report = read_gate()
-        _print_report(out, report)
-        if not report.open:
-            missing.append("the gate is closed (see above; --force goes on all the same, and is recorded)")
-    if "gpu" in phase.requires:
-        missing += _lacks_gpu(phase, overrides, runner)
-    return "; and ".join(missing)
+def closed(phase: Phase, out: Console) -> list[str]:
+    """Show the gate to a phase that requires it; return in words that it is closed, nothing where it is not."""
+    if "gate" not in phase.requires:
+        return []
+    report = read_gate()
+    _print_report(out, report)
+    on = f"see above; {invocation.option('force')} goes on all the same, and is recorded"
+    return [] if report.open else [f"the gate is closed ({on})"]
 
 
-def _lacks_gpu(phase: Phase, overrides: Sequence[str], runner: str) -> list[str]:
-    """What is missing of a GPU, where the runs execute: on this machine, or on the instances of jobs."""
+def lacks_gpu(phase: Phase, overrides: Sequence[str] = (), runner: str = choose.LOCAL) -> list[str]:
+    """What is missing of a GPU that a phase requires, where its runs execute: on this machine, or as jobs."""
+    if "gpu" not in phase.requires:
+        return []
     computes = [config.compute for _, config in phase.resolve(overrides=overrides)]
-    if choose.runs_here(runner):
-        if Gpus():
-            return []
-        return [
-            f"this machine has no GPU. On a machine that has one, such as {computes[0]}, with the same tracking server "
-            f"(MLFLOW_TRACKING_URI): mlflow run . -e phase{phase.number}; or as SageMaker jobs: "
-            f"ROOFSCALE_RUNNER=sagemaker mlflow run . -e phase{phase.number}"
-        ]
     without = [name for name in computes if not compute.get(name).gpu]
-    return [f"compute={without[0]} has no GPU; choose one that has, such as ml.g5.xlarge"] if without else []
+    again = invocation.command("phase", phase.number)
+    if choose.runs_here(runner):
+        such = GPU_EXAMPLE if without else computes[0]
+        return [] if Gpus() else [
+            f"this machine has no GPU. On a machine that has one, such as {such}, with the same tracking server "
+            f"(MLFLOW_TRACKING_URI): {again}; or as SageMaker jobs: ROOFSCALE_RUNNER=sagemaker {again}"
+        ]  # fmt: skip
+    choice = invocation.option("gpu_compute", GPU_EXAMPLE)
+    return [f"compute={without[0]} has no GPU; choose one that has, such as {choice}"] if without else []
 
 
 def _print_report(out: Console, report: GateReport) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from roofscale.commands import base, gate, show
+from roofscale import compute, invocation
+from roofscale.commands import base, gate, needs, show
 from roofscale.commands.foreseen import Foreseen
 from roofscale.commands.place import check_place, requests_of
 from roofscale.commands.register import name_champion
@@ -22,6 +23,7 @@ from roofscale.measurement import Outcome
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.crew import Crew
+from roofscale.phases.gate import CPU_PHASES
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
 from roofscale.phases.plan import Phase, Plan, Step, load_phase
@@ -34,12 +36,13 @@ from roofscale.report.sections import description, phase_section
 from roofscale.report.table import verdict_table
 from roofscale.runners import choose
 from roofscale.runners.supervise import Listener, Listeners
-from roofscale.tracking import TrackedRun, Tracker, require_answer
+from roofscale.tracking import ProjectRun, TrackedRun, Tracker, require_answer
 
 if TYPE_CHECKING:
     from roofscale.phases.search.conduct import Conductor
 
 PHASES = (1, 2, 3, 4, 5)
+_COMPUTE = "compute="  # how an override of it begins
 _EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
 
 
@@ -47,7 +50,7 @@ _EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
 class Order:
     """How a user wants phases to be climbed."""
 
-    overrides: Sequence[str]  # KEY=VALUE words for every step
+    overrides: Sequence[str]  # KEY=VALUE words for every step; a compute is that of the phases that require no GPU
     experiments: Path  # folder of the phase files and of what is written up
     runs: Path
     cache: Path  # of generated data
@@ -58,6 +61,38 @@ class Order:
     storage: str = ""  # URL of an Optuna storage for the trials of a search; may hold a password, so it is never shown
     runner: str = choose.LOCAL  # on this machine, or as jobs elsewhere
     to_json: bool = False
+    gpu_compute: str = ""  # of the phases that require a GPU; empty: as their files say
+    around: ProjectRun | None = None  # what `mlflow run` has opened
+    asked: bool = True  # whether the user asked for the phase, and not for another that stands on it
+
+    def __post_init__(self) -> None:
+        name = self.gpu_compute
+        if name and not name.startswith(compute.LOCAL) and not compute.get(name).gpu:
+            raise ConfigError(
+                f"gpu_compute={name} has no GPU, which phase {PHASES[-1]} requires; choose one that has, such as "
+                f"{gate.GPU_EXAMPLE}. For the other phases: {invocation.option('compute', name)}."
+            )
+
+    def words_for(self, phase: Phase) -> list[str]:
+        """The overrides of a phase, with its own compute."""
+        if "gpu" not in phase.requires:
+            return list(self.overrides)
+        kept = [word for word in self.overrides if not word.startswith(_COMPUTE)]
+        return [*kept, f"{_COMPUTE}{self.gpu_compute}"] if self.gpu_compute else kept
+
+    def for_gpu(self, phase: Phase) -> "Order":
+        """The order of this phase alone: where it requires a GPU, a compute that has one is meant for it."""
+        kept = [word for word in self.overrides if not word.startswith(_COMPUTE)]
+        named = next((word.removeprefix(_COMPUTE) for word in reversed(self.overrides) if word not in kept), "")
+        if "gpu" not in phase.requires or self.gpu_compute or not named or not compute.get(named).gpu:
+            return self
+        return replace(self, overrides=kept, gpu_compute=named)
+
+    def below(self, phase: Phase) -> "Order":
+        """The order of a phase that another stands on: knobs that its own steps set are left to them."""
+        own = {knob for step in phase.steps for knob in step.set}
+        kept = [word for word in self.overrides if word.partition("=")[0].strip() not in own]
+        return replace(self, overrides=kept, asked=False)
 
     def load(self, number: int, file: Path | None = None) -> Phase:
         """Read a phase file."""
@@ -71,29 +106,25 @@ def exit_code(climbed: ClimbResult) -> int:
 
 def preview(phase: Phase, order: Order) -> None:
     """Say what a phase would run, what it expects, how it would be judged, and what that would take."""
-    good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
-    plan = phase.resolve(good, order.overrides)
+    first = () if order.from_defaults else needs.lacking(phase, order.load, order.runs)
+    good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults or bool(first))
+    if first:
+        said = f"No passed step of {needs.numbered(first)} is on record: climbed first; shown here from the defaults."
+    plan = phase.resolve(good, order.words_for(phase))
     attempts = Attempts(order.runs, experiment_name(phase.number))
     folders = [attempts.coming / f"{place:02d}-{step.name}" for place, (step, _) in enumerate(plan, 1)]
     requests = requests_of(order.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
     show.print_plan(phase, plan, said, order.to_json, requests)
 
 
-def preview_all(order: Order) -> None:
-    """Say what all phases would run; a phase that stands on one not yet climbed is shown from the defaults."""
-    for number in PHASES:
-        phase = order.load(number)
-        try:
-            preview(phase, order)
-        except ConfigError:
-            preview(phase, replace(order, from_defaults=True))
-
-
 def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbResult | None:
     """Climb a phase, and leave its results on the terminal, in MLflow and in the documents.
 
+    What it stands on is climbed first, where none of that is on record.
+
     Returns:
-        What it came to; None where a requirement of the phase is not met, which is said on the terminal.
+        What it came to, or the phase below that it cannot stand on; None where a requirement of the phase is not met,
+        which is said on the terminal.
     """
     return _climb_and_publish(lambda: order.load(number, file), order, Attempts(order.runs, experiment_name(number)))
 
@@ -108,8 +139,13 @@ def climb_search(order: Order, file: Path | None = None) -> ClimbResult | None:
 def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attempts) -> ClimbResult | None:
     phase, out = read(), console(quiet=order.to_json)
     require_answer()
+    phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
+    no_gpu = gate.lacks_gpu(phase, order.words_for(phase), order.runner)
+    first = needs.lacking(phase, order.load, order.runs) if order.force or not no_gpu else ()
+    if not order.from_defaults and (stopped := _climb_first(first, f"phase {phase.number}", order, out)):
+        return stopped
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
-    unmet = gate.unmet(phase, out, order.overrides, order.runner)
+    unmet = "; and ".join([*gate.closed(phase, out), *no_gpu])
     if unmet and not order.force:
         if not order.to_json:
             preview(phase, order)
@@ -117,7 +153,7 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
         return None
     good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
     out.print(escape(said))
-    plan = phase.resolve(good, order.overrides)
+    plan = phase.resolve(good, order.words_for(phase))
     configs = settle_data([config for _, config in plan], order.cache, out)
     check_place(order.runner, configs, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
@@ -126,6 +162,36 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     climbed = _climb(phase, plan, good if phase.needs else None, attempts, tracker, order, out, notes)
     _publish(_with_edit_noted(climbed, read), tracker, order, out)
     return climbed
+
+
+def climb_missing(order: Order) -> ClimbResult | None:
+    """Climb the CPU phases of which no passed step is on record; return the one that ends this, if one does."""
+    require_answer()
+    first = [order.load(number) for number in CPU_PHASES if base.last_good(number, order.runs) is None]
+    return _climb_first(first, "the gate", order, console(quiet=order.to_json))
+
+
+def _climb_first(first: Sequence[Phase], who: str, order: Order, out: Console) -> ClimbResult | None:
+    """Climb what a phase, or the gate, stands on; return the phase that nothing can stand on, None where all carry."""
+    if first:
+        out.print(f"No passed step of {needs.numbered(first)} is on record, which {who} stands on: climbed first.")
+    if not order.fresh:
+        needs.refuse_failed(first)
+    for place, phase in enumerate(first):
+        its = order.below(phase)
+        good, _ = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
+        out.print(needs.time_to_go(first[place:], good, lambda p: order.below(p).words_for(p)))
+        if left := [word for word in order.overrides if word not in its.overrides]:
+            out.print(f"Left out in phase {phase.number}, whose steps set it themselves: {escape(' '.join(left))}")
+        climbed = climb_phase(phase.number, its)
+        if climbed is None or not _carries(climbed):
+            return climbed
+    return None
+
+
+def _carries(climbed: ClimbResult) -> bool:
+    """Whether another phase can go on from it."""
+    return climbed.last_good is not None and not climbed.interrupted
 
 
 def _climb(
@@ -141,6 +207,7 @@ def _climb(
     tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out, order.runner)
     where = choose.chosen(order.runner)
     crew = Crew(where.most, where.interrupt)
+    around = order.around if order.asked else None
     ladder = Ladder(
         phase=phase,
         plan=plan,
@@ -156,6 +223,7 @@ def _climb(
         settle=partial(_settle_more, [config for _, config in plan], order, out),
         search=_conductor(phase, tracker, order, out, tags, where.make, crew),
         crew=crew,
+        parent_run=around.run_id if around and around.experiment_id == tracker.experiment_id else "",
     )
     return ladder.climb(order.fresh)
 
@@ -199,7 +267,11 @@ def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console)
         parent.tags({"verdict": climbed.verdict})
         publish_phase(parent, climbed, coming)
     parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
-    _print_climb(out, climbed, tracker, order.to_json)
+    told = order.asked or not _carries(climbed)  # what a script reads, and where it is pointed to, is one climb
+    if told and order.around:
+        order.around.point_to(climbed.run_id)
+    if told or not order.to_json:
+        _print_climb(out, climbed, tracker, order.to_json)
     if climbed.phase.number == PHASES[-1]:
         name_champion(climbed, tracker, out)
     tracker.close(wait=not climbed.interrupted)  # the report is made from what the server has
@@ -223,7 +295,7 @@ def _write_up(order: Order, out: Console) -> list[Path]:
     try:
         return write_report(order.experiments, out)
     except ConfigError as error:
-        out.print(escape(f"Not written up: {error} When that is mended: roofscale report"))
+        out.print(escape(f"Not written up: {error} When that is mended: {invocation.command('report')}"))
         return []
 
 
@@ -256,9 +328,7 @@ class _Onlooker:
         """Publish the step, say how it went, and let what follows be foreseen by it."""
         self._foreseen.learn(result.config, result.measurement, result.run_id)
         publish_run(run, result.config, result.measurement, result.folder)
-        wanting = [f"{c.name}: {c.evidence}" for c in result.verdict.criteria if c.verdict is not Verdict.PASSED]
-        said = "; ".join(wanting) or result.measurement.detail
-        self._out.print(f"  {result.verdict.verdict.words}: {escape(said)}")
+        self._out.print(f"  {result.verdict.verdict.words}: {escape(needs.wanting(result))}")
 
 
 def _print_climb(out: Console, climbed: ClimbResult, tracker: Tracker, to_json: bool) -> None:
@@ -316,19 +386,21 @@ def climb_as_dict(climbed: ClimbResult) -> dict[str, object]:
     }
 
 
-def climb_all(order: Order) -> tuple[list[ClimbResult], int]:
-    """Climb every phase in order; stop where one was interrupted, or stopped before its last step.
+def climb_all(order: Order) -> int:
+    """Climb every phase in order; stop where one was interrupted, stopped before its last step, or carries no other.
 
     Returns:
-        What was climbed, and the exit code of the first that did not pass. A last phase that this machine cannot run
-        is said, and is no failure of the others.
+        The exit code of the first that did not pass. A last phase that this machine cannot run is said, and is no
+        failure of the others.
     """
     climbs: list[ClimbResult] = []
+    for phase in map(order.load, PHASES):
+        phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
     for number in PHASES:
         climbed = climb_phase(number, order)
         if climbed is None:
             break
         climbs.append(climbed)
-        if not climbed.complete:
+        if not climbed.complete or not (order.from_defaults or _carries(climbed)):
             break
-    return climbs, next((code for code in map(exit_code, climbs) if code), 0)
+    return next((code for code in map(exit_code, climbs) if code), 0)

@@ -145,7 +145,7 @@ def compare_search(order: Order, file: Path | None) -> int:
 
     phase = order.load(SEARCHING, file).searching()
     good, _ = starting_config(phase, order.runs, order.cache, order.from_defaults)
-    step, config = phase.resolve(good, order.overrides)[-1]
+    step, config = phase.resolve(good, order.words_for(phase))[-1]
     assert step.search, "the last of the searching steps"
     return compare_searches(step.search, config, order.runs / "compare", order.cache, order.to_json)
 

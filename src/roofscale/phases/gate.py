@@ -7,6 +7,7 @@ CPU is still known to be stable there.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from roofscale import invocation
 from roofscale.config import DATASETS
 from roofscale.phases.retreat import OUT_OF_MEMORY
 from roofscale.tracking import RunRecord
@@ -53,7 +54,7 @@ def gate_report(runs: Runs, tracking_uri: str) -> GateReport:
 
 def _size_conditions(runs: Runs) -> Iterable[Condition]:
     """Stable on a CPU with enough samples, a large enough batch, and all data sets: each, and all in one run."""
-    together = f'{_climb(4)} --set "max_samples={SAMPLES} batch_size={BATCH}"'  # whatever was the last good
+    together = _climb(4, set=f"max_samples={SAMPLES} batch_size={BATCH}")  # whatever was the last good
     asked: dict[str, tuple[Proof, str]] = {
         f"stable on a CPU with at least {SAMPLES} samples": (_enough_samples, _climb(1)),
         f"stable on a CPU with batches of at least {BATCH}": (_large_batch, _climb(2)),
@@ -110,7 +111,7 @@ def _no_memory_trouble(runs: Runs) -> Condition:
         for run in decided:
             if why := _trouble(run):
                 text = f"phase {phase} {run.tags.get('step', run.name)}: {why} (run {run.run_id})"
-                return Condition(name, False, text, remedy=f"{_climb(phase)} --fresh")
+                return Condition(name, False, text, remedy=_climb(phase, fresh=True))
     proving = newest[CPU_PHASES[-1]][-1]
     count = sum(map(len, newest.values()))
     return Condition(name, True, f"none in the {count} steps of the newest attempts", proving.run_id)
@@ -170,5 +171,5 @@ def _has(run: RunRecord, metric: str) -> bool:
     return metric in run.metrics
 
 
-def _climb(phase: int) -> str:
-    return f"roofscale phase {phase}"
+def _climb(phase: int, **options: str | bool) -> str:
+    return invocation.command("phase", phase, **options)

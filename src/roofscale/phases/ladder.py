@@ -67,6 +67,7 @@ class Ladder:
     settle: Callable[[RunConfig], RunConfig | None] = lambda config: config  # a remedy's data; None: there is no more
     search: "Conductor | None" = None  # for the steps that search
     crew: Crew = field(default_factory=Crew)  # how many runs may go on at a time
+    parent_run: str = ""  # an empty MLflow run of this experiment that a new attempt makes its own
     _full: list[RuledOut] = field(default_factory=list, init=False)
     _begun: dict[Path, tuple[RunConfig, "Future[_Made]"]] = field(default_factory=dict, init=False)  # before their turn
     _remedies: dict[str, Any] = field(default_factory=dict, init=False)  # that earlier steps needed
@@ -159,16 +160,16 @@ class Ladder:
             return attempt, parent
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         number = len(self.attempts.all()) + 1
-        parent = self.tracker.start(
-            f"phase{self.phase.number} attempt {number}",
-            {
-                **self.tags,
-                "phase": str(self.phase.number),
-                "phase_name": self.phase.name,
-                "plan": fingerprint,
-                "created": created,
-            },
-        )
+        name = f"phase{self.phase.number} attempt {number}"
+        tags = {
+            **self.tags,
+            "phase": str(self.phase.number),
+            "phase_name": self.phase.name,
+            "plan": fingerprint,
+            "created": created,
+        }
+        adopted = self.tracker.adopt(self.parent_run, name, tags) if self.parent_run else None
+        parent = adopted or self.tracker.start(name, tags)
         for name, text in self.phase.documents().items():
             parent.text(text, name)
         names = [step.name for step, _ in self.plan]

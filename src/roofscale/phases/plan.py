@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roofscale import config as run_config
+from roofscale import invocation
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, did_you_mean
 from roofscale.measurement import METRICS
@@ -150,7 +151,8 @@ class Phase:
                 rungs = ", ".join(f"{name} {value}" for name, value in values.items())
                 raise ConfigError(
                     f"{key} cannot be overridden in phase {self.number}: its steps set it ({rungs}), and changing "
-                    f"that is what they are about. Edit the phase file, or run one config with: roofscale train."
+                    "that is what they are about. Edit the phase file, or run one config with: "
+                    f"{invocation.command('train')}."
                 )
 
 

@@ -1,60 +1,48 @@
-"""The run that ``mlflow run`` opens around an entry point, and how it leaves no litter."""
+"""The run that ``mlflow run`` opens around an entry point: told from a run of the user's own, and made use of."""
 
 import contextlib
 import os
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
 
-from roofscale.tracking.server import TrackingError, asking
-
-_DEFAULT_EXPERIMENT = "0"  # MLflow's id of the experiment 'Default'
+from roofscale import invocation
+from roofscale.tracking.server import TrackingError, asking, was_ever_used
 
 
 @dataclass(frozen=True)
 class ProjectRun:
-    """The run that ``mlflow run`` opens by itself around an entry point."""
+    """The run that ``mlflow run`` has opened around the entry point that executes; it is never deleted."""
 
-    client: MlflowClient
     run_id: str
+    experiment_id: str  # whose next attempt may make the run its own; empty where several phases are climbed
 
     @classmethod
-    def take_over(cls) -> "ProjectRun":
-        """Take it out of the environment, so that nothing else logs into it by accident."""
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
-        return cls(MlflowClient(), os.environ.pop("MLFLOW_RUN_ID"))
+    def take_over(cls, entry_point: str) -> "ProjectRun | None":
+        """Take the run that the environment names out of it, so that nothing logs into it by accident.
 
-    def settle(self, pointer: str) -> None:
-        """Point to the run that holds the results, and let the empty one be removed from the experiment 'Default'.
-
-        ``mlflow run`` closes its run after we have ended, and fails if it is gone by then; so a process of its own
-        outlives us, waits for that, and deletes it. With the server away there is nothing to tidy up for.
+        Returns:
+            That run; None where there is none, or where it is not surely the one that ``mlflow run`` has just opened
+            for this entry point. A pipeline may have opened a run of its own and called us as one of its steps.
         """
-        with contextlib.suppress(TrackingError), asking():
-            self._settle(pointer)
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+        run_id = os.environ.pop("MLFLOW_RUN_ID", "")
+        if run_id and was_ever_used():
+            with contextlib.suppress(TrackingError), asking():  # a server that is away is told of by who needs it
+                run = MlflowClient().get_run(run_id)
+                is_called = run.data.tags.get("mlflow.project.entryPoint") == entry_point
+                if is_called and run.info.status == "RUNNING" and not run.data.metrics:
+                    invocation.through_mlflow.append(True)
+                    return cls(run_id, "" if entry_point == "main" else run.info.experiment_id)
+        return None
 
-    def _settle(self, pointer: str) -> None:
-        if pointer:
-            self.client.set_tag(self.run_id, "roofscale.run", pointer)
-        if self.client.get_run(self.run_id).info.experiment_id == _DEFAULT_EXPERIMENT:
-            nowhere = subprocess.DEVNULL
-            subprocess.Popen(
-                [sys.executable, "-m", "roofscale.tracking", self.run_id],
-                start_new_session=True,
-                stdin=nowhere,
-                stdout=nowhere,
-                stderr=nowhere,
-            )
-
-
-def remove_when_closed(run_id: str) -> None:
-    """Delete a run as soon as its process has closed it."""
-    client = MlflowClient()
-    for _ in range(120):
-        if client.get_run(run_id).info.status != "RUNNING":
-            client.delete_run(run_id)
+    def point_to(self, run_id: str) -> None:
+        """Say in the run where the results are, unless they are in itself."""
+        if run_id == self.run_id:
             return
-        time.sleep(0.5)
+        with contextlib.suppress(TrackingError), asking():
+            client = MlflowClient()
+            found = client.get_run(run_id).info
+            link = f"[{found.run_name}](#/experiments/{found.experiment_id}/runs/{run_id})"
+            client.set_tag(self.run_id, "roofscale.run", run_id)
+            client.set_tag(self.run_id, "mlflow.note.content", f"The results are in the run {link}.")

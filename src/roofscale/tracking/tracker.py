@@ -58,6 +58,8 @@ class Tracker:
             # The UI opens an experiment of this kind on its training runs, not on traces of language models.
             kind = {"mlflow.experimentKind": "custom_model_development"}
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
+            if found and not kind.keys() <= found.tags.keys():  # `mlflow run --experiment-name` has made it
+                self.client.set_experiment_tag(self.experiment_id, *next(iter(kind.items())))
         self._runs: Path | None = runs  # until what was left behind there is sent
         self._sending_first = threading.Lock()
         self._sender = Sender(self.client, Outbox(runs / OUTBOX, tracking_uri()))
@@ -86,6 +88,13 @@ class Tracker:
         said = {**source, **tags, **nested}
         run = self._patiently(lambda: self.client.create_run(self.experiment_id, tags=said, run_name=name))
         return TrackedRun(self._sender, run.info.run_id, run.info.start_time / 1000)
+
+    def adopt(self, run_id: str, name: str, tags: Mapping[str, str]) -> TrackedRun | None:
+        """Make an empty run of this experiment what ``start`` would have opened; None where the server lost it."""
+        run = self.resume(run_id)
+        if run:
+            run.tags({**tags, "mlflow.runName": name})
+        return run
 
     def resume(self, run_id: str) -> TrackedRun | None:
         """Open a run again that an earlier process left; None where the server no longer has it.

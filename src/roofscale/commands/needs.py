@@ -1,0 +1,72 @@
+"""The phases that another one stands on: which are still to be climbed, whether to, and how long that will take."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from roofscale import invocation
+from roofscale.commands import base, timed
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.forecast.time import sum_of
+from roofscale.phases.climb import StepResult
+from roofscale.phases.judge import Verdict
+from roofscale.phases.plan import Phase
+from roofscale.phases.record import newest_climb
+from roofscale.phases.retreat import ADVICE
+from roofscale.train.interval import CONFIDENCE
+
+
+def lacking(phase: Phase, load: Callable[[int], Phase], runs: Path) -> tuple[Phase, ...]:
+    """The phases to climb before this one, the lowest first: none of their passed steps is on record."""
+    if phase.needs is None or base.last_good(phase.needs, runs):
+        return ()
+    below = load(phase.needs)
+    return (*lacking(below, load, runs), below)
+
+
+def refuse_failed(phases: Iterable[Phase]) -> None:
+    """Refuse to climb again, unasked, what came to its end before and left nothing to stand on.
+
+    Raises:
+        ConfigError: one of the phases did; says which steps failed by what, and what is known to help.
+    """
+    for phase in phases:
+        before = newest_climb(phase.number)
+        if before and not before.interrupted and before.last_good is None:
+            failed = ", ".join(f"{r.step.name} {r.verdict.verdict.words} ({wanting(r)})" for r in before.results)
+            known = (ADVICE[result.cause] for result in before.results if result.cause in ADVICE)
+            helps = "; ".join(dict.fromkeys(known)) or "a change of what these criteria speak of"
+            raise ConfigError(
+                f"phase {phase.number} was climbed before, and none of its steps passed: {failed}. What would help: "
+                f"{helps}. Then climb it again: {invocation.command('phase', phase.number, fresh=True)}."
+            )
+
+
+def wanting(result: StepResult) -> str:
+    """The criteria that a step did not pass, with their evidence; how its run ended, where it passed all."""
+    said = (f"{c.name}: {c.evidence}" for c in result.verdict.criteria if c.verdict is not Verdict.PASSED)
+    return "; ".join(said) or result.measurement.detail
+
+
+def time_to_go(phases: Sequence[Phase], good: RunConfig, words_for: Callable[[Phase], Sequence[str]]) -> str:
+    """Say in a line how long these phases take, the first from ``good``, each other from the last step before it."""
+    runs = timed.timed_runs()
+    plan = []
+    for phase in phases:
+        plan += phase.resolve(good, words_for(phase))
+        good = plan[-1][1]
+    known = [found.run_seconds for _, config in plan if (found := timed.foresee_time(config, runs))]
+    which = numbered(phases)
+    if not known:
+        return f"No forecast of the time of {which} yet: no similar run is on record, and the first one makes one."
+    trials = "; the trials of a search come on top" if any(step.search for step, _ in plan) else ""
+    return (
+        f"Forecast of {which}: {timed.seconds_words(sum_of(known))}, {CONFIDENCE:.0%} interval, for {len(known)} of "
+        f"{len(plan)} steps, each once{trials}."
+    )
+
+
+def numbered(phases: Sequence[Phase]) -> str:
+    """Phases in words: 'phase 1', 'phases 1, 2 and 3'."""
+    *first, last = (str(phase.number) for phase in phases)
+    return f"phases {', '.join(first)} and {last}" if first else f"phase {last}"

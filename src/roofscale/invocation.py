@@ -1,0 +1,20 @@
+"""How the user called us, so that a message spells its remedy alike: through ``mlflow run``, or on the command line."""
+
+through_mlflow: list[bool] = []  # of this process; not empty where `mlflow run` has called it
+
+
+def command(name: str, number: int | None = None, **options: str | bool) -> str:
+    """Spell a command that is also an entry point of MLproject, such as ``phase`` 2, with its options by name."""
+    words = [option(key, value) for key, value in options.items()]
+    if through_mlflow:
+        return " ".join([f"mlflow run . -e {name}{number or ''}", *words])
+    return " ".join(["roofscale", name, *([str(number)] if number else []), *words])
+
+
+def option(name: str, value: str | bool = True) -> str:
+    """Spell an option of such a command; one without a value is a switch that is on."""
+    text = value if isinstance(value, str) else str(value).lower()
+    text = f'"{text}"' if " " in text else text
+    if through_mlflow:
+        return f"-P {name}={text}"
+    return f"--{name.replace('_', '-')}" + ("" if value is True else f" {text}")
