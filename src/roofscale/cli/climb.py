@@ -19,7 +19,7 @@ from roofscale.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from roofscale.commands.phase import Order
+    from roofscale.commands.order import Order
 
 
 def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +72,9 @@ def climb(dry_run: bool, **wishes: Any) -> None:
 
     order = _order("main", **wishes)
     if dry_run:
-        for number in commands.PHASES:
+        from roofscale.commands.order import PHASES as NUMBERS
+
+        for number in NUMBERS:
             commands.preview(order.load(number), order)
         return
     sys.exit(commands.climb_all(order))
@@ -128,7 +130,7 @@ def gate(dry_run: bool, **wishes: Any) -> None:
 
 def _order(entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any) -> "Order":
     """What was ordered, from the entry point of MLproject and the options of ``climb_options``."""
-    from roofscale.commands.phase import Order
+    from roofscale.commands.order import Order
     from roofscale.tracking import ProjectRun
 
     return Order(

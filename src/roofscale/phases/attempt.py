@@ -127,6 +127,10 @@ class Attempts:
         newest = self.all()[-1:]
         return next((a for a in newest if a.content["plan"] == plan and not a.content.get("verdict")), None)
 
+    def is_finished(self, plan: str) -> bool:
+        """Whether the newest attempt is at this very plan and was brought to an end."""
+        return any(a.content["plan"] == plan and bool(a.content.get("verdict")) for a in self.all()[-1:])
+
     @property
     def coming(self) -> Path:
         """The folder that the next attempt would have."""

@@ -5,7 +5,6 @@ verdict. Whatever kills it before the last line, the same command takes the step
 """
 
 import datetime
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,7 +21,7 @@ from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
 from roofscale.phases.climb import ClimbResult, Retreat, StepResult, Stopped, hand_on
 from roofscale.phases.crew import Crew
 from roofscale.phases.judge import Verdict
-from roofscale.phases.plan import Phase, Plan, Step, repeat_config
+from roofscale.phases.plan import Phase, Plan, Step, plan_fingerprint, repeat_config
 from roofscale.phases.retreat import OUT_OF_MEMORY, SIZES, RuledOut, at_least_as_large, find_cause, remedy
 from roofscale.runners import Runner
 from roofscale.runners.events import EventTail
@@ -151,9 +150,7 @@ class Ladder:
         return []
 
     def _open(self, fresh: bool) -> tuple[Attempt, TrackedRun]:
-        # The whole configs, because another data_root is another attempt, though it is the same run config.
-        said = json.dumps([self.phase.fingerprint, *(config.as_dict() for _, config in self.plan)])
-        fingerprint = hashlib.sha256(said.encode()).hexdigest()[:12]
+        fingerprint = plan_fingerprint(self.phase, self.plan)
         attempt = None if fresh else self.attempts.unfinished(fingerprint)
         parent = self.tracker.resume(attempt.content["run_id"]) if attempt else None
         if attempt and parent:

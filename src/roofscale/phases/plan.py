@@ -159,6 +159,12 @@ class Phase:
 Plan = Sequence[tuple[Step, RunConfig]]  # what ``Phase.resolve`` gives
 
 
+def plan_fingerprint(phase: Phase, plan: Plan) -> str:
+    """Twelve hex digits that name a phase with the configs of its steps; another data_root is another plan."""
+    said = json.dumps([phase.fingerprint, *(config.as_dict() for _, config in plan)])
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
 def repeat_config(config: RunConfig, repeat: int) -> RunConfig:
     """The config of a step's ``repeat``-th further run, from 1: the same under another seed."""
     seed = (config.seed + repeat * _SEED_STRIDE) % 2**31
