@@ -72,10 +72,7 @@ def climb(dry_run: bool, **wishes: Any) -> None:
 
     order = _order("main", **wishes)
     if dry_run:
-        from roofscale.commands.order import PHASES as NUMBERS
-
-        for number in NUMBERS:
-            commands.preview(order.load(number), order)
+        commands.preview_all(order)
         return
     sys.exit(commands.climb_all(order))
 

@@ -64,6 +64,12 @@ def preview(phase: Phase, order: Order) -> None:
     show.print_plan(phase, plan, said, order.to_json, requests)
 
 
+def preview_all(order: Order) -> None:
+    """Say what all phases would run."""
+    for number in PHASES:
+        preview(order.load(number), order)
+
+
 def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbResult | None:
     """Climb a phase, and leave its results on the terminal, in MLflow and in the documents.
 
