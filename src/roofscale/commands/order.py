@@ -64,6 +64,11 @@ class Order:
         kept = [word for word in self.overrides if word.partition("=")[0].strip() not in own]
         return replace(self, overrides=kept, asked=False)
 
+    def in_climb(self, phase: Phase) -> "Order":
+        """The order of a phase in a climb of all: the one on the GPU keeps the sizes that its own steps set."""
+        its = self.below(phase) if "gpu" in phase.requires else self
+        return replace(its, asked=True, goes_on=True)
+
     def load(self, number: int, file: Path | None = None) -> Phase:
         """Read a phase file."""
         return load_phase(file or self.experiments / f"phase{number}.yaml", self.overlay)

@@ -349,10 +349,12 @@ def climb_all(order: Order) -> int:
         failure of the others.
     """
     climbs: list[ClimbResult] = []
-    for phase in map(order.load, PHASES):
-        phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
-    for number in PHASES:
-        climbed = climb_phase(number, replace(order, goes_on=True))
+    orders = {phase.number: order.in_climb(phase) for phase in map(order.load, PHASES)}
+    for number, its in orders.items():
+        phase = order.load(number)
+        phase.resolve(overrides=its.words_for(phase))  # refuses what does not fit before anything is climbed
+    for number, its in orders.items():
+        climbed = climb_phase(number, its)
         if climbed is None:
             break
         climbs.append(climbed)
