@@ -13,9 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tests.served import line, mlflow_server  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 # Processes that tests start find the package, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))

@@ -201,7 +201,7 @@ def test_the_trend_agrees_with_the_exact_kendall_test_on_independent_values():
     assert math.isnan(health.trend(values[:9]).slope)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.01, 100), min_size=0, max_size=60), st.floats(0.01, 100))
 def test_verdicts_do_not_depend_on_the_scale_of_the_loss(losses, factor):
     scaled = [factor * loss for loss in losses]

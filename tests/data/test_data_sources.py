@@ -139,7 +139,7 @@ def test_missing_split_file_names_the_splits_that_are_there(copy_of: Callable[[s
 
 
 @given(count=st.integers(1, 400), seed=st.integers(0, 2**31 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_random_split_deals_everyone_out_once(count: int, seed: int) -> None:
     parts = random_split(count, seed)
     assert sorted((*parts.train, *parts.val, *parts.test)) == list(range(count))

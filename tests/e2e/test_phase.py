@@ -34,7 +34,7 @@ steps:
   - name: more
     set: {max_samples: 16, epochs: 3}
     expect: {speed/seconds_per_epoch: {value: 4, of: previous, tolerance: 0.9}}
-    criteria: {completes: , learning: , as_expected: }
+    criteria: {completes: , learning: }
 """
 
 

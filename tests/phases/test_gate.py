@@ -99,7 +99,16 @@ def test_a_try_that_was_rolled_back_is_no_trouble() -> None:
 
 
 @pytest.mark.parametrize(("phase", "condition"), [(2, "the best batch is known"), (3, "the loading pattern is known")])
-def test_what_is_not_known_says_which_phase_supplies_it(phase, condition) -> None:
+def test_what_is_not_known_says_that_phase_3_supplies_it(phase, condition) -> None:
     runs = proven()
     runs[phase] = [run(phase)]
-    assert closed(runs) == {condition: f"roofscale phase {phase}"}
+    assert closed(runs) == {condition: "roofscale phase 3"}
+
+
+def test_a_search_that_a_whole_run_has_confirmed_tells_the_best_batch() -> None:
+    runs = proven()
+    runs[2] = [run(2)]
+    runs[3] = [tagged(runs[3][0], searched="batch_size 8 to 24", verdict="passed"), *runs[3][1:]]
+    assert closed(runs) == {}
+    runs[3] = [tagged(runs[3][0], verdict="failed"), *runs[3][1:]]
+    assert closed(runs) == {"the best batch is known": "roofscale phase 3"}

@@ -30,7 +30,7 @@ steps:
       speed/seconds_per_epoch: {value: 2, of: previous, tolerance: 0.3}
     criteria:
       stable:
-      as_expected:
+    shown: {smooth: {max_roughness: 0.2}}
 """
 
 
@@ -112,7 +112,9 @@ def test_an_override_that_would_undo_the_ladder_is_refused(tmp_path, overrides):
         (", tolerance: 0.3", "", 16, "needs 'tolerance'"),
         ("tolerance: 0.3", "tolerance: 30", 16, "share between 0 and 1"),
         ("value: 2", "value: 0", 16, "above 0"),
-        ("      as_expected:\n", "", 12, "need each other"),
+        ("max_roughness", "max_roughnes", 19, "Did you mean 'max_roughness'"),
+        ("smooth:", "smoth:", 19, "Did you mean 'smooth'"),
+        ("on_insufficient: continue\n", "when: forecast_fit\n", 14, "Did you mean 'forecast_fits'"),
         ("name: tiny\n", "name: tiny\nname: again\n", 3, "second time"),
         ("steps:", "steps: {}\nsteps:", 9, "second time"),
         ("phase: 1\n", "", 1, "needs the key 'phase'"),
@@ -136,7 +138,7 @@ def test_a_mistake_is_refused_with_its_line(tmp_path, old, new, line, says):
 def test_the_first_step_has_nothing_to_compare_with(tmp_path):
     steps = GOOD.replace(
         "criteria: {completes: , memory",
-        "expect: {memory/share: {value: 1, of: previous, tolerance: 0.1}}\n    criteria: {as_expected: , memory",
+        "expect: {memory/share: {value: 1, of: previous, tolerance: 0.1}}\n    criteria: {completes: , memory",
     )
     with pytest.raises(ConfigError, match="nothing before it"):
         load_phase(write(tmp_path, steps))
@@ -207,10 +209,25 @@ def test_what_a_phase_needs_and_requires_is_checked(tmp_path, line, says):
     assert str(refused.value).startswith(f"{tmp_path / 'phase.yaml'}:2:")
 
 
-def test_a_smaller_increment_is_not_held_to_what_was_expected_of_the_larger(tmp_path):
-    step = load_phase(write(tmp_path, GOOD)).steps[1].at_smaller_increment()
-    assert step.expect == ()
-    assert [spec.name for spec in step.criteria] == ["stable"]
+def test_what_is_only_shown_decides_nothing_and_has_its_limits(tmp_path):
+    stable, smooth = load_phase(write(tmp_path, GOOD)).steps[1].criteria
+    assert (stable.name, stable.decides) == ("stable", True)
+    assert (smooth.name, smooth.decides, smooth.limits["max_roughness"]) == ("smooth", False, 0.2)
+
+
+TIMED = {"faster", "knee", "utilisation_up"}  # criteria that hold a run's times or use against another run's
+
+
+def test_a_time_compared_with_another_run_decides_at_batch_4_and_workers_4_alone(root):
+    phases = [load_phase(root / "experiments" / f"phase{number}.yaml") for number in (1, 2, 3, 4)]
+    deciding = {
+        (step.name, spec.name)
+        for phase in phases
+        for step in phase.steps
+        for spec in step.criteria
+        if spec.decides and spec.name in TIMED
+    }
+    assert deciding == {("batch-4", "faster"), ("workers-4", "utilisation_up")}
 
 
 MISSION = {  # what each shipped phase changes from step to step, and what it stands on

@@ -8,7 +8,7 @@ from scipy import stats
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
-from roofscale.phases.search.choice import Choice, choose, pareto
+from roofscale.phases.search.choice import Choice, choose, pareto, pool
 from roofscale.phases.search.spec import SearchSpec
 from roofscale.phases.search.trials import MOST_STEPS, as_trial, lacking_mib
 from roofscale.phases.search.tried import SKIPPED, Tried, measured, worth
@@ -63,9 +63,16 @@ def test_what_is_over_its_memory_or_never_ran_is_not_chosen() -> None:
     assert choose([over, died, skipped], SPEC, seed=0) is None
 
 
-def test_of_a_config_that_ran_twice_the_undisturbed_run_counts() -> None:
-    choice = chosen(tried(4, 60), tried(4, 100), tried(8, 101))
-    assert choice.chosen.rate == pytest.approx(100)
+def test_a_config_that_ran_several_times_is_not_chosen_for_its_luckiest_run() -> None:
+    lucky = [tried(4, rate, share) for rate, share in ((60, 0.3), (58, 0.5), (103, 0.3))]
+    choice = chosen(*lucky, tried(8, 100), tried(8, 100))
+    assert choice.chosen.config.batch_size == 8
+    (pooled,) = pool(lucky)
+    assert pooled.rate == pytest.approx((60 * 58 * 103) ** (1 / 3))
+    assert pooled.share == 0.5
+    assert [one.rate for one in choice.front] == pytest.approx([100])  # at the memory of batch 8, 0.5 as well
+    died = Tried(lucky[0].config, Outcome.HOST_OOM, 1.2)
+    assert not pool([*lucky, died])[0].feasible
 
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:

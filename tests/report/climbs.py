@@ -22,7 +22,7 @@ steps:
   - name: many
     set: {max_samples: 100}
     expect: {memory/peak_mib: {value: 1.0, of: previous, tolerance: 0.2}}
-    criteria: {completes: , memory_margin: {max_share: 0.8}, as_expected: }
+    criteria: {completes: , memory_margin: {max_share: 0.8}}
 """
 BATCHES = """
 phase: 2
@@ -40,7 +40,7 @@ steps:
   - name: batch-8
     set: {batch_size: 8}
     expect: {memory/peak_mib: {value: 1.8, of: previous, tolerance: 0.2}}
-    criteria: {completes: , memory_margin: {max_share: 0.75}, as_expected: }
+    criteria: {completes: , memory_margin: {max_share: 0.65}}
   - name: batch-16
     set: {batch_size: 16}
     criteria: *sound
@@ -100,7 +100,7 @@ def run(
     """A judged run of a step (``place`` from 0) at its own config, or at the one that its retreat changes."""
     step, config = phase.resolve()[place]
     if retreat:
-        step, config = step.at_smaller_increment(), config.with_overrides([retreat.changed])
+        step, config = replace(step, expect=()), config.with_overrides([retreat.changed])
     runs = [Measurement(outcome, detail, config.fingerprint, metrics=m, facts=FACTS) for m in (metrics or {}, *repeats)]
     previous, base = (before[-1].measurements, before[0].measurements) if before else ((), ())
     verdict = judge(step, runs[0], previous, base, runs[1:])
@@ -136,7 +136,7 @@ def passed_samples() -> ClimbResult:
 
 
 def rolled_back() -> ClimbResult:
-    """Phase 2: batch 8 took more memory than expected; batch 16 ran out of it, 12 held, 14 did not."""
+    """Phase 2: batch 8 took more memory than expected, and than it may; batch 16 ran out of it, 12 held, 14 did not."""
     plan = phase(BATCHES)
     four = run(plan, 0, measured(3000, 1.5))
     eight = run(plan, 1, measured(7000, 2.0), before=[four])

@@ -64,11 +64,11 @@ def test_a_page_says_what_was_planned_what_came_of_it_and_why() -> None:
     text = Page(phase_html(found)).text
     assert "Phase 2, larger-batches failed" in text
     assert "Which batch is fastest?" in text
-    assert "2 of 3 steps passed, 1 of them at a smaller increment than planned. It took 5 runs and 3.0 min." in text
+    assert "2 of 3 steps passed, 1 of them with a remedy. It took 5 runs and 3.0 min." in text
     assert "batch_size=16 failed host_oom" in text
     assert "batch_size=12 instead, for host oom passed" in text
     assert "killed by the kernel, out of memory" in text
-    assert "batch-8 memory/peak_mib 1.8 x previous +-20% 2.33 failed" in text
+    assert "batch-8 memory/peak_mib 1.8 x previous +-20% 2.33 not borne out" in text
     for judged in (criterion for each in found.all_runs() for criterion in each.verdict.criteria):
         assert judged.evidence in text
 

@@ -140,7 +140,7 @@ def test_successes_and_failures_are_listed_with_their_causes(file: Path) -> None
     )
     failures = source(book, "roofscale-failures")
     assert "| 2 | batch-16 | `batch_size=14` | host_oom | failed | host oom | killed by the kernel" in failures
-    assert "as_expected: memory/peak_mib 2.33 x previous" in failures
+    assert "memory_margin: peak memory host 70%" in failures
     assert "None yet." in source(update(file.with_name("other.ipynb"), {}), "roofscale-failures")
 
 

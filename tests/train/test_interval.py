@@ -82,3 +82,17 @@ def test_an_interval_across_an_edge_decides_nothing() -> None:
     assert i.place(0.9, 1.0, 1.05, math.inf) is Verdict.FAILED
     assert i.place(1.0, 1.1, 1.05, math.inf) is Verdict.INSUFFICIENT_EVIDENCE
     assert i.place(math.nan, math.nan, 0.0, 1.0) is Verdict.INSUFFICIENT_EVIDENCE
+
+
+def test_measures_of_one_thing_are_pooled_by_their_variances() -> None:
+    exact, rough = i.Estimate(1.0, 0.01, math.inf), i.Estimate(1.1, 0.03, math.inf)
+    both = i.pooled([exact, rough])
+    assert both.value == pytest.approx((3 * 1.0 + 1.1) / 4)
+    assert both.variance == pytest.approx(1 / (1 / 0.01 + 1 / 0.03))
+    assert i.pooled([rough]) == rough
+
+
+def test_measures_that_scatter_more_than_they_allow_are_known_less_well() -> None:
+    apart = [i.Estimate(value, 0.01, math.inf) for value in (0.0, 1.0, 2.0)]
+    assert i.pooled(apart).variance == pytest.approx(0.01 / 3 * 100)  # chi-square 200 over two degrees of freedom
+    assert i.pooled(apart).freedom == 2

@@ -31,7 +31,7 @@ def by_hand(logits: np.ndarray, target: np.ndarray) -> float:
     return float(bce + dice)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_the_loss_is_bce_plus_dice_of_each_labelled_channel(seed: int) -> None:
     logits, target, labelled = batch(seed)
@@ -44,7 +44,7 @@ def test_the_loss_is_bce_plus_dice_of_each_labelled_channel(seed: int) -> None:
     assert mean_labelled(losses, labelled).item() == pytest.approx(losses[labelled].mean().item(), rel=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_what_an_unlabelled_channel_holds_changes_neither_loss_nor_metrics(seed: int) -> None:
     logits, target, labelled = batch(seed)
@@ -65,7 +65,7 @@ def test_an_unlabelled_channel_gets_no_gradient() -> None:
     assert torch.equal(moved, labelled)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_ratios_are_those_of_the_sets_of_pixels(seed: int) -> None:
     logits, target, labelled = batch(seed)
@@ -93,7 +93,7 @@ def test_an_absent_class_is_nan_and_left_out_of_the_mean() -> None:
     assert "iou_ridge" not in found
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(0.0, 0.9), min_size=2, max_size=8))
 def test_no_constant_prediction_beats_the_best_constant(shares: list[float]) -> None:
     side = 32

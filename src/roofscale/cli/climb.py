@@ -19,7 +19,7 @@ from roofscale.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from roofscale.commands.phase import Order
+    from roofscale.commands.order import Order
 
 
 def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,8 +72,7 @@ def climb(dry_run: bool, **wishes: Any) -> None:
 
     order = _order("main", **wishes)
     if dry_run:
-        for number in commands.PHASES:
-            commands.preview(order.load(number), order)
+        commands.preview_all(order)
         return
     sys.exit(commands.climb_all(order))
 
@@ -128,7 +127,7 @@ def gate(dry_run: bool, **wishes: Any) -> None:
 
 def _order(entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any) -> "Order":
     """What was ordered, from the entry point of MLproject and the options of ``climb_options``."""
-    from roofscale.commands.phase import Order
+    from roofscale.commands.order import Order
     from roofscale.tracking import ProjectRun
 
     return Order(

@@ -13,31 +13,39 @@ from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase
 from roofscale.phases.record import newest_climb
 from roofscale.phases.retreat import ADVICE
+from roofscale.report.standing import carries
 from roofscale.train.interval import CONFIDENCE
 
 
 def lacking(phase: Phase, load: Callable[[int], Phase], runs: Path) -> tuple[Phase, ...]:
-    """The phases to climb before this one, the lowest first: none of their passed steps is on record."""
-    if phase.needs is None or base.last_good(phase.needs, runs):
+    """The phases to climb before this one, the lowest first: not yet climbed to their end, or not to a last good."""
+    if phase.needs is None or is_climbed(phase.needs, runs):
         return ()
     below = load(phase.needs)
     return (*lacking(below, load, runs), below)
 
 
+def is_climbed(phase: int, runs: Path) -> bool:
+    """Whether others can stand on a phase, by its newest attempt; by its last good alone where no server knows one."""
+    newest = newest_climb(phase)
+    return carries(newest) if newest else base.last_good(phase, runs) is not None
+
+
 def refuse_failed(phases: Iterable[Phase]) -> None:
-    """Refuse to climb again, unasked, what came to its end before and left nothing to stand on.
+    """Refuse to climb again, unasked, what has failed before: it stopped before its last step, or no step passed.
 
     Raises:
         ConfigError: one of the phases did; says which steps failed by what, and what is known to help.
     """
     for phase in phases:
         before = newest_climb(phase.number)
-        if before and not before.interrupted and before.last_good is None:
-            failed = ", ".join(f"{r.step.name} {r.verdict.verdict.words} ({wanting(r)})" for r in before.results)
+        if before and not before.interrupted and not carries(before):
+            stuck = [r for r in before.results if r.verdict.sound is not Verdict.PASSED]
+            failed = ", ".join(f"{r.step.name} {r.verdict.verdict.words} ({wanting(r)})" for r in stuck)
             known = (ADVICE[result.cause] for result in before.results if result.cause in ADVICE)
             helps = "; ".join(dict.fromkeys(known)) or "a change of what these criteria speak of"
             raise ConfigError(
-                f"phase {phase.number} was climbed before, and none of its steps passed: {failed}. What would help: "
+                f"phase {phase.number} was climbed before, and nothing can stand on it: {failed}. What would help: "
                 f"{helps}. Then climb it again: {invocation.command('phase', phase.number, fresh=True)}."
             )
 

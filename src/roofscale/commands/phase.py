@@ -1,20 +1,23 @@
 """The commands that climb: one phase, or all of them in order."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from roofscale import compute, invocation
+from roofscale import invocation
 from roofscale.commands import base, gate, needs, show
 from roofscale.commands.foreseen import Foreseen
+from roofscale.commands.order import PHASES, Order
 from roofscale.commands.place import check_place, requests_of
 from roofscale.commands.register import name_champion
 from roofscale.commands.report import STRATEGY, write_report
 from roofscale.commands.run import INTERRUPTED, print_where, settle_data
+from roofscale.commands.timed import counted
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
@@ -24,77 +27,23 @@ from roofscale.phases.crew import Crew
 from roofscale.phases.gate import CPU_PHASES
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
-from roofscale.phases.plan import Phase, Plan, Step, load_phase
-from roofscale.phases.record import SEARCH_EXPERIMENT, SEARCHING, experiment_name, out_of_memory
+from roofscale.phases.plan import Phase, Plan, Step, plan_fingerprint
+from roofscale.phases.record import SEARCH_EXPERIMENT, SEARCHING, experiment_name, newest_climb, out_of_memory
 from roofscale.phases.retreat import ADVICE
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import Ahead, publish_phase, publish_run
 from roofscale.report.sections import description, phase_section
+from roofscale.report.standing import carries
 from roofscale.report.table import verdict_table
 from roofscale.runners import choose
 from roofscale.runners.supervise import Listener, Listeners
-from roofscale.tracking import ProjectRun, TrackedRun, Tracker, require_answer
+from roofscale.tracking import TrackedRun, Tracker, require_answer
 
 if TYPE_CHECKING:
     from roofscale.phases.search.conduct import Conductor
 
-PHASES = (1, 2, 3, 4, 5)
-_COMPUTE = "compute="  # how an override of it begins
 _EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
-
-
-@dataclass(frozen=True)
-class Order:
-    """How a user wants phases to be climbed."""
-
-    overrides: Sequence[str]  # KEY=VALUE words for every step; a compute is that of the phases that require no GPU
-    experiments: Path  # folder of the phase files and of what is written up
-    runs: Path
-    cache: Path  # of generated data
-    overlay: Path | None = None
-    from_defaults: bool = False  # not from what the phase before has learnt
-    fresh: bool = False
-    force: bool = False  # go on where a requirement of the phase is not met
-    storage: str = ""  # URL of an Optuna storage for the trials of a search; may hold a password, so it is never shown
-    runner: str = choose.LOCAL  # on this machine, or as jobs elsewhere
-    to_json: bool = False
-    gpu_compute: str = ""  # of the phases that require a GPU; empty: as their files say
-    around: ProjectRun | None = None  # what `mlflow run` has opened
-    asked: bool = True  # whether the user asked for the phase, and not for another that stands on it
-
-    def __post_init__(self) -> None:
-        name = self.gpu_compute
-        if name and not name.startswith(compute.LOCAL) and not compute.get(name).gpu:
-            raise ConfigError(
-                f"gpu_compute={name} has no GPU, which phase {PHASES[-1]} requires; choose one that has, such as "
-                f"{gate.GPU_EXAMPLE}. For the other phases: {invocation.option('compute', name)}."
-            )
-
-    def words_for(self, phase: Phase) -> list[str]:
-        """The overrides of a phase, with its own compute."""
-        if "gpu" not in phase.requires:
-            return list(self.overrides)
-        kept = [word for word in self.overrides if not word.startswith(_COMPUTE)]
-        return [*kept, f"{_COMPUTE}{self.gpu_compute}"] if self.gpu_compute else kept
-
-    def for_gpu(self, phase: Phase) -> "Order":
-        """The order of this phase alone: where it requires a GPU, a compute that has one is meant for it."""
-        kept = [word for word in self.overrides if not word.startswith(_COMPUTE)]
-        named = next((word.removeprefix(_COMPUTE) for word in reversed(self.overrides) if word not in kept), "")
-        if "gpu" not in phase.requires or self.gpu_compute or not named or not compute.get(named).gpu:
-            return self
-        return replace(self, overrides=kept, gpu_compute=named)
-
-    def below(self, phase: Phase) -> "Order":
-        """The order of a phase that another stands on: knobs that its own steps set are left to them."""
-        own = {knob for step in phase.steps for knob in step.set}
-        kept = [word for word in self.overrides if word.partition("=")[0].strip() not in own]
-        return replace(self, overrides=kept, asked=False)
-
-    def load(self, number: int, file: Path | None = None) -> Phase:
-        """Read a phase file."""
-        return load_phase(file or self.experiments / f"phase{number}.yaml", self.overlay)
 
 
 def exit_code(climbed: ClimbResult) -> int:
@@ -107,12 +56,18 @@ def preview(phase: Phase, order: Order) -> None:
     first = () if order.from_defaults else needs.lacking(phase, order.load, order.runs)
     good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults or bool(first))
     if first:
-        said = f"No passed step of {needs.numbered(first)} is on record: climbed first; shown here from the defaults."
+        said = f"To be climbed first: {needs.numbered(first)}; shown here from the defaults."
     plan = phase.resolve(good, order.words_for(phase))
     attempts = Attempts(order.runs, experiment_name(phase.number))
     folders = [attempts.coming / f"{place:02d}-{step.name}" for place, (step, _) in enumerate(plan, 1)]
     requests = requests_of(order.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
     show.print_plan(phase, plan, said, order.to_json, requests)
+
+
+def preview_all(order: Order) -> None:
+    """Say what all phases would run."""
+    for number in PHASES:
+        preview(order.load(number), order)
 
 
 def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbResult | None:
@@ -140,7 +95,7 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
     no_gpu = gate.lacks_gpu(phase, order.words_for(phase), order.runner)
     first = needs.lacking(phase, order.load, order.runs) if order.force or not no_gpu else ()
-    if not order.from_defaults and (stopped := _climb_first(first, f"phase {phase.number}", order, out)):
+    if not order.from_defaults and (stopped := _climb_first(first, f"Phase {phase.number}", order, out)):
         return stopped
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
     unmet = "; and ".join([*gate.closed(phase, out), *no_gpu])
@@ -155,6 +110,11 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     configs = settle_data([config for _, config in plan], order.cache, out)
     check_place(order.runner, configs, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
+    done = order.goes_on and not order.fresh and attempts.is_finished(plan_fingerprint(phase, plan))
+    if done and (before := newest_climb(phase.number)):
+        again = invocation.command("phase", phase.number, fresh=True)
+        out.print(f"Climbed before, at this very plan: {before.verdict.words}. Anew: {escape(again)}")
+        return before
     notes = [f"forced although {unmet}"] if unmet else []
     tracker = Tracker(attempts.experiment, order.runs)
     climbed = _climb(phase, plan, good if phase.needs else None, attempts, tracker, order, out, notes)
@@ -163,16 +123,16 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
 
 
 def climb_missing(order: Order) -> ClimbResult | None:
-    """Climb the CPU phases of which no passed step is on record; return the one that ends this, if one does."""
+    """Climb the CPU phases that were not climbed to their end; return the one that ends this, if one does."""
     require_answer()
-    first = [order.load(number) for number in CPU_PHASES if base.last_good(number, order.runs) is None]
-    return _climb_first(first, "the gate", order, console(quiet=order.to_json))
+    first = [order.load(number) for number in CPU_PHASES if not needs.is_climbed(number, order.runs)]
+    return _climb_first(first, "The gate", order, console(quiet=order.to_json))
 
 
 def _climb_first(first: Sequence[Phase], who: str, order: Order, out: Console) -> ClimbResult | None:
     """Climb what a phase, or the gate, stands on; return the phase that nothing can stand on, None where all carry."""
     if first:
-        out.print(f"No passed step of {needs.numbered(first)} is on record, which {who} stands on: climbed first.")
+        out.print(f"{who} stands on {needs.numbered(first)}, not climbed to the end yet: climbed first.")
     if not order.fresh:
         needs.refuse_failed(first)
     for place, phase in enumerate(first):
@@ -182,14 +142,9 @@ def _climb_first(first: Sequence[Phase], who: str, order: Order, out: Console) -
         if left := [word for word in order.overrides if word not in its.overrides]:
             out.print(f"Left out in phase {phase.number}, whose steps set it themselves: {escape(' '.join(left))}")
         climbed = climb_phase(phase.number, its)
-        if climbed is None or not _carries(climbed):
+        if climbed is None or not carries(climbed):
             return climbed
     return None
-
-
-def _carries(climbed: ClimbResult) -> bool:
-    """Whether another phase can go on from it."""
-    return climbed.last_good is not None and not climbed.interrupted
 
 
 def _climb(
@@ -218,11 +173,22 @@ def _climb(
         ruled_out=() if order.fresh else out_of_memory(PHASES),
         notes=notes,
         foresee=foreseen,
+        settle=partial(_settle_more, [config for _, config in plan], order, out),
         search=_conductor(phase, tracker, order, out, tags, where.make, crew),
         crew=crew,
         parent_run=around.run_id if around and around.experiment_id == tracker.experiment_id else "",
     )
     return ladder.climb(order.fresh)
+
+
+def _settle_more(planned: Sequence[RunConfig], order: Order, out: Console, config: RunConfig) -> RunConfig | None:
+    """Find the samples of a remedy that validates on more of them than was planned; None where there are no more."""
+    most = max(one.val_samples for one in planned)
+    if config.val_samples <= most:
+        return config
+    if Path(config.data_root).is_relative_to(order.cache):
+        return settle_data([one.with_overrides({"data_root": ""}) for one in (config, *planned)], order.cache, out)[0]
+    return config if max(val for _, val in counted(config).samples.values()) > most else None
 
 
 def _conductor(
@@ -254,7 +220,7 @@ def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console)
         parent.tags({"verdict": climbed.verdict})
         publish_phase(parent, climbed, coming)
     parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
-    told = order.asked or not _carries(climbed)  # what a script reads, and where it is pointed to, is one climb
+    told = order.asked or not carries(climbed)  # what a script reads, and where it is pointed to, is one climb
     if told and order.around:
         order.around.point_to(climbed.run_id)
     if told or not order.to_json:
@@ -376,6 +342,8 @@ def climb_as_dict(climbed: ClimbResult) -> dict[str, object]:
 def climb_all(order: Order) -> int:
     """Climb every phase in order; stop where one was interrupted, stopped before its last step, or carries no other.
 
+    What an earlier call has climbed to its end at the same plan is not climbed again, unless anew is asked for.
+
     Returns:
         The exit code of the first that did not pass. A last phase that this machine cannot run is said, and is no
         failure of the others.
@@ -384,10 +352,10 @@ def climb_all(order: Order) -> int:
     for phase in map(order.load, PHASES):
         phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
     for number in PHASES:
-        climbed = climb_phase(number, order)
+        climbed = climb_phase(number, replace(order, goes_on=True))
         if climbed is None:
             break
         climbs.append(climbed)
-        if not climbed.complete or not (order.from_defaults or _carries(climbed)):
+        if not climbed.complete or not (order.from_defaults or carries(climbed)):
             break
     return next((code for code in map(exit_code, climbs) if code), 0)

@@ -42,7 +42,7 @@ def train_once(
         run = tracker.start(config.fingerprint, {**git_state(Path.cwd()), "fingerprint": config.fingerprint})
         run.params(config)
         run.foreseen(Foreseen(runs, out, runner)(config))
-        folder.begin(run.run_id)
+        folder.begin(run.run_id, config)
     with run.system_metrics():
         listener = Listeners(run, ProgressBar("train"), *([] if runner == choose.LOCAL else [Ahead(config)]))
         measurement = choose.chosen(runner).make(folder.path, listener)(config)

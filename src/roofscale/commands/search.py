@@ -12,7 +12,7 @@ from rich.table import Table
 from roofscale import compute
 from roofscale.commands.base import starting_config
 from roofscale.commands.host_points import kind_for, recorded_points
-from roofscale.commands.phase import Order
+from roofscale.commands.order import Order
 from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError

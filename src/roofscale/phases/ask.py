@@ -13,14 +13,14 @@ from roofscale.phases.plan import Step
 
 @dataclass(frozen=True)
 class Ask:
-    """One config to be measured at a step: the step's own, or a smaller one."""
+    """One config to be measured at a step: the step's own, or one with a remedy."""
 
     number: int  # place of the step in its phase, from 1
     step: Step
     config: RunConfig
     done: tuple[StepResult, ...]  # the steps before
     retreat: Retreat | None = None
-    retreats: int = 0  # how many smaller increments were tried before this one, itself included
+    retreats: int = 0  # how many remedies were tried before this one, itself included
 
     def judge(self, runs: Sequence[Measurement]) -> StepVerdict:
         """The verdict on a run and its repeats."""
@@ -29,7 +29,7 @@ class Ask:
         history = [Rung(result.config, result.measurements) for result in self.done]
         return judge(self.step, first, before, base, others, config=self.config, history=history)
 
-    def smaller(self, config: RunConfig, retreat: Retreat) -> "Ask":
-        """The same step at a smaller increment."""
-        step = self.step if self.retreat else self.step.at_smaller_increment()
+    def with_remedy(self, config: RunConfig, retreat: Retreat) -> "Ask":
+        """The same step with a remedy; what was expected of the increment asked for says nothing of another."""
+        step = replace(self.step, expect=())
         return replace(self, step=step, config=config, retreat=retreat, retreats=self.retreats + 1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome, write_json
 from roofscale.phases.judge import StepVerdict
@@ -33,9 +34,16 @@ class StepFolder:
         file = self.path / "run.json"
         return str(read_json(file)["run_id"]) if file.exists() else None
 
-    def begin(self, run_id: str) -> None:
-        """Note the MLflow run, so that a resumed step goes on in it."""
-        write_json(self.path / "run.json", {"run_id": run_id})
+    @property
+    def config(self) -> RunConfig | None:
+        """The config that the run was begun with; None where it is still to begin."""
+        file = self.path / "run.json"
+        return RunConfig().with_overrides(read_json(file)["config"]) if file.exists() else None
+
+    def begin(self, run_id: str, config: RunConfig) -> None:
+        """Make the folder, and note the MLflow run and the config, so that a resumed step goes on with them."""
+        self.path.mkdir(exist_ok=True)
+        write_json(self.path / "run.json", {"run_id": run_id, "config": config.as_dict()})
 
     @property
     def verdict(self) -> StepVerdict | None:
@@ -67,8 +75,8 @@ class Attempt:
 
     @property
     def content(self) -> dict[str, Any]:
-        """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), ``said`` (the phase file), ``notes``, and
-        ``verdict`` once it is over."""
+        """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), ``said`` (the phase file), ``notes``,
+        ``skipped`` (step -> why), and ``verdict`` once it is over."""
         return read_json(self.path / "attempt.json")
 
     def update(self, **fields: Any) -> None:
@@ -82,11 +90,9 @@ class Attempt:
         return kept
 
     def step(self, number: int, name: str, retreat: int = 0, repeat: int = 0) -> StepFolder:
-        """The folder of a step's first run, or of a further one (smaller increment, other seed); made if need be."""
+        """The folder of a step's first run, or of a further one (with a remedy, under another seed)."""
         further = (f"-retreat{retreat}" if retreat else "") + (f"-repeat{repeat}" if repeat else "")
-        folder = self.path / f"{number:02d}-{name}{further}"
-        folder.mkdir(exist_ok=True)
-        return StepFolder(folder)
+        return StepFolder(self.path / f"{number:02d}-{name}{further}")
 
     def search(self, number: int, name: str) -> Path:
         """The folder of the search that a step begins with; made by the search."""
@@ -120,6 +126,10 @@ class Attempts:
         """The newest attempt, if it is at this very plan and was not brought to an end."""
         newest = self.all()[-1:]
         return next((a for a in newest if a.content["plan"] == plan and not a.content.get("verdict")), None)
+
+    def is_finished(self, plan: str) -> bool:
+        """Whether the newest attempt is at this very plan and was brought to an end."""
+        return any(a.content["plan"] == plan and bool(a.content.get("verdict")) for a in self.all()[-1:])
 
     @property
     def coming(self) -> Path:

@@ -1,13 +1,14 @@
 """What a climb came to: plain data that the ladder makes, ``record`` reads back from MLflow, and the report shows."""
 
 import enum
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
-from roofscale.phases.judge import StepVerdict, Verdict
+from roofscale.phases.criteria import Comparison
+from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
 from roofscale.phases.plan import Phase, Step
 
 
@@ -29,16 +30,19 @@ class Cause(enum.StrEnum):
     TIMEOUT = "timeout"
     CRASHED = "crashed"
     FORGETTING = "forgetting"
-    CRITERIA = "criteria"  # it ran well; a criterion of speed, balance, learning or expectation was not met
+    NOT_LEARNING = "not_learning"
+    LOADER_BOUND = "loader_bound"  # training waited for the loader
+    FEW_VALIDATION_SAMPLES = "few_validation_samples"  # too few to tell; more seeds of the same would not help
+    CRITERIA = "criteria"  # it ran well; a criterion of speed or balance was not met
 
 
 @dataclass(frozen=True)
 class Retreat:
-    """Why a run takes a smaller increment than its step asks for."""
+    """Why a run departs from what its step asks for: the remedy that it tries."""
 
-    retry_of: str  # the MLflow run that failed
+    retry_of: str  # the MLflow run that did not pass
     cause: Cause
-    changed: str  # what was made smaller, as an override: 'batch_size=12'
+    changed: str  # the remedy as an override: 'batch_size=12', 'schedule=mixed'
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class StepResult:
     repeats: tuple[Measurement, ...] = ()  # the same config under other seeds
     retreat: Retreat | None = None  # None: the deciding run is at the step's own config
     cause: Cause | None = None  # of a failure
-    tries: tuple["StepResult", ...] = ()  # the runs at other increments, in the order in which they were made
+    tries: tuple["StepResult", ...] = ()  # the step's other runs, in the order in which they were made
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
@@ -80,26 +84,72 @@ class ClimbResult:
     created: str = ""  # ISO 8601, UTC
     commit: str = ""  # of the code that ran; empty where that is not known
     notes: tuple[str, ...] = ()  # what a reader of the verdict has to know, such as a plan that was changed
+    skipped: Mapping[str, str] = field(default_factory=dict)  # step -> why its condition did not hold
 
     @property
     def verdict(self) -> Verdict:
-        """Failed if a step failed; passed if all steps passed; else insufficient evidence."""
-        found = [result.verdict.verdict for result in self.results]
-        if Verdict.FAILED in found:
+        """What the phase's question came to, in this one place.
+
+        Failed where a step is not sound: a health check or a success criterion failed, and no remedy helped. Passed
+        where every step is, and one passed to go on from. A finding, such as a batch that is no faster, is an answer,
+        so that a step which lacks nothing else does not fail its phase. Else the evidence is insufficient.
+        """
+        sound = [result.verdict.sound for result in self.results]
+        if Verdict.FAILED in sound:
             return Verdict.FAILED
-        return Verdict.PASSED if self.complete and set(found) == {Verdict.PASSED} else Verdict.INSUFFICIENT_EVIDENCE
+        told = self.complete and set(sound) == {Verdict.PASSED} and self.last_good is not None
+        return Verdict.PASSED if told else Verdict.INSUFFICIENT_EVIDENCE
 
     @property
     def complete(self) -> bool:
-        """Whether every step was judged, well or not."""
-        return len(self.results) == len(self.phase.steps) and not self.interrupted
+        """Whether every step was judged, well or not, or its condition did not hold."""
+        return len(self.results) + len(self.skipped) == len(self.phase.steps) and not self.interrupted
+
+    @property
+    def left_out(self) -> list[Step]:
+        """The steps that were neither judged nor skipped."""
+        known = {*(result.step.name for result in self.results), *self.skipped}
+        return [step for step in self.phase.steps if step.name not in known]
 
     @property
     def last_good(self) -> StepResult | None:
-        """The newest passed step, whose config is the last good."""
-        return next((r for r in reversed(self.results) if r.verdict.verdict is Verdict.PASSED), None)
+        """The passed step whose config is the last good; see ``hand_on``."""
+        return hand_on(self.phase, self.results)
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Every expectation of every step with what was measured of it, in the order of the runs.
+
+        A run with a remedy has none: what was expected of the increment asked for says nothing of another.
+        """
+        return [found for run in self.all_runs() for found in run.verdict.comparisons]
 
     def all_runs(self) -> Iterator[StepResult]:
         """Every run of every step in the order in which they were made."""
         for result in self.results:
             yield from result.runs
+
+
+def hand_on(phase: Phase, results: Sequence[StepResult]) -> StepResult | None:
+    """The passed step whose config is handed on; None where none passed.
+
+    It is the newest. In a phase with a ``least_batch`` it is the smallest batch of at least that size, or of the knee's
+    where that is larger; where none of these held, the largest that did.
+    """
+    passed = [result for result in results if result.verdict.verdict is Verdict.PASSED]
+    if not passed or not phase.least_batch:
+        return passed[-1] if passed else None
+    knee = find_knee(results)
+    least = max(phase.least_batch, int(knee.numbers["batch_size"]) if knee else 0)
+    enough = [result for result in passed if result.config.batch_size >= least]
+    return min(enough, key=_batch_size) if enough else max(passed, key=_batch_size)
+
+
+def find_knee(results: Sequence[StepResult]) -> CriterionResult | None:
+    """The newest word of the criterion ``knee``; None where it could not be told."""
+    told = [found for r in results for run in r.runs for found in run.verdict.criteria if found.name == "knee"]
+    return told[-1] if told and told[-1].verdict is Verdict.PASSED else None
+
+
+def _batch_size(result: StepResult) -> int:
+    return result.config.batch_size

@@ -135,8 +135,9 @@ def _known_conditions(runs: Runs) -> Iterable[Condition]:
         lambda run: f"{run.metrics['memory/mib_per_sample']:,.0f} MiB a sample at {run.params['image_size']} px",
     )  # fmt: skip
     yield _known(
-        "the best batch is known", runs, (2,), lambda run: run.tags.get("verdict.knee") == "passed",
-        lambda run: run.tags.get("evidence.knee", ""),
+        "the best batch is known", runs, (3, 2), _tells_batch,
+        lambda run: run.tags.get("evidence.knee", "") or f"batch {run.params['batch_size']} was searched for: "
+        f"{run.tags.get('searched', '')}",
     )  # fmt: skip
     yield _known(
         "the loading pattern is known", runs, (3,), lambda run: run.tags.get("verdict.balanced") == "passed",
@@ -148,6 +149,12 @@ def _known_conditions(runs: Runs) -> Iterable[Condition]:
         lambda run: f"{run.metrics['speed/seconds_per_epoch']:,.0f} s an epoch of {run.params['max_samples']} samples "
         f"of {run.params['datasets']}",
     )  # fmt: skip
+
+
+def _tells_batch(run: RunRecord) -> bool:
+    """By the knee of the batches that were climbed, or as the choice of a search that a whole run has confirmed."""
+    confirmed = "searched" in run.tags and run.tags.get("verdict") == "passed"
+    return confirmed or run.tags.get("verdict.knee") == "passed"
 
 
 def _known(

@@ -1,5 +1,6 @@
 """The verdict of a step: what was measured, held against the step's criteria. Pure: no file, no clock, no tracking."""
 
+import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,11 +8,20 @@ from typing import Any
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
-from roofscale.phases.criteria import CRITERIA, Evidence, Rung
+from roofscale.phases.criteria import CRITERIA, Comparison, Evidence, Rung, compare
+from roofscale.phases.expectation import Expectation
 from roofscale.phases.plan import Step
 from roofscale.train.health import Verdict, combine
 
-__all__ = ["CriterionResult", "StepVerdict", "Verdict", "judge"]
+__all__ = ["CriterionResult", "Role", "StepVerdict", "Verdict", "judge"]
+
+
+class Role(enum.StrEnum):
+    """What hangs on a criterion."""
+
+    DECIDES = "decides"  # the step's verdict, and with it the phase's
+    FINDING = "finding"  # the step's verdict alone: for the phase it answers a question, whatever the answer is
+    SHOWN = "shown"  # nothing
 
 
 @dataclass(frozen=True)
@@ -22,14 +32,22 @@ class CriterionResult:
     verdict: Verdict
     evidence: str  # one line with numbers, for a person
     numbers: Mapping[str, float] = field(default_factory=dict)  # the same for a script; finite values only
+    role: Role = Role.DECIDES
 
 
 @dataclass(frozen=True)
 class StepVerdict:
-    """By the criteria that decide: failed if any failed, else insufficient evidence if any lacks it, else passed."""
+    """Failed if any criterion that counts failed, else insufficient evidence if any lacks it, else passed."""
 
     verdict: Verdict
     criteria: tuple[CriterionResult, ...]
+    comparisons: tuple[Comparison, ...] = ()  # what was expected, reported beside the verdict
+
+    @property
+    def sound(self) -> Verdict:
+        """The verdict without the findings: whether the run is one to go on from, whatever the change was worth."""
+        deciding = [result.verdict for result in self.criteria if result.role is Role.DECIDES]
+        return combine(deciding) if self.criteria else self.verdict
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -38,12 +56,21 @@ class StepVerdict:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "StepVerdict":
         """Rebuild what ``as_dict`` gave, also after a trip through JSON."""
-        criteria = (CriterionResult(**{**entry, "verdict": Verdict(entry["verdict"])}) for entry in raw["criteria"])
-        return cls(Verdict(raw["verdict"]), tuple(criteria))
+        criteria = (
+            CriterionResult(**{**entry, "verdict": Verdict(entry["verdict"]), "role": Role(entry["role"])})
+            for entry in raw["criteria"]
+        )
+        comparisons = (
+            Comparison(
+                **{**entry, "verdict": Verdict(entry["verdict"]), "expectation": Expectation(**entry["expectation"])}
+            )
+            for entry in raw["comparisons"]
+        )
+        return cls(Verdict(raw["verdict"]), tuple(criteria), tuple(comparisons))
 
     def named(self, verdict: Verdict) -> list[str]:
-        """Names of the criteria that came to ``verdict``."""
-        return [result.name for result in self.criteria if result.verdict is verdict]
+        """Names of the criteria that count and came to ``verdict``."""
+        return [r.name for r in self.criteria if r.verdict is verdict and r.role is not Role.SHOWN]
 
 
 def judge(
@@ -68,13 +95,13 @@ def judge(
         history: the runs that decided the earlier steps of the phase, in order.
     """
     evidence = Evidence(measurement, tuple(previous), tuple(base), tuple(repeats), step.expect, config, tuple(history))
-    results, deciding = [], []
+    results = []
     for spec in step.criteria:
         criterion = CRITERIA[spec.name]
         finding = criterion.judge(evidence, spec.limits)
-        decides = spec.decides and not (criterion.asks and len(repeats) >= step.most_repeats)
+        role = Role.SHOWN if not spec.decides else Role.FINDING if criterion.finding else Role.DECIDES
         numbers = {name: float(value) for name, value in finding.numbers.items() if math.isfinite(value)}
-        said = finding.evidence if decides else f"(shown only) {finding.evidence}"
-        results.append(CriterionResult(spec.name, finding.verdict, said, numbers))
-        deciding += [finding.verdict] if decides else []
-    return StepVerdict(combine(deciding), tuple(results))
+        said = f"(shown only) {finding.evidence}" if role is Role.SHOWN else finding.evidence
+        results.append(CriterionResult(spec.name, finding.verdict, said, numbers, role))
+    verdict = combine([result.verdict for result in results if result.role is not Role.SHOWN])
+    return StepVerdict(verdict, tuple(results), tuple(compare(step.name, one, evidence) for one in step.expect))

@@ -1,28 +1,28 @@
-"""Climb a phase: run each step, judge it, and go on, repeat, take a smaller increment or stop, as the phase file says.
+"""Climb a phase: run each step, judge it, and go on, repeat, take a remedy or stop, as the phase file says.
 
 The path of one run is ``_run``: open the MLflow run, hand the config to a runner, judge the measurement, write down the
 verdict. Whatever kills it before the last line, the same command takes the step up again.
 """
 
 import datetime
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from roofscale import compute
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, Outcome, write_json
+from roofscale.measurement import FORECAST, Measurement, Outcome, write_json
 from roofscale.phases.ask import Ask
 from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
-from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult, Stopped
+from roofscale.phases.climb import ClimbResult, Retreat, StepResult, Stopped, hand_on
 from roofscale.phases.crew import Crew
 from roofscale.phases.judge import Verdict
-from roofscale.phases.plan import Phase, Plan, Step, repeat_config
-from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut, at_least_as_large, find_cause, smaller
+from roofscale.phases.plan import Phase, Plan, Step, plan_fingerprint, repeat_config
+from roofscale.phases.retreat import OUT_OF_MEMORY, SIZES, RuledOut, at_least_as_large, find_cause, remedy
 from roofscale.runners import Runner
 from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
@@ -63,11 +63,13 @@ class Ladder:
     ruled_out: Sequence[RuledOut] = ()  # what ran out of memory in earlier attempts
     notes: Sequence[str] = ()  # what a reader of the verdict has to know already
     foresee: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics of a run that is about to begin
+    settle: Callable[[RunConfig], RunConfig | None] = lambda config: config  # a remedy's data; None: there is no more
     search: "Conductor | None" = None  # for the steps that search
     crew: Crew = field(default_factory=Crew)  # how many runs may go on at a time
     parent_run: str = ""  # an empty MLflow run of this experiment that a new attempt makes its own
     _full: list[RuledOut] = field(default_factory=list, init=False)
-    _begun: dict[Path, "Future[_Made]"] = field(default_factory=dict, init=False)  # by folder, before their turn
+    _begun: dict[Path, tuple[RunConfig, "Future[_Made]"]] = field(default_factory=dict, init=False)  # before their turn
+    _remedies: dict[str, Any] = field(default_factory=dict, init=False)  # that earlier steps needed
 
     def climb(self, fresh: bool = False) -> ClimbResult:
         """Climb from the bottom, or, unless ``fresh``, from where the newest attempt at this plan was left.
@@ -82,16 +84,22 @@ class Ladder:
             parent.tags({"attempt": str(attempt.path), "notes": json.dumps(notes)})
             self._full = [known for known in self.ruled_out if known.attempt != parent.run_id]
             done: list[StepResult] = []
+            skipped: dict[str, str] = dict(attempt.content.get("skipped", {}))
+            self._remedies = {}
             interrupted = False
             try:
                 with self.crew.at_work():
-                    for number, (step, config) in enumerate(self.plan, 1):
+                    for number, (step, _) in enumerate(self.plan, 1):
+                        config = self._config(attempt, number)
+                        if self._skips(attempt, parent, number, config, skipped):
+                            continue
                         self._begin_independent(attempt, parent, number)
                         result = self._step(attempt, parent, Ask(number, step, config, tuple(done)))
                         done.append(result)
-                        if result.verdict.verdict is Verdict.PASSED:
-                            self._remember(result, parent)
-                        elif self._stops(result):
+                        self._remedies |= _remedies(result)
+                        if good := hand_on(self.phase, done):
+                            self._remember(good, parent)
+                        if self._stops(result):
                             break
             except Stopped as stopped:
                 interrupted = True
@@ -106,10 +114,32 @@ class Ladder:
                 created=attempt.content["created"],
                 commit=self.tags.get("git_commit", ""),
                 notes=notes,
+                skipped=skipped,
             )
             if not interrupted:
                 attempt.update(verdict=climbed.verdict)
             return climbed
+
+    def _config(self, attempt: Attempt, number: int) -> RunConfig:
+        """The config that a step asks for: the one that it was begun with, else its own with the earlier remedies."""
+        step, planned = self.plan[number - 1]
+        folder = attempt.step(number, step.name)
+        if folder.path in self._begun:
+            return self._begun[folder.path][0]
+        kept = {knob: value for knob, value in self._remedies.items() if knob not in step.set}
+        return folder.config or planned.with_overrides(kept)
+
+    def _skips(
+        self, attempt: Attempt, parent: TrackedRun, number: int, config: RunConfig, skipped: dict[str, str]
+    ) -> bool:
+        """Whether a step is left out because its forecast says that it does not fit; noted once, as the reason."""
+        step, _ = self.plan[number - 1]
+        is_new = step.name not in skipped and attempt.step(number, step.name).run_id is None
+        if step.when and is_new and (why := _too_large(step, config, self.foresee(config))):
+            skipped[step.name] = why
+            attempt.update(skipped=skipped)
+            parent.tags({"skipped": json.dumps(skipped)})
+        return step.name in skipped
 
     def _plan_changes(self) -> list[str]:
         """What the phase file says otherwise than in the newest attempt, if that one has seen results already."""
@@ -120,9 +150,7 @@ class Ladder:
         return []
 
     def _open(self, fresh: bool) -> tuple[Attempt, TrackedRun]:
-        # The whole configs, because another data_root is another attempt, though it is the same run config.
-        said = json.dumps([self.phase.fingerprint, *(config.as_dict() for _, config in self.plan)])
-        fingerprint = hashlib.sha256(said.encode()).hexdigest()[:12]
+        fingerprint = plan_fingerprint(self.phase, self.plan)
         attempt = None if fresh else self.attempts.unfinished(fingerprint)
         parent = self.tracker.resume(attempt.content["run_id"]) if attempt else None
         if attempt and parent:
@@ -152,19 +180,21 @@ class Ladder:
         """
         if self.crew.most == 1:
             return
-        for place, (step, config) in enumerate(self.plan[number - 1 :], number):
-            folder = attempt.step(place, step.name)
+        for place, (step, _) in enumerate(self.plan[number - 1 :], number):
+            if step.when and place > number:
+                break
+            folder, config = attempt.step(place, step.name), self._config(attempt, place)
             known = self._known(config)
             if step.search is None and folder.verdict is None and folder.path not in self._begun and not known:
                 ask = Ask(place, step, config, ())
-                self._begun[folder.path] = self.crew.start(partial(self._make, folder, parent, ask, 0, None))
+                self._begun[folder.path] = config, self.crew.start(partial(self._make, folder, parent, ask, 0, None))
             if step.search or "stop" in (step.on_failure, step.on_insufficient):
                 break
 
     def _step(self, attempt: Attempt, parent: TrackedRun, ask: Ask) -> StepResult:
-        """Bring a step to its verdict: at its own config, then, where the cause suggests it, at smaller increments.
+        """Bring a step to its verdict: at its own config, then, where the cause suggests it, with remedies.
 
-        The deciding run is the largest increment that passed, else the one that the step asks for.
+        The deciding run is the last that passed, of sizes the largest, else the one that the step asks for.
         """
         ask = self._search(attempt, parent, ask)
         passed_before = (r.config for r in reversed(ask.done) if r.verdict.verdict is Verdict.PASSED)
@@ -173,17 +203,18 @@ class Ladder:
         runs, newest = [asked], asked
         failed, held = [asked.config], [good] if good else []
         while asked.cause and len(runs) <= ask.step.max_retreats:
-            found = smaller(newest.cause or asked.cause, failed, held, [known.config for known in self._full])
-            if found is None:
+            cause = newest.cause or asked.cause
+            found = remedy(cause, failed, held, [known.config for known in self._full])
+            config = self.settle(found[0]) if found else None
+            if not found or config is None:
                 break
-            config, changed = found
-            ask = ask.smaller(config, Retreat(asked.run_id, newest.cause or asked.cause, changed))
+            ask = ask.with_remedy(config, Retreat(asked.run_id, cause, found[1]))
             newest = self._measure(attempt, parent, ask, good)
             runs.append(newest)
             passed = newest.verdict.verdict is Verdict.PASSED
-            (held if passed else failed).append(config)
-            if passed and asked.cause is Cause.DIVERGED:
-                break  # a learning rate that works need not be the largest that does
+            (held if passed else failed).append(ask.config)
+            if cause not in SIZES and not newest.cause:
+                break
         deciding = next((run for run in reversed(runs) if run.verdict.verdict is Verdict.PASSED), asked)
         self.tracker.open(deciding.run_id).tags({"decides": "true"})
         return replace(deciding, step=asked.step, tries=tuple(run for run in runs if run is not deciding))
@@ -198,7 +229,10 @@ class Ladder:
         return replace(ask, step=step, config=ask.config.with_overrides(found))
 
     def _measure(self, attempt: Attempt, parent: TrackedRun, ask: Ask, good: RunConfig | None) -> StepResult:
-        """Run one config and, while the evidence is insufficient and the phase file says so, repeat it."""
+        """Run one config and, while the evidence is insufficient and the phase file says so, repeat it.
+
+        Not where more validation samples are the remedy: another seed would show the same few.
+        """
         known = self._known(ask.config)
         runs: list[Measurement] = []
         for repeat in range(ask.step.most_repeats + 1):
@@ -208,9 +242,9 @@ class Ladder:
             runs.append(result.measurement)
             if repeat == 0:
                 first = result
-            if result.verdict.verdict is not Verdict.INSUFFICIENT_EVIDENCE:
+            cause = find_cause(result.verdict, runs[-1], ask.config, good)
+            if cause or result.verdict.verdict is not Verdict.INSUFFICIENT_EVIDENCE:
                 break
-        cause = find_cause(result.verdict, runs[-1], ask.config, good)
         if runs[-1].outcome in OUT_OF_MEMORY:
             self._full.append(RuledOut(ask.config, runs[-1].outcome, result.run_id))
         tags: dict[str, str] = {"verdict": result.verdict.verdict, **({"failure": cause} if cause else {})}
@@ -236,7 +270,7 @@ class Ladder:
         judged = folder.verdict
         if judged and folder.run_id:
             return StepResult(ask.step, ask.config, folder.measurement, judged, folder.run_id, folder.path)
-        begun = self._begun.pop(folder.path, None)
+        _, begun = self._begun.pop(folder.path, (None, None))
         run, measurement = (begun or self.crew.start(lambda: self._make(folder, parent, ask, repeat, known))).result()
         run.summary(measurement)
         if measurement.outcome is Outcome.INTERRUPTED:
@@ -281,6 +315,7 @@ class Ladder:
             "step": ask.step.name,
             "fingerprint": ask.config.fingerprint,
             "folder": str(folder.path),
+            **({"searched": str(ask.step.search)} if ask.step.search else {}),
         }
         notes = []
         if ask.retreat:
@@ -297,7 +332,7 @@ class Ladder:
         run = self.tracker.start(" ".join([ask.step.name, *(f"({note})" for note in notes)]), tags, parent)
         run.params(ask.config)
         run.foreseen(self.foresee(ask.config))
-        folder.begin(run.run_id)
+        folder.begin(run.run_id, ask.config)
         return run, ", ".join(notes)
 
     def _known(self, config: RunConfig) -> RuledOut | None:
@@ -311,8 +346,10 @@ class Ladder:
         self.tracker.open(result.run_id).promote(*last_good_aliases(self.phase.number))
 
     def _stops(self, result: StepResult) -> bool:
-        failed = result.verdict.verdict is Verdict.FAILED
-        return (result.step.on_failure if failed else result.step.on_insufficient) == "stop"
+        """Whether the phase ends here; a finding never ends it."""
+        sound, step = result.verdict.sound, result.step
+        policy = {Verdict.FAILED: step.on_failure, Verdict.INSUFFICIENT_EVIDENCE: step.on_insufficient}
+        return policy.get(sound) == "stop"
 
 
 def last_good_aliases(phase: int) -> tuple[str, str]:
@@ -328,3 +365,20 @@ def _not_run(config: RunConfig, known: RuledOut) -> Measurement:
         f"image_size={known.config.image_size}), which ended as {known.outcome}; --fresh forgets that"
     )
     return Measurement(known.outcome, detail, config.fingerprint)
+
+
+def _remedies(result: StepResult) -> dict[str, Any]:
+    """The knobs that a step's remedies have changed on what it asked for, where one of them made it pass."""
+    asked = result.runs[0].config
+    return {knob: getattr(result.config, knob) for knob in result.config.changed_from(asked)} if result.retreat else {}
+
+
+def _too_large(step: Step, config: RunConfig, foreseen: Mapping[str, float]) -> str:
+    """Why a config does not fit, by its forecast: its peak is certainly over the step's margin; empty where it may."""
+    most = next((spec.limits["max_share"] for spec in step.criteria if spec.name == "memory_margin"), 1.0)
+    where = compute.get(config.compute)
+    for quantity, gib in (("host_peak_mib", where.memory_gib), ("gpu_peak_mib", where.gpu_memory_gib)):
+        low = foreseen.get(f"{FORECAST}{quantity}_low", 0.0)
+        if low > most * gib * 1024:
+            return f"not run: forecast of at least {low:,.0f} MiB, over {most:.0%} of {gib * 1024:,.0f}"
+    return ""

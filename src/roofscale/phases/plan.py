@@ -25,18 +25,18 @@ from roofscale.phases.expectation import REFERENCES, Expectation
 from roofscale.phases.nodes import Node, read_yaml
 from roofscale.phases.search.spec import SearchSpec, read_search
 
-ON_FAILURE = ("stop", "continue")  # after the retreats, where none of them passed
+ON_FAILURE = ("stop", "continue")  # after the remedies, where none of them passed
 ON_INSUFFICIENT = ("repeat", "continue", "stop")
 REQUIREMENTS = ("gate", "gpu")
 _DEFAULT_REPEATS = 2
 _DEFAULT_RETREATS = 2
-EXPECTATIONS = "as_expected"  # the criterion that holds a step to its expectations
+CONDITIONS = ("forecast_fits",)  # under which a step is run: unless its forecast says that its memory does not fit
 _SEED_STRIDE = 1000  # far apart, so that a repeat of seed 0 is not somebody's run of seed 1
 
 _POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats", "max_retreats")
-_PHASE_KEYS = ("phase", "name", "question", "needs", "requires", "base", "watch", "steps", *_POLICY_KEYS)
+_PHASE_KEYS = ("phase", "name", "question", "needs", "requires", "base", "watch", "least_batch", "steps", *_POLICY_KEYS)
 _OVERLAY_KEYS = ("base", "hold", "decided_by", "search", *_POLICY_KEYS)
-_STEP_KEYS = ("name", "set", "search", "expect", "criteria", *_POLICY_KEYS)
+_STEP_KEYS = ("name", "when", "set", "search", "expect", "criteria", "shown", *_POLICY_KEYS)
 _EXPECT_KEYS = ("value", "of", "tolerance")
 _DATASET = rf"(\*|{'|'.join(run_config.DATASETS)})"  # * stands for each data set trained on
 _DATASET_METRIC = re.compile(rf"val/{_DATASET}/(loss|(iou|f1|accuracy)(_[a-z]+)?)|forgetting/{_DATASET}")
@@ -62,8 +62,9 @@ class Step:
     on_failure: str  # of ON_FAILURE
     on_insufficient: str  # of ON_INSUFFICIENT
     max_repeats: int  # more runs under other seeds while the evidence is insufficient
-    max_retreats: int = _DEFAULT_RETREATS  # runs at a smaller increment where the cause of a failure suggests one
+    max_retreats: int = _DEFAULT_RETREATS  # further runs, each with a remedy for the cause of the failure before it
     search: SearchSpec | None = None  # finds the rest of what the step sets, before its run
+    when: str = ""  # of CONDITIONS; empty: it is run whatever the forecast says
 
     @property
     def most_repeats(self) -> int:
@@ -74,11 +75,6 @@ class Step:
         """What it changes on the phase's base: overrides as they would be written, and what it searches."""
         written = RunConfig().with_overrides(self.set).written()
         return [*(f"{key}={written[key]}" for key in self.set), *([str(self.search)] if self.search else [])]
-
-    def at_smaller_increment(self) -> "Step":
-        """The step as a retreat is judged: what was expected of the increment asked for says nothing of another."""
-        kept = tuple(spec for spec in self.criteria if spec.name != EXPECTATIONS)
-        return dataclasses.replace(self, expect=(), criteria=kept)
 
 
 @dataclass(frozen=True)
@@ -95,6 +91,7 @@ class Phase:
     needs: int | None = None  # the phase whose last good config this one starts from
     requires: tuple[str, ...] = ()  # of REQUIREMENTS, before anything runs
     hold: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # an overlay's knobs that no step changes
+    least_batch: int = 0  # that the phase hands on, as far as it held, or the knee where that is larger; 0: the newest
 
     def searching(self) -> "Phase":
         """The phase cut down to its base step and the steps that search.
@@ -162,6 +159,12 @@ class Phase:
 Plan = Sequence[tuple[Step, RunConfig]]  # what ``Phase.resolve`` gives
 
 
+def plan_fingerprint(phase: Phase, plan: Plan) -> str:
+    """Twelve hex digits that name a phase with the configs of its steps; another data_root is another plan."""
+    said = json.dumps([phase.fingerprint, *(config.as_dict() for _, config in plan)])
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
 def repeat_config(config: RunConfig, repeat: int) -> RunConfig:
     """The config of a step's ``repeat``-th further run, from 1: the same under another seed."""
     seed = (config.seed + repeat * _SEED_STRIDE) % 2**31
@@ -193,6 +196,7 @@ def load_phase(file: Path, overlay: Path | None = None) -> Phase:
         needs=content["needs"].whole("needs", low=1) if "needs" in content else None,
         requires=_read_requirements(content.get("requires")),
         hold=_read_overrides(over.get("hold")),
+        least_batch=content["least_batch"].whole("least_batch", low=1) if "least_batch" in content else 0,
     )
 
 
@@ -209,7 +213,7 @@ def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) 
         name=content["name"].text("name"),
         set=_read_overrides(content.get("set")),
         expect=_read_expectations(content.get("expect")),
-        criteria=_read_criteria(content.get("criteria"), over.get("decided_by")),
+        criteria=_read_criteria(content.get("criteria"), content.get("shown"), over.get("decided_by")),
         on_failure=policy["on_failure"].choice("on_failure", ON_FAILURE) if "on_failure" in policy else "stop",
         on_insufficient=(
             policy["on_insufficient"].choice("on_insufficient", ON_INSUFFICIENT)
@@ -221,6 +225,7 @@ def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) 
             policy["max_retreats"].whole("max_retreats", low=0) if "max_retreats" in policy else _DEFAULT_RETREATS
         ),
         search=read_search(content.get("search"), over.get("search")),
+        when=content["when"].choice("when", CONDITIONS) if "when" in content else "",
     )
 
 
@@ -236,12 +241,6 @@ def _check_steps(node: Node, steps: tuple[Step, ...]) -> None:
         if not any(spec.decides for spec in step.criteria):
             raise where.error(
                 f"step {step.name!r} has no criteria that decide, so nothing could ever fail; ask at least 'completes'."
-            )
-        asks = any(spec.name == EXPECTATIONS for spec in step.criteria)
-        if bool(step.expect) != asks:
-            raise where.error(
-                f"step {step.name!r}: 'expect' and the criterion {EXPECTATIONS!r} need each other; "
-                f"{'add the criterion' if step.expect else 'say what is expected'}."
             )
         if index == 0 and any(expectation.of != "absolute" for expectation in step.expect):
             raise where.error(
@@ -294,19 +293,22 @@ def _read_expectation(metric: str, node: Node) -> Expectation:
     return Expectation(metric, content["of"].choice("of", REFERENCES), value, tolerance)
 
 
-def _read_criteria(node: Node | None, decided_by: Node | None) -> tuple[CriterionSpec, ...]:
-    if node is None:
-        return ()
-    specs = [_read_criterion(name, child) for name, child in node.mapping("criterion", CRITERIA).items()]
+def _read_criteria(decide: Node | None, shown: Node | None, decided_by: Node | None) -> tuple[CriterionSpec, ...]:
+    specs = [
+        _read_criterion(name, child, decides=node is decide)
+        for node in (decide, shown)
+        if node is not None
+        for name, child in node.mapping("criterion", CRITERIA).items()
+    ]
     if decided_by is None:
         return tuple(specs)
     deciding = {item.choice("decided_by", tuple(CRITERIA)) for item in decided_by.items("decided_by")}
-    return tuple(dataclasses.replace(spec, decides=spec.name in deciding) for spec in specs)
+    return tuple(dataclasses.replace(spec, decides=spec.decides and spec.name in deciding) for spec in specs)
 
 
-def _read_criterion(name: str, node: Node) -> CriterionSpec:
+def _read_criterion(name: str, node: Node, decides: bool) -> CriterionSpec:
     limits = CRITERIA[name].limits
     if not limits and node.value not in (None, {}):
         raise node.error(f"the criterion {name!r} has no limits to set; write '{name}:' and nothing behind it.")
     given = {key: child.number(key) for key, child in node.mapping(f"limit of {name}", limits).items()}
-    return CriterionSpec(name, {key: given.get(key, limit.default) for key, limit in limits.items()})
+    return CriterionSpec(name, {key: given.get(key, limit.default) for key, limit in limits.items()}, decides)

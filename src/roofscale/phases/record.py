@@ -55,6 +55,7 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> ClimbResult | None:
         created=attempt.tags.get("created", ""),
         commit=attempt.tags.get("git_commit", ""),
         notes=tuple(notes),
+        skipped=json.loads(attempt.tags.get("skipped", "{}")),
     )
 
 

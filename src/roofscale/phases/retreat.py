@@ -1,13 +1,14 @@
-"""After a failure: why it happened, and which smaller increment to try next. Pure functions.
+"""After a step that did not pass: why, and which remedy to try next. Pure functions.
 
-The increment is halved between what held and what failed (bisection): 8 held and 16 failed, so 12; then 14 or 10. Which
-knob is made smaller follows from the cause. A config that is at least as large in every dimension as one that ran out
-of memory is never tried.
+The cause decides. What is too large is halved between what held and what failed (bisection): 8 held and 16 failed, so
+12; then 14 or 10. A config that is at least as large in every dimension as one that ran out of memory is never tried.
+What trains badly gets a lower learning rate, the data sets mixed, twice the passes, or a loader with more hands.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import Cause
@@ -53,15 +54,28 @@ _BY_CRITERION = {
     "bounded": Cause.DIVERGED,
     "no_leak": Cause.LEAK,
     "forgetting": Cause.FORGETTING,
+    "learning": Cause.NOT_LEARNING,
+    "data_stall": Cause.LOADER_BOUND,
 }
+# Criteria that pair validation samples, so that more of these tell what more seeds of the same cannot.
+_PAIRS_SAMPLES = ("learning", "forgetting", "smooth_transition")
 _MEMORY = (Cause.HOST_OOM, Cause.OVER_MARGIN)
+# What is halved between what held and what failed; the other remedies are not tried any closer once one has passed.
+SIZES = (*_MEMORY, Cause.CUDA_OOM, Cause.WORKERS_MEMORY, Cause.SHM_FULL)
+# What the other remedies change: it stays changed in the tries that follow.
+_KEPT = ("lr", "schedule", "epochs", "val_samples", "data_root")
 
 ADVICE = {
     Cause.LEAK: "memory grows with the steps, which no smaller batch mends: look for what keeps tensors alive",
     Cause.DATA_ERROR: "mend or remove the file that the outcome names, or set on_bad_sample=skip",
     Cause.TIMEOUT: "raise timeout_seconds; the same command resumes from the last checkpoint",
     Cause.CRASHED: "see stderr.log in the run's folder",
-    Cause.FORGETTING: "train the data sets together: schedule=mixed",
+    Cause.FORGETTING: "train the data sets together (schedule=mixed), and where that was tried, longer (epochs)",
+    Cause.NOT_LEARNING: "train longer (epochs); where that was tried, check that masks and images belong together "
+    "(roofscale data check), and try another lr",
+    Cause.LOADER_BOUND: "load with more processes (num_workers, then prefetch_factor); where that was tried, look at "
+    "the disk, the file formats and augment",
+    Cause.FEW_VALIDATION_SAMPLES: "validate on more samples (val_samples)",
 }
 
 
@@ -78,7 +92,7 @@ class RuledOut:
 def find_cause(
     verdict: StepVerdict, measurement: Measurement, config: RunConfig, good: RunConfig | None
 ) -> Cause | None:
-    """Why a step failed; None where it did not fail.
+    """Why a step did not pass, as far as a remedy may follow from it; else None.
 
     Args:
         verdict: the step's.
@@ -87,36 +101,64 @@ def find_cause(
         good: the last good config, which tells what the step has raised.
     """
     if verdict.verdict is not Verdict.FAILED:
-        return None
+        more = set(verdict.named(Verdict.INSUFFICIENT_EVIDENCE)) & set(_PAIRS_SAMPLES)
+        return Cause.FEW_VALIDATION_SAMPLES if more and _has_more_to_validate(config, measurement) else None
     failed = verdict.named(Verdict.FAILED)
     cause = _BY_OUTCOME.get(measurement.outcome) or next(
         (cause for name, cause in _BY_CRITERION.items() if name in failed), Cause.CRITERIA
     )
+    bottlenecks = next((c.numbers for c in verdict.criteria if c.name == "balanced"), {})
+    if cause is Cause.CRITERIA and "bottleneck/data stall" in bottlenecks and "balanced" in failed:
+        return Cause.LOADER_BOUND
     if cause in _MEMORY and good and any(getattr(config, knob) > getattr(good, knob) for knob in _LOADER):
         return Cause.WORKERS_MEMORY
     return cause
 
 
-def smaller(
+def _has_more_to_validate(config: RunConfig, measurement: Measurement) -> bool:
+    """Whether the run validated as many samples as it asked for: else the data set has no more."""
+    return all(len(found.sample_ids) == config.val_samples for found in measurement.validations)
+
+
+def remedy(
     cause: Cause, failed: Sequence[RunConfig], held: Sequence[RunConfig], ruled_out: Sequence[RunConfig] = ()
 ) -> tuple[RunConfig, str] | None:
     """The config to try next, and what it changes on the one that the step asks for; None where nothing is left.
 
     Args:
-        cause: of the newest failure.
-        failed: the configs of this step that failed, the one that the step asks for first.
-        held: the last good config, if there is one, and the smaller configs of this step that passed.
+        cause: of the newest try that did not pass.
+        failed: the configs of this step that did not pass, the one that the step asks for first.
+        held: the last good config, if there is one, and the configs of this step that passed.
         ruled_out: configs that ran out of memory, here or in earlier phases.
     """
-    wanted = failed[0]
+    asked, newest = failed[0], failed[-1]
+    wanted = asked.with_overrides({knob: getattr(newest, knob) for knob in _KEPT})
+    if cause in SIZES:
+        for knob in _knobs(cause, wanted, held):
+            value = _between(knob, wanted, failed, held, ruled_out)
+            if value is not None:
+                return wanted.with_overrides({knob: value}), f"{knob}={value}"
+        return None
+    changed = _change(cause, asked, newest)
+    return (newest.with_overrides([changed]), changed) if changed else None
+
+
+def _change(cause: Cause, asked: RunConfig, newest: RunConfig) -> str:
+    """The override that may mend how a run trains or loads; empty where there is none, or it was tried."""
     if cause is Cause.DIVERGED:
-        changed = {"lr": min(config.lr for config in failed) / _LR_FACTOR}
-        return (wanted.with_overrides(changed), f"lr={changed['lr']:g}")
-    for knob in _knobs(cause, wanted, held):
-        value = _between(knob, wanted, failed, held, ruled_out)
-        if value is not None:
-            return wanted.with_overrides({knob: value}), f"{knob}={value}"
-    return None
+        return f"lr={newest.lr / _LR_FACTOR:g}"
+    if cause is Cause.FORGETTING and newest.schedule == "sequential" and len(newest.datasets) > 1:
+        return "schedule=mixed"  # rehearsal; see the criterion ``forgetting``
+    if cause is Cause.NOT_LEARNING and newest.epochs == asked.epochs:
+        return f"epochs={2 * asked.epochs}"
+    if cause is Cause.LOADER_BOUND:
+        more = min(max(1, 2 * newest.num_workers), compute.get(newest.compute).vcpus)
+        if more > newest.num_workers:
+            return f"num_workers={more}"
+        return f"prefetch_factor={2 * newest.prefetch_factor}"
+    if cause is Cause.FEW_VALIDATION_SAMPLES:
+        return f"val_samples={2 * newest.val_samples}"
+    return ""
 
 
 def _knobs(cause: Cause, wanted: RunConfig, held: Sequence[RunConfig]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.climb import ClimbResult, StepResult, find_knee
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase
@@ -64,11 +64,12 @@ def _mend(climb: ClimbResult) -> Iterator[Advice]:
 
 
 def _knee(climb: ClimbResult) -> Iterator[Advice]:
-    """The batch that the criterion of that name has told, by its newest word."""
-    told = [c for run in climb.all_runs() for c in run.verdict.criteria if c.name == "knee"]
-    for criterion in told[-1:]:
-        if criterion.verdict is Verdict.PASSED:
-            yield _take(climb, "batch_size", int(criterion.numbers["batch_size"]), criterion.evidence)
+    """The batch that the criterion of that name has told."""
+    if found := find_knee(climb.results):
+        likes = f"This hardware likes `batch_size={found.numbers['batch_size']:g}` best"
+        least = climb.phase.least_batch
+        onward = f"; at least {least} is handed on, which the GPU's gate asks for" if least else ""
+        yield Advice(f"{likes}{onward}.", found.evidence)
 
 
 def _workers(climb: ClimbResult) -> Iterator[Advice]:

@@ -4,7 +4,6 @@ from typing import Any
 
 from roofscale.config import RunConfig
 from roofscale.phases.climb import ClimbResult, StepResult
-from roofscale.report.expected import comparisons
 
 
 def climb_record(climb: ClimbResult) -> dict[str, Any]:
@@ -22,6 +21,7 @@ def climb_record(climb: ClimbResult) -> dict[str, Any]:
         "experiment": climb.experiment,
         "run_id": climb.run_id,
         "notes": climb.notes,
+        "skipped": dict(climb.skipped),
         "last_good": {"step": good.step.name, "config": _config(good), "run_id": good.run_id} if good else None,
         "expectations": [
             {
@@ -34,8 +34,9 @@ def climb_record(climb: ClimbResult) -> dict[str, Any]:
                 "low": found.low,
                 "high": found.high,
                 "verdict": found.verdict,
+                "reason": found.reason,
             }
-            for found in comparisons(climb)
+            for found in climb.comparisons
         ],
         "runs": [_run(run, run is result) for result in climb.results for run in result.runs],
     }

@@ -18,7 +18,6 @@ from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase
 from roofscale.report import style, table
 from roofscale.report.advice import advise
-from roofscale.report.expected import comparisons
 from roofscale.report.phase_figures import CAPTIONS, phase_figures
 from roofscale.report.standing import at_words, config_words, step_words, watched
 from roofscale.train.interval import CONFIDENCE
@@ -50,9 +49,9 @@ def phase_html(climb: ClimbResult, following: Phase | None = None, ui: str = UI)
         runs=runs,
         outcome="interrupted" if climb.interrupted else climb.verdict.words,
         headline=_headline(climb),
-        left_out=climb.phase.steps[len(climb.results) :],
+        left_out=climb.left_out,
         setbacks=[run for run in runs if run.retreat or run.verdict.verdict is not Verdict.PASSED],
-        compared=comparisons(climb),
+        compared=climb.comparisons,
         advice=advise(climb, following),
         watched=watched(climb),
         facts={name: ", ".join(_distinct(run.measurement.facts.get(name, "") for run in runs)) for name in table.FACTS},
@@ -93,10 +92,10 @@ def _template() -> Template:
 def _headline(climb: ClimbResult) -> str:
     """How many steps passed, and how."""
     passed = [result for result in climb.results if result.verdict.verdict is Verdict.PASSED]
-    smaller = sum(result.retreat is not None for result in passed)
+    with_remedy = sum(result.retreat is not None for result in passed)
     runs = sum(len(run.measurements) for run in climb.all_runs())
     said = f"{len(passed)} of {len(climb.phase.steps)} steps passed"
-    said += f", {smaller} of them at a smaller increment than planned" if smaller else ""
+    said += f", {with_remedy} of them with a remedy" if with_remedy else ""
     return f"{said}. It took {runs} run{'' if runs == 1 else 's'} and {_minutes(climb.all_runs())} min."
 
 

@@ -11,12 +11,12 @@ from matplotlib.patches import Patch
 
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.criteria import COMPARED
 from roofscale.phases.judge import Verdict
 from roofscale.report import style
-from roofscale.report.expected import comparisons
 
 _ROW = 0.34  # inches of height
-_WIDTH, _RETREAT_WIDTH = 0.5, 0.3  # of a rung at the step's own increment and at a smaller one, share of the panel
+_WIDTH, _RETREAT_WIDTH = 0.5, 0.3  # of a rung as the step asks and with a remedy, share of the panel
 _OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM)
 
 
@@ -124,7 +124,7 @@ def _write_beside(axes: Any, place: int, end: float, said: str) -> None:
 
 def expected_figure(climb: ClimbResult) -> Figure | None:
     """Every expectation that was measured: the measurement over the expected value, in the bar of its tolerance."""
-    found = [row for row in comparisons(climb) if math.isfinite(row.measured)][::-1]  # the first row comes out on top
+    found = [row for row in climb.comparisons if math.isfinite(row.measured)][::-1]  # the first row comes out on top
     if not found:
         return None
     figure, axes = style.new_axes(
@@ -148,7 +148,7 @@ def expected_figure(climb: ClimbResult) -> Figure | None:
 def _legend(verdicts: Iterable[Verdict]) -> list[Any]:
     """The verdicts that are shown, and the tolerance."""
     marks = [
-        Line2D([], [], ls="", marker=style.VERDICT_MARK[v], color=style.VERDICT_COLOUR[v], ms=8, label=v.words)
+        Line2D([], [], ls="", marker=style.VERDICT_MARK[v], color=style.VERDICT_COLOUR[v], ms=8, label=COMPARED[v])
         for v in dict.fromkeys(sorted(verdicts))
     ]
     return [Patch(color="0.88", label="tolerance"), *marks]

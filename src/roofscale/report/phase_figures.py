@@ -12,7 +12,7 @@ from roofscale.report.scaling_figures import GPU, HOST, memory_by_batch, stall_b
 
 CAPTIONS: Mapping[str, str] = types.MappingProxyType(  # file name: what a reader sees there
     {
-        "ladder.png": "Every run, the first at the bottom. Short rungs are retreats to a smaller increment.",
+        "ladder.png": "Every run, the first at the bottom. Short rungs are tries with a remedy.",
         "expected.png": "Measured over expected; the grey bar is the tolerance that was stated beforehand.",
         "memory_by_batch.png": "Peak host memory of each run; the line is fitted to the runs that ended well.",
         "gpu_memory_by_batch.png": "Peak GPU memory of each run; the line is fitted to the runs that ended well.",

@@ -12,22 +12,29 @@ from roofscale.report.table import cause_words, code, expectation_words, limits_
 
 _UP = (
     "A step passes when all of its criteria hold; then the next one is climbed. Evidence that is too thin passes "
-    "nothing: the step is repeated under other seeds, as often as the phase file allows."
+    "nothing: the step is repeated under other seeds, as often as the phase file allows. A finding, such as a batch "
+    "that is no faster, fails its step and not its phase. What was expected is reported beside the verdict, and "
+    "decides nothing."
 )
 _DOWN = (
     "A step that fails is nobody's base: the last good configuration stays what it was. The failure is put down to a "
-    "cause, and the cause decides what is made smaller. The increment is halved between what held and what failed, as "
-    "often as the phase file's `max_retreats` allows. Nothing is run that is at least as large, in every dimension, as "
+    "cause, and the cause decides which remedy is tried, as often as the phase file's `max_retreats` allows; what is "
+    "too large is halved between what held and what failed. After a remedy that helped the phase goes on from it. "
+    "Nothing is run that is at least as large, in every dimension, as "
     "a configuration that ran out of memory."
 )
-_LESS = "what the step has raised (batch, image or samples), else the batch"
-_SMALLER = {  # in words, what ``phases.retreat`` does
+_LESS = "less of what the step has raised (batch, image or samples), else a smaller batch"
+_REMEDIES = {  # in words, what ``phases.retreat`` does
     Cause.HOST_OOM: _LESS,
     Cause.CUDA_OOM: _LESS,
     Cause.OVER_MARGIN: _LESS,
-    Cause.WORKERS_MEMORY: "loader processes or what they prepare ahead, before the batch",
-    Cause.SHM_FULL: "what the loader prepares ahead, then its processes, then the batch",
-    Cause.DIVERGED: "the learning rate, at the same batch",
+    Cause.WORKERS_MEMORY: "fewer loader processes or less that they prepare ahead, before a smaller batch",
+    Cause.SHM_FULL: "less that the loader prepares ahead, then fewer processes, then a smaller batch",
+    Cause.DIVERGED: "a third of the learning rate, at the same batch",
+    Cause.FORGETTING: "the data sets mixed in every pass: `schedule=mixed`",
+    Cause.NOT_LEARNING: "twice the passes, once",
+    Cause.LOADER_BOUND: "more loader processes, then more that each prepares ahead",
+    Cause.FEW_VALIDATION_SAMPLES: "twice the validation samples",
 }
 
 
@@ -48,8 +55,8 @@ def going_up(phases: Sequence[Phase]) -> str:
 
 def coming_down() -> str:
     """The rollback rule, cause by cause."""
-    rows = [(cause_words(cause), _SMALLER.get(cause, "nothing"), ADVICE.get(cause, "")) for cause in Cause]
-    return f"{_DOWN}\n\n" + markdown(("cause", "made smaller", "left to a person"), rows)
+    rows = [(cause_words(cause), _REMEDIES.get(cause, "none"), ADVICE.get(cause, "")) for cause in Cause]
+    return f"{_DOWN}\n\n" + markdown(("cause", "remedy", "left to a person"), rows)
 
 
 def phase_plan(phase: Phase) -> str:
@@ -72,12 +79,12 @@ def overrides_words(overrides: Mapping[str, Any]) -> str:
 
 
 def _planned(step: Step) -> tuple[str, str, str, str, str]:
-    smaller = f"up to {step.max_retreats} x a smaller increment, then " if step.max_retreats else ""
+    remedies = f"up to {step.max_retreats} remedies, then " if step.max_retreats else ""
     repeats = f"up to {step.max_repeats} x another seed" if step.max_repeats else "go on"
     return (
         ", ".join(map(code, step.changes())),
         "; ".join(f"{expected.metric} {expectation_words(expected)}" for expected in step.expect),
         ", ".join(spec.name for spec in step.criteria),
-        smaller + step.on_failure,
+        remedies + step.on_failure,
         repeats if step.on_insufficient == "repeat" else step.on_insufficient,
     )

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from roofscale.measurement import Outcome
 from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.criteria import Comparison
 from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase
 from roofscale.report.advice import advise
-from roofscale.report.expected import Comparison, comparisons
 from roofscale.report.standing import at_words, config_words, step_words, watched
 from roofscale.report.table import FACTS, cause_words, code, expectation_words, markdown, metric_heading, number, plain
 
@@ -84,26 +84,29 @@ def _runs(climb: ClimbResult) -> str:
             rows.append(
                 (
                     f"**{run.step.name}**" if run is result else run.step.name,
-                    code(at_words(run)) + (" (smaller increment)" if run.retreat else ""),
+                    code(at_words(run)) + (f" (for {cause_words(run.retreat.cause)})" if run.retreat else ""),
                     run.measurement.outcome.value,
                     run.verdict.verdict.words + seeds,
                     code(run.run_id),
                 )
             )
-    rows += [(name, "", "not run", "", "") for name in _left_out(climb)]
+    rows += [(name, "", "not run", "", "") for name in (*climb.skipped, *(step.name for step in climb.left_out))]
     return markdown(("step", "changes", "outcome", "verdict", "MLflow run"), rows)
-
-
-def _left_out(climb: ClimbResult) -> list[str]:
-    return [step.name for step in climb.phase.steps[len(climb.results) :]]
 
 
 def _expected(climb: ClimbResult) -> str:
     rows = [
-        (c.step, metric_heading(c.expectation.metric), expectation_words(c.expectation), _found(c), _borne_out(c))
-        for c in comparisons(climb)
+        (
+            c.step,
+            metric_heading(c.expectation.metric),
+            expectation_words(c.expectation),
+            _found(c),
+            _borne_out(c),
+            c.reason,
+        )
+        for c in climb.comparisons
     ]
-    return markdown(("step", "metric", "expected", "measured", "borne out"), rows) if rows else ""
+    return markdown(("step", "metric", "expected", "measured", "borne out", "likely reason"), rows) if rows else ""
 
 
 def _found(compared: Comparison) -> str:
@@ -120,7 +123,7 @@ def _borne_out(compared: Comparison) -> str:
         return "no, below" if compared.high < compared.expectation.value else "no, above"
     if math.isnan(compared.measured):
         return "not measured"
-    return "yes" if compared.verdict is Verdict.PASSED else "unclear"
+    return "yes" if compared.verdict is Verdict.PASSED else compared.words
 
 
 def _measured(results: Sequence[StepResult], metrics: Sequence[str]) -> str:
@@ -138,9 +141,10 @@ def _over_seeds(result: StepResult, name: str) -> str:
 
 def _issues(climb: ClimbResult) -> str:
     rows = [row for run in climb.all_runs() for row in _issues_of(run)]
-    if left := _left_out(climb):
+    rows += [(name, "", "not run", why) for name, why in climb.skipped.items()]
+    if left := ", ".join(step.name for step in climb.left_out):
         why = "the climb was interrupted" if climb.interrupted else "the phase stopped before"
-        rows.append((", ".join(left), "", "not run", why))
+        rows.append((left, "", "not run", why))
     return markdown(("step", "at", "cause", "what was seen"), rows) if rows else "None."
 
 
@@ -177,10 +181,10 @@ def _solutions_of(result: StepResult, good: str) -> Iterator[str]:
         if run.repeats:
             seeds = len(run.measurements)
             yield f"{name}: for want of evidence, {code(at_words(run)) or 'it'} was run under {seeds} seeds: {came_to}."
-    if result.verdict.verdict is Verdict.FAILED:
+    if result.verdict.sound is Verdict.FAILED:
         yield f"{name}: rolled back to {good}."
     elif result.retreat:
-        yield f"{name}: kept {code(result.retreat.changed)}."
+        yield f"{name}: kept {code(result.retreat.changed)}, and the phase went on from it."
 
 
 def _recommendation(climb: ClimbResult, following: Phase | None) -> str:

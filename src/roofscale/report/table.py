@@ -39,7 +39,11 @@ def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
         for place, criterion in enumerate(rows):
             name = Text(result.step.name, style=_STYLE[result.verdict.verdict]) if place == 0 else ""
             verdict = Text(criterion.verdict.words, style=_STYLE[criterion.verdict])
-            table.add_row(name, criterion.name, verdict, criterion.evidence, end_section=place == len(rows) - 1)
+            table.add_row(name, criterion.name, verdict, criterion.evidence)
+        for found in result.verdict.comparisons:
+            said = f"{found.evidence}{f'; {found.reason}' if found.reason else ''}"
+            table.add_row("", Text(found.expectation.metric, style="dim"), Text(found.words, style="dim"), said)
+        table.add_section()
     return table
 
 

@@ -81,6 +81,21 @@ def minus(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(a.value - b.value, *_together(a, b))
 
 
+def pooled(estimates: Sequence[Estimate]) -> Estimate:
+    """One mean from several of the same thing, each weighed by its variance.
+
+    Where they scatter more than their variances allow, the variance grows by as much (Birge 1932, Phys. Rev. 40:207).
+    """
+    if len(estimates) == 1:
+        return estimates[0]
+    weights = np.array([1 / one.variance for one in estimates])
+    values = np.array([one.value for one in estimates])
+    centre = float(np.average(values, weights=weights))
+    scatter = float((weights * (values - centre) ** 2).sum()) / (len(estimates) - 1)
+    freedom = math.inf if scatter <= 1 else len(estimates) - 1.0
+    return Estimate(centre, max(1.0, scatter) / float(weights.sum()), freedom)
+
+
 def spread(estimate: Estimate, variance: float) -> Estimate:
     """The same mean with a known variance on top of its own."""
     return Estimate(estimate.value, *_together(estimate, Estimate(0.0, variance, math.inf)))

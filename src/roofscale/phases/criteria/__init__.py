@@ -14,9 +14,22 @@ from collections.abc import Mapping
 
 from roofscale.phases.criteria import curves, datasets, ending, resources, samples, speed
 from roofscale.phases.criteria.evidence import DRIFT, Criterion, Evidence, Limit, Rung
+from roofscale.phases.criteria.expectations import COMPARED, Comparison, compare
 from roofscale.phases.criteria.speed import BatchPoint, knee
 
-__all__ = ["CRITERIA", "DRIFT", "BatchPoint", "Criterion", "Evidence", "Limit", "Rung", "knee"]
+__all__ = [
+    "COMPARED",
+    "CRITERIA",
+    "DRIFT",
+    "BatchPoint",
+    "Comparison",
+    "Criterion",
+    "Evidence",
+    "Limit",
+    "Rung",
+    "compare",
+    "knee",
+]
 
 CRITERIA: Mapping[str, Criterion] = types.MappingProxyType(
     {

@@ -1,11 +1,10 @@
-"""Whether a run came to its end, and to what was expected of it."""
+"""Whether a run came to its end."""
 
 import math
 from collections.abc import Mapping
 
 from roofscale.measurement import Outcome
-from roofscale.phases.criteria.evidence import Criterion, Evidence, together, unless_disturbed
-from roofscale.phases.expectation import compare, is_timed
+from roofscale.phases.criteria.evidence import Criterion, Evidence
 from roofscale.train.health import Finding, Verdict
 
 
@@ -21,18 +20,6 @@ def completes(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     return Finding(Verdict.PASSED, "ran to its end" + (f" in {seconds:.0f} s" if math.isfinite(seconds) else ""))
 
 
-def as_expected(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """Every expectation is borne out; see ``expectation.compare``."""
-    references = {"previous": evidence.previous, "base": evidence.base, "absolute": ()}
-    findings = []
-    for expected in evidence.expect:
-        reference = references[expected.of]
-        finding = compare(expected, evidence.runs, reference)
-        findings.append(unless_disturbed(finding, evidence, reference) if is_timed(expected.metric) else finding)
-    return together(findings)
-
-
 CRITERIA = {
     "completes": Criterion("the run ends by itself: no OOM, no crash, no broken data", completes),
-    "as_expected": Criterion("every expectation is borne out, noise of the steps allowed for", as_expected),
 }

@@ -78,7 +78,7 @@ class Criterion:
     meaning: str
     judge: Callable[[Evidence, Mapping[str, float]], Finding]
     limits: Mapping[str, Limit] = field(default_factory=dict)
-    asks: bool = False  # for repeats, and no more: once there may be none, no verdict hangs on it
+    finding: bool = False  # it tells what a change is worth; a run that does not meet it is sound all the same
 
 
 def lacking(text: str) -> Finding:
@@ -129,12 +129,16 @@ def largest(values: Iterable[float]) -> float:
 
 def unless_disturbed(finding: Finding, evidence: Evidence, reference: Sequence[Measurement] = ()) -> Finding:
     """A failure by time is no evidence where the machine gave much of its time to other work, or changed its pace."""
+    return doubted(finding, disturbed(evidence, reference)) if finding.verdict is Verdict.FAILED else finding
+
+
+def disturbed(evidence: Evidence, reference: Sequence[Measurement] = ()) -> str:
+    """Why the times of a step and of what it is compared with prove nothing; empty where they do."""
     runs = [*evidence.runs, *reference]
     others = max((run.metric("cpu/others") for run in runs), default=math.nan)
-    why = drifted(evidence, runs)
     if others > BUSY:
-        why = f"{others:.0%} of the machine went to other work (over {BUSY:.0%} proves nothing)"
-    return doubted(finding, why) if finding.verdict is Verdict.FAILED else finding
+        return f"{others:.0%} of the machine went to other work (over {BUSY:.0%} proves nothing)"
+    return drifted(evidence, runs)
 
 
 def doubted(finding: Finding, why: str) -> Finding:

@@ -159,7 +159,8 @@ def balanced(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     return Finding(
         combine([finding.verdict for finding in parts.values()]),
         f"bottleneck: {' and '.join(guilty)} ({text})" if guilty else text,
-        {name: value for finding in parts.values() for name, value in finding.numbers.items()},
+        {name: value for finding in parts.values() for name, value in finding.numbers.items()}
+        | {f"bottleneck/{name}": 1.0 for name in guilty},
     )
 
 
@@ -286,6 +287,7 @@ CRITERIA = {
         "CPU utilisation while training is up on the base step's, or near all that there is",
         utilisation_up,
         {"min_gain": Limit(0.05, "share of the cores, on top of the base step's")},
+        finding=True,
     ),
     "balanced": Criterion(
         "no resource is the bottleneck: loader, I/O, memory, /dev/shm, CPU, GPU or single slow steps",

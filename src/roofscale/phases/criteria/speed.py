@@ -15,6 +15,7 @@ from roofscale.phases.criteria.evidence import (
     Criterion,
     Evidence,
     Limit,
+    Rung,
     doubted,
     drifted,
     lacking,
@@ -50,22 +51,6 @@ def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     if finding.verdict is Verdict.PASSED:
         return doubted(finding, _flattered(evidence, evidence.base))
     return unless_disturbed(finding, evidence, evidence.base)
-
-
-def pace_known(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """The interval of the seconds a sample reaches no further than ``within`` from their mean.
-
-    For a step that others are compared with: their repeats cannot narrow its interval, only its own can. What they come
-    to says then whether the repeats were enough.
-    """
-    known = pace(evidence.runs)
-    if known is None:
-        return lacking(f"fewer than {MIN_WINDOWS} timed steps")
-    seconds = interval(known).exp()
-    reach = seconds.high / seconds.centre - 1
-    found = f"{seconds:.3g} s a sample: known to within {reach:.0%} (limit {limits['within']:.0%})"
-    verdict = Verdict.PASSED if reach <= limits["within"] else Verdict.INSUFFICIENT_EVIDENCE
-    return Finding(verdict, found, {"seconds_per_sample": seconds.centre, "reach": reach})
 
 
 def _flattered(evidence: Evidence, base: Sequence[Measurement]) -> str:
@@ -135,18 +120,16 @@ def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def _paces_by_batch(evidence: Evidence) -> dict[int, tuple[Estimate, float]]:
-    """Pace and memory share by batch size, the fastest where one was run several times; smallest first."""
+    """Pace and memory share by batch size, all runs of one pooled; smallest first."""
     if evidence.config is None:
         return {}
     here = _work(evidence.config)
-    tried = [(rung.config, rung.runs) for rung in evidence.history if _work(rung.config) == here]
-    found: dict[int, tuple[Estimate, float]] = {}
-    for config, runs in [*tried, (evidence.config, evidence.runs)]:
-        seconds, share = pace(runs), largest(map(_memory_share, runs))
-        known = found.get(config.batch_size)
-        if seconds and math.isfinite(share) and not (known and known[0].value <= seconds.value):
-            found[config.batch_size] = seconds, share
-    return dict(sorted(found.items()))
+    runs: dict[int, list[Measurement]] = {}
+    for rung in (*evidence.history, Rung(evidence.config, evidence.runs)):
+        if _work(rung.config) == here:
+            runs.setdefault(rung.config.batch_size, []).extend(rung.runs)
+    known = {batch: (pace(of_batch), largest(map(_memory_share, of_batch))) for batch, of_batch in sorted(runs.items())}
+    return {batch: (seconds, share) for batch, (seconds, share) in known.items() if seconds and math.isfinite(share)}
 
 
 def _work(config: RunConfig) -> tuple[object, ...]:
@@ -162,17 +145,11 @@ def _relative(paces: Mapping[int, tuple[Estimate, float]], point: BatchPoint, be
 
 
 CRITERIA = {
-    "pace_known": Criterion(
-        "the pace is known well enough for other steps to be compared with it",
-        pace_known,
-        # Less than half of phase 1's tolerance of time (0.40), so that as much is left for the step that is compared.
-        {"within": Limit(0.15, "share of the seconds a sample, either way")},
-        asks=True,
-    ),
     "faster": Criterion(
         "samples a second are above the base step's by a stated gain, noise of the steps allowed for",
         faster,
         {"min_gain": Limit(0.05, "share of the base step's samples a second; what the knee's tolerance calls equal")},
+        finding=True,
     ),
     "knee": Criterion(
         "the smallest batch within a tolerance of the best throughput, under the memory limit, can be told",
@@ -181,5 +158,6 @@ CRITERIA = {
             "tolerance": Limit(0.05, "share of the best throughput that a smaller batch may lack"),
             "max_share": Limit(0.80, "share of the compute's memory that the batch may peak at"),
         },
+        finding=True,
     ),
 }

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from roofscale.config import RunConfig
 from roofscale.phases.criteria import BatchPoint, knee
 from roofscale.phases.search.spec import KNOBS, SearchSpec
 from roofscale.phases.search.surface import Surface
 from roofscale.phases.search.tried import Tried
-from roofscale.train.interval import Interval
+from roofscale.train.interval import Interval, pooled
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Choice:
 def choose(tried: Sequence[Tried], spec: SearchSpec, seed: int) -> Choice | None:
     """The smallest config that is certainly within the tolerance of the fastest; None where none ran within its memory.
 
-    What is certain is told by the low end of the ratio's interval, as all trials together show it. Of a config that
-    ran several times the fastest run counts, as a disturbance only ever slows one down.
+    What is certain is told by the low end of the ratio's interval, as all trials together show it. The runs of one
+    config are pooled: the luckiest of several would promise what none of them keeps.
     """
-    able = _fastest_of_each(one for one in tried if one.feasible)
+    able = [one for one in pool(tried) if one.feasible]
     if not able:
         return None
     configs = [one.config for one in able]
@@ -52,12 +52,18 @@ def choose(tried: Sequence[Tried], spec: SearchSpec, seed: int) -> Choice | None
     return Choice(able[chosen], able[place], ratios[chosen], pareto(able), rates)
 
 
-def _fastest_of_each(able: Iterable[Tried]) -> list[Tried]:
-    """One of each config, smallest config first."""
-    fastest: dict[RunConfig, Tried] = {}
-    for one in sorted(able, key=lambda one: -one.rate):
-        fastest.setdefault(one.config, one)
-    return sorted(fastest.values(), key=lambda one: size(one.config))
+def pool(tried: Iterable[Tried]) -> list[Tried]:
+    """One of each config, smallest config first: the mean pace and the largest memory of its runs."""
+    runs: dict[RunConfig, list[Tried]] = {}
+    for one in tried:
+        runs.setdefault(one.config, []).append(one)
+    together = []
+    for config in sorted(runs, key=size):
+        of_config = runs[config]
+        paces = [one.pace for one in of_config if one.pace]
+        fullest = max(of_config, key=lambda one: one.share)
+        together.append(replace(fullest, pace=pooled(paces) if len(paces) == len(of_config) else None))
+    return together
 
 
 def shown(config: RunConfig) -> str:

@@ -1,0 +1,234 @@
+"""Remedies through the ladder, each with a planted cause in simulated runs, and what a phase then goes on from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.simulated import Part, mixed, simulate
+
+from roofscale.config import RunConfig
+from roofscale.measurement import Measurement, foreseen
+from roofscale.phases.attempt import Attempts
+from roofscale.phases.climb import Cause, ClimbResult, find_knee
+from roofscale.phases.judge import Verdict
+from roofscale.phases.ladder import Ladder
+from roofscale.phases.plan import load_phase
+from roofscale.phases.record import newest_climb
+from roofscale.runners.supervise import Listener, SilentListener
+from roofscale.tracking import Tracker, get_run
+
+PHASE = """
+phase: 4
+name: remedied
+on_failure: continue
+base: {compute: ml.m5.xlarge}
+steps:
+  - name: first
+    set: {max_samples: 50}
+    criteria: {completes: , CRITERION: }
+  - name: second
+    set: {max_samples: 100}
+    criteria: {completes: , CRITERION: }
+"""
+
+
+class Silent:
+    def begin(self, *_: Any) -> Listener:
+        return SilentListener()
+
+    def judged(self, *_: Any) -> None:
+        pass
+
+
+Run = Callable[[RunConfig], Measurement]
+
+
+@pytest.fixture
+def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
+    def climbed(run: Run, text: str, overrides: dict[str, Any] | None = None, **options: Any) -> ClimbResult:
+        file = tmp_path / "phase.yaml"
+        file.write_text(text)
+        phase = load_phase(file)
+        ran: list[RunConfig] = []
+
+        def make(folder: Path, listener: Listener) -> Run:
+            def runner(config: RunConfig) -> Measurement:
+                ran.append(config)
+                found = run(config)
+                found.save(folder / "measurement.json")
+                return found
+
+            return runner
+
+        experiment = f"roofscale-phase{phase.number}"
+        attempts = Attempts(tmp_path / "runs", experiment)
+        plan = phase.resolve(overrides=overrides or {})
+        found = Ladder(phase, plan, Tracker(experiment), attempts, make, Silent(), {}, **options).climb()
+        Tracker(experiment).resume(found.run_id).tags({"verdict": found.verdict})
+        climbed.ran = ran
+        return found
+
+    return climbed
+
+
+def forgetful(config: RunConfig) -> Measurement:
+    """RID is forgotten once AIRS is trained on after it; what is trained together is kept."""
+    random = np.random.default_rng(config.max_samples)
+    after = {} if config.schedule == "mixed" else {"rid": 0.2}
+    loss = {} if config.schedule == "mixed" else {"rid": 1.4}
+    run = simulate(random, [Part("rid"), Part("airs", iou=after, loss=loss)])
+    return mixed(run) if config.schedule == "mixed" else run
+
+
+def slow_learner(config: RunConfig) -> Measurement:
+    """It takes more than one pass to learn."""
+    after = {"rid": 0.7 if config.epochs > 1 else 1.5}
+    return simulate(np.random.default_rng(1), [Part(steps=0, loss={"rid": 1.5}), Part(loss=after)])
+
+
+def hungry(config: RunConfig) -> Measurement:
+    """Training waits for the loader until four processes fill it."""
+    wait = 0.02 if config.num_workers >= 4 else 0.6
+    return simulate(np.random.default_rng(1), speed__data_stall=wait, speed__loader_wait=wait)
+
+
+def hardly_validated(config: RunConfig) -> Measurement:
+    """It learns, which a few samples do not show."""
+    parts = [Part(steps=0, loss={"rid": 1.5}), Part()]
+    return simulate(np.random.default_rng(1), parts, samples=config.val_samples)
+
+
+PLANTED: dict[str, tuple[Run, str, dict[str, Any], Cause, str]] = {
+    "forgetting": (forgetful, "forgetting", {"datasets": ["rid", "airs"]}, Cause.FORGETTING, "schedule=mixed"),
+    "not learning": (slow_learner, "learning", {}, Cause.NOT_LEARNING, "epochs=2"),
+    "loader-bound": (hungry, "data_stall", {"num_workers": 2}, Cause.LOADER_BOUND, "num_workers=4"),
+    "few samples": (hardly_validated, "learning", {"val_samples": 15}, Cause.FEW_VALIDATION_SAMPLES, "val_samples=30"),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_cause_has_its_remedy_and_the_phase_goes_on_from_it(
+    climb: Callable[..., ClimbResult], tmp_path: Path, planted: str
+) -> None:
+    run, criterion, overrides, cause, changed = PLANTED[planted]
+    found = climb(run, PHASE.replace("CRITERION", criterion), overrides)
+    first, second = found.results
+    knob, _, value = changed.partition("=")
+    assert found.verdict is Verdict.PASSED
+    assert [(one.cause, one.retreat) for one in first.tries] == [(cause, None)]
+    tags = get_run(first.run_id).tags
+    assert (tags["retry_of"], tags["cause"], tags["changed"]) == (first.tries[0].run_id, cause, changed)
+    assert second.tries == ()  # it starts with the remedy
+    assert second.config.written()[knob] == value
+    last_good = json.loads((tmp_path / "runs/roofscale-phase4/last_good.json").read_text())["config"]
+    assert RunConfig().with_overrides(last_good).written()[knob] == value
+    again = newest_climb(4)
+    assert again is not None
+    assert again.verdict is Verdict.PASSED
+    assert again.results[0].tries[0].cause is cause
+
+
+def test_a_remedy_that_does_not_help_fails_the_step_and_is_not_carried_on(climb: Callable[..., ClimbResult]) -> None:
+    def never(config: RunConfig) -> Measurement:
+        return slow_learner(config.with_overrides({"epochs": 1}))
+
+    found = climb(never, PHASE.replace("CRITERION", "learning"))
+    assert [result.config.epochs for result in found.results] == [1, 1]
+    assert [[one.retreat.changed for one in result.tries] for result in found.results] == [["epochs=2"]] * 2
+    assert found.verdict is Verdict.FAILED
+    assert found.last_good is None
+
+
+def test_samples_that_are_not_there_are_not_asked_for(climb: Callable[..., ClimbResult]) -> None:
+    found = climb(hardly_validated, PHASE.replace("CRITERION", "learning"), {"val_samples": 15}, settle=lambda _: None)
+    assert all(result.tries == () for result in found.results)
+    assert found.verdict is Verdict.INSUFFICIENT_EVIDENCE
+
+
+BATCHES = """
+phase: 2
+name: batches
+least_batch: 8
+on_failure: continue
+max_repeats: 0
+max_retreats: 0
+base: {compute: ml.m5.xlarge}
+steps:
+""" + "".join(
+    f"""
+  - name: batch-{batch}
+    set: {{batch_size: {batch}}}
+    criteria: {{completes: , memory_margin: {", faster: " if batch == 4 else ""}}}
+    shown: {{knee: }}
+{"    when: forecast_fits" if batch == 16 else ""}
+"""
+    for batch in (2, 4, 8, 16)
+)
+
+
+def machine(paces: dict[int, float], shares: dict[int, float] | None = None) -> Run:
+    """Runs with these seconds a sample and memory shares by batch."""
+
+    def run(config: RunConfig) -> Measurement:
+        batch = config.batch_size
+        share = (shares or {}).get(batch, 0.3)
+        random = np.random.default_rng(batch)
+        return simulate(random, [Part(steps=60, pace=paces[batch])], batch=batch, run_sd=0, memory__share=share)
+
+    return run
+
+
+LEVEL = dict.fromkeys((2, 4, 8, 16), 0.5)
+SLOWER = {2: 0.4, 4: 0.5, 8: 0.55, 16: 0.6}
+FASTER = {2: 0.5, 4: 0.4, 8: 0.3, 16: 0.2}
+
+
+@pytest.mark.parametrize(
+    ("paces", "shares", "handed_on", "knee"),
+    [
+        (LEVEL, {}, 8, None),  # noise may hide another
+        (SLOWER, {}, 8, 2),
+        (FASTER, {}, 16, 16),
+        (FASTER, {16: 0.9}, 8, 8),
+        (FASTER, {8: 0.9, 16: 0.9}, 4, 4),
+    ],
+)
+def test_the_batch_that_the_gate_asks_for_is_handed_on_or_the_knee_where_that_is_larger(
+    climb: Callable[..., ClimbResult], tmp_path: Path, paces: dict[int, float], shares: dict[int, float],
+    handed_on: int, knee: int | None,
+) -> None:  # fmt: skip
+    found = climb(machine(paces, shares), BATCHES)
+    assert found.last_good.config.batch_size == handed_on
+    last_good = json.loads((tmp_path / "runs/roofscale-phase2/last_good.json").read_text())
+    assert last_good["config"]["batch_size"] == handed_on
+    told = find_knee(found.results)
+    assert (told.numbers["batch_size"] if told else None) == knee
+    assert newest_climb(2).last_good.config.batch_size == handed_on
+
+
+def test_a_batch_that_is_no_faster_is_a_finding_and_keeps_no_other_from_passing(
+    climb: Callable[..., ClimbResult],
+) -> None:
+    found = climb(machine(SLOWER), BATCHES)
+    assert [result.verdict.verdict for result in found.results] == ["passed", "failed", "passed", "passed"]
+    assert found.verdict is Verdict.PASSED
+    unsound = climb(machine(SLOWER, {8: 0.9}), BATCHES.replace("name: batches", "name: again"))
+    assert unsound.verdict is Verdict.FAILED
+
+
+def test_a_step_whose_forecast_does_not_fit_is_left_out_with_the_reason(climb: Callable[..., ClimbResult]) -> None:
+    def foresee(config: RunConfig) -> dict[str, float]:
+        peak = 900.0 * config.batch_size  # 14,400 of 16,384 MiB at 16
+        return foreseen("host_peak_mib", peak, 0.95 * peak, 1.05 * peak)
+
+    found = climb(machine(FASTER), BATCHES, foresee=foresee)
+    assert max(config.batch_size for config in climb.ran) == 8
+    assert "13,680 MiB, over 80% of 16,384" in found.skipped["batch-16"]
+    assert found.complete
+    assert found.verdict is Verdict.PASSED
+    assert newest_climb(2).skipped == found.skipped
+    again = climb(machine(FASTER), BATCHES, foresee=lambda config: {})
+    assert not again.skipped  # nothing says that it does not fit
