@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import ViewType
+
+from roofscale import invocation
+from roofscale.tracking import ProjectRun
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "image_size=64 encoder=test_resnet max_samples=4 val_samples=2 threads=1 num_workers=0"
@@ -27,26 +28,95 @@ def roofscale(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return run(folder, sys.executable, "-m", "roofscale", *words)
 
 
-def test_mlflow_run_trains_and_leaves_no_litter(tmp_path: Path, empty_store: Path) -> None:
+@pytest.fixture
+def project(tmp_path: Path, empty_store: Path) -> Path:
+    """A copy of the project with a little data."""
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("MLproject", "python_env.yaml", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     assert roofscale(tmp_path, "data", "generate", "made", *AMOUNTS).returncode == 0
-    words = [sys.executable, "-m", "mlflow", "run", ".", "-e", "train", "--env-manager", "local"]
-    done = run(tmp_path, *words, "-P", f"set=data_root=made {TINY}")
+    return tmp_path
+
+
+def mlflow_run(folder: Path, entry_point: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    given = [word for parameter in words for word in ("-P", parameter)]
+    command = [sys.executable, "-m", "mlflow", "run", ".", "-e", entry_point, "--env-manager", "local"]
+    if entry_point == "phase1":
+        command += ["--experiment-name", "roofscale-phase1"]
+    return run(folder, *command, *given)
+
+
+def test_mlflow_run_passes_knobs_on_and_its_run_points_to_the_results(project: Path) -> None:
+    words = [f"set=data_root=made {TINY}", "batch_size=4", "weight_decay=0.125"]  # the last is not listed
+    done = mlflow_run(project, "train", *words)
     assert done.returncode == 0, done.stderr
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     (trained,) = client.search_runs([client.get_experiment_by_name("roofscale-train").experiment_id])
-    assert trained.data.params["max_samples"] == "4"
+    given = {name: trained.data.params[name] for name in ("max_samples", "batch_size", "weight_decay", "encoder")}
+    assert given == {"max_samples": "4", "batch_size": "4", "weight_decay": "0.125", "encoder": "test_resnet"}
     assert trained.data.tags["outcome"] == "ok"
-    # A process that outlives the command removes the run that mlflow opened around it.
-    deadline = time.monotonic() + 60
-    while client.search_runs(["0"]) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert client.search_runs(["0"]) == []
-    (around,) = client.search_runs(["0"], run_view_type=ViewType.DELETED_ONLY)
+    (around,) = client.search_runs(["0"])
+    assert around.info.status == "FINISHED"
     assert around.data.tags["roofscale.run"] == trained.info.run_id
+    assert trained.info.run_id in around.data.tags["mlflow.note.content"]
+
+    wrong = mlflow_run(project, "train", "batch_sizes=4")
+    assert wrong.returncode != 0
+    assert "Did you mean one of: '--batch_size'" in wrong.stderr
+
+
+def test_the_run_around_a_phase_becomes_its_attempt_and_remedies_are_spelled_for_mlflow(project: Path) -> None:
+    (project / "experiments").mkdir()
+    (project / "experiments" / "phase1.yaml").write_text(
+        "phase: 1\nname: tiny\nsteps:\n- {name: base, set: {epochs: 1}, criteria: {completes: }}\n"
+    )
+    done = mlflow_run(project, "phase1", f"set=data_root=made {TINY}")
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("roofscale-phase1")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"phase1 attempt 1", "base"}
+    parent = runs["phase1 attempt 1"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.project.entryPoint"] == "phase1"
+    assert parent.data.tags["verdict"] == "passed"
+    assert "roofscale.run" not in parent.data.tags
+    assert runs["base"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+    refused = mlflow_run(project, "phase1", f"set=data_root=made {TINY}", "epochs=2")
+    assert "mlflow run . -e train" in refused.stderr
+    assert client.search_runs(["0"]) == []
+
+
+def test_a_run_of_the_users_own_is_left_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    own = client.create_run("0", run_name="nightly-pipeline", tags={"mlflow.project.entryPoint": "train"})
+    client.log_metric(own.info.run_id, "tiles_bought", 1200.0)  # it is running, as a pipeline's would be
+    before = client.get_run(own.info.run_id).to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", own.info.run_id)
+    assert roofscale(project, "train", "--dry-run", "seed=1").returncode == 0
+    assert roofscale(project, "train", "data_root=made", *TINY.split()).returncode == 0
+    assert client.get_run(own.info.run_id).to_dictionary() == before
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "status", "ours"),
+    [("phase1", "RUNNING", True), ("train", "RUNNING", False), ("phase1", "FINISHED", False), (None, "RUNNING", False)],
+)
+def test_only_the_run_that_mlflow_run_has_just_opened_is_ours(
+    tracking_store: None, monkeypatch: pytest.MonkeyPatch, entry_point: str | None, status: str, ours: bool
+) -> None:
+    monkeypatch.setattr(invocation, "through_mlflow", [])
+    client = MlflowClient()
+    tags = {"mlflow.project.entryPoint": entry_point} if entry_point else {}
+    run_id = client.create_run("0", tags=tags).info.run_id
+    client.update_run(run_id, status=status)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    found = ProjectRun.take_over("phase1")
+    assert (found is not None) == bool(invocation.through_mlflow) == ours
+    assert "MLFLOW_RUN_ID" not in os.environ
 
 
 def test_generated_data_passes_the_check_and_a_broken_file_is_named(tmp_path: Path) -> None:

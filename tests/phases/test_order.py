@@ -102,7 +102,7 @@ def test_every_knob_is_a_hidden_option(words: list[str]) -> None:
     assert {f"--{name}" for name in FIELDS} <= known
     wrong = CliRunner().invoke(main, [*words, "--batch_sizes", "4"])
     assert wrong.exit_code == 2
-    assert "--batch_size" in wrong.stderr
+    assert "Did you mean one of: '--batch_size'" in wrong.stderr
 
 
 def test_a_knob_wins_over_set_and_loses_to_a_plain_override(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
