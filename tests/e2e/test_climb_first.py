@@ -87,7 +87,7 @@ def config_of(folder: Path, phase: int) -> dict[str, Any]:
 
 def test_a_dry_run_only_says_what_would_be_climbed_first(climbed: tuple[Path, dict[str, Any], str, str]) -> None:
     said = " ".join(climbed[3].split())
-    assert "No passed step of phases 1 and 2 is on record: climbed first; shown here from the defaults." in said
+    assert "To be climbed first: phases 1 and 2; shown here from the defaults." in said
 
 
 def test_what_a_phase_stands_on_is_climbed_first_with_a_forecast(
@@ -95,7 +95,7 @@ def test_what_a_phase_stands_on_is_climbed_first_with_a_forecast(
 ) -> None:
     folder, found, said, _ = climbed
     assert (found["phase"], found["verdict"]) == (3, "passed")  # one object for a script
-    assert "No passed step of phases 1 and 2 is on record, which phase 3 stands on: climbed first." in said
+    assert "Phase 3 stands on phases 1 and 2, not climbed to the end yet: climbed first." in said
     assert "No forecast of the time of phases 1 and 2 yet" in said
     assert said.index("Forecast of phase 2:") > said.index("Phase 1: one")
     assert config_of(folder, 3)["encoder"] == "test_resnet"  # learnt from phase 1 by way of phase 2
@@ -121,7 +121,7 @@ def test_what_is_on_record_is_not_climbed_again(climbed: tuple[Path, dict[str, A
 
     climbs = roofscale(folder, "gate", "--data_root", "made", "--json")
     assert json.loads(climbs.stdout)["open"] is False  # no run of it is as large as the gate asks for
-    assert "No passed step of phase 4 is on record, which the gate stands on" in " ".join(climbs.stderr.split())
+    assert "The gate stands on phase 4, not climbed to the end yet: climbed first." in " ".join(climbs.stderr.split())
     assert (folder / "runs" / "roofscale-phase4" / "last_good.json").exists()
 
 
@@ -137,7 +137,7 @@ def test_what_failed_is_not_climbed_again_unasked(tmp_path: Path, empty_store: P
         refused = roofscale(folder, *command)
         said = " ".join(refused.stderr.split())
         assert refused.returncode == 1
-        assert "phase 1 was climbed before, and none of its steps passed: base failed (memory_margin: " in said
+        assert "phase 1 was climbed before, and nothing can stand on it: base failed (memory_margin: " in said
         assert "roofscale phase 1 --fresh" in said
     assert not (attempts / "002").exists()
 
