@@ -7,6 +7,7 @@ pass with the fault in it. ``--busy`` climbs beside a process that keeps one cor
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -70,6 +71,7 @@ def climb(folder: Path, overrides: dict[str, Any], fault: str, only: str) -> Cli
     plan = phase.resolve(overrides=overrides)
     root, _ = resolve_root(max((config for _, config in plan), key=lambda c: c.max_samples), ROOT / "data/generated")
     plan = [(step, c.with_overrides({"data_root": str(root)})) for step, c in plan if only in ("", step.name)]
+    phase = dataclasses.replace(phase, steps=tuple(step for step, _ in plan))  # it is complete with these
     command = (sys.executable, "-m", "benchmarks.faulty_train", fault)
     make: Callable[[Path, Listener], Callable[[RunConfig], Measurement]] = partial(LocalRunner, command=command)
     ladder = Ladder(
