@@ -7,11 +7,13 @@ them a shape rule: ``operator torchvision::nms does not exist``.
 
 import importlib
 import sys
+import types
 from typing import Any
 
 # The schema that torchvision itself declares for both (torchvision/csrc/ops).
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _OPERATORS = ("torchvision::nms", "torchvision::qnms")
+_COMPILER = "torch._dynamo"
 
 
 def import_torchvision() -> None:
@@ -53,3 +55,35 @@ def segmentation_models() -> Any:
     """The module segmentation_models_pytorch, imported beside whatever torchvision there is."""
     import_torchvision()
     return importlib.import_module("segmentation_models_pytorch")
+
+
+class _StandIn(types.ModuleType):
+    """In the place of torch's compiler, for those who only want something left out of what is compiled."""
+
+    @staticmethod
+    def disable(function: Any = None, *_: Any, **__: Any) -> Any:
+        """Leave a function, or a class, as it is."""
+        return function or (lambda decorated: decorated)
+
+    @staticmethod
+    def graph_break() -> None:
+        """Do nothing: an optimiser's step says where a graph would end."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        for module in (_COMPILER, f"{_COMPILER}.utils"):  # somebody wants more of it than there is here
+            sys.modules.pop(module, None)
+        return getattr(importlib.import_module(_COMPILER), name)
+
+
+def spare_compiler() -> None:
+    """Let this process, which compiles nothing, do without torch's compiler, unless it turns out to be needed.
+
+    With SymPy it takes three seconds to import, and nets that are not compiled need nothing of it; but timm and the
+    optimisers mark what it is to leave alone, and torchvision asks whether it could.
+    """
+    if _COMPILER not in sys.modules:
+        utils: Any = types.ModuleType(f"{_COMPILER}.utils")
+        utils.is_compile_supported = lambda _device: False
+        sys.modules |= {_COMPILER: _StandIn(_COMPILER), utils.__name__: utils}

@@ -1,6 +1,5 @@
 """Validation: the loss of each sample, the best constant's loss on the same sample, and ratios from counts."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 
 from roofscale.data.loader import make_loader
-from roofscale.data.sample import CHANNELS, Source
+from roofscale.data.sample import CHANNELS, Batch, Source
 from roofscale.errors import DataError
 from roofscale.measurement import Validation
 from roofscale.train import distributed
@@ -31,10 +30,43 @@ class _Part(NamedTuple):
     skipped: list[str]
 
 
+class Sheet:
+    """The first validation samples with what the model makes of them: ``most`` of them at the most."""
+
+    def __init__(self, most: int = 4) -> None:
+        self._most = most
+        self._rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._labelled: tuple[bool, ...] = ()
+
+    def add(self, batch: Batch, logits_NKHW: torch.Tensor, labelled: tuple[bool, ...]) -> None:
+        """Keep what there is still room for."""
+        if len(self._rows) >= self._most:
+            return
+        self._labelled = labelled
+        images = batch.image_NCHW.permute(0, 2, 3, 1).numpy()
+        probabilities = logits_NKHW.sigmoid().half().cpu().numpy()
+        self._rows += zip(batch.ids, images, batch.target_NKHW.numpy(), probabilities, strict=True)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
+        ``labelled`` (K,) bool."""
+        names = ("ids", "image", "target", "probability")
+        columns = zip(names, zip(*self._rows[: self._most], strict=True), strict=True)
+        return {name: np.stack(values) for name, values in columns} | {"labelled": np.array(self._labelled)}
+
+
 @torch.inference_mode()
-def validate(trainer: Trainer, source: Source, stopping: Stopping) -> tuple[Validation, list[str]]:
+def validate(
+    trainer: Trainer, source: Source, stopping: Stopping, sheet: Sheet | None = None
+) -> tuple[Validation, list[str]]:
     """Run the model over all of a validation split, in a fixed order, without augmentation; of several processes each
     over its part. Where one is asked to stop, it is cut short: the caller has to look.
+
+    Args:
+        trainer: whose model it is.
+        source: of the split.
+        stopping: asked after each batch.
+        sheet: is given the first samples of this process's part.
 
     Returns:
         The validation, and what is wrong with each sample left out (``on_bad_sample=skip``).
@@ -43,7 +75,7 @@ def validate(trainer: Trainer, source: Source, stopping: Stopping) -> tuple[Vali
         DataError: a broken sample under ``on_bad_sample=error``, or not one that is whole.
     """
     start = time.perf_counter()
-    parts = distributed.gather(_validated_here(trainer, source, stopping))
+    parts = distributed.gather(_validated_here(trainer, source, stopping, sheet))
     ids = [name for part in parts for name in part.ids]
     skipped = [complaint for part in parts for complaint in part.skipped]
     if not ids:
@@ -63,7 +95,7 @@ def validate(trainer: Trainer, source: Source, stopping: Stopping) -> tuple[Vali
     return validation, skipped
 
 
-def _validated_here(trainer: Trainer, source: Source, stopping: Stopping) -> _Part:
+def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet: Sheet | None) -> _Part:
     trainer.judged.eval()
     counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
     ids: list[str] = []
@@ -78,30 +110,8 @@ def _validated_here(trainer: Trainer, source: Source, stopping: Stopping) -> _Pa
         known.append(labelled_NK.cpu())
         counts_4K += count(logits_NKHW, target_NKHW, labelled_NK).cpu()
         ids += batch.ids
+        if sheet:
+            sheet.add(batch, logits_NKHW, source.labelled)
         if stopping():
             break
     return _Part(ids, torch.cat(losses), torch.cat(shares), torch.cat(known), counts_4K, loader.skipped)
-
-
-@torch.inference_mode()
-def prediction_sheet(trainer: Trainer, source: Source, most: int = 4) -> dict[str, np.ndarray]:
-    """The first validation samples with what the model makes of them.
-
-    Returns:
-        ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
-        ``labelled`` (K,) bool.
-    """
-    trainer.judged.eval()
-    images, targets, probabilities, ids = [], [], [], []
-    alone = dataclasses.replace(trainer.config, num_workers=0, processes=1, instance_count=1)
-    for batch in make_loader(alone, [source], epoch=0, train=False):
-        logits_NKHW = trainer.predict(trainer.to_device(batch)[0])
-        images.append(batch.image_NCHW.permute(0, 2, 3, 1).numpy())
-        targets.append(batch.target_NKHW.numpy())
-        probabilities.append(logits_NKHW.sigmoid().half().cpu().numpy())
-        ids += batch.ids
-        if len(ids) >= most:
-            break
-    arrays = {"image": images, "target": targets, "probability": probabilities}
-    plain = {"ids": np.array(ids[:most]), "labelled": np.array(source.labelled)}
-    return {name: np.concatenate(parts)[:most] for name, parts in arrays.items()} | plain

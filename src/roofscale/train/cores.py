@@ -1,0 +1,93 @@
+"""How many threads a training process computes with, where its config leaves that open: as many as others leave cores.
+
+Threads that share cores with somebody else's wait for each other at the end of every operation
+(``benchmarks/busy_machine.py`` has what that costs).
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from roofscale.train import proctree
+
+_LOOK_SECONDS = 3.0  # between looks; the kernel counts CPU time in hundredths
+_LASTING_SECONDS = 6.0  # a change that is seen for so long is no passing one
+# The share of a core that others must leave for a thread to be worth it: with less, the others wait longer for it than
+# it saves them. A thread more must find more, so that the number does not go to and fro.
+_TO_KEEP, _TO_ADD = 0.70, 0.85
+
+
+class Others:
+    """CPU seconds of everybody but this process and its children, on the cores that it may use."""
+
+    def __init__(self) -> None:
+        self._tree = proctree.watch(os.getpid())
+        has = hasattr(os, "sched_getaffinity")
+        self._allowed = sorted(os.sched_getaffinity(0)) if has else range(psutil.cpu_count() or 1)
+        self.cores = len(self._allowed)
+
+    def __call__(self) -> float:
+        """So far."""
+        self._tree.refresh()
+        own, times = self._tree.cpu_seconds(), psutil.cpu_times(percpu=True)
+        idle = sum(times[core].idle + getattr(times[core], "iowait", 0.0) for core in self._allowed)
+        # The first eight, as guests are inside user and nice already; what the hypervisor took is not free either.
+        return sum(sum(times[core][:8]) for core in self._allowed) - idle - own
+
+
+class Threads:
+    """Settles the number of threads at the start of a process, and moves it when what is free has changed for long.
+
+    To be used in the thread that trains: OpenMP has a number for each.
+    """
+
+    def __init__(self, others: "Others | None" = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = self.now = torch.get_num_threads()  # the compute's cores: the launcher set OMP_NUM_THREADS
+        self.free = float(self.most)
+        self._others, self._clock = others or Others(), clock
+        self._seconds = self._others()
+        self._looked = self._agreed = clock()
+
+    def settle(self, earlier: int = 0) -> None:
+        """Choose by what was free since this was made.
+
+        Args:
+            earlier: threads that the run's first process began with, and so a resumed one, to end bit for bit where
+                that would have; 0: this is the first.
+        """
+        self._look()
+        self._set(min(earlier, self.most) or self._wanted())
+
+    def follow(self) -> str:
+        """Look, every few seconds, and go by what has lasted; what to say of a change, empty where there is none."""
+        if self._clock() - self._looked < _LOOK_SECONDS:
+            return ""
+        self._look()
+        if self._wanted() == self.now:
+            self._agreed = self._looked
+        if self._looked - self._agreed < _LASTING_SECONDS:
+            return ""
+        self._set(self._wanted())
+        return f"{self.described} cores free: goes on with {self.now} thread{'s' * (self.now != 1)}"
+
+    @property
+    def described(self) -> str:
+        """What is free of the compute's cores."""
+        return f"{self.free:.1f} of {self.most}"
+
+    def _look(self) -> None:
+        before, looked = self._seconds, self._looked
+        self._seconds, self._looked = self._others(), self._clock()
+        busy = max(0.0, self._seconds - before) / max(self._looked - looked, 1e-9)
+        self.free = min(max(0.0, self._others.cores - busy), float(self.most))
+
+    def _wanted(self) -> int:
+        keep, add = int(self.free + 1 - _TO_KEEP), int(self.free + 1 - _TO_ADD)
+        return max(1, add, min(keep, self.now))
+
+    def _set(self, number: int) -> None:
+        torch.set_num_threads(number)
+        self.now, self._agreed = number, self._looked
