@@ -4,6 +4,7 @@ Threads that share cores with somebody else's wait for each other at the end of 
 (``benchmarks/busy_machine.py`` has what that costs).
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -21,9 +22,13 @@ _TO_KEEP, _TO_ADD = 0.70, 0.85
 
 
 class Others:
-    """CPU seconds of everybody but this process and its children, on the cores that it may use."""
+    """CPU seconds of everybody but this process and its children, on the cores that it may use.
+
+    The launcher does not count either: it is busy with imports of its own while this process starts, and idle then.
+    """
 
     def __init__(self) -> None:
+        self._launcher = psutil.Process(os.getppid())
         self._tree = proctree.watch(os.getpid())
         has = hasattr(os, "sched_getaffinity")
         self._allowed = sorted(os.sched_getaffinity(0)) if has else range(psutil.cpu_count() or 1)
@@ -33,6 +38,8 @@ class Others:
         """So far."""
         self._tree.refresh()
         own, times = self._tree.cpu_seconds(), psutil.cpu_times(percpu=True)
+        with contextlib.suppress(psutil.Error):  # gone, or not ours to look at
+            own += sum(self._launcher.cpu_times()[:2])
         idle = sum(times[core].idle + getattr(times[core], "iowait", 0.0) for core in self._allowed)
         # The first eight, as guests are inside user and nice already; what the hypervisor took is not free either.
         return sum(sum(times[core][:8]) for core in self._allowed) - idle - own
@@ -44,7 +51,7 @@ class Threads:
     To be used in the thread that trains: OpenMP has a number for each.
     """
 
-    def __init__(self, others: "Others | None" = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, others: Others | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = self.now = torch.get_num_threads()  # the compute's cores: the launcher set OMP_NUM_THREADS
         self.free = float(self.most)
         self._others, self._clock = others or Others(), clock
