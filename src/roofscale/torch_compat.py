@@ -57,33 +57,26 @@ def segmentation_models() -> Any:
     return importlib.import_module("segmentation_models_pytorch")
 
 
-class _StandIn(types.ModuleType):
-    """In the place of torch's compiler, for those who only want something left out of what is compiled."""
+def spare_compiler() -> None:
+    """Let this process, which compiles nothing, do without torch's compiler, until something of it is really needed.
 
-    @staticmethod
-    def disable(function: Any = None, *_: Any, **__: Any) -> Any:
-        """Leave a function, or a class, as it is."""
-        return function or (lambda decorated: decorated)
+    It takes three seconds to import. timm and the optimisers only mark what it is to leave alone, and torchvision only
+    asks it a question when a function runs that no net here calls.
+    """
+    if _COMPILER in sys.modules:
+        return
 
-    @staticmethod
-    def graph_break() -> None:
-        """Do nothing: an optimiser's step says where a graph would end."""
-
-    def __getattr__(self, name: str) -> Any:
+    def real(name: str) -> Any:
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
-        for module in (_COMPILER, f"{_COMPILER}.utils"):  # somebody wants more of it than there is here
+        for module in stand_ins:
             sys.modules.pop(module, None)
         return getattr(importlib.import_module(_COMPILER), name)
 
-
-def spare_compiler() -> None:
-    """Let this process, which compiles nothing, do without torch's compiler, unless it turns out to be needed.
-
-    With SymPy it takes three seconds to import, and nets that are not compiled need nothing of it; but timm and the
-    optimisers mark what it is to leave alone, and torchvision asks whether it could.
-    """
-    if _COMPILER not in sys.modules:
-        utils: Any = types.ModuleType(f"{_COMPILER}.utils")
-        utils.is_compile_supported = lambda _device: False
-        sys.modules |= {_COMPILER: _StandIn(_COMPILER), utils.__name__: utils}
+    stand_ins: dict[str, Any] = {name: types.ModuleType(name) for name in (_COMPILER, f"{_COMPILER}.utils")}
+    compiler, utils = stand_ins.values()
+    compiler.disable = lambda function=None, *_, **__: function or (lambda decorated: decorated)
+    compiler.graph_break = lambda: None
+    compiler.__getattr__ = real
+    utils.is_compile_supported = lambda _device: False
+    sys.modules.update(stand_ins)

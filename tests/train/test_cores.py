@@ -54,7 +54,9 @@ def test_it_starts_with_as_many_as_others_leave_cores_and_one_at_the_least(
 
 
 def test_the_share_of_the_compute_that_is_free_is_told(machine: Machine) -> None:
-    assert settled(machine, 1.25).described == "2.8 of 4"
+    threads = Threads(machine, machine.clock)
+    machine.passes(5, 1.25)
+    assert threads.settle(earlier=0) == "2.8 of 4"
 
 
 def test_a_change_counts_once_it_has_lasted_and_is_told(machine: Machine) -> None:

@@ -150,8 +150,7 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Ru
         lambda: make_ready(config, opened, CACHE, lambda text: events.emit("note", {"text": text}), stopping)
     )
     run = Run(config, splits, folder, events.emit, stopping, threads)
-    if threads:
-        threads.settle(begun_with(folder))
+    free = threads.settle(begun_with(folder)) if threads else ""
     inputs = [
         {
             "name": name,
@@ -175,8 +174,8 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Ru
     }
     if together := distributed.described():
         facts["processes"] = together
-    if threads:
-        facts["cores_free"] = threads.described
+    if free:
+        facts["cores_free"] = free
     start = {"facts": facts, "inputs": inputs, "steps_planned": run.steps_planned, "batch_size": config.batch_size}
     events.emit("start", start)
     if drawn:
@@ -190,4 +189,4 @@ if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code)  # all is on disk, and taking the interpreter down would take over a second

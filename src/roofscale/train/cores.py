@@ -28,8 +28,7 @@ class Others:
     """
 
     def __init__(self) -> None:
-        self._launcher = psutil.Process(os.getppid())
-        self._tree = proctree.watch(os.getpid())
+        self._tree, self._launcher = proctree.watch(os.getpid()), psutil.Process(os.getppid())
         has = hasattr(os, "sched_getaffinity")
         self._allowed = sorted(os.sched_getaffinity(0)) if has else range(psutil.cpu_count() or 1)
         self.cores = len(self._allowed)
@@ -52,21 +51,22 @@ class Threads:
     """
 
     def __init__(self, others: Others | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.most = self.now = torch.get_num_threads()  # the compute's cores: the launcher set OMP_NUM_THREADS
-        self.free = float(self.most)
+        self.now = self._most = torch.get_num_threads()  # the compute's cores: the launcher set OMP_NUM_THREADS
+        self._free = float(self._most)
         self._others, self._clock = others or Others(), clock
         self._seconds = self._others()
         self._looked = self._agreed = clock()
 
-    def settle(self, earlier: int = 0) -> None:
-        """Choose by what was free since this was made.
+    def settle(self, earlier: int) -> str:
+        """Choose by what was free since this was made; how many of the compute's cores that was, for a person.
 
         Args:
             earlier: threads that the run's first process began with, and so a resumed one, to end bit for bit where
                 that would have; 0: this is the first.
         """
         self._look()
-        self._set(min(earlier, self.most) or self._wanted())
+        self._set(min(earlier, self._most) or self._wanted())
+        return f"{self._free:.1f} of {self._most}"
 
     def follow(self) -> str:
         """Look, every few seconds, and go by what has lasted; what to say of a change, empty where there is none."""
@@ -78,21 +78,16 @@ class Threads:
         if self._looked - self._agreed < _LASTING_SECONDS:
             return ""
         self._set(self._wanted())
-        return f"{self.described} cores free: goes on with {self.now} thread{'s' * (self.now != 1)}"
-
-    @property
-    def described(self) -> str:
-        """What is free of the compute's cores."""
-        return f"{self.free:.1f} of {self.most}"
+        return f"{self._free:.1f} of {self._most} cores free: goes on with {self.now} thread{'s' * (self.now != 1)}"
 
     def _look(self) -> None:
         before, looked = self._seconds, self._looked
         self._seconds, self._looked = self._others(), self._clock()
         busy = max(0.0, self._seconds - before) / max(self._looked - looked, 1e-9)
-        self.free = min(max(0.0, self._others.cores - busy), float(self.most))
+        self._free = min(max(0.0, self._others.cores - busy), float(self._most))
 
     def _wanted(self) -> int:
-        keep, add = int(self.free + 1 - _TO_KEEP), int(self.free + 1 - _TO_ADD)
+        keep, add = int(self._free + 1 - _TO_KEEP), int(self._free + 1 - _TO_ADD)
         return max(1, add, min(keep, self.now))
 
     def _set(self, number: int) -> None:

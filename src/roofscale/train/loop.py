@@ -22,7 +22,7 @@ from roofscale.train import checkpoint, distributed
 from roofscale.train.ahead import Fetched, ahead
 from roofscale.train.cores import Threads
 from roofscale.train.trainer import Trainer
-from roofscale.train.validate import Sheet, validate
+from roofscale.train.validate import Row, sheet_arrays, validate
 
 Emit = Callable[[str, Mapping[str, Any]], None]  # (event name, fields)
 
@@ -127,7 +127,7 @@ class Run:
     def _train(self, one: Pass) -> None:
         progress = self.trainer.progress
         loader = self._loader(one, skip=progress.batch)
-        stage = "training" if len(self.passes) == 1 else f"training, pass {one.epoch + 1} of {len(self.passes)}"
+        stage = f"training, pass {one.epoch + 1} of {len(self.passes)}"
         self._stage(stage)
         clock = time.perf_counter()
         for place, fetched in enumerate(ahead(loader, self.trainer.side)):
@@ -210,11 +210,12 @@ class Run:
         self._stage(f"validating {when}")
         found = []
         for name in datasets:
-            sheet = Sheet() if last and self._writes else None
+            sheet: list[Row] | None = [] if last and self._writes else None
             validation, skipped = validate(self.trainer, self.splits[name].val, self.stopping, sheet)
             self._tick()
             if sheet:
-                np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **sheet.arrays())
+                arrays = sheet_arrays(sheet, self.splits[name].val.labelled)
+                np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **arrays)
             self._leave_out(skipped)
             self.emit("validation", {"validation": vars(validation)})
             found.append(validation)

@@ -1,14 +1,14 @@
 """Validation: the loss of each sample, the best constant's loss on the same sample, and ratios from counts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from roofscale.data.loader import make_loader
-from roofscale.data.sample import CHANNELS, Batch, Source
+from roofscale.data.sample import CHANNELS, Source
 from roofscale.errors import DataError
 from roofscale.measurement import Validation
 from roofscale.train import distributed
@@ -16,6 +16,8 @@ from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
 from roofscale.train.metrics import count, ratios
 from roofscale.train.trainer import Trainer
 
+_SHEET = 4  # samples on a prediction sheet
+Row = tuple[str, np.ndarray, np.ndarray, np.ndarray]  # of it: id, image, target, probability
 Stopping = Callable[[], bool]  # asked after each batch
 
 
@@ -30,43 +32,25 @@ class _Part(NamedTuple):
     skipped: list[str]
 
 
-class Sheet:
-    """The first validation samples with what the model makes of them: ``most`` of them at the most."""
+def sheet_arrays(rows: Sequence[Row], labelled: Sequence[bool]) -> dict[str, np.ndarray]:
+    """The first validation samples with what the model makes of them.
 
-    def __init__(self, most: int = 4) -> None:
-        self._most = most
-        self._rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
-        self._labelled: tuple[bool, ...] = ()
-
-    def add(self, batch: Batch, logits_NKHW: torch.Tensor, labelled: tuple[bool, ...]) -> None:
-        """Keep what there is still room for."""
-        if len(self._rows) >= self._most:
-            return
-        self._labelled = labelled
-        images = batch.image_NCHW.permute(0, 2, 3, 1).numpy()
-        probabilities = logits_NKHW.sigmoid().half().cpu().numpy()
-        self._rows += zip(batch.ids, images, batch.target_NKHW.numpy(), probabilities, strict=True)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
-        ``labelled`` (K,) bool."""
-        names = ("ids", "image", "target", "probability")
-        columns = zip(names, zip(*self._rows[: self._most], strict=True), strict=True)
-        return {name: np.stack(values) for name, values in columns} | {"labelled": np.array(self._labelled)}
+    Returns:
+        ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
+        ``labelled`` (K,) bool.
+    """
+    columns = zip(("ids", "image", "target", "probability"), zip(*rows[:_SHEET], strict=True), strict=True)
+    return {name: np.stack(column) for name, column in columns} | {"labelled": np.array(labelled)}
 
 
 @torch.inference_mode()
 def validate(
-    trainer: Trainer, source: Source, stopping: Stopping, sheet: Sheet | None = None
+    trainer: Trainer, source: Source, stopping: Stopping, sheet: list[Row] | None = None
 ) -> tuple[Validation, list[str]]:
     """Run the model over all of a validation split, in a fixed order, without augmentation; of several processes each
     over its part. Where one is asked to stop, it is cut short: the caller has to look.
 
-    Args:
-        trainer: whose model it is.
-        source: of the split.
-        stopping: asked after each batch.
-        sheet: is given the first samples of this process's part.
+    ``sheet`` is given the first samples of this process's part.
 
     Returns:
         The validation, and what is wrong with each sample left out (``on_bad_sample=skip``).
@@ -95,7 +79,7 @@ def validate(
     return validation, skipped
 
 
-def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet: Sheet | None) -> _Part:
+def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet: list[Row] | None) -> _Part:
     trainer.judged.eval()
     counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
     ids: list[str] = []
@@ -110,8 +94,11 @@ def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet:
         known.append(labelled_NK.cpu())
         counts_4K += count(logits_NKHW, target_NKHW, labelled_NK).cpu()
         ids += batch.ids
-        if sheet:
-            sheet.add(batch, logits_NKHW, source.labelled)
+        if sheet is not None and len(sheet) < _SHEET:
+            image_NHWC, probability_NKHW = batch.image_NCHW.permute(0, 2, 3, 1), logits_NKHW.sigmoid().half().cpu()
+            sheet += zip(
+                batch.ids, image_NHWC.numpy(), batch.target_NKHW.numpy(), probability_NKHW.numpy(), strict=True
+            )
         if stopping():
             break
     return _Part(ids, torch.cat(losses), torch.cat(shares), torch.cat(known), counts_4K, loader.skipped)
