@@ -5,6 +5,7 @@ for Linux is built against CUDA; beside a CPU-only torch its operators do not lo
 them a shape rule: ``operator torchvision::nms does not exist``.
 """
 
+import functools
 import importlib
 import sys
 import types
@@ -66,17 +67,18 @@ def spare_compiler() -> None:
     if _COMPILER in sys.modules:
         return
 
-    def real(name: str) -> Any:
+    def real(module: str, name: str) -> Any:
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
-        for module in stand_ins:
-            sys.modules.pop(module, None)
-        return getattr(importlib.import_module(_COMPILER), name)
+        for stand_in in stand_ins:
+            sys.modules.pop(stand_in, None)
+        return getattr(importlib.import_module(module), name)
 
     stand_ins: dict[str, Any] = {name: types.ModuleType(name) for name in (_COMPILER, f"{_COMPILER}.utils")}
     compiler, utils = stand_ins.values()
     compiler.disable = lambda function=None, *_, **__: function or (lambda decorated: decorated)
     compiler.graph_break = lambda: None
-    compiler.__getattr__ = real
     utils.is_compile_supported = lambda _device: False
+    for name, module in stand_ins.items():
+        module.__getattr__ = functools.partial(real, name)
     sys.modules.update(stand_ins)
