@@ -1,7 +1,7 @@
 """Where the time of phase 1's ten-sample run goes, and, given another checkout, how long it takes beside that one's.
 
 ``python -m benchmarks.short_run FILE [CHECKOUT]``: runs of this one and of CHECKOUT by turns, each launched by a
-process of its own, with the figures in FILE. The parts are told from the run's events, so that they add up to its seconds.
+process of its own, with the figures in FILE. The parts are told from the run's events, and add up to its seconds.
 """
 
 import json
