@@ -68,7 +68,7 @@ def spare_compiler() -> None:
         return
 
     def real(module: str, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":
+        if name.startswith("__") and (module, name) != (_COMPILER, "__path__"):  # by which its parts are imported
             raise AttributeError(name)
         for stand_in in stand_ins:
             sys.modules.pop(stand_in, None)

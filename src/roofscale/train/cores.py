@@ -41,7 +41,7 @@ class Others:
             own += sum(self._launcher.cpu_times()[:2])
         idle = sum(times[core].idle + getattr(times[core], "iowait", 0.0) for core in self._allowed)
         # The first eight, as guests are inside user and nice already; what the hypervisor took is not free either.
-        return sum(sum(times[core][:8]) for core in self._allowed) - idle - own
+        return float(sum(sum(times[core][:8]) for core in self._allowed) - idle - own)
 
 
 class Threads:

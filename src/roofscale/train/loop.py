@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
 from roofscale.train import checkpoint, distributed
 from roofscale.train.ahead import Fetched, ahead
-from roofscale.train.cores import Threads
 from roofscale.train.trainer import Trainer
 from roofscale.train.validate import Row, sheet_arrays, validate
+
+if TYPE_CHECKING:
+    from roofscale.train.cores import Threads
 
 Emit = Callable[[str, Mapping[str, Any]], None]  # (event name, fields)
 
@@ -74,7 +76,7 @@ class Run:
         folder: Path,
         emit: Emit,
         stopping: Callable[[], bool],
-        threads: Threads | None = None,  # None: their number stays as it is
+        threads: "Threads | None" = None,  # None: their number stays as it is
     ) -> None:
         self.threads = threads
         self.config, self.splits, self.folder, self.emit, self.stopping = config, splits, folder, emit, stopping
