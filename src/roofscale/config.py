@@ -121,7 +121,12 @@ class RunConfig:
     checkpoint_seconds: float = knob(60.0, "seconds between checkpoints; one is also written at SIGTERM", low=0.0)
     # where and how long
     compute: str = knob("local", "where the run executes and how much it has (see compute.yaml)")
-    threads: int = knob(0, "CPU threads of the training process; 0: as many as the compute has cores", low=0)
+    threads: int = knob(
+        0,
+        "CPU threads of the training process; 0: as many as others leave of the compute's cores, followed in mid-run; "
+        "a fixed number alone repeats a run to the last digit whatever else the machine does",
+        low=0,
+    )
     timeout_seconds: float = knob(86400.0, "longest a run may take, seconds", low=1.0)
     stop_precision: float = knob(
         0.0,

@@ -45,7 +45,7 @@ def measured(config: RunConfig, outcome: Outcome = Outcome.OK) -> Measurement:
         "speed/seconds_per_sample": 0.5,
         "speed/seconds_per_epoch": 0.5 * samples,
         "speed/cached_seconds_per_sample": 0.5,
-        "speed/run_seconds": 10 + 0.5 * samples + 0.1 * count + 6 * 0.5 * config.batch_size,
+        "speed/run_seconds": 10 + 0.5 * samples + 0.1 * count + 3 * 0.5 * config.batch_size,
         "speed/setup_seconds": 5 + 0.1 * count / 2,
         "speed/seconds_per_validated": 0.1,
         "train/validated_samples": count,

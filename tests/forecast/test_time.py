@@ -30,7 +30,7 @@ def timed(sample=0.5, validated=0.2, start=6.0, each_pass=3.0, run_id="r", noise
     """A run whose time is exactly its parts."""
     ran = config(**knobs)
     samples, count = training_samples(ran), validated_samples(ran)
-    cached = 6 * ran.batch_size * sample
+    cached = 3 * ran.batch_size * sample
     ahead = validated * ran.val_samples * len(ran.datasets)
     seconds = start + each_pass * len(passes(ran)) + sample * samples + validated * count + cached
     metrics = {

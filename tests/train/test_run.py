@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from roofscale.config import RunConfig
@@ -75,6 +76,37 @@ def test_data_stall_is_measured_after_everything_that_counts(root: Path, tmp_pat
     assert 0 <= stall < 1
     assert (tmp_path / "best.pt").exists()
     assert [name for name, _ in heard][-1] == "metrics"
+
+
+def test_the_stages_of_a_run_follow_each_other(root: Path, tmp_path: Path) -> None:
+    heard = run(SMALL.with_overrides({"epochs": 2}), root, tmp_path)
+    assert [stage["name"] for stage in heard.of("stage")] == [
+        "validating before training",
+        "training, pass 1 of 2",
+        "validating after pass 1 of 2",
+        "training, pass 2 of 2",
+        "validating after pass 2 of 2",
+        "repeating a batch",
+    ]
+
+
+def test_the_sheet_has_the_first_validation_samples_as_the_last_validation_saw_them(root: Path, tmp_path: Path) -> None:
+    heard = run(SMALL, root, tmp_path)
+    last = heard.of("validation")[-1]["validation"]
+    with np.load(tmp_path / "sheet-rid.npz", allow_pickle=False) as sheet:
+        assert tuple(sheet["ids"]) == last["sample_ids"][:4]
+        assert sheet["image"].shape == (3, 64, 64, 3)
+        right = (sheet["probability"][:, 0] > 0.5) == sheet["target"][:, 0]
+        assert right.mean() == pytest.approx(last["metrics"]["accuracy_roof"], abs=1e-3)
+        assert sheet["labelled"].tolist() == [True, False, False, False]
+
+
+def test_a_resumed_process_knows_the_threads_of_the_first(tmp_path: Path) -> None:
+    starts = [json.dumps({"event": "start", "facts": {"threads": str(number)}}) for number in (4, 2)]
+    (tmp_path / "events.jsonl").write_text('{"event": "note", "text": "a"}\n')
+    assert process.begun_with(tmp_path) == 0
+    (tmp_path / "events.jsonl").write_text("\n".join([starts[0][:20], *starts]))
+    assert process.begun_with(tmp_path) == 4
 
 
 def test_what_steps_write_anew_is_four_times_the_weights_on_a_cpu(root: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ Amounts = Mapping[str, tuple[int, int]]  # by data set: the training and the val
 # Standard deviation of the logarithm of a run's fixed part. The 16 runs of phases 1 to 4 on record, 1 to 6 passes long,
 # lie so far about one start (6 s) and one time a pass (3.8 s) for them all.
 FIXED_SPREAD = 0.16
-_CACHED_STEPS = 6  # on a cached batch, at the end of a run of three steps or more, see train.loop
+_CACHED_STEPS = 3  # on a cached batch, at the end of a run of three steps or more, see train.loop
 _MIN_CACHED = 3
 
 

@@ -1,7 +1,9 @@
 """What a person sees while a run or a phase goes on."""
 
 import json
+import statistics
 import sys
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ from roofscale.measurement import ResourceSample
 
 # A bar that is written to a file or a log would fill it line by line.
 _WIDTH_OF_A_LOG = 140
+_PACED = 10  # steps that the pace shown is the mean of
 SECONDS_BETWEEN_LINES = 0.1 if sys.stderr.isatty() else 15.0
 
 
@@ -34,12 +37,14 @@ class _BesideBars(Console):
 
 
 class ProgressBar:
-    """A listener that draws one bar a run: steps done, loss and memory."""
+    """A listener that draws one bar a run: the stage that it is at, steps done and their pace, loss and memory."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._bar: tqdm[None] | None = None
         self._shown: dict[str, str] = {}
+        self._seconds: deque[float] = deque(maxlen=_PACED)  # of the last steps
+        self._epoch = -1
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Move the bar."""
@@ -49,21 +54,35 @@ class ProgressBar:
                 total=event["steps_planned"],
                 desc=self._name,
                 unit="step",
+                # tqdm's own pace and time left would count the start and validation as time of steps.
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]",
                 mininterval=SECONDS_BETWEEN_LINES,
                 position=None if sys.stderr.isatty() else 0,  # bars of several runs are not stacked in a log
             )
-        if self._bar is None:
-            if kind == "note":  # where a job stands that has not begun to train
-                tqdm.write(f"{self._name}: {event['text']}", file=sys.stderr)
+        elif kind == "note":
+            tqdm.write(f"{self._name}: {event['text']}", file=sys.stderr)
+        elif self._bar is None:
             return
-        if kind == "step":
+        elif kind == "step":
+            self._pace(event)
             self._show(loss=f"{event['loss']:.3f}")
             self._bar.update(event["step"] - self._bar.n)
-        elif kind == "note":
-            self._bar.set_description(f"{self._name}: {event['text']}", refresh=sys.stderr.isatty())
+        elif kind == "stage":
+            self._bar.set_description(f"{self._name}: {event['name']}", refresh=sys.stderr.isatty())
         elif kind == "end":
             self._bar.set_description(f"{self._name}: {event['outcome']}")
             self._bar.close()
+
+    def _pace(self, step: Mapping[str, Any]) -> None:
+        """Show the mean of the last steps, and what those to come will take."""
+        assert self._bar is not None
+        first, self._epoch = step["epoch"] != self._epoch, step["epoch"]
+        if first:  # it waits for the loader's start
+            return
+        self._seconds.append(step["seconds"])
+        pace = statistics.fmean(self._seconds)
+        left = tqdm.format_interval(pace * max(0, self._bar.total - step["step"]))
+        self._show(pace=f"{pace:.3g} s/step", steps_left=left)
 
     def resources(self, sample: ResourceSample) -> None:
         """Show the memory."""

@@ -5,9 +5,11 @@ and not whoever looks on. The same runner works inside a container, where it is 
 """
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -83,6 +85,8 @@ class LocalRunner:
         with _append(self.run_dir / "stdout.log") as out, _append(self.run_dir / "stderr.log") as err:
             stderr_start = err.tell()
             child = self._start(command, config, allowed, limit, out, err)
+        # Two seconds of SciPy, while the child is at its own imports.
+        threading.Thread(target=importlib.import_module, args=("roofscale.runners.assemble",), daemon=True).start()
         supervisor = Supervisor(
             child,
             limit,
@@ -98,7 +102,7 @@ class LocalRunner:
         stderr = _tail(self.run_dir / "stderr.log", stderr_start)
         evidence = _evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds)
         outcome, detail = classify(torchrun.of_first_failure(evidence) if config.devices > 1 else evidence)
-        from roofscale.runners.assemble import Supervised  # two seconds of SciPy, which the child need not wait for
+        from roofscale.runners.assemble import Supervised
 
         return Supervised(
             outcome=outcome,

@@ -5,7 +5,9 @@ It is always run by somebody (``runners``) who holds it to a memory limit and wa
 SIGINT make it write a checkpoint and end; the same command then resumes.
 """
 
+import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -22,7 +24,9 @@ from roofscale.data.sources import data_fingerprint, leak_notes, open_sources, r
 from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.model import count_parameters
+from roofscale.torch_compat import spare_compiler
 from roofscale.train import distributed, malloc
+from roofscale.train.cores import Threads
 from roofscale.train.loop import Diverged, Interrupted, Run
 
 
@@ -95,7 +99,7 @@ def own_ending(error: Exception, folder: Path, events: EventFile) -> tuple[Outco
         # It says nothing of the config: to be gone on with, not to be judged.
         where = f"{error.filename or folder}: the disk is full ({error.strerror})"
         return Outcome.INTERRUPTED, f"{where}; make room, and the same command resumes it"
-    if "torch._dynamo" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+    if "torch._dynamo.exc" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
         what = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         return Outcome.CRASHED, f"compile=true: the step could not be compiled ({what}); set compile=false"
     if isinstance(error, RoofscaleError):
@@ -115,11 +119,26 @@ def gpu_memory() -> dict[str, float]:
     }
 
 
+def begun_with(folder: Path) -> int:
+    """The threads that the first process of a run began with; 0 where this one is the first."""
+    for line in (folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # killed while it wrote that line
+            event = json.loads(line)
+            if event["event"] == "start":
+                return int(event["facts"]["threads"])
+    return 0
+
+
 def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Run:
     """Build the run of a folder and say what it is."""
     config = configs.load(overrides=json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if not (config.compile or config.devices > 1):  # DistributedDataParallel has more to do with it
+        spare_compiler()
+    threads = None
     if config.threads:
         torch.set_num_threads(config.threads)
+    elif config.devices == 1 and not torch.cuda.is_available():
+        threads = Threads()  # what is free is measured over all that comes before training
     distributed.join(config)
     root, said = distributed.first_on_each_machine(lambda: resolve_root(config, Path("data/generated")))
     events.emit("note", {"text": said})
@@ -130,7 +149,8 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Ru
     splits, drawn = distributed.first_on_each_machine(
         lambda: make_ready(config, opened, CACHE, lambda text: events.emit("note", {"text": text}), stopping)
     )
-    run = Run(config, splits, folder, events.emit, stopping)
+    run = Run(config, splits, folder, events.emit, stopping, threads)
+    free = threads.settle(begun_with(folder)) if threads else ""
     inputs = [
         {
             "name": name,
@@ -154,6 +174,8 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Ru
     }
     if together := distributed.described():
         facts["processes"] = together
+    if free:
+        facts["cores_free"] = free
     start = {"facts": facts, "inputs": inputs, "steps_planned": run.steps_planned, "batch_size": config.batch_size}
     events.emit("start", start)
     if drawn:
@@ -164,4 +186,7 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Ru
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is on disk, and taking the interpreter down would take over a second

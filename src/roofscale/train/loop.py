@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,13 +20,15 @@ from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
 from roofscale.train import checkpoint, distributed
 from roofscale.train.ahead import Fetched, ahead
-from roofscale.train.pace import enough
 from roofscale.train.trainer import Trainer
-from roofscale.train.validate import prediction_sheet, validate
+from roofscale.train.validate import Row, sheet_arrays, validate
+
+if TYPE_CHECKING:
+    from roofscale.train.cores import Threads
 
 Emit = Callable[[str, Mapping[str, Any]], None]  # (event name, fields)
 
-_CACHED_STEPS = 5  # steps on a cached batch that data stall is measured against; their median is used
+_CACHED_STEPS = 3  # on a cached batch, that data stall is measured against; their median is used
 
 
 class Interrupted(Exception):
@@ -68,8 +70,15 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, splits: Mapping[str, DataSplit], folder: Path, emit: Emit, stopping: Callable[[], bool]
+        self,
+        config: RunConfig,
+        splits: Mapping[str, DataSplit],
+        folder: Path,
+        emit: Emit,
+        stopping: Callable[[], bool],
+        threads: "Threads | None" = None,  # None: their number stays as it is
     ) -> None:
+        self.threads = threads
         self.config, self.splits, self.folder, self.emit, self.stopping = config, splits, folder, emit, stopping
         self.passes = passes(config)
         self.steps_planned = sum(len(self._loader(one)) for one in self.passes)
@@ -98,7 +107,9 @@ class Run:
                 self._validate(self.config.datasets, "before training")
             for one in self.passes[self.trainer.progress.epoch :]:
                 self._train(one)
-                self._validate(one.seen, f"after pass {one.epoch + 1} of {len(self.passes)}")
+                self._validate(
+                    one.seen, f"after pass {one.epoch + 1} of {len(self.passes)}", last=one is self.passes[-1]
+                )
                 self.trainer.progress.epoch += 1
                 self.trainer.progress.batch = 0
         except Interrupted:
@@ -106,7 +117,6 @@ class Run:
             raise
         except PaceKnown as known:
             return f"{self.trainer.progress.step} steps: {known}"
-        self._write_sheets()
         self._measure_data_stall()
         return f"{self.trainer.progress.step} steps"
 
@@ -119,6 +129,8 @@ class Run:
     def _train(self, one: Pass) -> None:
         progress = self.trainer.progress
         loader = self._loader(one, skip=progress.batch)
+        stage = f"training, pass {one.epoch + 1} of {len(self.passes)}"
+        self._stage(stage)
         clock = time.perf_counter()
         for place, fetched in enumerate(ahead(loader, self.trainer.side)):
             wait = time.perf_counter() - clock
@@ -128,13 +140,18 @@ class Run:
             progress.batch = fetched.position
             self._leave_out(loader.skipped)
             self._tick()
+            if self.threads and (change := self.threads.follow()):
+                self.emit("note", {"text": change})
             if self.config.stop_precision and ids:
                 self._stop_when_paced(first=place == 0)
             if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
                 self._save()
+                self._stage(stage)
             clock = time.perf_counter()
 
     def _stop_when_paced(self, first: bool) -> None:
+        from roofscale.train.pace import enough  # two seconds of SciPy, for those who want them
+
         seconds, samples = self._timed[-1]
         if not first:
             self._paced.append((samples, seconds))
@@ -182,18 +199,25 @@ class Run:
         if any(distributed.gather(self.stopping())):  # all at the same step
             raise Interrupted(f"asked to stop at step {self.trainer.progress.step} of {self.steps_planned}")
 
+    def _stage(self, name: str) -> None:
+        self.emit("stage", {"name": name})
+
     def _save(self) -> None:
+        self._stage(f"checkpoint at step {self.trainer.progress.step}")
         if self._writes:
             checkpoint.save(self.trainer.state(), self.folder / checkpoint.CHECKPOINT)
         self._saved_at = time.monotonic()
-        self.emit("note", {"text": f"checkpoint at step {self.trainer.progress.step}"})
 
-    def _validate(self, datasets: tuple[str, ...], when: str) -> None:
-        self.emit("note", {"text": f"validating {when}"})
+    def _validate(self, datasets: tuple[str, ...], when: str, *, last: bool = False) -> None:
+        self._stage(f"validating {when}")
         found = []
         for name in datasets:
-            validation, skipped = validate(self.trainer, self.splits[name].val, self.stopping)
+            sheet: list[Row] | None = [] if last and self._writes else None
+            validation, skipped = validate(self.trainer, self.splits[name].val, self.stopping, sheet)
             self._tick()
+            if sheet:
+                arrays = sheet_arrays(sheet, self.splits[name].val.labelled)
+                np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **arrays)
             self._leave_out(skipped)
             self.emit("validation", {"validation": vars(validation)})
             found.append(validation)
@@ -212,25 +236,21 @@ class Run:
         content = {"fingerprint": self.config.fingerprint, "model": self.trainer.judged.state_dict()}
         checkpoint.save(content, self.folder / checkpoint.BEST)
 
-    def _write_sheets(self) -> None:
-        for name in self.config.datasets if self._writes else ():
-            sheet = prediction_sheet(self.trainer, self.splits[name].val)
-            np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **sheet)
-
     def _measure_data_stall(self) -> None:
         """Repeat a whole batch, in memory, after all that counts is on disk, and compare the times of a sample.
 
-        The first step of the run pays for one-off set-up (kernel choice, allocator) and is left out on both sides. The
-        mean of the real steps, because with W loader processes only one step in W may have to wait.
+        The first step of the run pays for one-off set-up (kernel choice, allocator) and is left out. The mean of the
+        real steps, because with W loader processes only one step in W may have to wait.
         """
         if self._batch is None or len(self._timed) < 3:
             return
+        self._stage("repeating a batch")
         seconds = []
-        for _ in range(_CACHED_STEPS + 1):
+        for _ in range(_CACHED_STEPS):
             clock = time.perf_counter()
             self.trainer.step(self._batch)
             seconds.append(time.perf_counter() - clock)
-        cached = statistics.median(seconds[1:]) / self._batch_samples
+        cached = statistics.median(seconds) / self._batch_samples
         took, samples = (sum(column) for column in zip(*self._timed[1:], strict=True))
         found = {
             "speed/data_stall": max(0.0, 1 - cached * samples / took),

@@ -1,8 +1,7 @@
 """Validation: the loss of each sample, the best constant's loss on the same sample, and ratios from counts."""
 
-import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,8 @@ from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
 from roofscale.train.metrics import count, ratios
 from roofscale.train.trainer import Trainer
 
+_SHEET = 4  # samples on a prediction sheet
+Row = tuple[str, np.ndarray, np.ndarray, np.ndarray]  # of it: id, image, target, probability
 Stopping = Callable[[], bool]  # asked after each batch
 
 
@@ -31,10 +32,25 @@ class _Part(NamedTuple):
     skipped: list[str]
 
 
+def sheet_arrays(rows: Sequence[Row], labelled: Sequence[bool]) -> dict[str, np.ndarray]:
+    """The first validation samples with what the model makes of them.
+
+    Returns:
+        ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
+        ``labelled`` (K,) bool.
+    """
+    columns = zip(("ids", "image", "target", "probability"), zip(*rows[:_SHEET], strict=True), strict=True)
+    return {name: np.stack(column) for name, column in columns} | {"labelled": np.array(labelled)}
+
+
 @torch.inference_mode()
-def validate(trainer: Trainer, source: Source, stopping: Stopping) -> tuple[Validation, list[str]]:
+def validate(
+    trainer: Trainer, source: Source, stopping: Stopping, sheet: list[Row] | None = None
+) -> tuple[Validation, list[str]]:
     """Run the model over all of a validation split, in a fixed order, without augmentation; of several processes each
     over its part. Where one is asked to stop, it is cut short: the caller has to look.
+
+    ``sheet`` is given the first samples of this process's part.
 
     Returns:
         The validation, and what is wrong with each sample left out (``on_bad_sample=skip``).
@@ -43,7 +59,7 @@ def validate(trainer: Trainer, source: Source, stopping: Stopping) -> tuple[Vali
         DataError: a broken sample under ``on_bad_sample=error``, or not one that is whole.
     """
     start = time.perf_counter()
-    parts = distributed.gather(_validated_here(trainer, source, stopping))
+    parts = distributed.gather(_validated_here(trainer, source, stopping, sheet))
     ids = [name for part in parts for name in part.ids]
     skipped = [complaint for part in parts for complaint in part.skipped]
     if not ids:
@@ -63,7 +79,7 @@ def validate(trainer: Trainer, source: Source, stopping: Stopping) -> tuple[Vali
     return validation, skipped
 
 
-def _validated_here(trainer: Trainer, source: Source, stopping: Stopping) -> _Part:
+def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet: list[Row] | None) -> _Part:
     trainer.judged.eval()
     counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
     ids: list[str] = []
@@ -78,30 +94,11 @@ def _validated_here(trainer: Trainer, source: Source, stopping: Stopping) -> _Pa
         known.append(labelled_NK.cpu())
         counts_4K += count(logits_NKHW, target_NKHW, labelled_NK).cpu()
         ids += batch.ids
+        if sheet is not None and len(sheet) < _SHEET:
+            image_NHWC, probability_NKHW = batch.image_NCHW.permute(0, 2, 3, 1), logits_NKHW.sigmoid().half().cpu()
+            sheet += zip(
+                batch.ids, image_NHWC.numpy(), batch.target_NKHW.numpy(), probability_NKHW.numpy(), strict=True
+            )
         if stopping():
             break
     return _Part(ids, torch.cat(losses), torch.cat(shares), torch.cat(known), counts_4K, loader.skipped)
-
-
-@torch.inference_mode()
-def prediction_sheet(trainer: Trainer, source: Source, most: int = 4) -> dict[str, np.ndarray]:
-    """The first validation samples with what the model makes of them.
-
-    Returns:
-        ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
-        ``labelled`` (K,) bool.
-    """
-    trainer.judged.eval()
-    images, targets, probabilities, ids = [], [], [], []
-    alone = dataclasses.replace(trainer.config, num_workers=0, processes=1, instance_count=1)
-    for batch in make_loader(alone, [source], epoch=0, train=False):
-        logits_NKHW = trainer.predict(trainer.to_device(batch)[0])
-        images.append(batch.image_NCHW.permute(0, 2, 3, 1).numpy())
-        targets.append(batch.target_NKHW.numpy())
-        probabilities.append(logits_NKHW.sigmoid().half().cpu().numpy())
-        ids += batch.ids
-        if len(ids) >= most:
-            break
-    arrays = {"image": images, "target": targets, "probability": probabilities}
-    plain = {"ids": np.array(ids[:most]), "labelled": np.array(source.labelled)}
-    return {name: np.concatenate(parts)[:most] for name, parts in arrays.items()} | plain
