@@ -106,29 +106,3 @@ def test_an_error_that_declaring_does_not_cure_is_raised(
     nms = "operator torchvision::nms does not exist"
     with pytest.raises(RuntimeError, match=nms):
         importing(Importer(RuntimeError(nms), RuntimeError(nms)))
-
-
-SPARED = """
-import sys
-from roofscale.config import RunConfig
-from roofscale.torch_compat import spare_compiler
-spare_compiler()
-import torch
-from roofscale.train.trainer import Trainer
-trainer = Trainer(RunConfig(encoder="test_resnet", image_size=64, threads=1), 3)
-image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-trainer.begin()
-trainer.backward(trainer.forward(image).mean())
-trainer.update()
-trainer.state()
-assert "torch._dynamo.convert_frame" not in sys.modules, "the compiler was imported"
-assert torch._dynamo.config.cache_size_limit > 0  # whoever wants more gets the real one
-assert "torch._dynamo.convert_frame" in sys.modules
-import torch._dynamo.utils
-assert torch._dynamo.utils.counters is not None
-"""
-
-
-def test_a_net_is_trained_without_the_compiler_which_is_there_for_who_wants_it() -> None:
-    done = subprocess.run([sys.executable, "-c", SPARED], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

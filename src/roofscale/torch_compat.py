@@ -5,16 +5,13 @@ for Linux is built against CUDA; beside a CPU-only torch its operators do not lo
 them a shape rule: ``operator torchvision::nms does not exist``.
 """
 
-import functools
 import importlib
 import sys
-import types
 from typing import Any
 
 # The schema that torchvision itself declares for both (torchvision/csrc/ops).
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _OPERATORS = ("torchvision::nms", "torchvision::qnms")
-_COMPILER = "torch._dynamo"
 
 
 def import_torchvision() -> None:
@@ -56,29 +53,3 @@ def segmentation_models() -> Any:
     """The module segmentation_models_pytorch, imported beside whatever torchvision there is."""
     import_torchvision()
     return importlib.import_module("segmentation_models_pytorch")
-
-
-def spare_compiler() -> None:
-    """Let this process, which compiles nothing, do without torch's compiler, until something of it is really needed.
-
-    It takes three seconds to import. timm and the optimisers only mark what it is to leave alone, and torchvision only
-    asks it a question when a function runs that no net here calls.
-    """
-    if _COMPILER in sys.modules:
-        return
-
-    def real(module: str, name: str) -> Any:
-        if name.startswith("__") and (module, name) != (_COMPILER, "__path__"):  # by which its parts are imported
-            raise AttributeError(name)
-        for stand_in in stand_ins:
-            sys.modules.pop(stand_in, None)
-        return getattr(importlib.import_module(module), name)
-
-    stand_ins: dict[str, Any] = {name: types.ModuleType(name) for name in (_COMPILER, f"{_COMPILER}.utils")}
-    compiler, utils = stand_ins.values()
-    compiler.disable = lambda function=None, *_, **__: function or (lambda decorated: decorated)
-    compiler.graph_break = lambda: None
-    utils.is_compile_supported = lambda _device: False
-    for name, module in stand_ins.items():
-        module.__getattr__ = functools.partial(real, name)
-    sys.modules.update(stand_ins)

@@ -24,7 +24,6 @@ from roofscale.data.sources import data_fingerprint, leak_notes, open_sources, r
 from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.model import count_parameters
-from roofscale.torch_compat import spare_compiler
 from roofscale.train import distributed, malloc
 from roofscale.train.cores import Threads
 from roofscale.train.loop import Diverged, Interrupted, Run
@@ -99,7 +98,7 @@ def own_ending(error: Exception, folder: Path, events: EventFile) -> tuple[Outco
         # It says nothing of the config: to be gone on with, not to be judged.
         where = f"{error.filename or folder}: the disk is full ({error.strerror})"
         return Outcome.INTERRUPTED, f"{where}; make room, and the same command resumes it"
-    if "torch._dynamo.exc" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+    if "torch._dynamo" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
         what = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         return Outcome.CRASHED, f"compile=true: the step could not be compiled ({what}); set compile=false"
     if isinstance(error, RoofscaleError):
@@ -132,8 +131,6 @@ def begun_with(folder: Path) -> int:
 def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Run:
     """Build the run of a folder and say what it is."""
     config = configs.load(overrides=json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    if not (config.compile or config.devices > 1):  # DistributedDataParallel has more to do with it
-        spare_compiler()
     threads = None
     if config.threads:
         torch.set_num_threads(config.threads)
