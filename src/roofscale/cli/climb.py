@@ -86,9 +86,8 @@ def climb(dry_run: bool, **wishes: Any) -> None:
     help="URL of an Optuna database that several workers share, such as postgresql+psycopg2://user@host/name.",
 )
 @click.option("--join", default="", help="Run trials of the study of this name, which another process conducts.")
-@click.option("--compare", is_flag=True, help="Measure every config of the space, and compare ways of searching it.")
 @climb_options
-def search(file: Path | None, storage: str, join: str, compare: bool, dry_run: bool, **wishes: Any) -> None:
+def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: Any) -> None:
     """Search batch size, workers and prefetch by short trials, and confirm what is chosen by a whole run."""
     if join:
         from roofscale.commands.search import join_search
@@ -99,10 +98,6 @@ def search(file: Path | None, storage: str, join: str, compare: bool, dry_run: b
     from roofscale.phases.record import SEARCHING
 
     order = _order("search", **wishes, storage=storage)
-    if compare:
-        from roofscale.commands.search import compare_search
-
-        sys.exit(compare_search(order, file))
     if dry_run:
         commands.preview(order.load(SEARCHING, file).searching(), order)
         return

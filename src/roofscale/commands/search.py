@@ -10,9 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
-from roofscale.commands.base import starting_config
 from roofscale.commands.host_points import kind_for, recorded_points
-from roofscale.commands.order import Order
 from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
@@ -20,7 +18,6 @@ from roofscale.phases.crew import Crew
 from roofscale.phases.criteria.evidence import PACE_KNOBS
 from roofscale.phases.record import (
     SEARCH_EXPERIMENT,
-    SEARCHING,
     experiment_name,
     judged_in,
     read_config,
@@ -133,21 +130,6 @@ def front_table(tried: Sequence[Tried], found: Found) -> Table:
     for one in found.choice.front if found.choice else ():
         table.add_row(shown(one.config), f"{one.rate:.3g}", f"{one.share:.0%}")
     return table
-
-
-def compare_search(order: Order, file: Path | None) -> int:
-    """Compare the search of phase 3 with other ways of searching the same space; see ``commands.compare``.
-
-    Raises:
-        ConfigError: no step of the phase searches.
-    """
-    from roofscale.commands.compare import compare_searches  # imports torch, which a launcher of jobs does without
-
-    phase = order.load(SEARCHING, file).searching()
-    good, _ = starting_config(phase, order.runs, order.cache, order.from_defaults)
-    step, config = phase.resolve(good, order.words_for(phase))[-1]
-    assert step.search, "the last of the searching steps"
-    return compare_searches(step.search, config, order.runs / "compare", order.cache, order.to_json)
 
 
 def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str) -> None:

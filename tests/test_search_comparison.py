@@ -5,14 +5,14 @@ import math
 from pathlib import Path
 
 import pytest
+from benchmarks.search_comparison import comparison, runs
+from benchmarks.search_comparison.grid import Grid
+from benchmarks.search_comparison.runs import FINAL_ROUNDS, NEAR_BEST, RIVALS, TRAININGS, Bench
 
 from roofscale import compute
-from roofscale.commands import compare, compare_runs
-from roofscale.commands.compare_runs import FINAL_ROUNDS, NEAR_BEST, RIVALS, TRAININGS, Bench
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.climb import Stopped
-from roofscale.phases.search.grid import Grid
 from roofscale.phases.search.spec import SearchSpec
 from roofscale.runners.local import MEASUREMENT, TRAIN
 from roofscale.train.interval import BUSY
@@ -70,14 +70,14 @@ def _steps(config, number):
 @pytest.fixture
 def machine(monkeypatch):
     made = Machine()
-    monkeypatch.setattr(compare_runs, "LocalRunner", made)
-    monkeypatch.setattr(compare, "settle_data", lambda configs, cache, out: configs)
-    monkeypatch.setattr(compare_runs, "_RIVALS_FILE", Path("nowhere.py"))
+    monkeypatch.setattr(runs, "LocalRunner", made)
+    monkeypatch.setattr(comparison, "settle_data", lambda configs, cache, out: configs)
+    monkeypatch.setattr(runs, "_RIVALS_FILE", Path("nowhere.py"))
     return made
 
 
 def compared(folder):
-    code = compare.compare_searches(SPEC, BASE.with_overrides({"data_root": "/some/where"}), folder, folder, seeds=2)
+    code = comparison.compare_searches(SPEC, BASE.with_overrides({"data_root": "/some/where"}), folder, folder, seeds=2)
     return code, json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
 
 
@@ -114,11 +114,11 @@ def test_rivals_that_are_not_here_are_said(machine, tmp_path, capsys):
 
 
 def test_rivals_are_judged_by_the_grid(machine, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_runs, "_RIVALS_FILE", Path(__file__))
-    monkeypatch.setattr(compare_runs.PathFinder, "find_spec", lambda *_: True)
+    monkeypatch.setattr(runs, "_RIVALS_FILE", Path(__file__))
+    monkeypatch.setattr(runs.PathFinder, "find_spec", lambda *_: True)
     _, content = compared(tmp_path)
     assert [one["found"] for one in content["rivals"]] == [2] * len(RIVALS)
-    best = _pace(BASE.with_overrides(dict(zip(compare.KNOBS, content["grid"]["best"], strict=True))))
+    best = _pace(BASE.with_overrides(dict(zip(comparison.KNOBS, content["grid"]["best"], strict=True))))
     (ratio,) = {one["ratio"] for one in content["rivals"]}
     assert ratio == pytest.approx(best / _pace(BASE.with_overrides({"batch_size": 2})), rel=0.02)
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.search_comparison.grid import Grid, GridRun, Place
+from benchmarks.search_comparison.replay import Contest
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import Stopped
 from roofscale.phases.search.choice import shown, size
-from roofscale.phases.search.grid import Grid, GridRun, Place
-from roofscale.phases.search.replay import Contest
 from roofscale.phases.search.spec import KNOBS, SearchSpec
 from roofscale.phases.search.trials import as_trial
 from roofscale.report.console import SECONDS_BETWEEN_LINES

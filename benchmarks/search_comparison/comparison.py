@@ -1,4 +1,4 @@
-"""``roofscale search --compare``: what the search costs, and how well it chooses, beside other ways.
+"""What the search costs, and how well it chooses, beside other ways.
 
 The whole grid is measured with real trials, once; ways of searching are then replayed on what was measured, so that
 each can be judged over many seeds. Tools that search in the process that trains are run for real, and so is what the
@@ -17,16 +17,16 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.search_comparison import replay
+from benchmarks.search_comparison.grid import Grid, GridRun, Place
+from benchmarks.search_comparison.replay import METHODS, Contest, Played, Summary, play, summaries
+from benchmarks.search_comparison.runs import TRAININGS, Bench, Rival, bar
 from roofscale import compute
-from roofscale.commands.compare_runs import TRAININGS, Bench, Rival, bar
 from roofscale.commands.host_points import kind_here
 from roofscale.commands.run import settle_data
 from roofscale.config import RunConfig
 from roofscale.forecast.fit import MAX_SHARE
 from roofscale.measurement import write_json
-from roofscale.phases.search import replay
-from roofscale.phases.search.grid import Grid, GridRun, Place
-from roofscale.phases.search.replay import METHODS, Contest, Played, Summary, play, summaries
 from roofscale.phases.search.spec import KNOBS, SearchSpec
 from roofscale.provenance import git_state
 from roofscale.report.console import as_json, console

@@ -16,12 +16,12 @@ import numpy as np
 import optuna
 from optuna.storages import InMemoryStorage
 
+from benchmarks.search_comparison.grid import Grid, GridRun, Place
 from roofscale.config import RunConfig
 from roofscale.forecast.host import Kind
 from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import size
 from roofscale.phases.search.foresight import Room
-from roofscale.phases.search.grid import Grid, GridRun, Place
 from roofscale.phases.search.spec import SearchSpec
 from roofscale.phases.search.study import Search, open_study
 from roofscale.phases.search.trials import as_trial

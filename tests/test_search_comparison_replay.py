@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from benchmarks.search_comparison.grid import Grid, GridRun
+from benchmarks.search_comparison.replay import METHODS, TRIALS, Contest, Played, Replay, ended, play, summaries
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
@@ -12,8 +14,6 @@ from roofscale.forecast.fit import MAX_SHARE
 from roofscale.forecast.host import Kind, shared_mib
 from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import size
-from roofscale.phases.search.grid import Grid, GridRun
-from roofscale.phases.search.replay import METHODS, TRIALS, Contest, Played, Replay, ended, play, summaries
 from roofscale.phases.search.spec import SearchSpec
 from roofscale.phases.search.trials import as_trial
 
