@@ -1,8 +1,8 @@
 """How others find a batch size: in the process that trains, by running into the limit.
 
-``python -m benchmarks.search_rivals NAME RUN_FOLDER`` is run by ``benchmarks.search_comparison`` in a process of its own
-under the limit, as a training is: it reads ``config.json`` there and appends an event a step to ``events.jsonl``. What
-it finds it tells as the metric FOUND. The libraries are those of requirements-bench.txt, in ``.bench``.
+``python -m benchmarks.search_rivals NAME RUN_FOLDER`` is run by ``benchmarks.search_comparison`` in a process of its
+own under the limit, as a training is: it reads ``config.json`` there and appends an event a step to ``events.jsonl``.
+What it finds it tells as the metric FOUND. The libraries are those of requirements-bench.txt, in ``.bench``.
 """
 
 import json
