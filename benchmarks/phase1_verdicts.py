@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
+
 from benchmarks.measure import ROOT, scratch_folder
 from roofscale.config import RunConfig
 from roofscale.data.sources import resolve_root
@@ -41,6 +43,7 @@ CATCHES = {
 # What takes a fault away: a phase that passed with it changed has passed rightly.
 MENDED_BY = {"lr": {"lr"}, "loader": {"num_workers", "prefetch_factor"}}
 WRITTEN = ROOT / "benchmarks/results/phase1_verdicts.jsonl"
+EXPERIMENT = "verdicts"
 LR_FACTOR = 100
 LOADER_FACTOR = 10  # how many times slower the loader delivers than training consumes
 
@@ -77,8 +80,8 @@ def climb(folder: Path, overrides: dict[str, Any], fault: str, only: str) -> Cli
     ladder = Ladder(
         phase=phase,
         plan=plan,
-        tracker=Tracker("verdicts"),
-        attempts=Attempts(folder, "verdicts"),
+        tracker=Tracker(EXPERIMENT, folder),
+        attempts=Attempts(folder, EXPERIMENT),
         make_runner=make,
         audience=_Silent(),
         tags={},
@@ -109,6 +112,8 @@ def one(seed: int, fault: str, overrides: dict[str, Any], only: str) -> dict[str
         planted = f"loader={_slow_read_seconds(settings):.4f}"
     with scratch_folder() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        # Where nothing is said of artifacts, MLflow leaves them in the working folder.
+        MlflowClient().create_experiment(EXPERIMENT, (folder / "artifacts").as_uri())
         climbed = climb(folder, settings, planted, only)
     if climbed.interrupted:  # the ladder took the signal; without this the next seed would begin
         raise KeyboardInterrupt
