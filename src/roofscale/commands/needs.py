@@ -9,7 +9,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.time import sum_of
 from roofscale.phases.climb import StepResult
-from roofscale.phases.judge import Verdict
+from roofscale.phases.judge import Role, Verdict
 from roofscale.phases.plan import Phase
 from roofscale.phases.record import newest_climb
 from roofscale.phases.retreat import ADVICE
@@ -51,8 +51,9 @@ def refuse_failed(phases: Iterable[Phase]) -> None:
 
 
 def wanting(result: StepResult) -> str:
-    """The criteria that a step did not pass, with their evidence; how its run ended, where it passed all."""
-    said = (f"{c.name}: {c.evidence}" for c in result.verdict.criteria if c.verdict is not Verdict.PASSED)
+    """The criteria that a step did not pass, with their evidence; how its run ended, where it passed all that count."""
+    counting = (c for c in result.verdict.criteria if c.role is not Role.SHOWN)
+    said = (f"{c.name}: {c.evidence}" for c in counting if c.verdict is not Verdict.PASSED)
     return "; ".join(said) or result.measurement.detail
 
 
