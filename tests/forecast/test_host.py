@@ -222,3 +222,9 @@ def test_the_first_probes_suffice_for_what_is_asked(size: int, workers: int) -> 
     points = [Point(one, kind(), peak(one.batch_size, one.num_workers), "") for one in probes]
     assert fit_host(kind(), points).forecast(asked, 1e9).peak.mib == pytest.approx(peak(size, workers))
     assert all(one.batch_size <= max(4, size) and one.max_samples == 3 * one.batch_size for one in probes)
+
+
+def test_a_run_whose_threads_follow_the_free_cores_is_of_the_kind_of_all_of_them() -> None:
+    facts = {"precision": "fp32", "threads": "1", "malloc": ""}
+    assert Kind.of_run(RunConfig(threads=1), facts).threads == 1
+    assert Kind.of_run(RunConfig(), {**facts, "cores_free": "1.0 of 4"}).threads == 4

@@ -19,6 +19,13 @@ BUS_ERROR = (
     "workers are out of shared memory. Please try to raise your shared memory limit."
 )
 WORKER_DIED = "RuntimeError: DataLoader worker (pid(s) 91) exited unexpectedly"
+DIED_HANDING_OVER = """\
+File "/usr/lib/python3/torch/multiprocessing/reductions.py", line 538, in rebuild_storage_fd
+    fd = df.detach()
+  File "/usr/lib/python3/multiprocessing/resource_sharer.py", line 86, in get_connection
+    c = Client(address, authkey=process.current_process().authkey)
+ConnectionResetError: [Errno 104] Connection reset by peer
+"""
 DISK_FULL = "OSError: [Errno 28] No space left on device: 'checkpoint.pt'"
 NO_MEMORY = "RuntimeError: [enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: 9 bytes."
 TOO_MANY_FILES = "RuntimeError: unable to open shared memory object </torch_1> in read-write mode: Too many open files"
@@ -42,6 +49,7 @@ TOO_MANY_FILES = "RuntimeError: unable to open shared memory object </torch_1> i
         ("roofscale.errors.DataError: rid/1.tif: broken", Outcome.DATA_ERROR),
         ("ValueError: no DataError here", Outcome.CRASHED),
         (WORKER_DIED, Outcome.CRASHED),
+        (DIED_HANDING_OVER, Outcome.CRASHED),
         ("", Outcome.CRASHED),
     ],
 )
@@ -49,6 +57,7 @@ def test_stderr_of_a_failed_run(stderr: str, outcome: Outcome) -> None:
     found, detail = classify(Evidence(exit_code=1, stderr=f"Traceback (most recent call last):\n  ...\n{stderr}\n"))
     assert found is outcome
     assert stderr[:40] in detail
+    assert (stderr in (WORKER_DIED, DIED_HANDING_OVER)) == ("loader process" in detail)
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,12 @@ class Kind:
 
     @classmethod
     def of_run(cls, config: RunConfig, facts: Mapping[str, str]) -> "Kind":
-        """The kind that a run turned out to be, by the facts of its measurement."""
-        return cls.of(config, facts["precision"], int(facts["threads"]), facts.get("malloc", ""))
+        """The kind that a run turned out to be, by the facts of its measurement.
+
+        One whose threads follow the free cores is of the kind of as many as it may have, whatever it began with.
+        """
+        threads = int(facts.get("cores_free", facts["threads"]).split()[-1])  # such as '1.0 of 2'
+        return cls.of(config, facts["precision"], threads, facts.get("malloc", ""))
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"

@@ -57,8 +57,8 @@ _BY_CRITERION = {
     "learning": Cause.NOT_LEARNING,
     "data_stall": Cause.LOADER_BOUND,
 }
-# Criteria that pair validation samples, so that more of these tell what more seeds of the same cannot.
-_PAIRS_SAMPLES = ("learning", "forgetting", "smooth_transition")
+# Criteria that lack evidence only for want of validation samples, which more seeds of the same few cannot make up.
+_PAIRS_SAMPLES = ("learning", "forgetting")
 _MEMORY = (Cause.HOST_OOM, Cause.OVER_MARGIN)
 # What is halved between what held and what failed; the other remedies are not tried any closer once one has passed.
 SIZES = (*_MEMORY, Cause.CUDA_OOM, Cause.WORKERS_MEMORY, Cause.SHM_FULL)

@@ -63,8 +63,12 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         f"the host's memory ran out; {_LESS_MEMORY}",
     ),
     (
-        # torch/utils/data/dataloader.py and _utils/signal_handling.py
-        re.compile(r"DataLoader worker \(pid[^)\n]*\)[^\n]*(?:killed by signal|exited unexpectedly)"),
+        # torch/utils/data/dataloader.py and _utils/signal_handling.py; or, while it handed over a batch, the other end
+        # of its socket (multiprocessing/resource_sharer.py).
+        re.compile(
+            r"DataLoader worker \(pid[^)\n]*\)[^\n]*(?:killed by signal|exited unexpectedly)"
+            r"|in rebuild_storage_fd\n(?:.*\n)*?(?=Connection(?:Reset|Refused)Error|EOFError)"
+        ),
         Outcome.CRASHED,
         "a loader process was killed, perhaps by the system for want of memory; run it again, with a lower num_workers "
         "if it comes back",
