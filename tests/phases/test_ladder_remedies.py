@@ -17,6 +17,7 @@ from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
 from roofscale.phases.plan import load_phase
 from roofscale.phases.record import newest_climb
+from roofscale.report.standing import batch_words
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import Tracker, get_run
 
@@ -204,6 +205,8 @@ def test_the_batch_that_the_gate_asks_for_is_handed_on_or_the_knee_where_that_is
     assert found.last_good.config.batch_size == handed_on
     last_good = json.loads((tmp_path / "runs/roofscale-phase2/last_good.json").read_text())
     assert last_good["config"]["batch_size"] == handed_on
+    assert batch_words(found).startswith(f"Batch {handed_on} is handed on; ")
+    assert (f"likes {knee} best" if knee else "not told") in batch_words(found)
     told = find_knee(found.results)
     assert (told.numbers["batch_size"] if told else None) == knee
     assert newest_climb(2).last_good.config.batch_size == handed_on

@@ -34,7 +34,7 @@ from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.publish import Ahead, publish_phase, publish_run
 from roofscale.report.sections import description, phase_section
-from roofscale.report.standing import carries
+from roofscale.report.standing import batch_words, carries
 from roofscale.report.table import verdict_table
 from roofscale.runners import choose
 from roofscale.runners.supervise import Listener, Listeners
@@ -293,6 +293,10 @@ def _print_climb(out: Console, climbed: ClimbResult, tracker: Tracker, to_json: 
     for result in climbed.results:
         for line in _retreat_lines(result):
             out.print(escape(line))
+    for name, why in climbed.skipped.items():
+        out.print(escape(f"{name}: {why}."))
+    if said := batch_words(climbed):
+        out.print(escape(said))
     for note in climbed.notes:
         out.print(f"Note: {escape(note)}")
     if climbed.interrupted:
@@ -301,7 +305,7 @@ def _print_climb(out: Console, climbed: ClimbResult, tracker: Tracker, to_json: 
 
 
 def _retreat_lines(result: StepResult) -> list[str]:
-    """What was rolled back in a step, and what a person can do about a failure that no smaller increment mends."""
+    """What was rolled back in a step, and what a person can do about a failure that no remedy mends."""
     lines = [
         f"{result.step.name}: {run.retreat.changed if run.retreat else 'as asked for'}: {run.verdict.verdict.words}"
         + (f" ({run.cause})" if run.cause else "")
@@ -320,6 +324,7 @@ def climb_as_dict(climbed: ClimbResult) -> dict[str, object]:
         "run_id": climbed.run_id,
         "folder": str(climbed.attempt),
         "notes": climbed.notes,
+        "skipped": dict(climbed.skipped),
         "steps": [
             {
                 "step": result.step.name,

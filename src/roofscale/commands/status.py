@@ -95,5 +95,5 @@ def _step_status(folders: Sequence[StepFolder]) -> str:
         return f"under way or stopped{idle}; the same command goes on with it"
     passed = [folder for folder in folders if folder.verdict and folder.verdict.verdict is Verdict.PASSED]
     if passed and "-retreat" in passed[-1].path.name:
-        return "passed at a smaller increment"
+        return "passed with a remedy"
     return (passed or folders)[-1].verdict.verdict.words  # type: ignore[union-attr]  # all are judged

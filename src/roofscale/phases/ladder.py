@@ -176,7 +176,7 @@ class Ladder:
         """Begin this step and those after it that are run whatever the ones before them come to.
 
         A step depends on the one before where that may stop the climb, and on its own search for its config. Repeats
-        and smaller increments depend on a verdict. All are judged in the order of the plan.
+        and remedies depend on a verdict. All are judged in the order of the plan.
         """
         if self.crew.most == 1:
             return

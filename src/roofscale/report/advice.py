@@ -54,7 +54,7 @@ def _go_on(climb: ClimbResult, following: Phase | None) -> Advice:
 
 
 def _mend(climb: ClimbResult) -> Iterator[Advice]:
-    """What a person can do about a failure that no smaller increment has mended."""
+    """What a person can do about a failure that no remedy has mended."""
     for result in climb.results:
         if result.verdict.verdict is Verdict.FAILED and result.cause in ADVICE:
             failed = (c.evidence for c in result.verdict.criteria if c.verdict is Verdict.FAILED)
@@ -67,8 +67,7 @@ def _knee(climb: ClimbResult) -> Iterator[Advice]:
     """The batch that the criterion of that name has told."""
     if found := find_knee(climb.results):
         likes = f"This hardware likes `batch_size={found.numbers['batch_size']:g}` best"
-        least = climb.phase.least_batch
-        onward = f"; at least {least} is handed on, which the GPU's gate asks for" if least else ""
+        onward = f"; at least {climb.phase.least_batch} is handed on, for the gate" if climb.phase.least_batch else ""
         yield Advice(f"{likes}{onward}.", found.evidence)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from roofscale.config import RunConfig
-from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.climb import ClimbResult, StepResult, find_knee
 from roofscale.phases.plan import Phase
 
 Climbs = Mapping[int, ClimbResult]  # the newest climb of each phase that the server has one of
@@ -42,7 +42,7 @@ def config_words(config: RunConfig) -> str:
 
 
 def at_words(result: StepResult) -> str:
-    """What a run changed on its phase's base: the step's own overrides, and the smaller increment it took instead."""
+    """What a run changed on its phase's base: the step's own overrides, and the remedy that it took."""
     written = result.config.written()
     searched = result.step.search.space if result.step.search else ()
     knobs = [*result.step.set, *searched, *([result.retreat.changed.partition("=")[0]] if result.retreat else [])]
@@ -50,8 +50,19 @@ def at_words(result: StepResult) -> str:
 
 
 def step_words(result: StepResult) -> str:
-    """The name of a step, with the smaller increment that a run of it took."""
+    """The name of a step, with the remedy that a run of it took."""
     return result.step.name + (f" at {result.retreat.changed}" if result.retreat else "")
+
+
+def batch_words(climb: ClimbResult) -> str:
+    """Which batch a phase hands on, and which this hardware likes best; empty where the phase does not ask for one."""
+    if not climb.phase.least_batch or climb.last_good is None:
+        return ""
+    knees = [found for run in climb.all_runs() for found in run.verdict.criteria if found.name == "knee"]
+    told = find_knee(climb.results)
+    likes = f"this hardware likes {told.numbers['batch_size']:g} best" if told else "which one is best here is not told"
+    why = f": {knees[-1].evidence.removeprefix('(shown only) ')}" if knees else ""
+    return f"Batch {climb.last_good.config.batch_size} is handed on; {likes}{why}."
 
 
 def watched(climb: ClimbResult) -> list[str]:
