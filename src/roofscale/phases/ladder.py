@@ -229,9 +229,10 @@ class Ladder:
         return replace(ask, step=step, config=ask.config.with_overrides(found))
 
     def _measure(self, attempt: Attempt, parent: TrackedRun, ask: Ask, good: RunConfig | None) -> StepResult:
-        """Run one config and, while the evidence is insufficient and the phase file says so, repeat it.
+        """Run one config and, while the evidence of what decides is insufficient and the phase file says so, repeat it.
 
-        Not where more validation samples are the remedy: another seed would show the same few.
+        Not where more validation samples are the remedy, as another seed would show the same few; and not for a
+        finding, which holds nothing up.
         """
         known = self._known(ask.config)
         runs: list[Measurement] = []
@@ -243,7 +244,7 @@ class Ladder:
             if repeat == 0:
                 first = result
             cause = find_cause(result.verdict, runs[-1], ask.config, good)
-            if cause or result.verdict.verdict is not Verdict.INSUFFICIENT_EVIDENCE:
+            if cause or result.verdict.sound is not Verdict.INSUFFICIENT_EVIDENCE:
                 break
         if runs[-1].outcome in OUT_OF_MEMORY:
             self._full.append(RuledOut(ask.config, runs[-1].outcome, result.run_id))
