@@ -143,6 +143,16 @@ def test_a_second_remedy_stands_on_the_first():
     assert (smaller.schedule, smaller.batch_size, changed) == ("mixed", 12, "batch_size=12")
 
 
+def test_too_few_steps_are_doubled_by_more_passes():
+    lacking = CriterionResult("stable", Verdict.INSUFFICIENT_EVIDENCE, "7 steps")
+    unsure = StepVerdict(Verdict.INSUFFICIENT_EVIDENCE, (lacking,))
+    assert find_cause(unsure, Measurement(Outcome.OK, "", "0" * 12), config(), None) is Cause.FEW_STEPS
+    assert find_cause(unsure, Measurement(Outcome.INTERRUPTED, "", "0" * 12), config(), None) is None
+    longer, changed = remedy(Cause.FEW_STEPS, [config(batch_size=16)], [])
+    assert (longer.epochs, changed) == (2, "epochs=2")
+    assert remedy(Cause.FEW_STEPS, [config(), longer], [])[1] == "epochs=4"
+
+
 def test_too_few_validation_samples_are_doubled_while_there_are_more():
     def of(samples):
         ids = tuple(map(str, range(samples)))

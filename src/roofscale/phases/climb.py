@@ -32,6 +32,7 @@ class Cause(enum.StrEnum):
     FORGETTING = "forgetting"
     NOT_LEARNING = "not_learning"
     LOADER_BOUND = "loader_bound"  # training waited for the loader
+    FEW_STEPS = "few_steps"  # too few to tell how the loss goes; more seeds of as many would not help
     FEW_VALIDATION_SAMPLES = "few_validation_samples"  # too few to tell; more seeds of the same would not help
     CRITERIA = "criteria"  # it ran well; a criterion of speed or balance was not met
 

@@ -59,6 +59,8 @@ _BY_CRITERION = {
 }
 # Criteria that lack evidence only for want of validation samples, which more seeds of the same few cannot make up.
 _PAIRS_SAMPLES = ("learning", "forgetting")
+# The same for want of steps.
+_COUNTS_STEPS = ("stable", "smooth")
 _MEMORY = (Cause.HOST_OOM, Cause.OVER_MARGIN)
 # What is halved between what held and what failed; the other remedies are not tried any closer once one has passed.
 SIZES = (*_MEMORY, Cause.CUDA_OOM, Cause.WORKERS_MEMORY, Cause.SHM_FULL)
@@ -75,6 +77,7 @@ ADVICE = {
     "(roofscale data check), and try another lr",
     Cause.LOADER_BOUND: "load with more processes (num_workers, then prefetch_factor); where that was tried, look at "
     "the disk, the file formats and augment",
+    Cause.FEW_STEPS: "train longer (epochs), or on more samples (max_samples)",
     Cause.FEW_VALIDATION_SAMPLES: "validate on more samples (val_samples)",
 }
 
@@ -101,7 +104,10 @@ def find_cause(
         good: the last good config, which tells what the step has raised.
     """
     if verdict.verdict is not Verdict.FAILED:
-        more = set(verdict.named(Verdict.INSUFFICIENT_EVIDENCE)) & set(_PAIRS_SAMPLES)
+        lacking = verdict.named(Verdict.INSUFFICIENT_EVIDENCE)
+        if any(name in lacking for name in _COUNTS_STEPS) and measurement.outcome is Outcome.OK:
+            return Cause.FEW_STEPS
+        more = any(name in lacking for name in _PAIRS_SAMPLES)
         return Cause.FEW_VALIDATION_SAMPLES if more and _has_more_to_validate(config, measurement) else None
     failed = verdict.named(Verdict.FAILED)
     cause = _BY_OUTCOME.get(measurement.outcome) or next(
@@ -149,8 +155,8 @@ def _change(cause: Cause, asked: RunConfig, newest: RunConfig) -> str:
         return f"lr={newest.lr / _LR_FACTOR:g}"
     if cause is Cause.FORGETTING and newest.schedule == "sequential" and len(newest.datasets) > 1:
         return "schedule=mixed"  # rehearsal; see the criterion ``forgetting``
-    if cause is Cause.NOT_LEARNING and newest.epochs == asked.epochs:
-        return f"epochs={2 * asked.epochs}"
+    if cause is Cause.FEW_STEPS or (cause is Cause.NOT_LEARNING and newest.epochs == asked.epochs):
+        return f"epochs={2 * newest.epochs}"
     if cause is Cause.LOADER_BOUND:
         more = min(max(1, 2 * newest.num_workers), compute.get(newest.compute).vcpus)
         if more > newest.num_workers:

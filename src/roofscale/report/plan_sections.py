@@ -34,6 +34,7 @@ _REMEDIES = {  # in words, what ``phases.retreat`` does
     Cause.FORGETTING: "the data sets mixed in every pass: `schedule=mixed`",
     Cause.NOT_LEARNING: "twice the passes, once",
     Cause.LOADER_BOUND: "more loader processes, then more that each prepares ahead",
+    Cause.FEW_STEPS: "twice the passes",
     Cause.FEW_VALIDATION_SAMPLES: "twice the validation samples",
 }
 
