@@ -108,7 +108,7 @@ def test_what_is_not_known_says_that_phase_3_supplies_it(phase, condition) -> No
 def test_a_search_that_a_whole_run_has_confirmed_tells_the_best_batch() -> None:
     runs = proven()
     runs[2] = [run(2)]
-    runs[3] = [tagged(runs[3][0], searched="batch_size 8 to 24", verdict="passed"), *runs[3][1:]]
+    runs[3] = [tagged(runs[3][0], searched="batch_size 8 to 16", verdict="passed"), *runs[3][1:]]
     assert closed(runs) == {}
     runs[3] = [tagged(runs[3][0], verdict="failed"), *runs[3][1:]]
     assert closed(runs) == {"the best batch is known": "roofscale phase 3"}
