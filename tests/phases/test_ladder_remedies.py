@@ -144,8 +144,12 @@ def test_a_remedy_that_does_not_help_fails_the_step_and_is_not_carried_on(climb:
 
 
 def test_samples_that_are_not_there_are_not_asked_for(climb: Callable[..., ClimbResult]) -> None:
-    found = climb(hardly_validated, PHASE.replace("CRITERION", "learning"), {"val_samples": 15}, settle=lambda _: None)
+    repeating = PHASE.replace("CRITERION", "learning").replace(
+        "steps:", "on_insufficient: repeat\nmax_repeats: 1\nsteps:"
+    )
+    found = climb(hardly_validated, repeating, {"val_samples": 15}, settle=lambda _: None)
     assert all(result.tries == () for result in found.results)
+    assert [len(result.repeats) for result in found.results] == [1, 1]  # seeds are all that can tell more
     assert found.verdict is Verdict.INSUFFICIENT_EVIDENCE
 
 

@@ -18,7 +18,7 @@ from roofscale.config import RunConfig
 from roofscale.measurement import FORECAST, Measurement, Outcome, write_json
 from roofscale.phases.ask import Ask
 from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
-from roofscale.phases.climb import ClimbResult, Retreat, StepResult, Stopped, hand_on
+from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult, Stopped, hand_on
 from roofscale.phases.crew import Crew
 from roofscale.phases.judge import Verdict
 from roofscale.phases.plan import Phase, Plan, Step, plan_fingerprint, repeat_config
@@ -244,6 +244,9 @@ class Ladder:
             if repeat == 0:
                 first = result
             cause = find_cause(result.verdict, runs[-1], ask.config, good)
+            if cause is Cause.FEW_VALIDATION_SAMPLES:
+                more = remedy(cause, [ask.config], ())
+                cause = cause if more and self.settle(more[0]) else None  # then seeds are all that can tell more
             if cause or result.verdict.sound is not Verdict.INSUFFICIENT_EVIDENCE:
                 break
         if runs[-1].outcome in OUT_OF_MEMORY:

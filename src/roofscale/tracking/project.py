@@ -28,7 +28,7 @@ class ProjectRun:
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         run_id = os.environ.pop("MLFLOW_RUN_ID", "")
         if run_id and was_ever_used():
-            with contextlib.suppress(TrackingError), asking():  # a server that is away is told of by who needs it
+            with contextlib.suppress(TrackingError), asking():  # the command that needs a server says that it is away
                 run = MlflowClient().get_run(run_id)
                 is_called = run.data.tags.get("mlflow.project.entryPoint") == entry_point
                 if is_called and run.info.status == "RUNNING" and not run.data.metrics:
