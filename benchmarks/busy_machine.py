@@ -22,7 +22,8 @@ import psutil
 
 from benchmarks.measure import Result, in_turns, run_alone, say_each, scratch_folder
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, write_json
+from roofscale.files import write_json
+from roofscale.measurement import Measurement
 from roofscale.runners.local import TRAIN, LocalRunner
 from roofscale.runners.supervise import Listener, SilentListener
 

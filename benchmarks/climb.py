@@ -39,8 +39,8 @@ from benchmarks.phase1_verdicts import read_lines
 from benchmarks.real_sets import joined_root, real_samples
 from benchmarks.tile_formats import SAMPLES
 from roofscale.compute import GIB
-from roofscale.measurement import write_json
-from roofscale.phases.attempt import StepFolder, read_json
+from roofscale.files import read_json, write_json
+from roofscale.phases.attempt import StepFolder
 from roofscale.phases.gate import CPU_PHASES
 from roofscale.phases.judge import Verdict
 from roofscale.phases.record import experiment_name

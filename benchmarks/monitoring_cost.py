@@ -10,7 +10,8 @@ from pathlib import Path
 from benchmarks.measure import GENERATED, Result, by_turns, run_alone, scratch_folder
 from roofscale.config import RunConfig
 from roofscale.data.sources import resolve_root
-from roofscale.measurement import Outcome, write_json
+from roofscale.files import write_json
+from roofscale.measurement import Outcome
 from roofscale.runners.local import EVENTS, TRAIN, LocalRunner
 from roofscale.tracking import Tracker
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT, in_turns, machine, say_each, scratch_folder
-from roofscale.measurement import write_json
+from roofscale.files import write_json
 
 ROUNDS = 3
 _RUN = """

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from benchmarks.measure import ROOT, Result, machine, run_alone, scratch_folder
 from roofscale import torch_compat
-from roofscale.data import airs, geotiff, sealed
+from roofscale.data import airs, geotiff
 from roofscale.data.sample import Pixels
 
 HEIGHT, WIDTH, SIDE = 4096, 10000, 1024  # as wide as a tile of AIRS: what a strip costs goes by its width
@@ -130,7 +130,6 @@ def _ways(folder: Path, pixels_HW4: Pixels) -> Iterator[Way]:
         yield _as_two_files(f"as it came: {name}", folder / f"came-{len(name)}", options, pixels_HW4)
     for name, options in KEPT.items():
         yield _as_one_file(f"kept: GeoTIFF, {name}", folder / f"kept-{name}.tif", {**BLOCKS, **options}, pixels_HW4)
-    yield _as_sealed("kept: GeoTIFF, zstd 1, predictor, with checksums", folder / "sealed.tif", pixels_HW4)
     yield _as_memmap(folder / "plain.npy", pixels_HW4)
     torch_compat.import_torchvision()  # which two of them import in their turn
     others = {"zarr": _as_zarr, "litdata.streaming": _as_litdata, "streaming": _as_mds}
@@ -180,18 +179,6 @@ def _as_one_file(name: str, file: Path, options: dict[str, Any], pixels_HW4: Pix
             return geotiff.interleaved(dataset.read(window=Window(col, row, SIDE, SIDE)))
 
     return Way(name, read, _mib(file), seconds)
-
-
-def _as_sealed(name: str, file: Path, pixels_HW4: Pixels) -> Way:
-    written = _as_one_file(name, file, {**BLOCKS, **ZSTD}, pixels_HW4)
-    start = time.perf_counter()
-    sealed.seal(file)
-
-    def read(row: int, col: int) -> Pixels:
-        with geotiff.opened(file) as dataset:
-            return geotiff.interleaved(sealed.read(file, dataset, Window(col, row, SIDE, SIDE)))
-
-    return written._replace(read=read, write_s=written.write_s + time.perf_counter() - start)
 
 
 def _as_memmap(file: Path, pixels_HW4: Pixels) -> Way:

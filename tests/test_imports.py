@@ -11,9 +11,9 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src" / "roofscale"
 
 # Left to right: a module imports from its own unit and from those to its left, nothing else.
-ORDER = ("appear", "errors", "invocation", "torch_compat", "cgroup", "provenance", "config", "measurement", "compute",
-         "data", "model", "train", "predict", "tracking", "runners", "forecast", "phases", "report", "commands", "cli",
-         "__main__")  # fmt: skip
+ORDER = ("errors", "addresses", "files", "invocation", "torch_compat", "cgroup", "provenance",
+         "config", "measurement", "compute", "data", "model", "train", "predict", "tracking", "runners", "forecast",
+         "phases", "report", "commands", "cli", "__main__")  # fmt: skip
 LONGEST_FILE = 400  # lines
 HEAVY = {"albumentations", "matplotlib", "mlflow", "numpy", "scipy", "segmentation_models_pytorch", "timm", "torch"}
 

@@ -6,6 +6,7 @@ import torch
 from roofscale import model
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.torch_compat import segmentation_models
 
 SMALL = RunConfig(encoder="resnet18", image_size=64)
 
@@ -76,3 +77,26 @@ def test_a_model_that_hangs_on_values_is_left_to_the_training() -> None:
     model._try_size(SMALL, model.RoofNet(Looks()))
     with pytest.raises(ConfigError, match=r"logits are of 32x32 px"):
         model._try_size(SMALL, model.RoofNet(Shrinks()))
+
+
+@pytest.mark.parametrize("decoder", sorted(segmentation_models().MODEL_ARCHITECTURES_MAPPING))
+def test_what_a_decoder_needs_of_a_batch_is_known_beforehand(decoder: str) -> None:
+    """The model itself is asked: it is tried in training on one image."""
+    one = SMALL.with_overrides({"decoder": decoder, "batch_size": 1, "image_size": 128})
+    if one.least_batch == 1:
+        model.build(one)
+        one.require_batch()
+    else:
+        with pytest.raises(ConfigError, match="needs two of them"):
+            model.build(one)
+        with pytest.raises(ConfigError, match="expected batch_size=2 or more"):
+            one.require_batch()
+        with pytest.raises(ConfigError, match="expected batch_size=6 or more"):
+            one.with_overrides({"batch_size": 5, "micro_batches": 3}).require_batch()
+        one.with_overrides({"batch_size": 2}).require_batch()
+
+
+def test_the_smallest_images_of_all_cannot_be_trained_alone() -> None:
+    with pytest.raises(ConfigError, match="Raise batch_size or image_size"):
+        model.build(SMALL.with_overrides({"batch_size": 1, "image_size": 32}))
+    model.build(SMALL.with_overrides({"batch_size": 2, "image_size": 32}))

@@ -25,8 +25,8 @@ from roofscale import compute
 from roofscale.commands.host_points import kind_here
 from roofscale.commands.run import settle_data
 from roofscale.config import RunConfig
+from roofscale.files import write_json
 from roofscale.forecast.fit import MAX_SHARE
-from roofscale.measurement import write_json
 from roofscale.phases.search.spec import KNOBS, SearchSpec
 from roofscale.provenance import git_state
 from roofscale.report.console import as_json, console

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roofscale.errors import ConfigError, did_you_mean
+from roofscale.errors import ConfigError, did_you_mean, shown
+from roofscale.files import read_yaml
 
 DATASETS = ("rid", "roofline", "airs")
 
 # Where a value only says where the same run finds the same pixels, not what it computes.
+# Decoders with a branch that pools the whole image before it normalises.
+_POOLING_DECODERS = frozenset({"deeplabv3", "deeplabv3plus", "pan", "upernet"})
 _NOT_IN_FINGERPRINT = frozenset({"data_root", "tile_cache_gib"})
 
 
@@ -168,6 +171,26 @@ class RunConfig:
         return {key: value for key, value in self.written().items() if value != theirs[key]}
 
     @property
+    def least_batch(self) -> int:
+        """The least batch_size that can be trained: no part of a batch may be a single image where the decoder
+        normalises one value of each image and channel."""
+        return 2 * self.micro_batches if self.decoder in _POOLING_DECODERS else 1
+
+    def require_batch(self) -> None:
+        """Refuse a batch that cannot be trained.
+
+        Raises:
+            ConfigError: it has fewer images than ``least_batch``.
+        """
+        if self.batch_size < self.least_batch:
+            parts = f" micro_batches={self.micro_batches}" if self.micro_batches > 1 else ""
+            raise ConfigError(
+                f"batch_size={self.batch_size}{parts}: decoder={self.decoder} normalises over the images of each part "
+                f"of a batch, and needs two of them; expected batch_size={self.least_batch} or more. Raise it, or "
+                "choose another decoder."
+            )
+
+    @property
     def devices(self) -> int:
         """Processes that train together, over all machines."""
         return self.processes * self.instance_count
@@ -198,7 +221,7 @@ def load(file: Path | None = None, overrides: Mapping[str, Any] | Sequence[str] 
     """
     config = RunConfig()
     if file is not None:
-        config = config.with_overrides(_read_mapping(file))
+        config = config.with_overrides(read_yaml(file, "batch_size: 8"))
     return config.with_overrides(overrides)
 
 
@@ -286,6 +309,8 @@ def _split_override(word: str) -> tuple[str, str]:
 def _check(field: "dataclasses.Field[Any]", value: Any) -> None:
     low, high, choices = (field.metadata[k] for k in ("low", "high", "choices"))
     where = f"{field.name}={_write(value)}"
+    if isinstance(value, str) and shown(value) != value:
+        raise ConfigError(f"{field.name}={shown(value)}: a name that is no UTF-8; rename it, or link to it by another.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: expected a finite number.")
     if (low is not None and value < low) or (high is not None and value > high):
@@ -294,17 +319,3 @@ def _check(field: "dataclasses.Field[Any]", value: Any) -> None:
     for word in (value if isinstance(value, tuple) else (value,)) if choices else ():
         if word not in choices:
             raise ConfigError(f"{where}: expected {' or '.join(choices)}.{did_you_mean(str(word), choices)}")
-
-
-def _read_mapping(file: Path) -> dict[str, Any]:
-    import yaml  # only runs that name a file pay for it
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{file}: cannot be read as a run config ({error}); expected lines like 'batch_size: 8'."
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: expected lines like 'batch_size: 8', found {type(content).__name__}.")
-    return content

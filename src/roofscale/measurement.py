@@ -7,7 +7,6 @@ and, through ``tracking``, an MLflow run. Nothing here imports torch or mlflow.
 
 import dataclasses
 import enum
-import json
 import math
 import types
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roofscale.appear import appearing
 from roofscale.config import DATASETS
+from roofscale.files import read_record, write_json
 
 
 class Outcome(enum.StrEnum):
@@ -104,8 +103,15 @@ class Measurement:
 
     @classmethod
     def load(cls, file: Path) -> "Measurement":
-        """Read what ``save`` wrote."""
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        """Read what ``save`` wrote.
+
+        Raises:
+            RecordError: it is damaged.
+        """
+        return read_record(file, cls._of)
+
+    @classmethod
+    def _of(cls, raw: dict[str, Any]) -> "Measurement":
         return cls(
             outcome=Outcome(raw["outcome"]),
             detail=raw["detail"],
@@ -123,12 +129,6 @@ def read_validation(raw: Mapping[str, Any]) -> Validation:
     """Build a validation from its JSON form, lists back to tuples."""
     tuples = {key: tuple(raw[key]) for key in ("sample_ids", "losses", "constant_losses")}
     return Validation(**{**raw, **tuples})
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON so that a kill never leaves half a file."""
-    with appearing(file) as stream:
-        stream.write(json.dumps(content, indent=1).encode())
 
 
 @dataclass(frozen=True)

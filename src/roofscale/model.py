@@ -106,6 +106,8 @@ def _explain(config: RunConfig, error: Exception) -> ConfigError:
 def _try_size(config: RunConfig, model: RoofNet) -> None:
     """Let an image of the run's size through, in shapes alone: a tenth of a second, no memory and no randomness.
 
+    As in training where a part of a batch is one image, which batch normalisation may not be able to take.
+
     An operation that cannot be told without values proves nothing, and is left to the training.
 
     Raises:
@@ -116,12 +118,20 @@ def _try_size(config: RunConfig, model: RoofNet) -> None:
     try:
         with torch.no_grad():
             image_NCHW = torch.empty(1, 3, *size, device="meta")
-            logits_NKHW = torch.func.functional_call(model.eval(), state, (image_NCHW,))
+            alone = config.batch_size < 2 * config.micro_batches
+            logits_NKHW = torch.func.functional_call(model.train(alone), state, (image_NCHW,))
     except NotImplementedError:
         return
     except Exception as error:  # timm asserts, torch raises whatever a wrong shape leads to
         if "meta tensor" in str(error):
             return
+        if "more than 1 value per channel" in str(error):
+            raise ConfigError(
+                f"batch_size={config.batch_size} micro_batches={config.micro_batches} image_size={config.image_size}: "
+                f"encoder={config.encoder} decoder={config.decoder} normalises one value of each channel over the "
+                "images of a part of a batch, and needs two of them. Raise batch_size or image_size, or lower "
+                "micro_batches."
+            ) from error
         raise _misfit(config, f"{type(error).__name__}: {error}".splitlines()[0][:300]) from error
     finally:
         model.train()

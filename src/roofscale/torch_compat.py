@@ -7,8 +7,10 @@ them a shape rule: ``operator torchvision::nms does not exist``.
 
 import importlib
 import sys
+import threading
 from typing import Any
 
+TRACING = threading.Lock()  # held by whoever traces a model: PyTorch's tracers are made for one thread at a time
 # The schema that torchvision itself declares for both (torchvision/csrc/ops).
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _OPERATORS = ("torchvision::nms", "torchvision::qnms")

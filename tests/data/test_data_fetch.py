@@ -421,7 +421,7 @@ def test_command_line_fetches_from_a_mirror(server: Served, tmp_path: Path, rele
 
 def test_command_line_says_where_to_get_what_has_no_direct_source(tmp_path: Path) -> None:
     code, said, error = run("fetch", "airs", str(tmp_path))
-    assert code == 1
+    assert code == 2
     assert CATALOGUE["airs"].landing in error
     assert "kaggle.com" in error
     assert CATALOGUE["airs"].citation in said

@@ -25,7 +25,12 @@ from roofscale.errors import DataError
 
 def seen(left: float, bottom: float, digest: str = "", side: float = 1.0, crs: str = "EPSG:4326") -> Seen:
     """An image of a square of ground; without a digest its pixels are like no other's."""
-    return Seen(Path("x"), "x", digest, Footprint(crs, left, bottom, left + side, bottom + side))
+    return Seen(
+        Path("x"),
+        "x",
+        digest,
+        Footprint(crs, ((left, bottom), (left + side, bottom), (left + side, bottom + side), (left, bottom + side))),
+    )
 
 
 def spatial(images: Sequence[Seen], seed: int) -> Split:
@@ -48,10 +53,12 @@ def same(one: Seen, other: Seen) -> bool:
     a, b = one.footprint, other.footprint
     if a is None or b is None or a.crs != b.crs:
         return False
-    width = max(0.0, min(a.right, b.right) - max(a.left, b.left))
-    height = max(0.0, min(a.top, b.top) - max(a.bottom, b.bottom))
-    smaller = min((a.right - a.left) * (a.top - a.bottom), (b.right - b.left) * (b.top - b.bottom))
-    return width * height / smaller > LEAST_OVERLAP
+    (left, bottom), (right, top) = (
+        np.max([f.corners[0] for f in (a, b)], 0),
+        np.min([f.corners[2] for f in (a, b)], 0),
+    )
+    smaller = min(np.prod(np.subtract(f.corners[2], f.corners[0])) for f in (a, b))
+    return bool(max(0.0, right - left) * max(0.0, top - bottom) / smaller > LEAST_OVERLAP)
 
 
 place = st.floats(0, 12, allow_nan=False)

@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from rasterio.windows import Window
 
 from roofscale.config import RunConfig
-from roofscale.data import airs, geotiff, sealed, tile_cache
+from roofscale.data import airs, tile_cache
 from roofscale.data.cache import Chore, alone_in
-from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.ready import make_ready
 from roofscale.data.sources import DataSplit, data_fingerprint, open_sources
 from roofscale.data.tile_cache import copies_of
@@ -66,41 +64,12 @@ def test_a_damaged_copy_is_read_no_more_and_made_anew(
     copies = make(tiles[:1], tmp_path)
     (copy,) = copies.values()
     sound = copy.read_bytes()
-    copy.write_bytes(flipped(sound, len(sound) // 2, 0))
+    copy.write_bytes(sound[:200] + bytes(len(sound) - 200))
     assert same(source, source.with_copies(copies))
     assert not copy.exists()
     assert "read from the original instead" in caplog.text
     assert make(tiles[:1], tmp_path) == copies
     assert copy.read_bytes() == sound
-
-
-def flipped(content: bytes, place: int, bit: int) -> bytes:
-    changed = bytearray(content)
-    changed[place] ^= 1 << bit
-    return bytes(changed)
-
-
-def test_whichever_bit_is_flipped_no_wrong_pixel_comes_out(tmp_path: Path) -> None:
-    """Four blocks of noise, which zstd and libtiff would read wrongly; the header and the checksums themselves, too."""
-    file, window = tmp_path / "sealed.tif", Window(100, 0, 150, 512)  # of the left two blocks
-    right = np.random.default_rng(0).integers(0, 40, (4, 600, 600), np.uint8)
-    with rasterio.open(file, "w", **tile_cache._profile(600, 600)) as dataset:
-        dataset.write(right)
-    sealed.seal(file)
-    sound = file.read_bytes()
-    places = [*range(500), *range(len(sound) - 30, len(sound)), *range(500, len(sound), len(sound) // 200)]
-    outcomes = set()
-    for place in places:
-        file.write_bytes(flipped(sound, place, place % 8))
-        try:
-            with geotiff.opened(file) as dataset:
-                found = sealed.read(file, dataset, window)
-        except FileProblem as problem:
-            outcomes.add(problem.kind)
-        else:
-            assert np.array_equal(found, right[:, :512, 100:250]), place
-            outcomes.add("in a block that was not read")
-    assert outcomes == {Kind.BROKEN, "in a block that was not read"}
 
 
 @pytest.mark.parametrize("left", [0, 10, 1000])

@@ -136,7 +136,7 @@ def test_what_failed_is_not_climbed_again_unasked(tmp_path: Path, empty_store: P
     for command in (words, ["gate", "--data_root", "made"]):
         refused = roofscale(folder, *command)
         said = " ".join(refused.stderr.split())
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert "phase 1 was climbed before, and nothing can stand on it: base failed (memory_margin: " in said
         assert "roofscale phase 1 --fresh" in said
     assert not (attempts / "002").exists()

@@ -170,7 +170,7 @@ def test_a_users_mistake_is_one_clear_message(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, [*prepare(tmp_path, empty_store), *words])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert says in done.stderr
     assert isinstance(done.exception, SystemExit)
     assert not (tmp_path / "runs").exists()

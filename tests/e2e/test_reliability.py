@@ -133,7 +133,7 @@ def killed(data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFacto
 
 @LINUX
 def test_two_ladders_on_one_phase_the_second_says_so_and_stops(killed: Killed) -> None:
-    assert killed.second.returncode == 1
+    assert killed.second.returncode == 4
     assert "another process is climbing this phase" in killed.second.stderr
     assert "Traceback" not in killed.second.stderr
     assert len(list((killed.ladder.folder / "runs" / EXPERIMENT).glob("0*"))) == 1
@@ -223,7 +223,7 @@ def test_nan_in_a_config_is_refused_before_anything_runs(
     (tmp_path / "nan-phase.yaml").write_text(good.replace("epochs: 1", "lr: .nan"))
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, words)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "lr" in done.stderr
     assert "nan" in done.stderr
     assert isinstance(done.exception, SystemExit)
@@ -258,7 +258,7 @@ def test_a_tracking_server_that_goes_away_in_the_middle_loses_nothing(line: Line
             _, said = climbing.communicate(timeout=120)
         finally:
             climbing.kill()
-    assert climbing.returncode == 1
+    assert climbing.returncode == 4
     assert "the tracking server does not answer" in said
     assert f"kept in {outbox.relative_to(tmp_path)}" in said
     assert "`roofscale sync` sends it" in said
@@ -267,7 +267,7 @@ def test_a_tracking_server_that_goes_away_in_the_middle_loses_nothing(line: Line
     assert not (ladder.step("03-later") / "run.json").exists()
 
     code, found = sync()
-    assert (code, found["sent"], "does not answer" in found["error"]) == (1, [], True)
+    assert (code, found["sent"], "does not answer" in found["error"]) == (4, [], True)
     line.mend()
     code, found = sync("--dry-run")
     assert (code, len(found["kept"]), found["sent"]) == (0, 1, [])
@@ -297,7 +297,7 @@ def test_a_phase_does_not_begin_without_its_tracking_server(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:hunter2@127.0.0.1:9")
     done = Ladder.prepare(tmp_path, data, "epochs: 1", {"base": "num_workers: 0"}).climb()
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert done.stdout == ""
     assert "http://***@127.0.0.1:9: the tracking server does not answer (Connection refused). Start it" in done.stderr
     assert "Traceback" not in done.stderr

@@ -157,5 +157,5 @@ def test_the_command_says_all_of_it(tmp_path, monkeypatch) -> None:
     assert too_large.exit_code == 1
     assert "What would take less" in too_large.output
     nowhere = CliRunner().invoke(main, ["forecast", "gpu"])
-    assert nowhere.exit_code == 1
+    assert nowhere.exit_code == 2
     assert "no GPU to forecast" in nowhere.output

@@ -15,8 +15,9 @@ from roofscale.compute import get
 from roofscale.config import RunConfig
 from roofscale.data.generate import GenerateSpec, generate
 from roofscale.errors import ConfigError, RoofscaleError
+from roofscale.files import write_json
 from roofscale.forecast.host import Kind, shared_mib
-from roofscale.measurement import Measurement, Outcome, write_json
+from roofscale.measurement import Measurement, Outcome
 from roofscale.report.console import console
 from roofscale.tracking import RunRecord
 from roofscale.train import device

@@ -84,7 +84,7 @@ def test_a_knob_that_the_steps_set_is_refused_before_anything_is_climbed(
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, words)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "cannot be overridden in phase" in done.stderr
     assert "workers-4 4" in done.stderr or "batch-4 4" in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -14,6 +14,7 @@ import pytest
 import rasterio
 import torch
 from click.testing import CliRunner, Result
+from rasterio.control import GroundControlPoint
 from rasterio.features import rasterize
 from rich.console import Console
 from tests.predict.pictures import PLACE, noise, read, write
@@ -93,6 +94,9 @@ def test_a_registered_model_predicts_a_picture(
         (("-o", "m.png"), "expected a name that ends in .tif"),
         (("-o", "a.tif"), "that is the image itself"),
         (("-o", "no/m.tif"), "there is no folder no"),
+        (("--geojson", "no/m.geojson"), "there is no folder no"),
+        (("--geojson", "a.tif"), "expected a name that ends in .geojson or .json"),
+        (("--geojson", "."), "expected a name that ends in"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_nothing(
@@ -100,9 +104,71 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
 ) -> None:
     write(tmp_path / "a.tif", noise(40, 40))
     done = call(*PREDICT, "--model", store[1], *words)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert says in " ".join(done.output.split())
     assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("theirs.tif", ("-o", "theirs.tif")),
+        ("theirs.geojson", ("-o", "m.tif", "--geojson", "theirs.geojson")),
+        ("a.json", ("-o", "m.tif", "--geojson", "a.json")),
+    ],
+)
+def test_a_file_that_is_not_ours_is_not_replaced(
+    call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path, name: str, words: tuple[str, ...]
+) -> None:
+    write(tmp_path / "a.tif", noise(40, 40), **PLACE)
+    write(tmp_path / name, noise(8, 8), driver="GTiff") if name.endswith("tif") else (tmp_path / name).write_text("{}")
+    before = (tmp_path / name).read_bytes()
+    done = call("predict", "a.tif", "--model", store[1], *words)
+    assert done.exit_code == 2
+    assert "has not written" in " ".join(done.output.split())
+    assert (tmp_path / name).read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"a.tif", name}
+
+
+def test_what_is_ours_is_replaced(call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", noise(40, 40), **PLACE)
+    words = (*PREDICT, "--geojson", "m.geojson", "--model", store[1])
+    assert found(call(*words)) | {"seconds": 0} == found(call(*words)) | {"seconds": 0}
+
+
+def test_a_link_to_the_image_is_the_image(call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", noise(40, 40), **PLACE)
+    (tmp_path / "m.tif").hardlink_to(tmp_path / "a.tif")
+    done = call(*PREDICT, "--model", store[1])
+    assert done.exit_code == 2
+    assert "that is the image itself" in " ".join(done.output.split())
+
+
+def test_control_points_are_kept_and_outlines_of_such_an_image_refused(
+    call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path
+) -> None:
+    corners = [(0, 0), (0, 40), (40, 0), (40, 40)]
+    points = [GroundControlPoint(row, col, 1570000 + col, 5180000 - row) for row, col in corners]
+    write(tmp_path / "a.tif", noise(40, 40), gcps=points, crs="EPSG:2193")
+    found(call(*PREDICT, "--model", store[1]))
+    with rasterio.open(tmp_path / "m.tif") as mask:
+        kept, system = mask.gcps
+    assert [(p.row, p.col, p.x, p.y) for p in kept] == [(p.row, p.col, p.x, p.y) for p in points]
+    assert system.to_epsg() == 2193
+    (tmp_path / "m.tif").unlink()
+    done = call(*PREDICT, "--model", store[1], "--geojson", "m.geojson")
+    assert done.exit_code == 2
+    assert "gdalwarp" in done.output
+    assert not (tmp_path / "m.tif").exists()
+
+
+def test_a_local_system_has_no_longitudes(call: Callable[..., Result], store: tuple[Path, str], tmp_path: Path) -> None:
+    local = 'LOCAL_CS["site",UNIT["metre",1]]'
+    write(tmp_path / "a.tif", noise(40, 40), crs=local, transform=PLACE["transform"])
+    done = call(*PREDICT, "--model", store[1], "--geojson", "m.geojson")
+    assert done.exit_code == 2
+    assert "no way to longitude and latitude" in " ".join(done.output.split())
+    assert not (tmp_path / "m.tif").exists()
 
 
 def test_whole_tiles_are_held_against_their_labels(

@@ -72,7 +72,7 @@ def test_without_any_climb_nothing_is_changed(project: Path) -> None:
     (project / "experiments" / "STRATEGY.md").write_text("mine")
     before = written(project)
     done = report()
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "expected a climb of a phase" in done.output
     assert "roofscale phase 1" in done.output
     assert written(project) == before
@@ -89,6 +89,6 @@ def test_a_document_that_cannot_be_read_is_left_alone_and_so_are_the_others(
     (project / "experiments" / name).write_text(text, encoding="latin-1")
     before = written(project)
     done = report()
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert name in done.output
     assert written(project) == before

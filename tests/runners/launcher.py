@@ -1,7 +1,6 @@
 """``roofscale WORDS`` as a process, with a SageMaker whose every job goes well.
 
-The last line on stderr names the heavy modules that it then holds. The weights that each job leaves are those of the
-file that WEIGHTS names.
+The weights that each job leaves are those of the file that WEIGHTS names.
 """
 
 import dataclasses
@@ -17,8 +16,6 @@ from tests.simulated import Part, simulate
 
 from roofscale.config import RunConfig
 from roofscale.runners.sagemaker import session
-
-HEAVY = ("albumentations", "mlflow.pytorch", "segmentation_models_pytorch", "timm", "torch", "torchvision")
 
 
 class EveryJobGoesWell(FakeCloud):
@@ -54,7 +51,4 @@ if __name__ == "__main__":
     session._connect = lambda *_: cloud  # type: ignore[assignment]
     from roofscale.cli import main
 
-    try:
-        main(sys.argv[1:])
-    finally:
-        print("held:", *(name for name in HEAVY if name in sys.modules), file=sys.stderr)
+    main(sys.argv[1:])

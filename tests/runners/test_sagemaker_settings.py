@@ -24,8 +24,8 @@ def test_the_environment_wins_over_the_file_and_that_over_the_defaults(tmp_path:
 
 
 def test_the_environment_alone_is_enough(tmp_path: Path) -> None:
-    named = {f"{VARIABLE_PREFIX}{name}": "x" for name in ("ROLE", "BUCKET", "IMAGE")}
-    assert load(named, tmp_path) == Settings("x", "x", "x")
+    named = {f"{VARIABLE_PREFIX}{name}": "xyz" for name in ("ROLE", "BUCKET", "IMAGE")}
+    assert load(named, tmp_path) == Settings("xyz", "xyz", "xyz")
 
 
 def test_another_file_can_be_named(tmp_path: Path) -> None:
@@ -38,6 +38,12 @@ def test_another_file_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (
+            "bucket: s3://roofs/data\n",
+            "bucket=s3://roofs/data: expected the plain name .* Set bucket: roofs, and prefix: data",
+        ),
+        ("bucket: My_Roofs\n", "bucket=My_Roofs: .* Set bucket: my-roofs"),
+        ("bucket: ab\n", "bucket=ab: expected the plain name"),
         ("buckett: x\n", "'buckett' is no setting of SageMaker. Did you mean 'bucket'"),
         ("spot: maybe\n", "spot='maybe': expected true or false"),
         ("volume_gb: lots\n", "volume_gb='lots': expected a whole number"),

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 from mlflow import MlflowClient
 from tests.served import Line
 from tests.tracking.small import Tiny, step
@@ -174,15 +175,37 @@ def test_what_was_sent_twice_is_there_once(
 DATA = {"name": "rid", "digest": "0123", "source": "/data", "samples": {"train": 3, "val": 1}}
 
 
-def test_what_the_server_refuses_is_said_and_not_tried_for_ever(line: Line) -> None:
+def test_what_the_server_refuses_is_said_and_kept_for_sync(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
     tracker = Tracker("refused")
     run = tracker.start("run", {})
     run.params(RunConfig(batch_size=2))
-    with pytest.raises(TrackingError, match=r"refused.*batch_size"):
-        run.params(RunConfig(batch_size=4))
+    for batch_size in (4, 8):
+        run.params(RunConfig(batch_size=batch_size))
     run.tags({"after": "it"})
+    run.finish(Outcome.OK)
     tracker.close()
-    assert tracker.client.get_run(run.run_id).data.tags["after"] == "it"
+    found = tracker.client.get_run(run.run_id)
+    assert (found.info.status, found.data.tags["after"]) == ("FINISHED", "it")
+    assert caplog.text.count("refuses the batch") == 1, "each kind is told of once"
+    assert "batch_size" in caplog.text
+    assert list_sent(Path("runs")) == [], "a next command does not offer it again by itself"
+    (kept,) = waiting(Path("runs"))
+    assert kept.operations == 2
+    (again,) = send_left_behind(Path("runs"), refused_too=True)
+    assert len(again.refused) == 2
+    assert [one.operations for one in waiting(Path("runs"))] == [2], "still refused, so still kept"
+
+
+def test_an_outbox_of_another_version_is_named_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    box = tmp_path / "outbox" / "20300101-000000-000000-1"
+    box.mkdir(parents=True)
+    (box / "operations.jsonl").write_text('{"address": "http://x"}\n{"kind": "batch"}\n')
+    assert waiting(tmp_path) == []
+    assert "another version" in caplog.text
+    assert (box / "operations.jsonl").exists()
 
 
 def test_a_server_that_is_away_at_the_start_is_one_clear_error(
@@ -289,6 +312,10 @@ def test_a_locked_database_is_a_server_that_is_away(
         (ConnectionError("refused"), True),
         (TimeoutError("timed out"), True),
         (FileNotFoundError("the file to send"), False),
+        (PermissionError("a folder of artifacts that may not be written"), False),
+        (ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject"), False),
+        (ClientError({"ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject"), True),
+        (EndpointConnectionError(endpoint_url="https://s3"), True),
         (TypeError("a mistake of ours"), False),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from roofscale.errors import ConfigError
+from roofscale.errors import ConfigError, RecordError
 from roofscale.train import checkpoint
 
 CONTENT = {"fingerprint": "of this run", "step": 3}
@@ -51,3 +51,12 @@ def test_one_of_another_config_is_refused(tmp_path: Path) -> None:
     checkpoint.save(CONTENT, tmp_path / checkpoint.CHECKPOINT)
     with pytest.raises(ConfigError, match="only be resumed unchanged"):
         checkpoint.load(tmp_path / checkpoint.CHECKPOINT, "another")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_one_that_was_cut_short_is_said_to_be_damaged(share: float, tmp_path: Path) -> None:
+    file = tmp_path / checkpoint.CHECKPOINT
+    checkpoint.save({**CONTENT, "model": {"weight": torch.ones(1000)}}, file)
+    os.truncate(file, int(file.stat().st_size * share))
+    with pytest.raises(RecordError, match=r"checkpoint\.pt: damaged"):
+        checkpoint.load(file, "of this run")

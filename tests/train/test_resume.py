@@ -81,3 +81,19 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     assert losses[0] == losses[1]
     last = [[e["validation"] for e in events(folder) if e["event"] == "validation"][-1] for folder in (whole, broken)]
     assert last[0]["losses"] == last[1]["losses"]  # type: ignore[index]
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_training_begins_anew(root: Path, tmp_path: Path) -> None:
+    config = RunConfig().with_overrides({**SMALL, "datasets": ["rid"], "data_root": str(root), "num_workers": 0})
+    folder = tmp_path / "run"
+    stop_after(folder, start(folder, config), 3, signal.SIGTERM)
+    file = folder / checkpoint.CHECKPOINT
+    damaged = file.read_bytes()[: file.stat().st_size // 2]
+    file.write_bytes(damaged)
+    again = start(folder, config)
+    assert again.wait(300) == 0, again.stderr and again.stderr.read()
+    assert (folder / "checkpoint.damaged").read_bytes() == damaged
+    said = events(folder)
+    assert any("training begins anew" in str(event.get("text")) for event in said)
+    assert next(event for event in said if event["event"] == "resumed")["step"] == 0
+    assert said[-1]["outcome"] == "ok"

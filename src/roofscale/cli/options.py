@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from roofscale.config import FIELDS
+from roofscale.errors import ConfigError
 
 RUNS = Path("runs")
 GENERATED = Path("data/generated")
@@ -30,8 +31,23 @@ runner_option = click.option(
 
 def words_of(more: Sequence[str], compute: str) -> list[str]:
     """Overrides from --set texts, split like a shell splits words, and from --compute."""
-    words = [word for text in more for word in shlex.split(text)]
+    words = [word for text in more for word in _split(text)]
     return [*words, f"compute={compute}"] if compute else words
+
+
+def _split(text: str) -> list[str]:
+    """The words of a text, as a shell splits them.
+
+    Raises:
+        ConfigError: a quotation mark is opened and not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--set {text!r}: a quotation mark is not closed; expected words as a shell takes them. Quote a value that "
+            "holds one, such as --set 'data_root=\"l\\'aquila\"'."
+        ) from error
 
 
 def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,4 +32,4 @@ def sync(dry_run: bool, as_json: bool) -> None:
     """Send what was kept while the tracking server was away."""
     from roofscale.commands import sync as commands
 
-    sys.exit(0 if commands.sync(RUNS, dry_run, as_json) else 1)
+    sys.exit(commands.sync(RUNS, dry_run, as_json))

@@ -5,7 +5,8 @@ from pathlib import Path
 from roofscale import invocation
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.phases.attempt import Attempts, read_json
+from roofscale.files import read_record
+from roofscale.phases.attempt import Attempts
 from roofscale.phases.ladder import last_good_aliases
 from roofscale.phases.plan import Phase
 from roofscale.phases.record import experiment_name, read_config
@@ -47,8 +48,10 @@ def _from_file(phase: int, runs: Path) -> tuple[RunConfig, str] | None:
     file = Attempts(runs, experiment_name(phase)).last_good_file
     if not file.exists():
         return None
-    content = read_json(file)
-    return RunConfig().with_overrides(content["config"]), f"step {content['step']}, run {content['run_id']}"
+    return read_record(
+        file,
+        lambda good: (RunConfig().with_overrides(good["config"]), f"step {good['step']}, run {good['run_id']}"),
+    )
 
 
 def _from_registry(phase: int) -> tuple[RunConfig, str] | None:

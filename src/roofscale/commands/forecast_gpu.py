@@ -10,6 +10,7 @@ from rich.table import Table
 
 from roofscale import compute
 from roofscale.config import RunConfig
+from roofscale.files import require_output
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.gpu import GpuForecaster
 from roofscale.forecast.gpu_forecast import GpuForecast
@@ -22,6 +23,8 @@ _SHOWN_MODULES = 8
 
 def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
     """Print what a config would take of its compute's GPU; return 0 if it fits for sure, else 1."""
+    if figure is not None:
+        require_output("--figure", figure, (".svg", ".png"), {})
     forecaster = GpuForecaster(config, compute.get(config.compute))
     found = forecaster.at(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)

@@ -11,9 +11,8 @@ from rich.table import Table
 
 from roofscale import compute
 from roofscale.commands.host_points import Probes, Stopped, kind_here, recorded_points
-from roofscale.commands.run import INTERRUPTED
 from roofscale.config import RunConfig
-from roofscale.errors import ConfigError
+from roofscale.errors import ConfigError, ExitCode
 from roofscale.forecast import host
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host import HostForecast, HostModel, Point
@@ -50,7 +49,7 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
             probes.make(_worth_making(config, probes, points, limits), cache, out)
         except Stopped:
             out.print("Stopped. What was measured is kept: the same command goes on from there.")
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         points = [*recorded_points(), *probes.points()]
     try:
         model = host.fit_host(probes.kind, points)

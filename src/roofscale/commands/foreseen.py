@@ -13,7 +13,6 @@ from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast import host
 from roofscale.forecast.host import Kind, Point
-from roofscale.forecast.traced import gpu_forecast
 from roofscale.forecast.transfer import Timed
 from roofscale.measurement import Measurement, Outcome, foreseen
 from roofscale.runners import choose
@@ -98,7 +97,9 @@ class Foreseen:
         where = compute.get(config.compute)
         if not where.gpu:
             return {}
-        found = gpu_forecast(config, where)
+        from roofscale.forecast.gpu import foresee  # imports PyTorch
+
+        found = foresee(config, where)
         assert found, "as the compute has a GPU"
         return found.metrics()
 

@@ -13,15 +13,14 @@ from roofscale import compute
 from roofscale.commands.run import settle_data
 from roofscale.compute import Compute
 from roofscale.config import RunConfig
-from roofscale.errors import ConfigError, RoofscaleError
+from roofscale.errors import ConfigError, RecordError, RoofscaleError
+from roofscale.files import read_json
 from roofscale.forecast.host import Kind, Point
 from roofscale.forecast.probes import first_probes
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.attempt import read_json
 from roofscale.phases.record import judged_runs, read_config
 from roofscale.report.console import ProgressBar
 from roofscale.runners import choose
-from roofscale.runners.beside import beside
 from roofscale.runners.local import MEASUREMENT, LocalRunner
 from roofscale.train import malloc
 
@@ -42,9 +41,7 @@ def kind_for(runner: str) -> KindOf:
     Raises:
         ConfigError: SageMaker's settings are lacking or wrong.
     """
-    if runner == choose.LOCAL:
-        return kind_here
-    return kind_beside if choose.runs_here(runner) else kind_there
+    return kind_here if choose.runs_here(runner) else kind_there
 
 
 def kind_here(config: RunConfig, size: Compute) -> Kind:
@@ -63,12 +60,6 @@ def kind_here(config: RunConfig, size: Compute) -> Kind:
             "CUDA_VISIBLE_DEVICES= roofscale forecast host"
         )
     return Kind.of(config, where.precision, config.threads or compute.allowance(size).cores, malloc.settings())
-
-
-@beside
-def kind_beside(config: RunConfig, size: Compute) -> Kind:
-    """The same of a job that is a container on this machine."""
-    return kind_here(config, size)
 
 
 def kind_there(config: RunConfig, size: Compute) -> Kind:
@@ -136,8 +127,8 @@ class Probes:
         """What the probes have measured; those that ran out of memory have no peak of their own."""
         found = []
         for file in sorted(self.folder.glob(f"*/{MEASUREMENT}")):
-            measured = Measurement.load(file)
-            if measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
+            measured = _measured(file)
+            if measured and measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
                 config = RunConfig().with_overrides(read_json(file.with_name("config.json")))
                 kind = Kind.of_run(config, measured.facts)
                 peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
@@ -149,8 +140,8 @@ class Probes:
         return [one for one in first_probes(config) if self._ran_out(one)]
 
     def _ran_out(self, config: RunConfig) -> bool:
-        file = self.folder / config.fingerprint / MEASUREMENT
-        return file.exists() and Measurement.load(file).outcome is Outcome.HOST_OOM
+        measured = _measured(self.folder / config.fingerprint / MEASUREMENT)
+        return measured is not None and measured.outcome is Outcome.HOST_OOM
 
     def _run(self, config: RunConfig, name: str, out: Console) -> None:
         folder = self.folder / config.fingerprint
@@ -165,3 +156,11 @@ class Probes:
             raise RoofscaleError(f"{said} ended as {measured.outcome}: {measured.detail} See {folder}/stderr.log.")
         for large in (*folder.glob("*.pt"), *folder.glob("*.npz")):
             large.unlink()
+
+
+def _measured(file: Path) -> Measurement | None:
+    """What a probe has measured; None where it is still to be made, or its record is damaged: it is made anew."""
+    try:
+        return Measurement.load(file)
+    except (FileNotFoundError, RecordError):
+        return None

@@ -16,10 +16,10 @@ from roofscale.commands.order import PHASES, Order
 from roofscale.commands.place import check_place, requests_of
 from roofscale.commands.register import name_champion
 from roofscale.commands.report import STRATEGY, write_report
-from roofscale.commands.run import INTERRUPTED, print_where, settle_data
+from roofscale.commands.run import print_where, settle_data
 from roofscale.commands.timed import counted
 from roofscale.config import RunConfig
-from roofscale.errors import ConfigError
+from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.climb import ClimbResult, StepResult
@@ -32,27 +32,35 @@ from roofscale.phases.record import SEARCH_EXPERIMENT, SEARCHING, experiment_nam
 from roofscale.phases.retreat import ADVICE
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.publish import Ahead, publish_phase, publish_run
+from roofscale.report.publish import publish_phase, publish_run
 from roofscale.report.sections import description, phase_section
 from roofscale.report.standing import batch_words, carries
 from roofscale.report.table import verdict_table
 from roofscale.runners import choose
-from roofscale.runners.supervise import Listener, Listeners
+from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker, require_answer
 
 if TYPE_CHECKING:
     from roofscale.phases.search.conduct import Conductor
 
-_EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INSUFFICIENT_EVIDENCE: 3}
+_EXIT = {
+    Verdict.PASSED: ExitCode.DONE,
+    Verdict.FAILED: ExitCode.FAILED,
+    Verdict.INSUFFICIENT_EVIDENCE: ExitCode.NOT_ENOUGH_EVIDENCE,
+}
 
 
 def exit_code(climbed: ClimbResult) -> int:
-    """0 passed, 1 failed, 3 insufficient evidence, 130 interrupted."""
-    return INTERRUPTED if climbed.interrupted else _EXIT[climbed.verdict]
+    """The exit code of a climb's verdict."""
+    return ExitCode.INTERRUPTED if climbed.interrupted else _EXIT[climbed.verdict]
 
 
 def preview(phase: Phase, order: Order) -> None:
     """Say what a phase would run, what it expects, how it would be judged, and what that would take."""
+    if order.storage:
+        from roofscale.phases.search.conduct import require_storage
+
+        require_storage(order.storage)
     first = () if order.from_defaults else needs.lacking(phase, order.load, order.runs)
     good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults or bool(first))
     if first:
@@ -92,6 +100,10 @@ def climb_search(order: Order, file: Path | None = None) -> ClimbResult | None:
 def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attempts) -> ClimbResult | None:
     phase, out = read(), console(quiet=order.to_json)
     require_answer()
+    if order.storage:
+        from roofscale.phases.search.conduct import open_storage
+
+        open_storage(order.storage, order.runs)  # a search would come upon its fault only after its first runs
     phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
     no_gpu = gate.lacks_gpu(phase, order.words_for(phase), order.runner)
     first = needs.lacking(phase, order.load, order.runs) if order.force or not no_gpu else ()
@@ -167,7 +179,7 @@ def _climb(
         tracker=tracker,
         attempts=attempts,
         make_runner=where.make,
-        audience=_Onlooker(out, foreseen, order.runner),
+        audience=_Onlooker(out, foreseen),
         tags=tags,
         good=good,
         ruled_out=() if order.fresh else out_of_memory(PHASES),
@@ -215,11 +227,13 @@ def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console)
     """
     parent = tracker.open(climbed.run_id)
     coming = _following(climbed.phase.number, order)
-    parent.describe(description(phase_section(climbed, coming), STRATEGY))
-    if not climbed.interrupted:
-        parent.tags({"verdict": climbed.verdict})
-        publish_phase(parent, climbed, coming)
-    parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
+    try:
+        parent.describe(description(phase_section(climbed, coming), STRATEGY))
+        if not climbed.interrupted:
+            parent.tags({"verdict": climbed.verdict})
+            publish_phase(parent, climbed, coming)
+    finally:
+        parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
     told = order.asked or not carries(climbed)  # what a script reads, and where it is pointed to, is one climb
     if told and order.around:
         order.around.point_to(climbed.run_id)
@@ -244,10 +258,10 @@ def _following(number: int, order: Order) -> Phase | None:
 
 
 def _write_up(order: Order, out: Console) -> list[Path]:
-    """Write the documents; one that somebody has left unreadable must not stop the ladder."""
+    """Write the documents; one that cannot be read or written must not stop the ladder."""
     try:
         return write_report(order.experiments, out)
-    except ConfigError as error:
+    except (RoofscaleError, OSError) as error:
         out.print(escape(f"Not written up: {error} When that is mended: {invocation.command('report')}"))
         return []
 
@@ -267,15 +281,14 @@ def _with_edit_noted(climbed: ClimbResult, read: Callable[[], Phase]) -> ClimbRe
 class _Onlooker:
     """Shows a climb on the terminal and publishes each step in MLflow."""
 
-    def __init__(self, out: Console, foreseen: Foreseen, runner: str) -> None:
-        self._out, self._foreseen, self._elsewhere = out, foreseen, runner != choose.LOCAL
+    def __init__(self, out: Console, foreseen: Foreseen) -> None:
+        self._out, self._foreseen = out, foreseen
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
         """Announce the run and draw its bar."""
         changes = " ".join(f"{key}={config.written()[key]}" for key in step.set)
         self._out.print(f"[bold]{step.name}[/] {changes} {f'({note})' if note else ''}")
-        bar = ProgressBar(step.name)
-        return Listeners(bar, Ahead(config)) if self._elsewhere else bar
+        return ProgressBar(step.name)
 
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """Publish the step, say how it went, and let what follows be foreseen by it."""

@@ -1,7 +1,7 @@
 """The commands that use a trained model: predict a picture, and hold whole pictures against their labels."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from rich.table import Table
 from tqdm import tqdm
 
 from roofscale.config import RunConfig
-from roofscale.data import airs, rid, roofline
+from roofscale.data import airs, folders, rid, roofline
 from roofscale.data.places import find_dataset
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError, DataError
+from roofscale.files import require_output
 from roofscale.phases.record import read_config
 from roofscale.predict.blend import Tiling, usual_overlap
-from roofscale.predict.outlines import write_outlines
-from roofscale.predict.raster import new_mask, open_image
+from roofscale.predict.outlines import is_outlines, require_ground, write_outlines
+from roofscale.predict.raster import is_mask, new_mask, open_image
 from roofscale.predict.segmenter import Segmenter
 from roofscale.predict.whole import Cutting, count_whole, fill_mask
 from roofscale.report.console import SECONDS_BETWEEN_LINES, as_json, console
@@ -60,13 +61,10 @@ def predict_image(image: Path, output: Path, geojson: Path | None, wish: Wish, t
         DataError: the picture cannot be used.
     """
     out = console(quiet=to_json)
-    _check_output(image, output)
     with open_image(image) as opened:
-        if geojson and not opened.crs:
-            raise ConfigError(
-                f"--geojson {geojson}: {image} does not say where on the ground it lies, and GeoJSON holds longitudes "
-                "and latitudes; expected a georeferenced image. Leave --geojson out."
-            )
+        _check_outputs(image, output, geojson, opened.files)
+        if geojson:
+            require_ground(opened)
         model, cutting = _load(wish, out)
         begun = time.perf_counter()
         windows = cutting.tiling.count(opened.height, opened.width)
@@ -140,13 +138,12 @@ def _check_channel(channel: str, model: StoredModel, config: RunConfig) -> None:
         )
 
 
-def _check_output(image: Path, output: Path) -> None:
-    if output.suffix.lower() not in (".tif", ".tiff"):
-        raise ConfigError(f"-o {output}: a mask is written as a GeoTIFF; expected a name that ends in .tif.")
-    if not output.resolve().parent.is_dir():
-        raise ConfigError(f"-o {output}: there is no folder {output.parent}; expected one that exists.")
-    if output.resolve() == image.resolve():
-        raise ConfigError(f"-o {output}: that is the image itself; expected another name.")
+def _check_outputs(image: Path, output: Path, geojson: Path | None, of_image: Iterable[Path]) -> None:
+    """Refuse, before anything is predicted, outputs that are in each other's way or in that of the image."""
+    taken = {**dict.fromkeys(of_image, "a file of the image"), image: "the image itself"}
+    require_output("-o", output, folders.TIFF, taken, is_mask)
+    if geojson:
+        require_output("--geojson", geojson, (".geojson", ".json"), {**taken, output: "the mask"}, is_outlines)
 
 
 def _count_windows(tiles: Sequence[airs.Tile], tiling: Tiling) -> int:

@@ -8,12 +8,12 @@ from rich.console import Console
 from roofscale.commands.gate import read_gate
 from roofscale.commands.timed import runs_on_record, trials_on_record
 from roofscale.errors import ConfigError
+from roofscale.files import read_text, write_text
 from roofscale.phases.plan import Phase, load_phase
 from roofscale.phases.record import newest_climb
 from roofscale.report.calibration import Pair, calibrate, calibration_record, pairs
 from roofscale.report.climb_record import climb_record
 from roofscale.report.console import as_json, console
-from roofscale.report.files import read_text, replace_text
 from roofscale.report.html import write_phase_html
 from roofscale.report.notebook import update_notebook
 from roofscale.report.standing import Climbs, following
@@ -46,13 +46,13 @@ def write_report(experiments: Path, out: Console) -> list[Path]:
     phases, gate = _read_phases(experiments), read_gate()
     foretold = list(pairs([*runs_on_record(), *trials_on_record()]))
     strategy, notebook = experiments / STRATEGY, experiments / NOTEBOOK
-    old = read_text(strategy)
+    old = read_text(strategy) if strategy.exists() else ""
     try:
         document = strategy_document(phases, climbs, gate, old, calibrate(foretold))
     except ConfigError as error:
         raise ConfigError(f"{strategy}: {error}") from error
     update_notebook(notebook, climbs, phases, gate)  # refuses what it cannot read before anything is written
-    replace_text(strategy, document)
+    write_text(strategy, document)
     written = [strategy, notebook, *_write_results(experiments / RESULTS, climbs, phases, foretold)]
     out.print(f"Written from {tracking_uri()}: {', '.join(map(str, written))}")
     return [strategy, notebook]
@@ -73,10 +73,10 @@ def _read_phases(experiments: Path) -> list[Phase]:
 def _write_results(folder: Path, climbs: Climbs, phases: Sequence[Phase], foretold: Sequence[Pair]) -> Iterator[Path]:
     """Of each phase a record for scripts and a page for people, and what was foreseen beside what was measured."""
     folder.mkdir(exist_ok=True)
-    replace_text(folder / CALIBRATION, as_json(calibration_record(foretold)) + "\n")
+    write_text(folder / CALIBRATION, as_json(calibration_record(foretold)) + "\n")
     yield folder / CALIBRATION
     for number, climb in climbs.items():
         record = folder / f"phase{number}.json"
-        replace_text(record, as_json(climb_record(climb)) + "\n")
+        write_text(record, as_json(climb_record(climb)) + "\n")
         yield record
         yield write_phase_html(climb, folder, following(number, phases))

@@ -12,17 +12,23 @@ from roofscale.commands.place import IN_S3, check_place
 from roofscale.commands.timed import TRAIN_EXPERIMENT
 from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources, resolve_root
+from roofscale.errors import ExitCode
+from roofscale.files import read_json
 from roofscale.measurement import METRICS, Measurement, Outcome
-from roofscale.phases.attempt import StepFolder, read_json
+from roofscale.phases.attempt import StepFolder
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.publish import Ahead, publish_run
+from roofscale.report.publish import publish_run
 from roofscale.report.table import number
 from roofscale.runners import choose
 from roofscale.runners.supervise import Listeners
 from roofscale.tracking import Tracker, require_answer
 
-INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+_EXIT = {
+    Outcome.OK: ExitCode.DONE,
+    Outcome.INTERRUPTED: ExitCode.INTERRUPTED,
+    Outcome.DATA_ERROR: ExitCode.USER_ERROR,
+}
 
 
 def train_once(
@@ -44,12 +50,14 @@ def train_once(
         run.foreseen(Foreseen(runs, out, runner)(config))
         folder.begin(run.run_id, config)
     with run.system_metrics():
-        listener = Listeners(run, ProgressBar("train"), *([] if runner == choose.LOCAL else [Ahead(config)]))
+        listener = Listeners(run, ProgressBar("train"))
         measurement = choose.chosen(runner).make(folder.path, listener)(config)
     run.summary(measurement)
-    if measurement.outcome is not Outcome.INTERRUPTED:
-        publish_run(run, config, measurement, folder.path)
-    run.finish(measurement.outcome)
+    try:
+        if measurement.outcome is not Outcome.INTERRUPTED:
+            publish_run(run, config, measurement, folder.path)
+    finally:
+        run.finish(measurement.outcome)
     found = {
         "outcome": measurement.outcome,
         "detail": measurement.detail,
@@ -64,8 +72,7 @@ def train_once(
         _print_measurement(out, measurement)
         print_where(out, tracker, folder.path)
     tracker.close(wait=measurement.outcome is not Outcome.INTERRUPTED)
-    codes = {Outcome.OK: 0, Outcome.INTERRUPTED: INTERRUPTED}
-    return run.run_id, codes.get(measurement.outcome, 1)
+    return run.run_id, _EXIT.get(measurement.outcome, ExitCode.FAILED)
 
 
 def _train_folder(runs: Path, config: RunConfig, fresh: bool) -> StepFolder:
@@ -87,6 +94,7 @@ def settle_data(configs: Sequence[RunConfig], cache: Path, out: Console) -> list
     """Settle which data is used, say it aloud, and refuse what cannot be had before anything runs."""
     for config in configs:
         compute.get(config.compute)
+        config.require_batch()
     if any(config.data_root.startswith(IN_S3) for config in configs):  # whoever runs there opens it
         out.print(
             f"Data: {escape(', '.join(dict.fromkeys(config.data_root for config in configs)))}, read by the jobs."

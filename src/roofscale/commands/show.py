@@ -12,7 +12,6 @@ from roofscale.commands import timed
 from roofscale.config import FIELDS, RunConfig
 from roofscale.forecast.gpu_forecast import GpuForecast
 from roofscale.forecast.time import TimeForecast, sum_of
-from roofscale.forecast.traced import gpu_forecast
 from roofscale.forecast.transfer import Timed, passes_of
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.plan import Phase, Plan, Step
@@ -39,6 +38,7 @@ def print_run(config: RunConfig, to_json: bool, requests: Sequence[Any] = ()) ->
         requests: what would be asked of SageMaker, where it would run there.
     """
     compute.get(config.compute)  # refuses an unknown one
+    config.require_batch()
     runs = timed.timed_runs()
     found, full = timed.foresee_time(config, runs), timed.foresee_time(timed.everything(config), runs)
     if to_json:
@@ -184,10 +184,14 @@ def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[Timed]) -> Inte
 
 def _gpu_forecasts(plan: Plan) -> list[GpuForecast | None]:
     """GPU memory of each step whose compute has a GPU."""
+    for _, config in plan:
+        config.require_batch()
     computes = [compute.get(config.compute) for _, config in plan]
-    return [
-        gpu_forecast(config, where) if where.gpu else None for (_, config), where in zip(plan, computes, strict=True)
-    ]
+    if not any(where.gpu for where in computes):
+        return [None] * len(plan)
+    from roofscale.forecast.gpu import foresee  # imports PyTorch
+
+    return [foresee(config, where) for (_, config), where in zip(plan, computes, strict=True)]
 
 
 def _gpu_memory(gpu: GpuForecast | None) -> str:

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale.errors import RoofscaleError
-from roofscale.phases.attempt import StepFolder, read_json
+from roofscale.files import read_json
+from roofscale.phases.attempt import StepFolder
 from roofscale.phases.judge import Verdict
 from roofscale.report.console import as_json, console
 from roofscale.runners.sagemaker import settings

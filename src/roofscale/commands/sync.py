@@ -5,12 +5,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from roofscale.errors import ExitCode
 from roofscale.report.console import as_json, console
-from roofscale.tracking import Sent, TrackingError, in_use, send_left_behind, tracking_uri, waiting
+from roofscale.tracking import OUTBOX, Sent, TrackingError, in_use, send_left_behind, tracking_uri, waiting
 
 
-def sync(runs: Path, dry_run: bool, to_json: bool) -> bool:
-    """Send what is kept in the folder of the runs, and say what became of it; return whether all went well.
+def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
+    """Send what is kept in the folder of the runs, and say what became of it; return the exit code.
 
     What is kept for another server than the one in use stays, and so does what a running command will send itself.
     """
@@ -18,9 +19,10 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> bool:
     sent: list[Sent] = []
     why = ""
     try:
-        for one in () if dry_run else send_left_behind(runs):
+        for one in () if dry_run else send_left_behind(runs, refused_too=True):
             sent.append(one)
-            out.print(escape(f"Sent to {one.server}: {_words(one)}."))
+            if one.operations > len(one.refused):
+                out.print(escape(f"Sent to {one.server}: {_words(one)}."))
     except TrackingError as error:
         why = str(error)
     kept, busy = waiting(runs), in_use(runs)
@@ -30,11 +32,12 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> bool:
         print(as_json({"server": tracking_uri(), **named, "in_use": list(map(str, busy)), "error": why}))
     else:
         _print_rest(out, kept, busy, dry_run)
-        for line in [*(f"Refused by the server, and given up: {line}" for line in refused), *filter(None, [why])]:
+        told = [f"Refused by the server, and kept in {runs / OUTBOX}: {line}" for line in refused]
+        for line in [*told, *filter(None, [why])]:
             out.print(escape(line), style="bold red")
         if not (sent or kept or busy):
             out.print("Nothing waits to be sent.")
-    return not (why or refused)
+    return ExitCode.ENVIRONMENT if why else ExitCode.FAILED if refused else ExitCode.DONE
 
 
 def _print_rest(out: Console, kept: list[Sent], busy: list[Path], dry_run: bool) -> None:

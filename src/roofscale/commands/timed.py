@@ -10,7 +10,6 @@ from roofscale.config import RunConfig
 from roofscale.data.amounts import Amounts, amounts
 from roofscale.forecast.roofline import MEAN_ERROR
 from roofscale.forecast.time import TimeForecast, forecast_time
-from roofscale.forecast.traced import step_estimate
 from roofscale.forecast.transfer import Timed
 from roofscale.measurement import Outcome
 from roofscale.phases.record import (
@@ -70,7 +69,9 @@ def foresee_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast | Non
     threads = 0 if where.gpu else config.threads or compute.allowance(where).cores
     found = forecast_time(config, where, runs, there, threads=threads)
     if found is None and where.gpu:
-        found = forecast_time(config, where, runs, there, estimate=step_estimate(config, where))
+        from roofscale.forecast.gpu import foresee_step  # imports PyTorch
+
+        found = forecast_time(config, where, runs, there, estimate=foresee_step(config, where))
     return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.windows import Window
 
-from roofscale.data import folders, geotiff, sealed
+from roofscale.data import folders, geotiff
 from roofscale.data.leaks import Seen, located
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Pixels, Sample
@@ -141,7 +141,7 @@ class AirsSource:
             return None
         try:
             with geotiff.opened(copy) as dataset:
-                *image_3HW, roof_HW = sealed.read(copy, dataset, self.clipped(where, dataset.shape))
+                *image_3HW, roof_HW = dataset.read(window=self.clipped(where, dataset.shape))
                 return geotiff.interleaved(image_3HW), roof_HW, dataset.shape
         except FileProblem as problem:
             if problem.kind is Kind.BROKEN:  # else another run has given it up to make room
@@ -154,9 +154,8 @@ class AirsSource:
         """Read the part of the window that lies on the tile: (H,W,3) image and (H,W) label; and the tile's shape."""
         image_file, label_file = where.tile.image, where.tile.label
         with geotiff.opened(image_file) as image:
-            geotiff.check_rgb(image_file, image)
             shape, window = image.shape, self.clipped(where, image.shape)
-            image_HWC = geotiff.interleaved(image.read((1, 2, 3), window=window))
+            image_HWC = geotiff.interleaved(image.read(geotiff.rgb_bands(image_file, image), window=window))
         with geotiff.opened(label_file) as label:
             geotiff.check_band(label_file, label)
             geotiff.check_same_size(image_file, shape, label_file, label.shape)
@@ -197,12 +196,9 @@ def tiles_of(folder: Path, part: str) -> tuple[Tile, ...]:
     """The tiles of train, val or test: those in ``<part>.txt``, or else all images of the part's folder."""
     place = part_folder(folder, part)
     listed = folder / f"{part}.txt"
-    if listed.is_file():
-        names = folders.read_names(listed)
-    else:
-        names = tuple(sorted(file.stem for file in (place / "image").glob("*.tif")))
+    names = folders.read_names(listed) if listed.is_file() else folders.names_in(place / "image", folders.TIFF)
     return tuple(
-        Tile(place / "image" / f"{name}.tif", place / "label" / f"{name}.tif")
+        Tile(*(folders.file_named(place / kind, name, folders.TIFF) for kind in ("image", "label")))
         for name in names
         if not name.endswith(VISUAL)
     )

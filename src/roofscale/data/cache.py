@@ -61,7 +61,7 @@ def file_state(*files: Path) -> str:
         try:
             state = file.stat()
         except OSError:  # whoever reads it will say so
-            digest.update(f"{file} missing\n".encode())
+            digest.update(f"{file} missing\n".encode(errors="surrogateescape"))
         else:
-            digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
+            digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:20]

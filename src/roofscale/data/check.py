@@ -6,6 +6,7 @@ not reported. Segment masks, AIRS labels and Roofline elements with nothing in t
 
 import hashlib
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rasterio.windows import Window
 from tqdm import tqdm
 
 from roofscale.data import airs, folders, geotiff, rid, roofline
 from roofscale.data.leaks import (
+    Footprint,
     LeakRate,
     Pair,
     Seen,
@@ -28,12 +31,15 @@ from roofscale.data.leaks import (
     footprint_of,
     glance,
     leak_rate,
+    on_common_ground,
 )
 from roofscale.data.places import find_dataset, origin, present
+from roofscale.data.plausible import Look, blank, doubts, look_at
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.split import Split, random_split, spatial_split
-from roofscale.errors import DataError
+from roofscale.errors import DataError, shown
 
+_MOST_APART = 0.5  # px between the corners of an image and its label; half of one is a matter of rounding
 _STRIP = 512  # rows decoded at once, so that a 10000 px tile takes 15 MB and not 300
 _Job = TypeVar("_Job")
 
@@ -59,7 +65,7 @@ class DatasetReport:
             "splits": self.splits,
             "leaks": [rate._asdict() for rate in self.leaks],
             "notes": list(self.notes),
-            "problems": [{"kind": str(p.kind), "path": str(p.path), "text": p.text} for p in self.problems],
+            "problems": [{"kind": str(p.kind), "path": shown(p.path), "text": p.text} for p in self.problems],
         }
 
 
@@ -91,6 +97,12 @@ class _Findings:
 
     seen: Seen
     problems: list[FileProblem] = field(default_factory=list)
+    look: Look | None = None  # None where the image is not sound
+
+    def marked(self, any_px: bool, all_px: bool) -> None:
+        """Note what its mask marks."""
+        if self.look:
+            self.look = self.look._replace(any_marked=any_px, all_marked=all_px)
 
 
 def check(path: Path) -> CheckReport:
@@ -121,11 +133,7 @@ def _on_all_cores(name: str, work: Callable[[_Job], _Findings], jobs: Sequence[_
 def _check_rid(folder: Path) -> DatasetReport:
     numbers = rid.published_split_numbers(folder)
     listed = {(n, part): folders.read_names(rid.split_file(folder, part, n)) for n in numbers for part in rid.PARTS}
-    ids = {
-        file.stem
-        for kind, ending in ((rid.IMAGES, "tif"), (rid.SEGMENTS, "png"), (rid.SUPERSTRUCTURES, "png"))
-        for file in (folder / kind).glob(f"*.{ending}")
-    }
+    ids = {id_ for kind, endings in rid.KINDS.items() for id_ in folders.names_in(folder / kind, endings)}
     ids |= {name for names in listed.values() for name in names}
     ordered = sorted(ids, key=folders.natural_key)
     findings = dict(zip(ordered, _on_all_cores("rid", lambda id_: _check_rid_image(folder, id_), ordered), strict=True))
@@ -145,7 +153,9 @@ def _check_rid(folder: Path) -> DatasetReport:
     if len(numbers) < 5:
         notes.append(f"published splits that are complete here: {', '.join(map(str, numbers)) or 'none'} of 1 to 5")
     rates += _seeded_rates("spatial", _spatial(source.seen()), pairs, len(images))
-    notes += _nowhere(images)
+    notes += _place_notes(images)
+    notes += filter(None, (folders.passed_over(folder / kind, endings) for kind, endings in rid.KINDS.items()))
+    problems += doubts(folder, [found.look for found in findings.values() if found.look])
     return DatasetReport("rid", str(folder), len(ordered), splits, tuple(rates), tuple(notes), tuple(problems))
 
 
@@ -176,16 +186,19 @@ def _seeded_rates(
 
 
 def _check_rid_image(folder: Path, id_: str) -> _Findings:
-    image_file = folder / rid.IMAGES / f"{id_}.tif"
+    image_file = folders.file_named(folder / rid.IMAGES, id_, folders.TIFF)
     found, shape = _check_raster(image_file)
     for kind, largest in ((rid.SEGMENTS, rid.SEGMENT_BACKGROUND), (rid.SUPERSTRUCTURES, rid.SUPERSTRUCTURE_BACKGROUND)):
-        file = folder / kind / f"{id_}.png"
+        file = folders.file_named(folder / kind, id_, folders.PNG)
         try:
             mask = geotiff.read_mask_png(file, largest)
             if shape is not None:
                 geotiff.check_same_size(image_file, shape, file, (mask.shape[0], mask.shape[1]))
-            if kind == rid.SEGMENTS and (mask == rid.SEGMENT_BACKGROUND).all():
-                found.problems.append(_empty(file))
+            if kind == rid.SEGMENTS:
+                roof = mask != rid.SEGMENT_BACKGROUND
+                found.marked(bool(roof.any()), bool(roof.all()))
+                if not roof.any():
+                    found.problems.append(_empty(file))
         except FileProblem as problem:
             found.problems.append(problem)
     return found
@@ -194,16 +207,22 @@ def _check_rid_image(folder: Path, id_: str) -> _Findings:
 def _check_raster(file: Path) -> tuple[_Findings, tuple[int, int] | None]:
     """Decode a whole RGB image strip by strip; the second value is (height, width), or None where it is not sound."""
     digest = hashlib.blake2b(digest_size=16)
+    darkest, brightest = np.full(3, 255), np.zeros(3)
     try:
         with geotiff.opened(file) as dataset:
-            geotiff.check_rgb(file, dataset)
+            bands = geotiff.rgb_bands(file, dataset)
             for window in _strips(*dataset.shape):
-                digest.update(dataset.read((1, 2, 3), window=window).tobytes())
+                pixels_3HW = dataset.read(bands, window=window)
+                digest.update(pixels_3HW.tobytes())
+                darkest = np.minimum(darkest, pixels_3HW.min((1, 2)))
+                brightest = np.maximum(brightest, pixels_3HW.max((1, 2)))
             shape: tuple[int, int] = dataset.shape
             footprint = footprint_of(dataset)
     except FileProblem as problem:
-        return _Findings(Seen(file, file.name, ""), [problem]), None
-    return _Findings(Seen(file, file.name, f"{shape[0]}x{shape[1]} {digest.hexdigest()}", footprint)), shape
+        return _Findings(Seen(file, shown(file.name), ""), [problem]), None
+    seen = Seen(file, file.name, f"{shape[0]}x{shape[1]} {digest.hexdigest()}", footprint, shape)
+    look = Look(blank=bool((darkest == brightest).all()), brightest=int(brightest.max()))
+    return _Findings(seen, [blank(file)] if look.blank else [], look), shape
 
 
 def _strips(height: int, width: int) -> Iterator[Window]:
@@ -223,35 +242,50 @@ def _check_airs(folder: Path) -> DatasetReport:
     tiles = {part: airs.tiles_of(folder, part) for part in airs.PARTS}
     images: list[Seen] = []
     problems: list[FileProblem] = []
+    looks: list[Look] = []
+    notes: list[str] = []
     for part, members in tiles.items():
+        places = [airs.part_folder(folder, part) / kind for kind in ("image", "label")]
+        notes += filter(None, (folders.passed_over(place, folders.TIFF) for place in places))
         problems += _strangers(airs.part_folder(folder, part), members)
         for found in _on_all_cores(f"airs {part}", _check_tile, members):
             problems += found.problems
             images.append(found.seen)
+            looks += [found.look] if found.look else []
     pairs = find_pairs(images)
     parts = [part for part, members in tiles.items() for _ in members]
     problems += find_leaks(images, pairs, parts, "train, val and test")
+    problems += doubts(folder, looks)
     dealt = [*tiles["train"], *tiles["val"]]
     split = _spatial([glance(tile.image) for tile in dealt])
     rates = [leak_rate("published", pairs, parts), *_seeded_rates("spatial", split, pairs, len(images), len(dealt))]
     count = {part: len(members) for part, members in tiles.items() if members}
     return DatasetReport(
-        "airs", str(folder), sum(count.values()), count, tuple(rates), _nowhere(images), tuple(problems)
+        "airs", str(folder), sum(count.values()), count, tuple(rates), (*notes, *_place_notes(images)), tuple(problems)
     )
 
 
-def _nowhere(images: Sequence[Seen]) -> tuple[str, ...]:
-    """A note where only identical images can be found, and no neighbours."""
-    blind = any(image.digest for image in images) and not any(image.footprint for image in images)
-    return ("no image says where on the ground it lies, so overlaps cannot be found",) if blind else ()
+def _place_notes(images: Sequence[Seen]) -> Iterator[str]:
+    """A note where overlaps on the ground cannot be found, or not between all images."""
+    placed = [image for image in images if image.footprint]
+    if any(image.digest for image in images) and not placed:
+        yield "no image says where on the ground it lies, so overlaps cannot be found"
+    elif lost := sum(bool(image.digest) for image in images) - len(placed):
+        yield f"{lost} image(s) do not say where on the ground they lie, so overlaps of these cannot be found"
+    if len(groups := on_common_ground(images)) > 1:
+        systems = ", ".join(
+            f"{len(members)} in {seen.crs[:40]}" for members, _ in groups if (seen := images[members[0]].footprint)
+        )
+        yield f"coordinate systems that cannot be brought into one, so overlaps between them cannot be found: {systems}"
 
 
 def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileProblem]:
     """Labels whose image is not there, or that no list names."""
-    known = {tile.id for tile in tiles}
-    for label in sorted((place / "label").glob("*.tif")):
-        if label.stem not in known and not label.stem.endswith(airs.VISUAL):
-            image = place / "image" / label.name
+    known = {tile.label for tile in tiles}
+    for name in folders.names_in(place / "label", folders.TIFF):
+        label = folders.file_named(place / "label", name, folders.TIFF)
+        if label not in known and not name.endswith(airs.VISUAL):
+            image = folders.file_named(place / "image", name, folders.TIFF)
             if not image.is_file():
                 yield FileProblem(
                     Kind.MISSING,
@@ -267,13 +301,33 @@ def _check_tile(tile: airs.Tile) -> _Findings:
             geotiff.check_band(tile.label, label)
             if shape is not None:
                 geotiff.check_same_size(tile.image, shape, tile.label, label.shape)
-            largest = max(int(label.read(1, window=window).max()) for window in _strips(*label.shape))
+            strips = (label.read(1, window=window) for window in _strips(*label.shape))
+            spans = [(int(strip.min()), int(strip.max())) for strip in strips]
+            smallest, largest = min(low for low, _ in spans), max(high for _, high in spans)
+            found.problems += _shifted(tile, found.seen, footprint_of(label))
         airs.check_ids(tile.label, largest)
+        found.marked(any_px=largest > 0, all_px=smallest > 0)
         if largest == 0:
             found.problems.append(_empty(tile.label))
     except FileProblem as problem:
         found.problems.append(problem)
     return found
+
+
+def _shifted(tile: airs.Tile, image: Seen, label: Footprint | None) -> Iterator[FileProblem]:
+    """Name a label that lies elsewhere on the ground than its image; where one of them does not say, nothing is."""
+    if image.footprint is None or label is None or image.footprint.crs != label.crs or image.shape is None:
+        return
+    (x, y), (right_x, right_y) = image.footprint.corners[:2]
+    px = math.dist((x, y), (right_x, right_y)) / image.shape[1]
+    apart = max(math.dist(*corners) for corners in zip(image.footprint.corners, label.corners, strict=True)) / px
+    if apart > _MOST_APART:
+        yield FileProblem(
+            Kind.SHIFTED,
+            tile.label,
+            f"it lies {apart:.3g} px from its image {tile.image} on the ground; expected the same place. Export one of "
+            "them again.",
+        )
 
 
 def _check_roofline(folder: Path) -> DatasetReport:
@@ -286,6 +340,7 @@ def _check_roofline(folder: Path) -> DatasetReport:
         for i in tqdm(range(len(source)), "checking roofline", file=sys.stderr, leave=False, disable=None)
     ]
     problems = [problem for found in findings for problem in found.problems]
+    problems += doubts(source.file, [found.look for found in findings if found.look])
     images = [found.seen for found in findings]
     pairs, count = find_pairs(images), len(images)
     # Without an official split any two samples may come to lie in different parts.
@@ -306,5 +361,7 @@ def _check_roofline_sample(source: roofline.RooflineSource, index: int) -> _Find
         sample = source.read(index)
     except FileProblem as problem:
         return _Findings(Seen(source.file, label, ""), [problem])
-    empty = [] if sample.target_HWK.any() else [_empty(source.file, f"{label}: ")]
-    return _Findings(Seen(source.file, label, digest_of(sample.image_HWC)), empty)
+    look = look_at(sample, source.labelled)
+    problems = [] if look.any_marked else [_empty(source.file, f"{label}: ")]
+    problems += [blank(source.file, f"{label}: ")] if look.blank else []
+    return _Findings(Seen(source.file, label, digest_of(sample.image_HWC)), problems, look)

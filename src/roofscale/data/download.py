@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
+from roofscale.addresses import without_credentials
 from roofscale.errors import ConfigError, DataError
 
 _TRIES = 5  # attempts in a row that bring nothing new, before giving up
@@ -121,7 +122,7 @@ def _attempt(session: requests.Session, url: str, part: Path) -> None:
             return  # killed between the last byte and the checksum
         _refuse(answer, url, part)
         resumes = answer.status_code == 206
-        now = _Told(url, _version(answer.headers), _total(answer))
+        now = _Told(without_credentials(url), _version(answer.headers), _total(answer))
         if resumes and (told is None or _first_byte(answer) != start or now.total != told.total):
             part.unlink()
             raise _Dropped("the file at the source is another one by now")
@@ -194,7 +195,7 @@ def _read_told(part: Path, url: str) -> _Told | None:
         told = _Told(**json.loads(_told_file(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return told if told.url == url and _size(part) > 0 else None
+    return told if told.url == without_credentials(url) and _size(part) > 0 else None
 
 
 def _size(part: Path) -> int:

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from roofscale.addresses import without_credentials
 from roofscale.data import roofline
 from roofscale.data.catalogue import card_of
 from roofscale.data.download import download
 from roofscale.data.places import FINDERS
 from roofscale.data.unpack import BrokenArchive, unpack
-from roofscale.data.whole import under_construction
 from roofscale.errors import ConfigError, DataError
+from roofscale.files import atomic_dir
 
 NOTE = "fetched.json"  # in the data set's folder: where it came from
 _SUMS = "Checksums.sha256"  # RID's release lists each of its files there, as sha256sum does
@@ -63,12 +64,13 @@ def fetch(name: str, root: Path, url: str = "", sha256: str = "", pause: float =
         raise ConfigError(f"{target}: there is something here that is no {name}. Remove it, or name another folder.")
     archive = root / ".downloads" / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(archive), under_construction(target) as partial:
+    with _alone(archive), atomic_dir(target) as partial:
         found = download(url, archive, sha256, pause)
         files = _unpacked(name, archive, partial)
         checked = [f"the SHA-256 given ({found})"] if sha256 else []
         checked += [f"the release's own checksums of {files} files"] if files else []
-        fetched = Fetched(target, url, found, " and ".join(checked) or "nothing: no checksum is known")
+        shown_url = without_credentials(url)
+        fetched = Fetched(target, shown_url, found, " and ".join(checked) or "nothing: no checksum is known")
         note = {key: value for key, value in asdict(fetched).items() if key != "folder"}
         (partial / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
         partial.rename(target)
@@ -101,7 +103,7 @@ def _alone(archive: Path) -> Iterator[None]:
     with archive.with_name(f"{archive.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise DataError(f"{archive}: another process fetches this now. Wait for it, or end it.") from error
         yield
 

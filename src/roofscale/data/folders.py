@@ -1,9 +1,23 @@
-"""Find a data set under a folder, however deep its download nested it."""
+"""Find a data set under a folder, however deep its download nested it, and the files that belong to it.
 
+Files are told by their names as a person reads them: a.TIF and a.tif both hold an image called 'a', and an 'ü' is one
+whether the system that packed the files wrote it as one character or as two. Hidden files are no data.
+"""
+
+import functools
 import os
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from roofscale.data.problem import FileProblem, Kind
+from roofscale.errors import ConfigError
+from roofscale.files import read_text
+
+TIFF = (".tif", ".tiff")
+PNG = (".png",)
+MAT = (".mat",)
 _DEEPEST = 3  # <root>/rid/RID_dataset/..., <root>/airs/AIRS/trainval/...
 
 
@@ -29,9 +43,77 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def read_names(file: Path) -> tuple[str, ...]:
-    """The names in a split file, one a line, without their endings."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return tuple(Path(line.strip()).stem for line in lines if line.strip())
+    """The names in a split file, one a line, without folders and without the ending of an image.
+
+    Raises:
+        FileProblem: it is no text in UTF-8 or UTF-16.
+    """
+    try:
+        lines = read_text(file).splitlines()
+    except ConfigError as error:
+        raise FileProblem(Kind.BROKEN, file, str(error).partition(f"{file}")[2].lstrip(",: ")) from error
+    names = (re.split(r"[/\\]", line.strip())[-1] for line in lines if line.strip())
+    return tuple(_stem(name) if _ending(name) in (*TIFF, *PNG) else _normal(name) for name in names)
+
+
+def names_in(folder: Path, endings: Sequence[str]) -> tuple[str, ...]:
+    """The names, without endings, of the files of a folder that have one of these endings, sorted."""
+    return tuple(sorted(_listing(folder, tuple(endings))))
+
+
+def file_named(folder: Path, name: str, endings: Sequence[str]) -> Path:
+    """The file of this name with one of these endings; where there is none, as it would usually be called."""
+    usual = folder / f"{name}{endings[0]}"
+    return usual if usual.is_file() else _listing(folder, tuple(endings)).get(name, usual)
+
+
+def passed_over(folder: Path, endings: Sequence[str]) -> str:
+    """Say how many files of a folder are read by nobody, and which; empty where there are none."""
+    read = set(_listing(folder, tuple(endings)).values())
+    others = sorted(name for name in _files(folder) if folder / name not in read)
+    if not others:
+        return ""
+    some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return (
+        f"{len(others)} file(s) in {folder} passed over ({some}): hidden, of a name that is there already, or not "
+        f"{' or '.join(endings)}"
+    )
+
+
+def _listing(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder by name; of two of one name, the one with the usual ending, else the first."""
+    try:
+        return _listed(folder, endings, folder.stat().st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@functools.lru_cache(maxsize=64)
+def _listed(folder: Path, endings: tuple[str, ...], modified: int) -> dict[str, Path]:
+    files = [name for name in _files(folder) if not name.startswith(".") and _ending(name) in endings]
+    files.sort(key=lambda name: (os.path.splitext(name)[1] != endings[0], name), reverse=True)
+    return {_stem(name): folder / name for name in files}
+
+
+def _files(folder: Path) -> Iterable[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_file() or entry.is_symlink()]
+    except OSError:
+        return []
+
+
+def _stem(name: str) -> str:
+    return _normal(os.path.splitext(name)[0])
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _normal(name: str) -> str:
+    """Composed characters (NFC), as most systems write them; macOS writes decomposed ones."""
+    return unicodedata.normalize("NFC", name)
 
 
 def natural_key(name: str) -> tuple[int, int, str]:

@@ -11,14 +11,20 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from PIL import Image
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import Pixels
+from roofscale.errors import shown
 
 # Without this GDAL lists the whole folder at each open, to look for side-car files that these data sets have not.
 _GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+_COLOURS = ("red", "green", "blue")
+_DESCRIPTIONS = {**{colour: colour for colour in _COLOURS}, "r": "red", "g": "green", "b": "blue", "nir": "nir",
+                 "infrared": "nir", "near infrared": "nir", "near-infrared": "nir", "alpha": "alpha"}  # fmt: skip
+_CONVERT = "Convert it, or take it out of the split."
 
 
 @contextmanager
@@ -28,12 +34,7 @@ def opened(path: Path) -> Iterator[Any]:
     Raises:
         FileProblem: the file is missing, no raster, or breaks off while it is read inside the block.
     """
-    if not path.is_file():
-        raise FileProblem(
-            Kind.MISSING,
-            path,
-            "this file is missing; expected a GeoTIFF. Restore it, or take its name out of the split file.",
-        )
+    _require_file(path, "a GeoTIFF")
     try:
         with rasterio.Env(**_GDAL), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -49,15 +50,25 @@ def opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
+def _require_file(path: Path, expected: str) -> None:
+    if shown(path) != str(path):  # GDAL and MLflow take names in UTF-8 alone
+        raise FileProblem(Kind.BROKEN, path, "its name is no UTF-8; expected one that is. Rename it, with convmv say.")
+    if not path.is_file():
+        raise FileProblem(
+            Kind.MISSING,
+            path,
+            f"this file is missing; expected {expected}. Restore it, or take its name out of the split file.",
+        )
+
+
 def read_rgb(path: Path, window: Window | None = None) -> Pixels:
     """Read an RGB image, or a window of it, as (H,W,3) uint8.
 
     Raises:
-        FileProblem: missing, broken, or not three bands of uint8.
+        FileProblem: missing, broken, or without red, green and blue bands of uint8.
     """
     with opened(path) as dataset:
-        check_rgb(path, dataset)
-        bands: Pixels = dataset.read((1, 2, 3), window=window)
+        bands: Pixels = dataset.read(rgb_bands(path, dataset), window=window)
     return interleaved(bands)
 
 
@@ -66,15 +77,38 @@ def interleaved(bands_CHW: Pixels | Sequence[Pixels]) -> Pixels:
     return np.asarray(cv2.merge(list(bands_CHW)), np.uint8)
 
 
-def check_rgb(path: Path, dataset: Any) -> None:
-    """Raise FileProblem unless an opened raster has three or four bands of uint8 (a fourth is taken for alpha)."""
-    if dataset.count not in (3, 4) or any(kind != "uint8" for kind in dataset.dtypes):
-        raise FileProblem(
-            Kind.BROKEN,
-            path,
-            f"{dataset.count} band(s) of {dataset.dtypes[0]}; expected an RGB image of uint8. "
-            "Convert it, or take it out of the split.",
-        )
+def rgb_bands(path: Path, dataset: Any) -> tuple[int, int, int]:
+    """The numbers of the red, green and blue bands of an opened raster: by what it says of them, in any order.
+
+    Where it says nothing of its bands, the first three of three or four are taken.
+
+    Raises:
+        FileProblem: it says that they are others, or they are not of uint8.
+    """
+    meanings = [_meaning(*band) for band in zip(dataset.colorinterp, dataset.descriptions, strict=True)]
+    if set(_COLOURS) <= set(meanings):
+        red, green, blue = (meanings.index(colour) + 1 for colour in _COLOURS)
+    elif dataset.count in (3, 4) and set(meanings[:3]) == {""} and meanings[-1] in ("", "alpha", "nir"):
+        red, green, blue = 1, 2, 3
+    else:
+        raise FileProblem(Kind.BROKEN, path, f"{described(dataset)}; expected red, green and blue. {_CONVERT}")
+    if any(dataset.dtypes[band - 1] != "uint8" for band in (red, green, blue)):
+        raise FileProblem(Kind.BROKEN, path, f"{described(dataset)}; expected an RGB image of uint8. {_CONVERT}")
+    return red, green, blue
+
+
+def described(dataset: Any) -> str:
+    """How many bands of what an opened raster has, and what it says of them."""
+    meanings = [_meaning(*band) for band in zip(dataset.colorinterp, dataset.descriptions, strict=True)]
+    said = f" ({', '.join(meaning or 'unnamed' for meaning in meanings)})" if any(meanings) else ""
+    return f"{dataset.count} band(s) of {dataset.dtypes[0]}{said}"
+
+
+def _meaning(interpretation: ColorInterp, description: str | None) -> str:
+    """What a band holds, in GDAL's word; empty where the file does not say."""
+    if interpretation not in (ColorInterp.undefined, ColorInterp.gray):  # gray is GDAL's word for a first unnamed band
+        return str(interpretation.name)
+    return _DESCRIPTIONS.get((description or "").strip().lower(), "")
 
 
 def read_band(path: Path, window: Window | None = None) -> Pixels:
@@ -106,17 +140,11 @@ def read_mask_png(path: Path, largest_id: int) -> Pixels:
     Raises:
         FileProblem: missing, broken, of several bands, or with an id above ``largest_id``.
     """
-    if not path.is_file():
-        raise FileProblem(
-            Kind.MISSING,
-            path,
-            "this mask is missing; expected a PNG of class ids beside the image. Restore it, or "
-            "take its name out of the split file.",
-        )
+    _require_file(path, "a PNG of class ids for the image")
     try:
         with Image.open(path) as image:
             mask: npt.NDArray[Any] = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # PIL reports broken chunks as SyntaxError
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # broken chunks: SyntaxError
         raise FileProblem(
             Kind.BROKEN,
             path,

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+import numpy.typing as npt
+from rasterio import warp
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+from rasterio.transform import RPCTransformer, from_gcps
 from rasterio.windows import Window
 
 from roofscale.data import geotiff
@@ -19,18 +25,17 @@ from roofscale.data.sample import Pixels
 # Tiles that abut share an edge, and rounding of their corners a sliver: that is no leak.
 LEAST_OVERLAP = 0.01  # share of the smaller footprint
 GLANCE_PX = 64  # side of the middle of an image that a glance reads
+_OF_RPCS = "EPSG:4326"  # RPCs give longitudes and latitudes
+_Corners = npt.NDArray[np.float64]
 _PART_ORDER = {"train": 0, "val": 1, "test": 2}
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """A box on the ground; boxes compare within one coordinate system only."""
+    """A quadrangle on the ground: its corners in their order around it."""
 
     crs: str
-    left: float
-    bottom: float
-    right: float
-    top: float
+    corners: tuple[tuple[float, float], ...]  # four of (x, y)
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,21 @@ def _located(path: Path, size: int, modified: int) -> Seen:
 
 
 def footprint_of(dataset: Any) -> Footprint | None:
-    """The ground that an opened raster shows, where it knows it."""
-    return None if dataset.crs is None else Footprint(dataset.crs.to_string(), *dataset.bounds)
+    """The ground that an opened raster shows, by its transform, control points or RPCs; None where it knows none."""
+    height, width = dataset.shape
+    corners_px = ((0, 0), (width, 0), (width, height), (0, height))
+    if dataset.crs is not None:
+        return Footprint(dataset.crs.to_string(), tuple(dataset.transform @ corner for corner in corners_px))
+    points, crs = dataset.gcps
+    if len(points) >= 3 and crs is not None:
+        transform = from_gcps(points)
+        return Footprint(crs.to_string(), tuple(transform @ corner for corner in corners_px))
+    if dataset.rpcs is not None:
+        with RPCTransformer(dataset.rpcs) as by_rpcs:
+            columns, rows = zip(*corners_px, strict=True)
+            corners = tuple(zip(*by_rpcs.xy(rows, columns), strict=True))
+            return Footprint(_OF_RPCS, corners) if np.isfinite(corners).all() else None
+    return None
 
 
 def digest_of(image_HWC: Pixels) -> str:
@@ -123,12 +141,9 @@ def digest_of(image_HWC: Pixels) -> str:
 def find_pairs(images: Sequence[Seen]) -> list[Pair]:
     """All pairs that have the same pixels, and those that share more than LEAST_OVERLAP of the ground."""
     by_digest: dict[str, list[int]] = defaultdict(list)
-    by_crs: dict[str, list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         if image.digest:
             by_digest[image.digest].append(i)
-        if image.footprint is not None:
-            by_crs[image.footprint.crs].append(i)
     identical = [
         Pair(first, second, True, 1.0)
         for group in by_digest.values()
@@ -136,18 +151,64 @@ def find_pairs(images: Sequence[Seen]) -> list[Pair]:
         for first in group[:n]
     ]
     known = {(pair.first, pair.second) for pair in identical}
-    overlapping = [pair for group in by_crs.values() for pair in _overlapping(images, group)]
+    overlapping = [pair for members, corners in on_common_ground(images) for pair in _overlapping(members, corners)]
     return identical + [pair for pair in overlapping if (pair.first, pair.second) not in known]
 
 
-def _overlapping(images: Sequence[Seen], group: Sequence[int]) -> Iterator[Pair]:
-    boxes = np.array([(f.left, f.bottom, f.right, f.top) for i in group if (f := images[i].footprint)])
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    for n, second in enumerate(group):
-        common = np.minimum(boxes[n, 2:], boxes[:n, 2:]) - np.maximum(boxes[n, :2], boxes[:n, :2])
-        shares = common.clip(0).prod(1) / np.minimum(areas[n], areas[:n])
-        for m in np.flatnonzero(shares > LEAST_OVERLAP).tolist():
-            yield Pair(group[m], second, False, float(shares[m]))
+def on_common_ground(images: Sequence[Seen]) -> list[tuple[list[int], _Corners]]:
+    """Bring the footprints into one coordinate system, that of most images.
+
+    Returns:
+        Groups of images that compare with one another, each with the corners (G,4,2) of its footprints. There is more
+        than one where a coordinate system, such as a local one, cannot be brought into that of the others.
+    """
+    by_crs: dict[str, list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        if image.footprint is not None:
+            by_crs[image.footprint.crs].append(i)
+    groups: list[tuple[list[int], _Corners]] = []
+    for crs, members in sorted(by_crs.items(), key=lambda group: -len(group[1])):
+        corners = np.array([seen.corners for i in members if (seen := images[i].footprint)])
+        common = next(iter(groups), None)
+        moved = _moved(corners, crs, max(by_crs, key=lambda one: len(by_crs[one]))) if common else None
+        if common is not None and moved is not None:
+            groups[0] = ([*common[0], *members], np.concatenate([common[1], moved]))
+        else:
+            groups.append((members, corners))
+    return groups
+
+
+def _moved(corners_G42: _Corners, crs: str, common: str) -> _Corners | None:
+    """Corners in another coordinate system; None where there is no way from the one to the other."""
+    try:
+        xs, ys = warp.transform(crs, common, *corners_G42.reshape(-1, 2).T)
+    except (RasterioError, CPLE_BaseError):
+        return None
+    moved = np.array([xs, ys]).T.reshape(corners_G42.shape)
+    return moved if np.isfinite(moved).all() else None
+
+
+def _overlapping(members: Sequence[int], corners_G42: _Corners) -> Iterator[Pair]:
+    corners_G42 = corners_G42 - corners_G42.min((0, 1))  # areas of large numbers would lose digits
+    low, high = corners_G42.min(1), corners_G42.max(1)
+    following = np.roll(corners_G42, -1, axis=1)
+    areas = abs((corners_G42[..., 0] * following[..., 1] - corners_G42[..., 1] * following[..., 0]).sum(1)) / 2
+    for n, second in enumerate(members):
+        common = (np.minimum(high[n], high[:n]) - np.maximum(low[n], low[:n])).clip(0).prod(1)
+        smaller = np.minimum(areas[n], areas[:n])
+        for m in np.flatnonzero(common > LEAST_OVERLAP * smaller).tolist():  # of the boxes around them, so at the most
+            share = _common_area(corners_G42[m], corners_G42[n]) / smaller[m]
+            if share > LEAST_OVERLAP:
+                first, last = sorted((members[m], second))
+                yield Pair(first, last, False, float(min(share, 1.0)))
+
+
+def _common_area(first_42: _Corners, second_42: _Corners) -> float:
+    """The area that two quadrangles share."""
+    origin = first_42.min(0)  # OpenCV counts in float32, which holds no metre of a northing
+    scale = float(np.ptp(first_42, axis=0).max())
+    area, _ = cv2.intersectConvexConvex(*((c - origin).astype(np.float32) / scale for c in (first_42, second_42)))
+    return float(area) * scale**2
 
 
 def leak_rate(split: str, pairs: Sequence[Pair], parts: Sequence[str], left_out: int = 0) -> LeakRate:

@@ -3,7 +3,6 @@
 A data root holds ``rid/``, ``roofline/`` and ``airs/``; each may be a symbolic link to where the data set really lies.
 """
 
-import json
 from pathlib import Path
 
 from roofscale.config import DATASETS
@@ -11,6 +10,7 @@ from roofscale.data import airs, rid, roofline
 from roofscale.data.catalogue import card_of
 from roofscale.data.generate import NOTE
 from roofscale.errors import ConfigError
+from roofscale.files import read_record
 
 FINDERS = {"rid": rid.find, "roofline": roofline.find, "airs": airs.find}
 
@@ -45,7 +45,7 @@ def origin(folder: Path) -> str:
     real = folder.resolve()
     for place in (real, *real.parents[:3]):
         if (place / NOTE).is_file():
-            joined = json.loads((place / NOTE).read_text(encoding="utf-8")).get("joined", {}).get("samples", 0)
+            joined = read_record(place / NOTE, lambda note: int(note.get("joined", {}).get("samples", 0)))
             return f"GENERATED, {joined} real joined" if joined else "GENERATED"
     return ""
 

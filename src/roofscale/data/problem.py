@@ -3,7 +3,7 @@
 import enum
 from pathlib import Path
 
-from roofscale.errors import DataError
+from roofscale.errors import DataError, shown
 
 
 class Kind(enum.StrEnum):
@@ -12,6 +12,9 @@ class Kind(enum.StrEnum):
     MISSING = "missing"  # named by a split file or by its twin, but not there
     BROKEN = "broken"  # cannot be decoded, or is no image of the expected kind
     MISMATCHED = "mismatched"  # image and mask differ in size
+    BLANK = "blank"  # an image of one colour only
+    IMPLAUSIBLE = "implausible"  # each value is allowed, and all together cannot be what they are said to be
+    SHIFTED = "shifted"  # a label lies elsewhere on the ground than its image
     UNKNOWN_ID = "unknown_id"  # a mask holds a class id that the data set has not
     EMPTY = "empty"  # a mask without any roof or line; readers take it, the check names it
     IDENTICAL = "leak_identical"  # the same image in two parts of a split
@@ -26,4 +29,4 @@ class FileProblem(DataError):
         self.kind, self.path, self.text = kind, path, text
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.text}"
+        return f"{shown(self.path)}: {self.text}"

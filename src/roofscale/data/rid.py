@@ -14,6 +14,7 @@ from roofscale.data.sample import CHANNELS, Sample
 IMAGES = "images_roof_centered_geotiff"
 SEGMENTS = "masks_segments_reviewed"
 SUPERSTRUCTURES = "masks_superstructures_reviewed"
+KINDS = {IMAGES: folders.TIFF, SEGMENTS: folders.PNG, SUPERSTRUCTURES: folders.PNG}  # folder: endings of its files
 SPLITS = "filenames_train_val_test_split"
 PARTS = ("train", "val", "test")
 
@@ -38,11 +39,11 @@ class RidSource:
 
     def path(self, index: int) -> Path:
         """The GeoTIFF of a sample."""
-        return self.folder / IMAGES / f"{self.ids[index]}.tif"
+        return folders.file_named(self.folder / IMAGES, self.ids[index], folders.TIFF)
 
     def files(self, index: int) -> tuple[Path, ...]:
         """All files that a sample is read from: the image, then the mask."""
-        return self.path(index), self.folder / SEGMENTS / f"{self.ids[index]}.png"
+        return self.path(index), folders.file_named(self.folder / SEGMENTS, self.ids[index], folders.PNG)
 
     def read(self, index: int) -> Sample:
         """Read one sample.
@@ -110,5 +111,5 @@ def open_published(folder: Path, part: str, number: int) -> RidSource:
 
 def open_all(folder: Path) -> RidSource:
     """Open every image in the folder, by number."""
-    names = {file.stem for file in (folder / IMAGES).glob("*.tif")}
+    names = folders.names_in(folder / IMAGES, folders.TIFF)
     return RidSource(folder, tuple(sorted(names, key=folders.natural_key)))

@@ -17,7 +17,7 @@ from roofscale.data.airs import AirsSource
 from roofscale.data.cache import Chore, alone_in, file_state
 from roofscale.data.order import expected_draws
 from roofscale.data.problem import FileProblem
-from roofscale.measurement import write_json
+from roofscale.files import write_json
 
 _log = logging.getLogger(__name__)
 

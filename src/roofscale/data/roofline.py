@@ -96,7 +96,7 @@ class RooflineSource:
 
 def find(root: Path) -> Path | None:
     """The folder with imdb.mat at or under ``root``, or None."""
-    return folders.find_folder(root, lambda folder: (folder / FILE).is_file())
+    return folders.find_folder(root, lambda folder: _file(folder).is_file())
 
 
 def open_all(folder: Path) -> RooflineSource:
@@ -105,7 +105,11 @@ def open_all(folder: Path) -> RooflineSource:
     Raises:
         FileProblem: not HDF5, or without the arrays that the release has.
     """
-    return open_file(folder / FILE)
+    return open_file(_file(folder))
+
+
+def _file(folder: Path) -> Path:
+    return folders.file_named(folder, Path(FILE).stem, folders.MAT)
 
 
 def open_file(file: Path) -> RooflineSource:
@@ -116,8 +120,8 @@ def open_file(file: Path) -> RooflineSource:
     """
     try:
         with h5py.File(file, "r") as handle:
-            images, elements = handle["imdb/images"].shape, handle["imdb/elements"].shape
-    except (OSError, KeyError, RuntimeError) as error:
+            images, elements = (_array(handle, name, file).shape for name in ("images", "elements"))
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise _unreadable(file, error) from error
     if len(images) != 4 or images[1] != 3 or images != elements:
         raise FileProblem(
@@ -126,8 +130,30 @@ def open_file(file: Path) -> RooflineSource:
     return RooflineSource(file, tuple(range(images[0])))
 
 
+def _array(handle: Any, name: str, file: Path) -> Any:
+    """An array of the file's imdb.
+
+    Raises:
+        FileProblem: it is something else, such as a group, or holds no numbers.
+    """
+    found = handle[f"imdb/{name}"]
+    if isinstance(found, h5py.Dataset) and found.dtype.kind in "biuf":
+        return found
+    is_array = isinstance(found, h5py.Dataset)
+    what = f"an array of {found.dtype}" if is_array else f"a group ({', '.join(found) or 'empty'})"
+    expected = "expected an array of numbers (N, 3, H, W). Save it as the release does."
+    raise FileProblem(Kind.BROKEN, file, f"imdb/{name} is {what}; {expected}")
+
+
 def _unreadable(file: Path, error: Exception, row: int | None = None) -> FileProblem:
     where = "" if row is None else f"sample {row}: "
+    if "unable to lock file" in str(error):
+        return FileProblem(
+            Kind.BROKEN,
+            file,
+            f"{where}another program has it open and locked ({error}); expected one that may be read. Close it there, "
+            "or set HDF5_USE_FILE_LOCKING=FALSE where it is only read.",
+        )
     return FileProblem(
         Kind.BROKEN,
         file,

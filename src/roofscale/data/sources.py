@@ -1,5 +1,6 @@
 """Open the data sets that a run config names: where they lie, who is in train and val, and how many of them."""
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,15 +9,17 @@ from pathlib import Path
 from typing import Protocol
 
 from roofscale.config import RunConfig
-from roofscale.data import airs, rid, roofline
+from roofscale.data import airs, folders, rid, roofline
 from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.leaks import Seen, find_pairs, glance, leak_rate, located
 from roofscale.data.places import find_dataset, origin, present
+from roofscale.data.plausible import doubts, look_at
 from roofscale.data.sample import Source
 from roofscale.data.split import Split, permutation, random_split, spatial_split
 from roofscale.errors import ConfigError, DataError
 
 _TAKING_SEED = 0  # of the order in which max_samples takes samples: not the run's, so that seeds share their samples
+_LOOKED_AT = 4  # samples of a data set that a run looks at before it trains on them
 _WHOLE_FILE = 8 * 2**20  # bytes; files up to this size are hashed whole, larger ones by size, first and last part
 _PART = 2**16  # holds the table of a TIFF's blocks, with the size of each; of AIRS 0.1 GB is read that way, not 2 GB
 
@@ -202,6 +205,27 @@ def leak_notes(splits: Mapping[str, DataSplit]) -> list[str]:
     return notes
 
 
+def data_notes(splits: Mapping[str, DataSplit]) -> list[str]:
+    """What a user should know of the data that a run reads: files passed over, and what cannot be right about them.
+
+    It looks at a few training samples of each data set; ``roofscale data check`` looks at all.
+    """
+    notes = []
+    for name, split in splits.items():
+        folder = split.train.path(0).parent
+        endings = folders.MAT if name == "roofline" else folders.TIFF
+        if passed := folders.passed_over(folder, endings):
+            notes.append(f"{name}: {passed}.")
+        looks = []
+        for index in range(min(_LOOKED_AT, len(split.train))):
+            with contextlib.suppress(DataError):  # whoever trains on it will say so
+                looks.append(look_at(split.train.read(index), split.train.labelled))
+        notes += [f"{name}: {problem.text}" for problem in doubts(folder, looks)]
+        if len(looks) > 1 and all(look.blank for look in looks):
+            notes.append(f"{name}: each of the {len(looks)} images looked at has one colour only.")
+    return notes
+
+
 def data_fingerprint(splits: Mapping[str, DataSplit]) -> str:
     """Twelve hex digits that name what a run reads: sample order, file names and contents, whatever the folder.
 
@@ -215,7 +239,8 @@ def data_fingerprint(splits: Mapping[str, DataSplit]) -> str:
             for index in range(len(source)):
                 files = source.files(index)
                 seen |= {file: _file_digest(file) for file in files if file not in seen}
-                total.update(f"{source.place(index)} {' '.join(seen[file] for file in files)}\n".encode())
+                line = f"{source.place(index)} {' '.join(seen[file] for file in files)}\n"
+                total.update(line.encode(errors="surrogateescape"))
     return total.hexdigest()[:12]
 
 

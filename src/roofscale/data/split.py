@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roofscale.data.leaks import Pair, Seen
+from roofscale.data.leaks import Pair, Seen, on_common_ground
 
 VAL_SHARE = TEST_SHARE = 0.1  # the rest, 80 %, trains
 TRAIN, VAL, TEST, NOWHERE = 0, 1, 2, -1
@@ -108,8 +108,9 @@ def _deal(parts: _Parts, chains: Sequence[tuple[int, ...]]) -> None:
 def _cut(chain: Sequence[Seen], seed: int) -> _Parts:
     """One end of a chain to val and the other to test, by where the images lie along a seeded direction."""
     angle = np.random.default_rng(seed).uniform(0, 2 * np.pi)
-    boxes = [image.footprint for image in chain]
-    middles = np.array([((b.left + b.right) / 2, (b.bottom + b.top) / 2) if b else (0.0, 0.0) for b in boxes])
+    middles = np.zeros((len(chain), 2))
+    for members, corners_G42 in on_common_ground(chain):
+        middles[members] = corners_G42.mean(1)
     order = np.argsort(middles @ (np.cos(angle), np.sin(angle)), kind="stable")
     val, test = _held_out(len(chain))
     parts = np.full(len(chain), TRAIN)

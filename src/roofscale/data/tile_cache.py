@@ -1,8 +1,8 @@
 """Copies of AIRS tiles in a layout that windows are read from quickly; why this one: decision 0011.
 
-A copy holds image and label as the four bands of one GeoTIFF, in blocks of 512 px that are compressed each on their own
-and sealed with checksums: a damaged block is an error, never wrong pixels. A copy appears whole or not at all, under a
-name that changes with its originals.
+A copy holds image and label as the four bands of one GeoTIFF, in blocks of 512 px that are compressed each on their
+own. A copy appears whole or not at all, under a name that changes with its originals; one that cannot be read is made
+anew.
 """
 
 import math
@@ -18,7 +18,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from roofscale.data import geotiff, sealed
+from roofscale.data import geotiff
 from roofscale.data.airs import AirsSource, Tile, check_ids
 from roofscale.data.cache import Chore, alone_in, file_state
 from roofscale.data.leaks import located
@@ -102,15 +102,14 @@ def _copy(tile: Tile, copy: Path) -> None:
     partial = copy.with_suffix(".partial")
     try:
         with geotiff.opened(tile.image) as image, geotiff.opened(tile.label) as label:
-            geotiff.check_rgb(tile.image, image)
+            bands = geotiff.rgb_bands(tile.image, image)
             geotiff.check_band(tile.label, label)
             geotiff.check_same_size(tile.image, image.shape, tile.label, label.shape)
             with rasterio.open(partial, "w", **_profile(*image.shape)) as written:
                 for window in _strips(*image.shape):
                     roof_1HW = label.read(window=window)
                     check_ids(tile.label, int(roof_1HW.max()))
-                    written.write(np.concatenate([image.read((1, 2, 3), window=window), roof_1HW]), window=window)
-        sealed.seal(partial)
+                    written.write(np.concatenate([image.read(bands, window=window), roof_1HW]), window=window)
         partial.replace(copy)
     except (FileProblem, RasterioError, OSError):  # the disk may be full, too: then it is trained on the originals
         partial.unlink(missing_ok=True)

@@ -23,7 +23,6 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
-from roofscale.forecast.traced import tensors_mib
 from roofscale.train.interval import CONFIDENCE
 
 Values = npt.NDArray[np.float64]
@@ -105,7 +104,11 @@ class Kind:
         return _tensors_mib(config, self.precision, self.malloc, math.ceil(batch / self.micro_batches))
 
 
-_tensors_mib = cache(tensors_mib)
+@cache
+def _tensors_mib(config: RunConfig, precision: str, malloc: str, batch: int) -> float:
+    from roofscale.forecast.tensors import tensors_mib  # imports PyTorch, which reading a record does without
+
+    return tensors_mib(config, precision, malloc, batch)
 
 
 @dataclass(frozen=True)

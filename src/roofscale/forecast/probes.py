@@ -9,7 +9,8 @@ from roofscale.forecast.host import FURTHEST_BATCH, FURTHEST_WORKERS
 
 def first_probes(config: RunConfig) -> tuple[RunConfig, ...]:
     """The short runs from which a config can be forecast: three batch sizes with two worker counts, smallest first."""
-    batches = (1, 2, max(4, math.ceil(config.batch_size / FURTHEST_BATCH)))
+    least = config.least_batch
+    batches = (least, least + 1, max(least + 3, math.ceil(config.batch_size / FURTHEST_BATCH)))
     workers = (0, max(2, math.ceil(config.num_workers / FURTHEST_WORKERS)))
     return tuple(as_probe(config, size, count) for size in batches for count in workers)
 

@@ -46,10 +46,11 @@ def remedies(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuFore
 def _in_parts(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
     """The same batch in as few parts as surely fit, which takes the same optimiser steps; nothing where none do."""
     batch, now = forecaster.config.batch_size, forecaster.config.micro_batches
-    if batch == 1:
+    most = batch // (forecaster.config.least_batch // now or 1)  # parts
+    if most < 2:
         return []
     cut = forecaster.in_parts(max(2, now))
-    sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), batch + 1))
+    sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), most + 1))
     for parts in (math.ceil(batch / size) for size in sizes):
         if (found := cut.in_parts(parts).at(batch)).fit is Fit.FITS:
             return [(f"micro_batches={parts}", found)]

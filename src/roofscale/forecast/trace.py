@@ -26,6 +26,7 @@ from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
 from roofscale.forecast.cuda_autocast import CudaAutocast
 from roofscale.forecast.work import Work, work_of
+from roofscale.torch_compat import TRACING
 from roofscale.train.device import Device
 from roofscale.train.trainer import Trainer
 
@@ -105,7 +106,8 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
     config = config.with_overrides({"micro_batches": parts})
     net = models.build(config)
     try:
-        low, high = (trace_batch(config, precision, net, batch * parts) for batch in _BATCHES)
+        with TRACING:
+            low, high = (trace_batch(config, precision, net, batch * parts) for batch in _BATCHES)
     except Exception as error:  # whatever an operation makes of tensors without values
         raise ConfigError(
             f"encoder={config.encoder} decoder={config.decoder} image_size={config.image_size}: expected a model whose "

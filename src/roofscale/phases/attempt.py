@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from roofscale.config import RunConfig
-from roofscale.errors import RoofscaleError
-from roofscale.measurement import Measurement, Outcome, write_json
+from roofscale.errors import EnvironmentFault
+from roofscale.files import read_record, write_json
+from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.judge import StepVerdict
 
 
-class Busy(RoofscaleError):
+class Busy(EnvironmentFault):
     """Another process is climbing this phase."""
 
 
@@ -32,13 +33,13 @@ class StepFolder:
     def run_id(self) -> str | None:
         """The MLflow run that the step was begun under."""
         file = self.path / "run.json"
-        return str(read_json(file)["run_id"]) if file.exists() else None
+        return read_record(file, lambda said: str(said["run_id"])) if file.exists() else None
 
     @property
     def config(self) -> RunConfig | None:
         """The config that the run was begun with; None where it is still to begin."""
         file = self.path / "run.json"
-        return RunConfig().with_overrides(read_json(file)["config"]) if file.exists() else None
+        return read_record(file, lambda said: RunConfig().with_overrides(said["config"])) if file.exists() else None
 
     def begin(self, run_id: str, config: RunConfig) -> None:
         """Make the folder, and note the MLflow run and the config, so that a resumed step goes on with them."""
@@ -49,7 +50,7 @@ class StepFolder:
     def verdict(self) -> StepVerdict | None:
         """The verdict, or None where the step is still to be run or under way."""
         file = self.path / "verdict.json"
-        return StepVerdict.from_dict(read_json(file)) if file.exists() else None
+        return read_record(file, StepVerdict.from_dict) if file.exists() else None
 
     def judge(self, verdict: StepVerdict) -> None:
         """Note the verdict; with it the step is done."""
@@ -76,8 +77,12 @@ class Attempt:
     @property
     def content(self) -> dict[str, Any]:
         """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), ``said`` (the phase file), ``notes``,
-        ``skipped`` (step -> why), and ``verdict`` once it is over."""
-        return read_json(self.path / "attempt.json")
+        ``skipped`` (step -> why), and ``verdict`` once it is over.
+
+        Raises:
+            RecordError: the file is damaged.
+        """
+        return read_record(self.path / "attempt.json", _whole_attempt)
 
     def update(self, **fields: Any) -> None:
         """Add or replace fields."""
@@ -134,8 +139,8 @@ class Attempts:
     @property
     def coming(self) -> Path:
         """The folder that the next attempt would have."""
-        number = max((int(folder.name) for folder in self.path.glob("[0-9]*")), default=0) + 1
-        return self.path / f"{number:03d}"
+        numbers = [int(folder.name) for folder in self.path.glob("[0-9]*") if folder.name.isdecimal()]
+        return self.path / f"{max(numbers, default=0) + 1:03d}"
 
     def new(self, plan: str, run_id: str, created: str, steps: list[str], said: Mapping[str, Any]) -> Attempt:
         """Begin the next attempt at a plan (its fingerprint) of a phase file (what it says)."""
@@ -170,9 +175,12 @@ class Attempts:
             yield
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+def _whole_attempt(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of an attempt's file, whose parts are of the types that they were written with."""
+    kinds = {"plan": str, "run_id": str, "created": str, "steps": list, "said": dict}
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind):
+            raise TypeError(f"{name} is a {type(content[name]).__name__}")
     return content
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from roofscale import compute
 from roofscale.config import RunConfig
-from roofscale.measurement import FORECAST, Measurement, Outcome, write_json
+from roofscale.files import write_json
+from roofscale.measurement import FORECAST, Measurement, Outcome
 from roofscale.phases.ask import Ask
 from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
 from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult, Stopped, hand_on

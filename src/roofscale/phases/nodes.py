@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from roofscale.errors import ConfigError, did_you_mean
+from roofscale.files import read_text
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,12 @@ def read_yaml(file: Path) -> Node:
         ConfigError: the file is missing, is no YAML, is empty, or names a key twice.
     """
     try:
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(read_text(file))
         root = loader.get_single_node()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error}).") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: is no phase file: it is nested too deep.") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{file}:{line}: is no valid YAML: {error.problem}.") from error

@@ -35,7 +35,7 @@ OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM, Outcome.SHM_FULL)
 
 _LR_FACTOR = 3  # two retreats come to a ninth of the rate asked for, about one decade
 _MULTIPLE = {"image_size": 32}  # the encoder halves the image five times
-_LEAST = {"batch_size": 1, "image_size": 32, "num_workers": 0, "prefetch_factor": 1, "max_samples": 2}
+_LEAST = {"image_size": 32, "num_workers": 0, "prefetch_factor": 1, "max_samples": 2}
 _LOADER = ("num_workers", "prefetch_factor")
 
 _BY_OUTCOME = {
@@ -194,9 +194,10 @@ def _between(
     multiple = _MULTIPLE.get(knob, 1)
     high: int = min(getattr(config, knob) for config in failed)
     below: list[int] = [getattr(config, knob) for config in held if getattr(config, knob) < high]
-    low = max(below, default=_LEAST[knob] - multiple)
+    least = wanted.least_batch if knob == "batch_size" else _LEAST[knob]
+    low = max(below, default=least - multiple)
     while high - low > multiple:
-        middle = max((low + high) // 2 // multiple * multiple, _LEAST[knob], low + multiple)
+        middle = max((low + high) // 2 // multiple * multiple, least, low + multiple)
         tried = wanted.with_overrides({knob: middle})
         if not any(at_least_as_large(tried, known) for known in ruled_out):
             return middle

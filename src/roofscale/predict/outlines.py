@@ -7,14 +7,44 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
 from rasterio.features import shapes
 from rasterio.warp import transform_geom
 
-from roofscale.appear import appearing
+from roofscale.errors import DataError
+from roofscale.files import atomic_write
+from roofscale.predict.raster import Raster
 
 _WGS84 = "EPSG:4326"
+_HEAD = b'{"type": "FeatureCollection", "generator": "roofscale", '
 _DIGITS = 7  # of a degree: 1 cm on the ground
 _AT_ONCE = 1000  # outlines that are brought to WGS 84 together
+
+
+def require_ground(image: Raster) -> None:
+    """Refuse an image whose outlines could not be given in longitude and latitude.
+
+    Raises:
+        DataError: it knows no place on the ground, or one that is not told by a transform, or in a local system.
+    """
+    if image.crs is None and (image.gcps[0] or image.rpcs):
+        raise DataError(
+            f"{image.path}: its place on the ground is told by control points or RPCs, which outlines cannot be; "
+            f"expected a rectified image. Make one: gdalwarp {image.path} {image.path.stem}-rectified.tif"
+        )
+    if image.crs is None:
+        raise DataError(
+            f"{image.path}: it does not say where on the ground it lies, and GeoJSON holds longitudes and latitudes; "
+            "expected a georeferenced image. Leave --geojson out."
+        )
+    try:
+        transform_geom(image.crs, _WGS84, {"type": "Point", "coordinates": image.transform @ (0, 0)})
+    except (RasterioError, CPLE_BaseError) as error:
+        raise DataError(
+            f"{image.path}: its coordinate system {image.crs.to_string()[:60]} has no way to longitude and latitude "
+            f"({error}), as a local one has none; expected another. Leave --geojson out."
+        ) from error
 
 
 def write_outlines(mask: Path, file: Path) -> int:
@@ -28,13 +58,19 @@ def write_outlines(mask: Path, file: Path) -> int:
         file: replaced once the new one is whole.
     """
     count = 0
-    with appearing(file) as stream:
-        stream.write(b'{"type": "FeatureCollection", "features": [')
+    with atomic_write(file) as stream:
+        stream.write(_HEAD + b'"features": [')
         for feature in _features(mask):
             stream.write(f"{',' if count else ''}\n{json.dumps(feature)}".encode())
             count += 1
         stream.write(b"\n]}\n")
     return count
+
+
+def is_outlines(file: Path) -> bool:
+    """Whether a file is one that ``write_outlines`` has written."""
+    with file.open("rb") as stream:
+        return stream.read(len(_HEAD)) == _HEAD
 
 
 def _features(mask: Path) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,8 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
-from roofscale.data.geotiff import interleaved
+from roofscale.data.geotiff import described, interleaved, rgb_bands
+from roofscale.data.problem import FileProblem
 from roofscale.data.sample import Pixels
 from roofscale.errors import DataError
 
@@ -37,6 +38,15 @@ class Raster:
         self.path, self._dataset, self._bands = path, dataset, bands
         self.height, self.width = dataset.shape
         self.crs, self.transform = dataset.crs, dataset.transform
+        self.gcps, self.rpcs = dataset.gcps, dataset.rpcs
+        self.files = tuple(map(Path, dataset.files))  # its own, and those beside it, such as a world file
+
+    def place(self) -> dict[str, Any]:
+        """What a raster of the same place is written with: a system and a transform, control points, or RPCs."""
+        points, crs = self.gcps
+        if self.crs is None and points:
+            return {"gcps": points, "crs": crs}
+        return {"crs": self.crs, "transform": self.transform, **({"rpcs": self.rpcs} if self.rpcs else {})}
 
     def rows(self, first: int, last: int) -> Pixels:
         """Rows from the first to before the last: (H,W,3) of an image, (H,W) of a label.
@@ -69,12 +79,14 @@ def open_image(path: Path) -> Iterator[Raster]:
         DataError: it is no image, or no RGB image of bytes.
     """
     with _opened(path) as dataset:
-        if dataset.count not in (3, 4) or any(kind != "uint8" for kind in dataset.dtypes):
+        try:
+            bands = rgb_bands(path, dataset)
+        except FileProblem:
             raise DataError(
-                f"{path}: {_bands(dataset)}; expected an RGB image of 8 bits, as the model was trained on. "
+                f"{path}: {described(dataset)}; expected an RGB image of 8 bits, as the model was trained on. "
                 f"Convert it, for example: {_conversion(path, dataset)}"
-            )
-        yield Raster(path, dataset, (1, 2, 3))
+            ) from None
+        yield Raster(path, dataset, bands)
 
 
 @contextmanager
@@ -87,7 +99,7 @@ def open_label(path: Path, image: Raster) -> Iterator[Raster]:
     with _opened(path) as dataset:
         if dataset.count != 1 or dataset.dtypes[0] != "uint8" or dataset.shape != (image.height, image.width):
             raise DataError(
-                f"{path}: {dataset.width}x{dataset.height} px, {_bands(dataset)}; expected one band of uint8, and "
+                f"{path}: {dataset.width}x{dataset.height} px, {described(dataset)}; expected one band of uint8, and "
                 f"{image.width}x{image.height} px like {image.path}. Export it again."
             )
         yield Raster(path, dataset, 1)
@@ -116,10 +128,6 @@ def _reading(path: Path) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """GDAL's own words, in one line."""
     return " ".join(str(error.__cause__ or error).split())
-
-
-def _bands(dataset: Any) -> str:
-    return f"{dataset.count} band(s) of {dataset.dtypes[0]}{', a palette' if _has_palette(dataset) else ''}"
 
 
 def _has_palette(dataset: Any) -> bool:
@@ -179,8 +187,8 @@ def new_mask(path: Path, image: Raster, channel: str, tags: Mapping[str, str]) -
     partial = path.with_name(f".{path.name}.partial")
     profile = {
         "driver": "GTiff", "dtype": "uint8", "count": 1, "nodata": NODATA, "width": image.width, "height": image.height,
-        "crs": image.crs, "transform": image.transform, "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK,
-        "compress": "deflate", "bigtiff": "if_safer",
+        "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "bigtiff": "if_safer",
+        **image.place(),
     }  # fmt: skip
     try:
         with warnings.catch_warnings():
@@ -198,6 +206,15 @@ def new_mask(path: Path, image: Raster, channel: str, tags: Mapping[str, str]) -
         raise DataError(f"{path}: the mask cannot be written ({_reason(error)}); is there room on the disk?") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_mask(file: Path) -> bool:
+    """Whether a file is a mask that ``new_mask`` has written."""
+    try:
+        with _opened(file) as dataset:
+            return bool(dataset.count == 1 and {"model", "run_id"} <= dataset.tags().keys())
+    except DataError:
+        return False
 
 
 def _checksum(mask: Path) -> int:

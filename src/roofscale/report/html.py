@@ -12,6 +12,7 @@ import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
+from roofscale.files import write_text
 from roofscale.measurement import Measurement
 from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.judge import Verdict
@@ -30,7 +31,7 @@ _SHARPNESS = 150  # dots an inch of a picture in pixels: 1200 across
 def write_phase_html(climb: ClimbResult, folder: Path, following: Phase | None = None) -> Path:
     """Write the report into a folder as ``phase<number>.html``; return the file."""
     file = folder / f"phase{climb.phase.number}.html"
-    file.write_text(phase_html(climb, following), encoding="utf-8")
+    write_text(file, phase_html(climb, following))
     return file
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import nbformat
 
 from roofscale.errors import ConfigError
+from roofscale.files import read_text, write_text
 from roofscale.phases.gate import GateReport
 from roofscale.phases.plan import Phase
 from roofscale.report.cells import Cell, wanted_cells
-from roofscale.report.files import read_text, replace_text
 from roofscale.report.standing import Climbs
 from roofscale.report.table import markdown
 
@@ -26,7 +26,7 @@ def update_notebook(file: Path, climbs: Climbs, phases: Sequence[Phase], gate: G
     Raises:
         ConfigError: the file is no notebook of format 4; it is left as it is.
     """
-    text = read_text(file)
+    text = read_text(file) if file.exists() else ""
     try:
         book = _read(text) if file.exists() else _new_book()
     except ValueError as error:
@@ -38,7 +38,7 @@ def update_notebook(file: Path, climbs: Climbs, phases: Sequence[Phase], gate: G
     # Not through nbformat's own writer, which would sort keys and join lines in cells that are not ours.
     indent = re.match(r"\{\r?\n( +)", text)
     written = json.dumps(book, indent=len(indent[1]) if indent else 1, ensure_ascii=False)
-    replace_text(file, written if text and not text.endswith("\n") else f"{written}\n")
+    write_text(file, written if text and not text.endswith("\n") else f"{written}\n")
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -1,22 +1,23 @@
 """Put what a run yielded where people look for it: figures, pictures and the model in its MLflow run."""
 
-from collections.abc import Mapping
+import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, Outcome, ResourceSample
+from roofscale.errors import RecordError
+from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import ClimbResult
 from roofscale.phases.plan import Phase
 from roofscale.report.figures import run_figures, sheet_figure
 from roofscale.report.html import REPORT, UI, phase_html
 from roofscale.report.phase_figures import phase_figures
-from roofscale.report.trained import get_ready, write_model
-from roofscale.runners.beside import begin
+from roofscale.report.trained import write_model
 from roofscale.tracking import TrackedRun, tracking_uri
 from roofscale.train import checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 def publish_phase(parent: TrackedRun, climb: ClimbResult, following: Phase | None = None) -> None:
@@ -47,25 +48,11 @@ def publish_run(run: TrackedRun, config: RunConfig, measurement: Measurement, fo
             run.artifact(folder / file)
     best = folder / checkpoint.BEST
     if measurement.outcome is Outcome.OK and best.exists():
-        run.model(lambda folder: write_model(config, best, folder))
+        try:
+            run.model(lambda folder: write_model(config, best, folder))
+        except RecordError as error:
+            _log.warning(f"{error} The run has no model.")
+            return
         # The weights are in MLflow now, and the run is over: a hundred megabytes a step would be left lying.
         best.unlink()
         (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
-
-
-class Ahead:
-    """A listener to a run elsewhere: what writes its model is made ready beside this process once training ends."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._last_step: float = float("inf")
-
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Validation, checkpoint and copying follow the last step."""
-        if event["event"] == "start":
-            self._last_step = event["steps_planned"]
-        elif event["event"] == "step" and event["step"] >= self._last_step:
-            begin(get_ready, self._config)
-
-    def resources(self, sample: ResourceSample) -> None:
-        """Ignore them."""

@@ -1,7 +1,5 @@
 """Which runner: the one place that knows them all."""
 
-import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +13,6 @@ MakeRunner = Callable[[Path, Listener], Runner]
 
 LOCAL, SAGEMAKER = "local", "sagemaker"
 NAMES = (LOCAL, SAGEMAKER)  # cli.py has them too, as --help loads nothing of this
-_M_ARENA_MAX, _ARENAS = -8, 2  # as malloc.h calls it; so many do for threads that mostly wait
 
 
 @dataclass(frozen=True)
@@ -53,11 +50,4 @@ def chosen(name: str) -> Chosen:
     from roofscale.runners.sagemaker.session import Session
 
     session = Session(settings.load())
-    _share_arenas()
     return Chosen(partial(SageMakerRunner, session=session), session.settings.max_parallel_jobs, session.interrupt)
-
-
-def _share_arenas() -> None:
-    """Have this process's threads share arenas of malloc: each keeps what was once freed in it (32 of 439 MiB seen)."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # glibc alone has it
-        mallopt(_M_ARENA_MAX, _ARENAS)

@@ -1,10 +1,11 @@
 """Reads the events that a training process appends to ``events.jsonl``, while it writes them and afterwards."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from roofscale.errors import RecordError, one_line
 from roofscale.measurement import StepRecord, Validation, read_validation
 
 Event = dict[str, Any]
@@ -22,15 +23,30 @@ class EventTail:
         self._offset = file.stat().st_size if from_end and file.exists() else 0
 
     def read(self) -> list[Event]:
-        """The new whole lines, in order."""
+        """The new whole lines, in order.
+
+        Raises:
+            RecordError: one of them is an event, and lacks what an event of its kind has.
+        """
         if not self._file.exists():
             return []
         with self._file.open("rb") as stream:
             stream.seek(self._offset)
             whole, newline, _ = stream.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        events = (_parse(line) for line in whole.split(b"\n"))
-        return [event for event in events if event is not None]
+        events = [event for line in whole.split(b"\n") if (event := _parse(line)) is not None]
+        for event in events:
+            self._require_whole(event)
+        return events
+
+    def _require_whole(self, event: Event) -> None:
+        try:
+            _BUILT.get(event["event"], _step_of)(event)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(
+                f"{self._file}: damaged, or of another version of Roofscale (an event {str(event['event'])[:40]!r}: "
+                f"{one_line(error)}). Move its folder away, and the same command makes that run anew."
+            ) from error
 
 
 def in_force(events: Iterable[Event]) -> list[Event]:
@@ -45,12 +61,24 @@ def in_force(events: Iterable[Event]) -> list[Event]:
 
 def steps(events: Iterable[Event]) -> list[StepRecord]:
     """The step events as records, without memory."""
-    return [StepRecord(**{k: v for k, v in e.items() if k != "event"}) for e in events if e["event"] == "step"]
+    return [_step(event) for event in events if event["event"] == "step"]
 
 
 def validations(events: Iterable[Event]) -> list[Validation]:
     """The validation events as records."""
     return [read_validation(event["validation"]) for event in events if event["event"] == "validation"]
+
+
+def _step(event: Event) -> StepRecord:
+    return StepRecord(**{name: value for name, value in event.items() if name != "event"})
+
+
+# What an event of a kind must have for it to be used.
+_BUILT: Mapping[str, Callable[[Event], object]] = {
+    "step": lambda event: (int(event["step"]), float(event["loss"]), float(event["seconds"]), _step(event)),
+    "validation": lambda event: (int(event["validation"]["step"]), read_validation(event["validation"])),
+    "resumed": lambda event: int(event["step"]),
+}
 
 
 def _step_of(event: Event) -> int:

@@ -19,7 +19,8 @@ from typing import IO, TYPE_CHECKING
 from roofscale import cgroup, compute
 from roofscale.compute import Allowance
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, write_json
+from roofscale.files import write_json
+from roofscale.measurement import Measurement
 from roofscale.runners import launch, torchrun
 from roofscale.runners.events import EventTail
 from roofscale.runners.limit import MemoryLimit

@@ -9,11 +9,12 @@ from roofscale.tracking.project import ProjectRun
 from roofscale.tracking.records import RunRecord, aliased, get_run
 from roofscale.tracking.run import TrackedRun, save_model
 from roofscale.tracking.server import TrackingError, tracking_uri
-from roofscale.tracking.sync import Sent, in_use, send_left_behind, waiting
+from roofscale.tracking.sync import OUTBOX, Sent, in_use, send_left_behind, waiting
 from roofscale.tracking.tracker import Tracker, require_answer
 
 __all__ = [
     "CHAMPION",
+    "OUTBOX",
     "ProjectRun",
     "RunRecord",
     "Sent",

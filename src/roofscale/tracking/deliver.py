@@ -7,8 +7,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from roofscale.errors import RecordError
 from roofscale.tracking.outbox import Operation
+from roofscale.tracking.server import lacks_endpoint
 
 REGISTERED_MODEL = "roofscale"
 MODEL = "model"  # the name of a run's model
@@ -19,8 +23,11 @@ def deliver(client: MlflowClient, operation: Operation) -> None:
     """Tell the server.
 
     Raises:
+        RecordError: the operation was kept by another version of Roofscale.
         Exception: whatever MLflow, or the store of its artifacts, raises; see ``server.may_pass``.
     """
+    if operation.kind not in _HOW:
+        raise RecordError(f"{operation.kind!r}: no kind of record that this version of Roofscale knows")
     _HOW[operation.kind](client, operation)
 
 
@@ -60,6 +67,9 @@ def _model(client: MlflowClient, operation: Operation) -> None:
     """What ``mlflow.pytorch.log_model`` does, in steps that can be taken up again."""
     assert operation.path
     run = client.get_run(operation.run_id)
+    if not keeps_models(client, run.info.experiment_id):
+        client.log_artifacts(operation.run_id, str(operation.path), MODEL)
+        return
     model = model_of(client, operation.run_id)
     if model is None:
         model = client.create_logged_model(
@@ -78,12 +88,37 @@ def _model(client: MlflowClient, operation: Operation) -> None:
 
 def _promote(client: MlflowClient, operation: Operation) -> None:
     """Register a run's model, unless it is, and point aliases to it; a run without a model is passed over."""
-    model = model_of(client, operation.run_id)
-    if model is None:
+    uri = model_uri(client, operation.run_id)
+    if uri is None:
         return
-    version = version_of(client, operation.run_id, model.model_id)
+    version = version_of(client, operation.run_id, uri)
     for alias in operation.content["aliases"]:
         client.set_registered_model_alias(REGISTERED_MODEL, alias, version)
+
+
+def keeps_models(client: MlflowClient, experiment_id: str) -> bool:
+    """Whether the server keeps models of their own, as MLflow does since 3.0; elsewhere they are a run's artifacts."""
+    try:
+        client.search_logged_models([experiment_id], max_results=1)
+    except MlflowException as error:
+        if not lacks_endpoint(error):
+            raise
+        return False
+    return True
+
+
+def model_uri(client: MlflowClient, run_id: str) -> str | None:
+    """Where a run's model is, for MLflow; None where it has none."""
+    run = client.get_run(run_id).info
+    if keeps_models(client, run.experiment_id):
+        model = model_of(client, run_id)
+        return f"models:/{model.model_id}" if model else None
+    return f"{run.artifact_uri}/{MODEL}" if artifacts_of(client, run_id).list_artifacts(MODEL) else None
+
+
+def artifacts_of(client: MlflowClient, run_id: str) -> ArtifactRepository:
+    """The artifacts of a run; the client's own functions would look among models of their own too."""
+    return get_artifact_repository(client.get_run(run_id).info.artifact_uri)
 
 
 def model_of(client: MlflowClient, run_id: str) -> LoggedModel | None:
@@ -93,7 +128,7 @@ def model_of(client: MlflowClient, run_id: str) -> LoggedModel | None:
     return found[0] if found else None
 
 
-def version_of(client: MlflowClient, run_id: str, model_id: str, name: str = REGISTERED_MODEL) -> str:
+def version_of(client: MlflowClient, run_id: str, uri: str, name: str = REGISTERED_MODEL) -> str:
     """The version of a registered model that a run's model is; it is registered where it is not yet."""
     try:
         client.create_registered_model(name)
@@ -103,8 +138,8 @@ def version_of(client: MlflowClient, run_id: str, model_id: str, name: str = REG
     known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if known:
         return str(known[0].version)
-    source = f"models:/{model_id}"
-    return str(client.create_model_version(name, source, run_id, model_id=model_id).version)
+    model_id = uri.removeprefix("models:/") if uri.startswith("models:/") else None
+    return str(client.create_model_version(name, uri, run_id, model_id=model_id).version)
 
 
 _HOW: dict[str, Callable[[MlflowClient, Operation], None]] = {

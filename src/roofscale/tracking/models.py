@@ -10,7 +10,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from roofscale.errors import ConfigError
-from roofscale.tracking.deliver import REGISTERED_MODEL, model_of, version_of
+from roofscale.tracking.deliver import REGISTERED_MODEL, model_uri, version_of
 from roofscale.tracking.records import RunRecord, is_absent, record_of
 from roofscale.tracking.server import asking, tracking_uri, was_ever_used
 
@@ -72,7 +72,7 @@ def register(run_id: str, alias: str, name: str = REGISTERED_MODEL) -> StoredMod
     model = find_model(run_id)
     with asking():
         client = MlflowClient()
-        version = version_of(client, model.run.run_id, model.uri.removeprefix("models:/"), name)
+        version = version_of(client, model.run.run_id, model.uri, name)
         client.set_registered_model_alias(name, alias, version)
     return StoredModel(model.run, model.uri, f"{name}/{version}")
 
@@ -117,8 +117,8 @@ def _find(named: str) -> StoredModel | None:
 
 
 def _of_run(client: MlflowClient, run_id: str) -> StoredModel | None:
-    run, model = record_of(client.get_run(run_id)), model_of(client, run_id)
-    return StoredModel(run, f"models:/{model.model_id}", run_id) if model else None
+    run, uri = record_of(client.get_run(run_id)), model_uri(client, run_id)
+    return StoredModel(run, uri, run_id) if uri else None
 
 
 def _version(client: MlflowClient, named: str) -> ModelVersion:

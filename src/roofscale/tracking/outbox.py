@@ -3,13 +3,14 @@
 ``runs/outbox/<time>-<process>/`` belongs to one process: ``operations.jsonl`` names the server and then one operation a
 line, in order; numbered folders beside it hold the files that go with them. The folder is made with the first
 operation that is kept and removed once all are sent. Each operation may be sent twice without harm, so that no account
-is kept of how far a sending came.
+is kept of how far a sending came. What a server has refused lies in a folder of its own, for ``roofscale sync``.
 """
 
 import contextlib
 import datetime
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _OPERATIONS = "operations.jsonl"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ def _counted(number: int, word: str) -> str:
 class Outbox:
     """The operations that one process keeps; the lock on its file falls with the process, however it ends."""
 
-    def __init__(self, root: Path, server: str) -> None:
-        self.folder = root / f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
-        self._server = server
+    def __init__(self, root: Path, server: str, refused: bool = False) -> None:
+        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
+        self.folder = root / (f"{name}-refused" if refused else name)
+        self._header = {"server": server, "refused": refused}
         self._stream: IO[str] | None = None
         self._number = 0
 
@@ -70,15 +73,20 @@ class Outbox:
     def clear(self) -> None:
         """Remove everything: it is sent."""
         if self._stream is not None:
+            self.leave()
+            _remove(self.folder)
+
+    def leave(self) -> None:
+        """Leave what is kept to whoever sends it."""
+        if self._stream is not None:
             self._stream.close()
             self._stream = None
-            _remove(self.folder)
 
     def _begin(self) -> IO[str]:
         self.folder.mkdir(parents=True)
         stream = (self.folder / _OPERATIONS).open("w", encoding="utf-8", buffering=1)
         fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.write(json.dumps({"server": self._server}) + "\n")
+        stream.write(json.dumps(self._header) + "\n")
         return stream
 
 
@@ -89,6 +97,7 @@ class Left:
     folder: Path
     server: str  # without a password
     operations: tuple[Operation, ...]
+    refused: bool = False  # by the server, the last time
 
     def clear(self) -> None:
         """Remove everything: it is sent."""
@@ -104,26 +113,24 @@ def left_behind(root: Path) -> Iterator[list[Left]]:
             stream = held.enter_context(file.open(encoding="utf-8"))
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found.append(_read(file.parent, stream))
+                try:
+                    found.append(_read(file.parent, stream))
+                except (LookupError, TypeError, ValueError) as error:
+                    _log.warning(
+                        f"{file}: damaged, or of another version of Roofscale ({type(error).__name__}: {error}); it is "
+                        "left as it is. Remove its folder to be rid of it."
+                    )
         yield found
 
 
 def _read(folder: Path, stream: IO[str]) -> Left:
-    lines = list(filter(None, map(_parse, stream)))
-    server = lines[0]["server"] if lines else ""
+    whole = [line for line in stream if line.endswith("\n")]  # not the last line of a process that was killed in it
+    header, *lines = map(json.loads, whole or ['{"server": ""}'])
     operations = (
         Operation(line["kind"], line["run_id"], line["content"], folder / line["path"] if "path" in line else None)
-        for line in lines[1:]
+        for line in lines
     )
-    return Left(folder, server, tuple(operations))
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        fields: dict[str, Any] = json.loads(line)
-    except ValueError:  # the last line of a process that was killed while it wrote
-        return None
-    return fields
+    return Left(folder, header["server"], tuple(operations), bool(header.get("refused")))
 
 
 def _remove(folder: Path) -> None:

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from roofscale.tracking.deliver import deliver
 from roofscale.tracking.outbox import Operation, Outbox, said_of
-from roofscale.tracking.server import TrackingError, away, may_pass, reason, tracking_uri
+from roofscale.tracking.server import away, may_pass, reason, tracking_uri
 
 _PAUSES = (0.5, 5.0)  # seconds between tries while the server is away: the first, and the longest after doubling
 _log = logging.getLogger(__name__)
@@ -28,8 +28,9 @@ class Sender:
         self._queue: deque[Operation] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._refused: list[str] = []
-        self._away = ""  # why the server does not answer; empty while it does
+        self._refused = Outbox(outbox.folder.parent, tracking_uri(), refused=True)
+        self._said: set[str] = set()  # kinds of operation that the server has refused, each told of once
+        self._away: Exception | None = None  # why the server does not answer; None while it does
         self._answered = 0.0  # monotonic seconds of its last answer, or of the first that did not come
 
     def post(self, operation: Operation) -> None:
@@ -41,17 +42,10 @@ class Sender:
                 self._thread.start()
 
     def settle(self, patience: float = 0.0) -> None:
-        """Wait until all is sent, or until the server has not answered for ``patience`` seconds.
-
-        Raises:
-            TrackingError: the server refused something since the last time.
-        """
+        """Wait until all is sent or set aside, or until the server has not answered for ``patience`` seconds."""
         with self._changed:
             while self._queue and not self._gave_up(patience):
                 self._changed.wait(0.5)
-            refused, self._refused = self._refused, []
-        if refused:
-            raise TrackingError(f"{tracking_uri()}: the tracking server refused what was logged: {'; '.join(refused)}")
 
     def require(self, patience: float) -> None:
         """Wait until all is sent.
@@ -61,8 +55,13 @@ class Sender:
         """
         self.settle(patience)
         with self._changed:
-            if self._queue:
+            if self._queue and self._away:
                 raise away(self._away, said_of(self._queue, self._outbox.folder))
+
+    def close(self, patience: float) -> None:
+        """Wait until all is sent, like ``require``, and leave what was refused to ``roofscale sync``."""
+        self.require(patience)
+        self._refused.leave()
 
     def _gave_up(self, patience: float) -> bool:
         return bool(self._away) and time.monotonic() - self._answered >= patience
@@ -74,12 +73,11 @@ class Sender:
                 deliver(self._client, operation)
             except Exception as error:
                 if may_pass(error):
-                    self._lose(reason(error))
+                    self._lose(error)
                     time.sleep(pause)
                     pause = min(2 * pause, longest)
                     continue
-                with self._changed:
-                    self._refused.append(f"{operation.kind} of run {operation.run_id}: {reason(error)}")
+                self._set_aside(operation, error)
             pause = _PAUSES[0]
             with self._changed:
                 self._queue.popleft()
@@ -92,28 +90,38 @@ class Sender:
                 return self._queue[0]
             if self._away:
                 _log.warning("The tracking server answers again and has everything.")
-                self._away = ""
+                self._away = None
                 self._outbox.clear()
             self._thread = None
             self._changed.notify_all()
             return None
 
-    def _lose(self, why: str) -> None:
+    def _set_aside(self, operation: Operation, error: Exception) -> None:
+        """Keep what the server refuses for ``roofscale sync``: a run goes on, and ends as it would have without."""
+        self._keep(operation, self._refused)
+        if operation.kind not in self._said:
+            self._said.add(operation.kind)
+            _log.warning(
+                f"{tracking_uri()}: the tracking server refuses the {operation.kind} of run {operation.run_id} "
+                f"({reason(error)}); it is kept in {self._refused.folder}, and `roofscale sync` offers it again."
+            )
+
+    def _lose(self, why: Exception) -> None:
         """The server does not answer: write down what waits."""
         with self._changed:
             if not self._away:
                 self._answered = time.monotonic()
                 self._queue = deque(map(self._keep, self._queue))
-                _log.warning(
-                    f"{tracking_uri()} does not answer ({why}); what is logged is kept in {self._outbox.folder}."
-                )
+                kept = f"what is logged is kept in {self._outbox.folder}"
+                _log.warning(f"{tracking_uri()} does not answer ({reason(why)}); {kept}.")
             self._away = why
             self._changed.notify_all()
 
-    def _keep(self, operation: Operation) -> Operation:
+    def _keep(self, operation: Operation, box: Outbox | None = None) -> Operation:
         """Write an operation down; where the disk is full, it stays in memory, and a run is not ended for that."""
+        box = box or self._outbox
         try:
-            return self._outbox.keep(operation)
+            return box.keep(operation)
         except OSError as error:
-            _log.warning(f"{self._outbox.folder}: cannot be written ({reason(error)}); make room there.")
+            _log.warning(f"{box.folder}: cannot be written ({reason(error)}); make room there.")
             return operation

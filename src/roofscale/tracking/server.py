@@ -1,17 +1,20 @@
 """Which tracking server is meant, whether it answers, and what to say when it does not."""
 
+import http.client
 import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import mlflow
+import requests
 from mlflow.exceptions import MlflowException
 
-from roofscale.errors import ConfigError, RoofscaleError
+from roofscale.addresses import require_quoted, without_credentials, without_secrets
+from roofscale.errors import ConfigError, EnvironmentFault
 
 # What MLflow says of its own doings would drown what a run has to say. A server that does not answer is told of once,
 # by us, and not at every try; of a locked database MLflow would print the whole traceback.
@@ -36,13 +39,15 @@ PATIENCE = "ROOFSCALE_TRACKING_PATIENCE"
 _PATIENCE_SECONDS = 90.0  # a server that is started anew needs a minute
 _SQLITE = "sqlite:///"
 _ARN = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(app|tracking-server)/[A-Za-z0-9-]+")
-_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
 # Beside the statuses from 500 on: no or no longer valid credentials, time-out, too many requests. What was logged is
 # worth keeping until that is mended.
-_MAY_PASS = (401, 403, 408, 429)
+_OVERLOADED = (408, 429)
+_MAY_PASS = (401, 403, *_OVERLOADED)
+_FOR_GOOD = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # of artifacts in a folder
 
 
-class TrackingError(RoofscaleError):
+class TrackingError(EnvironmentFault):
     """The tracking server does not answer, or will not have what it was sent."""
 
 
@@ -52,7 +57,7 @@ class ServerAway(TrackingError):
 
 def tracking_uri() -> str:
     """The server that ``MLFLOW_TRACKING_URI`` names, or the local database; fit to be shown, without a password."""
-    return without_secrets(str(mlflow.get_tracking_uri()))
+    return without_secrets(without_credentials(str(mlflow.get_tracking_uri())))
 
 
 def was_ever_used() -> bool:
@@ -62,12 +67,19 @@ def was_ever_used() -> bool:
 
 
 def require_address() -> None:
-    """Look at an ARN, as sagemaker-mlflow would only say ``list index out of range`` of one that is cut short.
+    """Look at the address before a library does, as its words would be less clear or show a part of the password.
 
     Raises:
-        ConfigError: it names no MLflow of SageMaker's, or what speaks to these is not installed.
+        ConfigError: a password that is not quoted, no ``http://``, an ARN that names no MLflow of SageMaker's, or
+            what speaks to these is not installed.
     """
     uri = str(mlflow.get_tracking_uri())
+    require_quoted("MLFLOW_TRACKING_URI", uri)
+    if _HOST_AND_PORT.fullmatch(uri):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI={uri}: expected an address with its scheme, such as http://{uri}; without one MLflow "
+            "takes it for a folder."
+        )
     if not uri.startswith("arn:"):
         return
     if not _ARN.fullmatch(uri):
@@ -97,29 +109,44 @@ def patience() -> float:
         raise ConfigError(f"{PATIENCE}={said}: expected a number of seconds, such as 90.") from None
 
 
-def without_secrets(text: str) -> str:
-    """The text with the credentials of every address, and those of MLflow's environment variables, made unreadable."""
-    text = re.sub(r"(?<=://)[^/\s]*@", "***@", text)
-    for secret in filter(None, map(os.environ.get, _SECRETS)):
-        text = text.replace(secret, "***")
-    return text
-
-
 def may_pass(error: Exception) -> bool:
     """Whether the same call may succeed later: the server is away or overloaded, and it is not the call's own fault."""
-    if isinstance(error, MlflowException):
-        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    elif (response := getattr(error, "response", None)) is not None:  # of requests, on artifacts
-        status = getattr(response, "status_code", 500)
-    else:  # requests' errors and broken connections; and what the libraries of object stores raise
+    if isinstance(answer := getattr(error, "response", None), dict):  # botocore's, of artifacts in S3
+        code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+        return bool(code >= 500 or code in _OVERLOADED)
+    status = status_of(error)
+    if status is None:  # requests' errors and broken connections; and what the libraries of object stores raise
         outside = type(error).__module__.partition(".")[0] in ("botocore", "boto3", "urllib3", "sqlalchemy")
-        return outside or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
+        return outside or (isinstance(error, OSError) and not isinstance(error, _FOR_GOOD))
     return status >= 500 or status in _MAY_PASS
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that an answer had; None where there was no answer."""
+    if isinstance(error, MlflowException):
+        # Of an answer that is a page, as a proxy's, MLflow keeps the status in its words alone.
+        page = re.search(r"failed with error code (\d{3}) != 200", str(error))
+        return int(page[1]) if page else int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    response = getattr(error, "response", None)  # of requests, on artifacts
+    return None if response is None else getattr(response, "status_code", 500)
+
+
+def lacks_endpoint(error: MlflowException) -> bool:
+    """Whether the server is older than what it was asked for, and so has no such endpoint."""
+    unknown = status_of(error) == 404 and error.error_code != "RESOURCE_DOES_NOT_EXIST"
+    return unknown or error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 
 
 def reason(error: Exception) -> str:
     """One short line of an error, for a person."""
     text = without_secrets(str(error))
+    if page := re.search(r"failed with error code (\d{3}) != 200", text):
+        return f"HTTP {page[1]} {http.client.responses.get(int(page[1]), '')}".strip()
+    if "ProxyError" in text:
+        return "the proxy does not answer, or refuses"
+    if "SSLError" in text:
+        cause = re.search(r"certificate verify failed[\w :-]*|\[SSL[\w: -]*\]", text)
+        return f"no secure connection{f', {cause[0]}' if cause else ''}"
     if system := re.search(r"\[Errno -?\d+\] ([\w ]+)", text):
         return system[1]
     if "timed out" in text.lower():
@@ -142,25 +169,58 @@ def asking() -> Iterator[None]:
         yield
     except Exception as error:
         if may_pass(error):
-            raise away(reason(error)) from None
+            raise away(error) from None
         if isinstance(error, MlflowException):
             raise TrackingError(f"{tracking_uri()}: {reason(error)}") from None
         raise
 
 
-def away(why: str, kept: str = "") -> ServerAway:
-    """The error that says that the server does not answer, what was kept of the record, and what to do."""
+def away(error: Exception, kept: str = "") -> ServerAway:
+    """The error that says that the server does not answer, or lets nobody in; what was kept, and what to do."""
     named = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") else ""
+    refuses = status_of(error) in (401, 403)
+    what = "lets nobody in with these credentials" if refuses else "does not answer"
+    todo = _remedy(error)
     if kept:
-        todo = f"Nothing is lost: {kept}. Once it answers, `roofscale sync` sends it, and the same command goes on."
-    elif str(mlflow.get_tracking_uri()).startswith("arn:"):
-        todo = (
+        todo += f" Nothing is lost: {kept}. Once it answers, `roofscale sync` sends it, and the same command goes on."
+    return ServerAway(f"{named}{tracking_uri()}: the tracking server {what} ({reason(error)}). {todo}")
+
+
+def _remedy(error: Exception) -> str:
+    """What fits the cause that a server does not answer for."""
+    uri, text = str(mlflow.get_tracking_uri()), str(error)
+    if uri.startswith("arn:"):
+        return (
             "Requests to it are signed with your AWS credentials (aws sts get-caller-identity shows them), which "
             "deploy/iam/mlflow-user.json must be attached to."
         )
-    else:
-        todo = (
-            "Start it and run the same command again, or set MLFLOW_TRACKING_URI to one that runs; without that "
-            "variable runs are tracked in the file mlflow.db in the working folder."
+    if uri.startswith(_SQLITE):
+        file = Path(unquote(uri.removeprefix(_SQLITE)))
+        return (
+            f"The tracking database {file} cannot be used: let this user write it and its folder, close what else has "
+            "it locked, or move it away where it is damaged; or set MLFLOW_TRACKING_URI to another."
         )
-    return ServerAway(f"{named}{tracking_uri()}: the tracking server does not answer ({why}). {todo}")
+    if "SSLError" in text and "WRONG_VERSION_NUMBER" in text:
+        return "It speaks http:// and not https:// there; correct the address."
+    if "SSLError" in text:
+        return (
+            "Its certificate is not trusted here: let MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE name the "
+            "file of the authority that has signed it."
+        )
+    if proxies := requests.utils.get_environ_proxies(uri) if uri.startswith("http") else {}:
+        proxy = without_credentials(next(iter(proxies.values())))
+        return (
+            f"Requests to it go through the proxy {proxy} (HTTP_PROXY, HTTPS_PROXY): add {urlsplit(uri).hostname} to "
+            "NO_PROXY where it is reached without, or correct the proxy."
+        )
+    if status_of(error) in (401, 403):
+        return (
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or ask whoever runs "
+            "it for the right."
+        )
+    if "NameResolutionError" in text or "Name or service not known" in text:
+        return "There is no host of that name, as far as this machine can see; correct the address."
+    return (
+        "Start it and run the same command again, or set MLFLOW_TRACKING_URI to one that runs; without that variable "
+        "runs are tracked in the file mlflow.db in the working folder."
+    )

@@ -1,18 +1,16 @@
 """Sends what processes that are gone could not send."""
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow import MlflowClient
 
 from roofscale.tracking.deliver import deliver
-from roofscale.tracking.outbox import Left, left_behind, said_of
+from roofscale.tracking.outbox import Left, Operation, Outbox, left_behind, said_of
 from roofscale.tracking.server import away, may_pass, reason, tracking_uri
 
 OUTBOX = "outbox"  # in the folder of the runs
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,31 +36,41 @@ def in_use(runs: Path) -> list[Path]:
         return sorted(set((runs / OUTBOX).glob("*")) - {left.folder for left in found})
 
 
-def send_left_behind(runs: Path) -> Iterator[Sent]:
+def send_left_behind(runs: Path, refused_too: bool = False) -> Iterator[Sent]:
     """Send, in order, what waits for the server that is in use, and remove from the disk what was sent.
+
+    What the server refuses is kept; it is tried again where a user asks for it, with ``refused_too``.
 
     Raises:
         TrackingError: the server does not answer; what was not sent is still there.
     """
     with left_behind(runs / OUTBOX) as found:
         for left in found:
-            if left.server == tracking_uri():
+            if left.server == tracking_uri() and (refused_too or not left.refused):
                 yield _send(MlflowClient(), left)
 
 
 def _send(client: MlflowClient, left: Left) -> Sent:
-    account = _account(left)
+    account, refused = _account(left), []
     for operation in left.operations:
         try:
             deliver(client, operation)
         except Exception as error:
             if may_pass(error):
-                raise away(reason(error), said_of(left.operations, left.folder)) from None
+                raise away(error, said_of(left.operations, left.folder)) from None
+            refused.append(operation)
             account.refused.append(f"{operation.kind} of run {operation.run_id}: {reason(error)}")
-    left.clear()
-    for refused in account.refused:
-        _log.warning(f"{tracking_uri()}: the tracking server refused what was logged: {refused}")
+    if not (left.refused and len(refused) == len(left.operations)):
+        _keep_refused(refused, left)
+        left.clear()
     return account
+
+
+def _keep_refused(operations: Sequence[Operation], left: Left) -> None:
+    box = Outbox(left.folder.parent, left.server, refused=True)
+    for operation in operations:
+        box.keep(operation)
+    box.leave()
 
 
 def _account(left: Left) -> Sent:

@@ -1,6 +1,8 @@
 """An experiment: the runs that are opened in it, and those that it has."""
 
 import getpass
+import logging
+import os
 import tempfile
 import threading
 import time
@@ -11,6 +13,7 @@ from typing import TypeVar
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from roofscale.tracking.deliver import artifacts_of, keeps_models
 from roofscale.tracking.outbox import Outbox
 from roofscale.tracking.records import RunRecord, is_absent, search
 from roofscale.tracking.run import TrackedRun
@@ -20,6 +23,7 @@ from roofscale.tracking.sync import OUTBOX, send_left_behind
 
 _T = TypeVar("_T")
 _RUNS = Path("runs")
+_log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 0.5
 
 
@@ -60,9 +64,18 @@ class Tracker:
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
             if found and not kind.keys() <= found.tags.keys():  # `mlflow run --experiment-name` has made it
                 self.client.set_experiment_tag(self.experiment_id, *next(iter(kind.items())))
+            self._note_abilities()
         self._runs: Path | None = runs  # until what was left behind there is sent
         self._sending_first = threading.Lock()
         self._sender = Sender(self.client, Outbox(runs / OUTBOX, tracking_uri()))
+
+    def _note_abilities(self) -> None:
+        """Say of a server that is older than what we log how that is kept there."""
+        if not keeps_models(self.client, self.experiment_id):
+            _log.warning(
+                f"{tracking_uri()}: a tracking server of a version before MLflow 3, without logged models; the model of a "
+                "run is kept among its artifacts."
+            )
 
     @classmethod
     def find(cls, experiment: str) -> "Tracker | None":
@@ -84,7 +97,7 @@ class Tracker:
         """
         self._require_all_sent()
         nested = {"mlflow.parentRunId": parent.run_id} if parent else {}
-        source = {"mlflow.source.name": "roofscale", "mlflow.source.type": "PROJECT", "mlflow.user": getpass.getuser()}
+        source = {"mlflow.source.name": "roofscale", "mlflow.source.type": "PROJECT", "mlflow.user": _user()}
         said = {**source, **tags, **nested}
         run = self._patiently(lambda: self.client.create_run(self.experiment_id, tags=said, run_name=name))
         return TrackedRun(self._sender, run.info.run_id, run.info.start_time / 1000)
@@ -134,7 +147,7 @@ class Tracker:
         Raises:
             TrackingError: the server is away; says what is kept.
         """
-        self._sender.require(self._patience if wait else 0.0)
+        self._sender.close(self._patience if wait else 0.0)
 
     def attempts(self) -> list[RunRecord]:
         """The runs of this experiment that are nobody's child, newest first; deleted ones are left out."""
@@ -157,10 +170,11 @@ class Tracker:
     def download(self, run_id: str, artifact: str, folder: Path) -> Path | None:
         """Fetch a file or folder of a run's artifacts into a folder; None where the run has no such artifact."""
         with asking():
-            beside = self.client.list_artifacts(run_id, str(Path(artifact).parent).removeprefix("."))
+            artifacts = artifacts_of(self.client, run_id)
+            beside = artifacts.list_artifacts(str(Path(artifact).parent).removeprefix("."))
             if all(item.path != artifact for item in beside):
                 return None
-            return Path(self.client.download_artifacts(run_id, artifact, str(folder)))
+            return Path(artifacts.download_artifacts(artifact, str(folder)))  # type: ignore[no-untyped-call]
 
     def _require_all_sent(self) -> None:
         with self._sending_first:
@@ -180,3 +194,11 @@ class Tracker:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_PAUSE_SECONDS)
+
+
+def _user() -> str:
+    """Whoever calls us; in a container the system may have no name for that."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

@@ -20,7 +20,7 @@ import torch
 from roofscale import config as configs
 from roofscale.data.loader import forks
 from roofscale.data.ready import CACHE, make_ready
-from roofscale.data.sources import data_fingerprint, leak_notes, open_sources, resolve_root
+from roofscale.data.sources import data_fingerprint, data_notes, leak_notes, open_sources, resolve_root
 from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.model import count_parameters
@@ -140,9 +140,9 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Ru
     root, said = distributed.first_on_each_machine(lambda: resolve_root(config, Path("data/generated")))
     events.emit("note", {"text": said})
     opened = distributed.first_on_each_machine(lambda: open_sources(config, root))
-    leaks = leak_notes(opened)
-    for leak in leaks:
-        events.emit("note", {"text": leak})
+    leaks, doubtful = leak_notes(opened), data_notes(opened)
+    for note in (*leaks, *doubtful):
+        events.emit("note", {"text": note})
     splits, drawn = distributed.first_on_each_machine(
         lambda: make_ready(config, opened, CACHE, lambda text: events.emit("note", {"text": text}), stopping)
     )
@@ -173,6 +173,8 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Ru
         facts["processes"] = together
     if free:
         facts["cores_free"] = free
+    if doubtful:
+        facts["data_notes"] = " ".join(doubtful)
     start = {"facts": facts, "inputs": inputs, "steps_planned": run.steps_planned, "batch_size": config.batch_size}
     events.emit("start", start)
     if drawn:

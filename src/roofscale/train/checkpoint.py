@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from roofscale.appear import appearing
-from roofscale.errors import ConfigError
+from roofscale.errors import ConfigError, RecordError
+from roofscale.files import atomic_write
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -20,7 +20,7 @@ def save(content: dict[str, Any], file: Path) -> None:
     import torch  # a launcher of jobs only asks for the names of these files
 
     try:
-        with appearing(file) as stream:
+        with atomic_write(file) as stream:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -37,13 +37,22 @@ def load(file: Path, fingerprint: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: the checkpoint belongs to another run config.
+        RecordError: it is damaged, such as one that was cut short on its way through S3.
     """
     import torch
 
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    if content["fingerprint"] != fingerprint:
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        theirs = content["fingerprint"]
+    except OSError:
+        raise
+    except Exception as error:  # torch's archive reader, its unpickler, and whatever a flipped bit leads them to
+        raise RecordError(
+            f"{file}: damaged ({type(error).__name__}); expected a checkpoint of Roofscale's. Remove it to train anew."
+        ) from error
+    if theirs != fingerprint:
         raise ConfigError(
-            f"{file}: written by run config {content['fingerprint']}, and this one is {fingerprint}; a run can only "
+            f"{file}: written by run config {theirs}, and this one is {fingerprint}; a run can only "
             "be resumed unchanged. Use another run folder, or remove this one."
         )
     return content

@@ -18,6 +18,7 @@ from roofscale.config import RunConfig
 from roofscale.data.loader import BatchLoader, make_loader
 from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
+from roofscale.errors import RecordError
 from roofscale.train import checkpoint, distributed
 from roofscale.train.ahead import Fetched, ahead
 from roofscale.train.trainer import Trainer
@@ -83,8 +84,7 @@ class Run:
         self.passes = passes(config)
         self.steps_planned = sum(len(self._loader(one)) for one in self.passes)
         self.trainer = Trainer(config, self.steps_planned)
-        file = folder / checkpoint.CHECKPOINT
-        left = distributed.from_first(lambda: checkpoint.load(file, config.fingerprint) if file.exists() else None)
+        left = distributed.from_first(self._left_behind)
         if left is not None:
             self.trainer.restore(left)
         self._saved_at = time.monotonic()
@@ -119,6 +119,20 @@ class Run:
             return f"{self.trainer.progress.step} steps: {known}"
         self._measure_data_stall()
         return f"{self.trainer.progress.step} steps"
+
+    def _left_behind(self) -> dict[str, Any] | None:
+        """The checkpoint of the process before; None where there is none, or a damaged one, which is set aside: the
+        config is not at fault."""
+        file = self.folder / checkpoint.CHECKPOINT
+        if not file.exists():
+            return None
+        try:
+            return checkpoint.load(file, self.config.fingerprint)
+        except RecordError as error:
+            aside = file.with_suffix(".damaged")
+            file.replace(aside)
+            self.emit("note", {"text": f"{error} It is {aside.name} now, and training begins anew."})
+            return None
 
     def _loader(self, one: Pass, skip: int = 0) -> BatchLoader:
         sources: list[Source] = [self.splits[name].train for name in one.datasets]

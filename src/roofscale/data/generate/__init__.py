@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from roofscale.data.generate.join import Joined
 from roofscale.data.generate.spec import GenerateSpec
-from roofscale.data.whole import under_construction
+from roofscale.files import atomic_dir, read_json
 
 __all__ = ["NOTE", "GenerateSpec", "generate"]
 
@@ -56,7 +56,7 @@ def _generate_one(folder: Path, spec: GenerateSpec, write: _Write, more: Mapping
     if _holds(folder, note):
         return folder
     totals = {"rid": spec.train + spec.val + spec.test, "roofline": spec.roofline_samples, "airs": sum(spec.airs_tiles)}
-    with under_construction(folder) as partial:
+    with atomic_dir(folder) as partial:
         bar = tqdm(
             total=totals[spec.datasets[0]], desc=f"generating {folder.name}", file=sys.stderr, leave=False, disable=None
         )
@@ -89,7 +89,7 @@ def _holds(folder: Path, note: dict[str, Any]) -> bool:
 
     if not folder.exists():
         return False
-    written = json.loads((folder / NOTE).read_text()) if (folder / NOTE).is_file() else None
+    written = read_json(folder / NOTE) if (folder / NOTE).is_file() else None
     if written != note:
         raise ConfigError(
             f"{folder}: there is something here that was not generated from this spec; expected a new "

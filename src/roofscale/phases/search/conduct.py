@@ -1,6 +1,5 @@
 """Conducts the search of a step: storage, MLflow run and folder around it, and the way back after a kill."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +7,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 
 from roofscale import compute
+from roofscale.addresses import require_quoted, without_credentials, without_secrets
 from roofscale.config import RunConfig
-from roofscale.errors import ConfigError
-from roofscale.measurement import Outcome, write_json
+from roofscale.errors import ConfigError, RecordError, one_line
+from roofscale.files import read_record, write_json
+from roofscale.measurement import Outcome
 from roofscale.phases.climb import Stopped
 from roofscale.phases.crew import Crew
 from roofscale.phases.search.choice import Choice
@@ -79,8 +81,7 @@ class Conductor:
         """
         file = folder / CHOICE
         if file.exists():
-            chosen: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))["overrides"]
-            return chosen
+            return read_record(file, lambda content: dict(content["overrides"]))
         folder.mkdir(parents=True, exist_ok=True)
         study = open_study(
             open_storage(self.storage_url, folder), f"roofscale-{parent.run_id}-{folder.name}", config.seed
@@ -169,10 +170,19 @@ def open_storage(url: str, folder: Path) -> BaseStorage:
     """An RDB storage that several workers can share, or, without a URL, a file in ``folder``.
 
     Raises:
-        ConfigError: the database cannot be reached, or lacks its driver. The URL may hold a password: not repeated.
+        RecordError: the file is damaged.
+        ConfigError: the database cannot be reached, lacks its driver, or was made by another version of Optuna. The
+            URL may hold a password: not repeated.
     """
     if not url:
-        return JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
+        try:
+            return JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # what Optuna makes of a damaged line
+            raise RecordError(
+                f"{folder / _JOURNAL}: damaged ({type(error).__name__}: {one_line(error)}). Move its folder away, and "
+                "the same command searches anew."
+            ) from error
+    require_storage(url)
     try:
         return RDBStorage(
             url,
@@ -181,7 +191,26 @@ def open_storage(url: str, folder: Path) -> BaseStorage:
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
     except Exception as error:  # SQLAlchemy's, its driver's, or that of a driver which is not installed
-        raise ConfigError(
-            f"the storage of the search cannot be opened ({type(error).__name__}); expected a URL of SQLAlchemy such "
-            "as postgresql+psycopg2://user@host/database, its driver installed, and the database there."
-        ) from error
+        raise _unusable(url, error) from None
+
+
+def require_storage(url: str) -> None:
+    """Look at the URL of a storage, and at its driver; nothing is asked of the database.
+
+    Raises:
+        ConfigError: no database of its kind can be opened from here.
+    """
+    require_quoted("--storage", url)
+    try:
+        sqlalchemy.create_engine(url)
+    except Exception as error:  # SQLAlchemy's, or that of a driver which is not installed
+        raise _unusable(url, error) from None
+
+
+def _unusable(url: str, error: Exception) -> ConfigError:
+    why = without_secrets(one_line(error).replace(url, without_credentials(url))).partition("(Background on this")[0]
+    return ConfigError(
+        f"--storage {without_credentials(url)}: it cannot be opened ({type(error).__name__}: {why.strip()}); expected "
+        "a URL of SQLAlchemy such as postgresql+psycopg2://user@host/database, its driver installed, and the database "
+        "there, as this version of Optuna makes it."
+    )

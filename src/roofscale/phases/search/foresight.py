@@ -15,7 +15,6 @@ from roofscale.forecast import host
 from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.gpu_forecast import GpuForecast
 from roofscale.forecast.host import HostModel, Kind, Point
-from roofscale.forecast.traced import gpu_forecast
 from roofscale.measurement import Outcome, foreseen
 from roofscale.phases.retreat import at_least_as_large
 from roofscale.phases.search.tried import SKIPPED, Tried
@@ -133,8 +132,9 @@ def _gpu_forecast(config: RunConfig) -> GpuForecast | None:
 
 @cache
 def _gpu_forecast_of(config: RunConfig) -> GpuForecast | None:
-    where = compute.get(config.compute)
-    return gpu_forecast(config, where) if where.gpu else None
+    from roofscale.forecast.gpu import foresee  # imports PyTorch
+
+    return foresee(config, compute.get(config.compute))
 
 
 def _within_gpu(config: RunConfig) -> float:

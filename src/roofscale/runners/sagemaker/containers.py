@@ -19,7 +19,7 @@ from typing import Any
 
 from roofscale import compute
 from roofscale.errors import ConfigError
-from roofscale.measurement import write_json
+from roofscale.files import write_json
 from roofscale.runners.outcome import FOLLOWED
 from roofscale.runners.sagemaker import docker, hosts
 from roofscale.runners.sagemaker.docker import folder_of

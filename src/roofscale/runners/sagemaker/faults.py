@@ -15,7 +15,7 @@ from botocore.exceptions import (
     NoRegionError,
 )
 
-from roofscale.errors import ConfigError, RoofscaleError
+from roofscale.errors import ConfigError, EnvironmentFault, RoofscaleError
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,7 +51,7 @@ _REMEDIES = {
 }
 
 
-class CloudError(RoofscaleError):
+class CloudError(EnvironmentFault):
     """AWS gave no answer for long, or refused what was asked; the message says what to do."""
 
 

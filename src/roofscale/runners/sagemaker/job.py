@@ -1,13 +1,12 @@
 """The name of a job and what is remembered of it in the run folder, so that the same command finds it again."""
 
-import json
 import re
 import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from roofscale.measurement import write_json
+from roofscale.files import read_record, write_json
 
 FILE = "job.json"
 FOLDER_TAG = "folder"
@@ -50,7 +49,7 @@ def under_way(run_dir: Path) -> Job | None:
 
 
 def _read(file: Path) -> Job | None:
-    return Job(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    return read_record(file, lambda content: Job(**content)) if file.exists() else None
 
 
 def new_key(run_dir: Path) -> str:

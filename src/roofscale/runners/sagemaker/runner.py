@@ -21,7 +21,8 @@ from roofscale.data.generate import NOTE
 from roofscale.data.places import find_dataset, origin
 from roofscale.data.sources import open_sources
 from roofscale.errors import ConfigError
-from roofscale.measurement import Measurement, Outcome, write_json
+from roofscale.files import read_json, write_json
+from roofscale.measurement import Measurement, Outcome
 from roofscale.runners.assemble import Supervised, assemble
 from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
@@ -241,7 +242,7 @@ def generated_specs(config: RunConfig) -> dict[str, Any]:
                 f"(roofscale data upload {config.data_root} s3://BUCKET/data) and give data_root=s3://BUCKET/data; or "
                 "leave data_root empty for generated data."
             )
-        found[name] = json.loads(notes[0].read_text(encoding="utf-8")) | _read_of(name, config)
+        found[name] = read_json(notes[0]) | _read_of(name, config)
     return found
 
 

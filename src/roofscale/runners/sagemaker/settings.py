@@ -5,6 +5,7 @@ No secret belongs here: credentials come from boto3's own chain (profile, enviro
 
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from roofscale.errors import ConfigError, did_you_mean
+from roofscale.files import read_yaml
 
 FILE = Path("sagemaker.yaml")
 FILE_VARIABLE = "ROOFSCALE_SAGEMAKER"  # names another file
 VARIABLE_PREFIX = "ROOFSCALE_SAGEMAKER_"  # ROOFSCALE_SAGEMAKER_BUCKET=..., for every setting
 HERE = "local"  # the bucket whose keys are paths on this machine, in local mode
+# S3's rules (docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html).
+_BUCKET = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MOST_KEEP_ALIVE = 21_600  # seconds; botocore's model of KeepAlivePeriodInSeconds
 
 
@@ -71,6 +75,14 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        if self.bucket and self.bucket != HERE and not _BUCKET.fullmatch(self.bucket):
+            bare = self.bucket.removeprefix("s3://").partition("/")
+            folder = f", and prefix: {bare[2]}" if bare[2] else ""
+            raise ConfigError(
+                f"bucket={self.bucket}: expected the plain name of an S3 bucket: 3 to 63 of a-z, 0-9, hyphen and dot, "
+                f"without s3:// and without a folder. Set bucket: {bare[0].lower().replace('_', '-')}{folder}, if that "
+                "is its name."
+            )
         for field in dataclasses.fields(self):
             value, known = getattr(self, field.name), field.metadata["choices"]
             if known and value not in known:
@@ -118,7 +130,7 @@ def load(
         ConfigError: an unreadable file, an unknown key, a value that does not fit, or one that is lacking.
     """
     file = folder / (environment.get(FILE_VARIABLE) or FILE)
-    found = _read(file) if file.exists() or FILE_VARIABLE in environment else {}
+    found = read_yaml(file, "bucket: my-bucket") if file.exists() or FILE_VARIABLE in environment else {}
     named = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
              and key.startswith(VARIABLE_PREFIX)}  # fmt: skip
     values = {key: _convert(key, value) for key, value in {**found, **named}.items()}
@@ -132,18 +144,6 @@ def load(
             f"or set {VARIABLE_PREFIX}{lacking[0].upper()}; or run on this machine, without --runner sagemaker."
         )
     return Settings(**{**dict.fromkeys(REQUIRED, ""), **values})
-
-
-def _read(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); expected lines like 'bucket: my-bucket'.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: expected lines like 'bucket: my-bucket', found {type(content).__name__}.")
-    return content
 
 
 def _convert(key: str, value: Any) -> Any:
