@@ -12,6 +12,7 @@ import argparse
 import collections
 import functools
 import json
+import logging
 import multiprocessing
 import random
 import shutil
@@ -46,8 +47,7 @@ from roofscale.files import write_json
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import Attempt, StepFolder
 from roofscale.phases.plan import load_phase
-from roofscale.phases.search.conduct import open_storage
-from roofscale.phases.search.study import open_study
+from roofscale.phases.search.conduct import study_in
 from roofscale.runners import events
 from roofscale.runners.sagemaker import settings as sagemaker
 from roofscale.tracking.outbox import Operation, Outbox, left_behind
@@ -162,14 +162,14 @@ def _read_outbox(file: Path) -> None:
 
 
 def _journal(file: Path) -> None:
-    study = open_study(open_storage("", file.parent), "a", 0)
+    study = study_in("", file.parent, "a", 0)
     for number in range(2):
         trial = study.ask()
         study.tell(trial, float(trial.suggest_int("batch_size", 1, 4) + number))
 
 
 def _read_journal(file: Path) -> None:
-    open_study(open_storage("", file.parent), "a", 0)
+    study_in("", file.parent, "a", 0)
 
 
 def _tracked(name: str) -> Callable[[Path], object]:
@@ -313,6 +313,7 @@ def contents(target: Target, count: int, number: int, folder: Path) -> list[byte
 
 def _work(name: str, drawn: list[bytes], folder: Path, told: Any) -> None:
     """In a process of its own: what each content came to."""
+    logging.disable()  # an outbox says on it what it leaves as it is
     for place, content in enumerate(drawn):
         told.send((place, verdict_of(TARGETS[name], content, folder)))
     told.close()

@@ -221,7 +221,11 @@ def load(file: Path | None = None, overrides: Mapping[str, Any] | Sequence[str] 
     """
     config = RunConfig()
     if file is not None:
-        config = config.with_overrides(read_yaml(file, "batch_size: 8"))
+        content = read_yaml(file, "batch_size: 8")
+        try:
+            config = config.with_overrides(content)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
     return config.with_overrides(overrides)
 
 

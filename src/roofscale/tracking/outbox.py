@@ -126,8 +126,13 @@ def left_behind(root: Path) -> Iterator[list[Left]]:
 def _read(folder: Path, stream: IO[str]) -> Left:
     whole = [line for line in stream if line.endswith("\n")]  # not the last line of a process that was killed in it
     header, *lines = map(json.loads, whole or ['{"server": ""}'])
+    for said in (header["server"], *(line[name] for line in lines for name in ("kind", "run_id"))):
+        if not isinstance(said, str):
+            raise TypeError(f"{said!r} in place of a text")
     operations = (
-        Operation(line["kind"], line["run_id"], line["content"], folder / line["path"] if "path" in line else None)
+        Operation(
+            line["kind"], line["run_id"], dict(line["content"]), folder / line["path"] if "path" in line else None
+        )
         for line in lines
     )
     return Left(folder, header["server"], tuple(operations), bool(header.get("refused")))

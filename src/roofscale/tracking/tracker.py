@@ -73,8 +73,8 @@ class Tracker:
         """Say of a server that is older than what we log how that is kept there."""
         if not keeps_models(self.client, self.experiment_id):
             _log.warning(
-                f"{tracking_uri()}: a tracking server of a version before MLflow 3, without logged models; the model of a "
-                "run is kept among its artifacts."
+                f"{tracking_uri()}: a tracking server of a version before MLflow 3, without logged models; the model "
+                "of a run is kept among its artifacts."
             )
 
     @classmethod

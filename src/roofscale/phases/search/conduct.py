@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from roofscale import compute
 from roofscale.addresses import require_quoted, without_credentials, without_secrets
 from roofscale.config import RunConfig
-from roofscale.errors import ConfigError, RecordError, one_line
+from roofscale.errors import ConfigError, RecordError, RoofscaleError, one_line
 from roofscale.files import read_record, write_json
 from roofscale.measurement import Outcome
 from roofscale.phases.climb import Stopped
@@ -83,9 +83,7 @@ class Conductor:
         if file.exists():
             return read_record(file, lambda content: dict(content["overrides"]))
         folder.mkdir(parents=True, exist_ok=True)
-        study = open_study(
-            open_storage(self.storage_url, folder), f"roofscale-{parent.run_id}-{folder.name}", config.seed
-        )
+        study = study_in(self.storage_url, folder, f"roofscale-{parent.run_id}-{folder.name}", config.seed)
         run = self._open(study, spec, config, parent, folder.name)
         if self.storage_url:
             self.audience.sharing(study.study_name)
@@ -166,22 +164,33 @@ class Conductor:
                 self.tracker.open(trial.run_id).finish(Outcome.INTERRUPTED)
 
 
+def study_in(url: str, folder: Path, name: str, seed: int) -> optuna.Study:
+    """Open a study in the storage of ``open_storage``, or go on with one that is there.
+
+    Raises:
+        RecordError: the file in ``folder`` is damaged.
+        ConfigError: as ``open_storage`` does.
+    """
+    try:
+        return open_study(open_storage(url, folder), name, seed)
+    except Exception as error:  # Optuna asserts, and decodes, as it reads its journal
+        if url or isinstance(error, RoofscaleError | OSError):
+            raise
+        raise RecordError(
+            f"{folder / _JOURNAL}: damaged ({type(error).__name__}: {one_line(error)}). Move its folder away, and the "
+            "same command searches anew."
+        ) from error
+
+
 def open_storage(url: str, folder: Path) -> BaseStorage:
     """An RDB storage that several workers can share, or, without a URL, a file in ``folder``.
 
     Raises:
-        RecordError: the file is damaged.
         ConfigError: the database cannot be reached, lacks its driver, or was made by another version of Optuna. The
             URL may hold a password: not repeated.
     """
     if not url:
-        try:
-            return JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:  # what Optuna makes of a damaged line
-            raise RecordError(
-                f"{folder / _JOURNAL}: damaged ({type(error).__name__}: {one_line(error)}). Move its folder away, and "
-                "the same command searches anew."
-            ) from error
+        return JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
     require_storage(url)
     try:
         return RDBStorage(

@@ -3,11 +3,12 @@
 No secret belongs here: credentials come from boto3's own chain (profile, environment, SSO, instance role).
 """
 
+import contextlib
 import dataclasses
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,10 @@ def load(
     found = read_yaml(file, "bucket: my-bucket") if file.exists() or FILE_VARIABLE in environment else {}
     named = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
              and key.startswith(VARIABLE_PREFIX)}  # fmt: skip
-    values = {key: _convert(key, value) for key, value in {**found, **named}.items()}
+    values: dict[str, Any] = {}
+    for given, origin in ((found, f"{file}: "), (named, "")):
+        with _told_of(origin):
+            values |= {key: _convert(key, value) for key, value in given.items()}
     if values.get("local_mode"):
         values |= {**_IN_LOCAL_MODE, "prefix": str((folder / "runs/containers").absolute())}
     lacking = [name for name in required if not values.get(name)]
@@ -143,7 +147,17 @@ def load(
             f"SageMaker needs {', '.join(lacking)} ({what}). Write them into {file} as lines like 'bucket: my-bucket', "
             f"or set {VARIABLE_PREFIX}{lacking[0].upper()}; or run on this machine, without --runner sagemaker."
         )
-    return Settings(**{**dict.fromkeys(REQUIRED, ""), **values})
+    with _told_of(f"{file}: " if found else ""):
+        return Settings(**{**dict.fromkeys(REQUIRED, ""), **values})
+
+
+@contextlib.contextmanager
+def _told_of(origin: str) -> Iterator[None]:
+    """Say in an error where the setting stands."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{origin}{error}") from error
 
 
 def _convert(key: str, value: Any) -> Any:
