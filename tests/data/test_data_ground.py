@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
-from rasterio import warp
+from rasterio import Affine, warp
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 from tests.data import tiny

@@ -219,6 +219,6 @@ def test_an_older_format_without_ids_is_kept(file: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"nbformat": 3}', '{"nbformat": 4, "cells": 1}', "\x00\x01"])
 def test_a_broken_notebook_is_refused_and_left_alone(file: Path, text: str) -> None:
     file.write_text(text)
-    with pytest.raises(ConfigError, match="cannot be read as a notebook"):
+    with pytest.raises(ConfigError, match=r"cannot be read as a notebook|expected UTF-8"):
         update_notebook(file, BOTH, PLANS, None)
     assert file.read_text() == text

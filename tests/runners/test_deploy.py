@@ -78,7 +78,7 @@ def test_terraform_is_written_as_terraform_would() -> None:
 def test_what_terraform_says_is_a_settings_file(tmp_path: Path) -> None:
     text = re.search(r"<<-Y\n(.*?)\n +Y", TERRAFORM, re.DOTALL)
     assert text
-    (tmp_path / settings.FILE).write_text(re.sub(r"\$\{.*?\}", "x", text[1]))
+    (tmp_path / settings.FILE).write_text(re.sub(r"\$\{.*?\}", "xyz", text[1]))
     assert settings.load({}, tmp_path).budget_usd == 5
 
 

@@ -335,13 +335,13 @@ def test_only_the_images_that_a_run_reads_are_drawn_in_its_job(tmp_path: Path) -
 def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     assert (chosen("local").make, chosen("local").most) == (LocalRunner, 1)
     for name in ("ROLE", "BUCKET", "IMAGE"):
-        monkeypatch.setenv(f"ROOFSCALE_SAGEMAKER_{name}", "x")
+        monkeypatch.setenv(f"ROOFSCALE_SAGEMAKER_{name}", "xyz")
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_MAX_PARALLEL_JOBS", "4")
     where = chosen("sagemaker")
     made, other = (where.make(folder, Heard()) for _ in range(2))
     assert isinstance(made, SageMakerRunner)
     assert isinstance(other, SageMakerRunner)
-    assert (made.settings.bucket, where.most) == ("x", 4)
+    assert (made.settings.bucket, where.most) == ("xyz", 4)
     assert made.session is other.session
     assert made.session.interrupt is where.interrupt
 

@@ -157,4 +157,4 @@ def test_the_command_needs_no_other_setting(made: Path, command: Callable[..., t
 def test_what_is_no_address_in_s3_is_said(made: Path, command: Callable[..., tuple[int, str]]) -> None:
     for wrong in ("roofs/data", "s3://", "s3:///data"):
         code, out = command(str(made), wrong)
-        assert (code, "expected where to copy to, such as s3://BUCKET/data" in out) == (1, True)
+        assert (code, "expected where to copy to, such as s3://BUCKET/data" in out) == (2, True)

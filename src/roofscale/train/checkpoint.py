@@ -44,7 +44,7 @@ def load(file: Path, fingerprint: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         theirs = content["fingerprint"]
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # torch's archive reader, its unpickler, and whatever a flipped bit leads them to
         raise RecordError(
