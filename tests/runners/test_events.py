@@ -72,3 +72,13 @@ def test_a_resumed_run_takes_back_later_steps_and_validations_only() -> None:
     assert [event["step"] for event in kept if event["event"] == "step"] == [1, 2, 3]
     assert [event["validation"]["step"] for event in kept if event["event"] == "validation"] == [0]
     assert kept[0]["event"] == "start"
+
+
+def test_a_validation_that_was_made_again_counts_once() -> None:
+    def validation(step: int, loss: float) -> dict[str, object]:
+        return {"event": "validation", "validation": {"step": step, "dataset": "rid", "loss": loss}}
+
+    before = [{"event": "start"}, validation(0, 1.0)]  # killed before its first checkpoint
+    again = [{"event": "start"}, {"event": "resumed", "step": 0}, validation(0, 2.0), {"event": "step", "step": 1}]
+    kept = in_force([*before, *again, validation(1, 3.0), {"event": "resumed", "step": 1}, validation(1, 4.0)])
+    assert [event["validation"]["loss"] for event in kept if event["event"] == "validation"] == [2.0, 4.0]

@@ -38,7 +38,7 @@ from roofscale.report.standing import batch_words, carries
 from roofscale.report.table import verdict_table
 from roofscale.runners import choose
 from roofscale.runners.supervise import Listener
-from roofscale.tracking import TrackedRun, Tracker, require_answer
+from roofscale.tracking import TrackedRun, Tracker, get_run, require_answer
 
 if TYPE_CHECKING:
     from roofscale.phases.search.conduct import Conductor
@@ -100,6 +100,7 @@ def climb_search(order: Order, file: Path | None = None) -> ClimbResult | None:
 def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attempts) -> ClimbResult | None:
     phase, out = read(), console(quiet=order.to_json)
     require_answer()
+    _publish_what_a_kill_left(order, out)
     if order.storage:
         from roofscale.phases.search.conduct import open_storage
 
@@ -247,6 +248,17 @@ def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console)
         for written in _write_up(order, out):
             parent.artifact(written)
         tracker.close()
+
+
+def _publish_what_a_kill_left(order: Order, out: Console) -> None:
+    """Publish the climbs that were judged to their ends and killed before MLflow's run was closed."""
+    for number in PHASES:
+        attempts = Attempts(order.runs, experiment_name(number))
+        ended = [attempt.content for attempt in attempts.all()[-1:] if attempt.content.get("verdict")]
+        open_runs = [run for content in ended if (run := get_run(content["run_id"])) and run.status == "RUNNING"]
+        climbed = newest_climb(number) if open_runs else None
+        if climbed and climbed.run_id == open_runs[0].run_id:
+            _publish(climbed, Tracker(attempts.experiment, order.runs), replace(order, asked=False, around=None), out)
 
 
 def _following(number: int, order: Order) -> Phase | None:

@@ -121,6 +121,15 @@ class Ladder:
                 attempt.update(verdict=climbed.verdict)
             return climbed
 
+    def _close_lost(self, parent: TrackedRun) -> None:
+        """Close the runs that a killed process has left open; those that are gone on with are opened again.
+
+        Of a run that was opened and not yet noted on disk there would be no other trace.
+        """
+        for child in self.tracker.children(parent.run_id):
+            if child.status == "RUNNING":
+                self.tracker.open(child.run_id).finish(Outcome.INTERRUPTED)
+
     def _config(self, attempt: Attempt, number: int) -> RunConfig:
         """The config that a step asks for: the one that it was begun with, else its own with the earlier remedies."""
         step, planned = self.plan[number - 1]
@@ -155,6 +164,8 @@ class Ladder:
         attempt = None if fresh else self.attempts.unfinished(fingerprint)
         parent = self.tracker.resume(attempt.content["run_id"]) if attempt else None
         if attempt and parent:
+            self._close_lost(parent)
+            self._log_documents(parent)  # a kill may have come before them
             return attempt, parent
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         number = len(self.attempts.all()) + 1
@@ -168,10 +179,14 @@ class Ladder:
         }
         adopted = self.tracker.adopt(self.parent_run, name, tags) if self.parent_run else None
         parent = adopted or self.tracker.start(name, tags)
+        names = [step.name for step, _ in self.plan]
+        attempt = self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json())
+        self._log_documents(parent)
+        return attempt, parent
+
+    def _log_documents(self, parent: TrackedRun) -> None:
         for name, text in self.phase.documents().items():
             parent.text(text, name)
-        names = [step.name for step, _ in self.plan]
-        return self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json()), parent
 
     def _begin_independent(self, attempt: Attempt, parent: TrackedRun, number: int) -> None:
         """Begin this step and those after it that are run whatever the ones before them come to.

@@ -50,13 +50,25 @@ class EventTail:
 
 
 def in_force(events: Iterable[Event]) -> list[Event]:
-    """Leave out steps and validations that a resumed process took back and did again."""
+    """Leave out steps and validations that a resumed process took back and did again.
+
+    A validation follows the step that it belongs to, and a checkpoint may lie between the two: it counts once.
+    """
     kept: list[Event] = []
     for event in events:
         if event["event"] == "resumed":
             kept = [earlier for earlier in kept if _step_of(earlier) <= event["step"]]
         kept.append(event)
-    return kept
+    newest = {_validated(event): place for place, event in enumerate(kept) if event["event"] == "validation"}
+    return [
+        event
+        for place, event in enumerate(kept)
+        if event["event"] != "validation" or newest[_validated(event)] == place
+    ]
+
+
+def _validated(event: Event) -> tuple[int, str]:
+    return _step_of(event), event["validation"].get("dataset", "")
 
 
 def steps(events: Iterable[Event]) -> list[StepRecord]:
