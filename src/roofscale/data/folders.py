@@ -18,6 +18,7 @@ from roofscale.files import read_text
 TIFF = (".tif", ".tiff")
 PNG = (".png",)
 MAT = (".mat",)
+_COMPANIONS = (".xml", ".tfw", ".ovr", ".prj")  # of an image: statistics, a world file, overviews, its projection
 _DEEPEST = 3  # <root>/rid/RID_dataset/..., <root>/airs/AIRS/trainval/...
 
 
@@ -70,7 +71,7 @@ def file_named(folder: Path, name: str, endings: Sequence[str]) -> Path:
 def passed_over(folder: Path, endings: Sequence[str]) -> str:
     """Say how many files of a folder are read by nobody, and which; empty where there are none."""
     read = set(_listing(folder, tuple(endings)).values())
-    others = sorted(name for name in _files(folder) if folder / name not in read)
+    others = sorted(name for name in _files(folder) if folder / name not in read and _ending(name) not in _COMPANIONS)
     if not others:
         return ""
     some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")

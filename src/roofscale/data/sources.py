@@ -213,8 +213,7 @@ def data_notes(splits: Mapping[str, DataSplit]) -> list[str]:
     notes = []
     for name, split in splits.items():
         folder = split.train.path(0).parent
-        endings = folders.MAT if name == "roofline" else folders.TIFF
-        if passed := folders.passed_over(folder, endings):
+        if name != "roofline" and (passed := folders.passed_over(folder, folders.TIFF)):  # which is one file
             notes.append(f"{name}: {passed}.")
         looks = []
         for index in range(min(_LOOKED_AT, len(split.train))):
