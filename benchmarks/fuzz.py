@@ -1,8 +1,8 @@
-"""Does any reader end in a traceback, a hang or a dead process, whatever became of the file that it reads?
+"""Does any reader end in a traceback, a hang or a dead process, when its file is damaged?
 
 ``python -m benchmarks.fuzz [--count 2000] [--target NAME ...] [--seed 0]`` gives each reader of a file, and each parser
 of words, that many damaged inputs: cut short, with bits flipped, with pieces taken out, doubled or put in, and, where
-the format has values, with a value of another type. Fine is whatever the reader takes, and whatever it refuses with an
+the format has values, with a value of another type. A reader passes where it takes the input, or refuses it with an
 error of ours. Each reader works in a process of its own, since a damaged file may end a library's.
 
 The counts go to ``benchmarks/results/fuzz.json``; each input that was not met well is kept in a folder that is named.
@@ -312,7 +312,7 @@ def contents(target: Target, count: int, number: int, folder: Path) -> list[byte
 
 
 def _work(name: str, drawn: list[bytes], folder: Path, told: Any) -> None:
-    """In a process of its own: what each content came to."""
+    """Read each content in a process of its own, and report the result."""
     logging.disable()  # an outbox says on it what it leaves as it is
     for place, content in enumerate(drawn):
         told.send((place, verdict_of(TARGETS[name], content, folder)))

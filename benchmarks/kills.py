@@ -110,7 +110,7 @@ def climb(folder: Path, chance: random.Random | None, kills: int) -> tuple[int, 
 
 
 def main() -> int:
-    """Kill climbs; 1 where one came to something else than the undisturbed one."""
+    """Kill climbs; 1 where the results of one differ from the undisturbed one's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

@@ -16,7 +16,7 @@ from rasterio.errors import RasterioIOError
 
 from roofscale.cli import main
 from roofscale.cli.group import Group
-from roofscale.errors import ConfigError, DataError, ExitCode, RecordError, explained
+from roofscale.errors import ConfigError, DataError, ExitCode, RecordError, to_user_error
 from roofscale.tracking import TrackingError
 
 
@@ -53,7 +53,7 @@ from roofscale.tracking import TrackingError
     ],
 )
 def test_each_kind_has_its_words_and_its_exit_code(error: Exception, code: ExitCode, says: str) -> None:
-    known = explained(error)
+    known = to_user_error(error)
     assert known is not None
     assert known.exit_code == code
     assert says in str(known)
@@ -61,7 +61,7 @@ def test_each_kind_has_its_words_and_its_exit_code(error: Exception, code: ExitC
 
 @pytest.mark.parametrize("error", [KeyError("a"), TypeError("b"), ValueError("c"), AttributeError("d")])
 def test_a_mistake_of_ours_is_not_explained_away(error: Exception) -> None:
-    assert explained(error) is None
+    assert to_user_error(error) is None
 
 
 def _called(error: BaseException) -> click.Group:

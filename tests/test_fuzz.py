@@ -1,4 +1,4 @@
-"""A sample of ``benchmarks.fuzz``: no reader ends in a traceback, whatever became of its file."""
+"""A sample of ``benchmarks.fuzz``: no reader ends in a traceback over a damaged file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Texts are read whatever program has saved them, and records tell when they are damaged."""
+"""Texts of any common editor are read, and records tell when they are damaged."""
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roofscale.errors import ConfigError, did_you_mean, shown
-from roofscale.files import read_yaml
+from roofscale.files import naming, read_yaml
 
 DATASETS = ("rid", "roofline", "airs")
 
@@ -222,10 +222,8 @@ def load(file: Path | None = None, overrides: Mapping[str, Any] | Sequence[str] 
     config = RunConfig()
     if file is not None:
         content = read_yaml(file, "batch_size: 8")
-        try:
+        with naming(file):
             config = config.with_overrides(content)
-        except ConfigError as error:
-            raise ConfigError(f"{file}: {error}") from error
     return config.with_overrides(overrides)
 
 

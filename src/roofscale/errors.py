@@ -62,7 +62,7 @@ class EnvironmentFault(RoofscaleError):
     exit_code = ExitCode.ENVIRONMENT
 
 
-def explained(error: Exception) -> RoofscaleError | None:
+def to_user_error(error: Exception) -> RoofscaleError | None:
     """Turn an error of the system or of a library into value, expectation and remedy.
 
     Returns:
@@ -76,7 +76,7 @@ def explained(error: Exception) -> RoofscaleError | None:
     if package in _OF_SERVERS or isinstance(error, ConnectionError | TimeoutError):
         return EnvironmentFault(f"a server did not do what was asked of it ({words}). Try the same command again.")
     if isinstance(error, OSError):
-        return _explained_system(error)
+        return _of_system(error)
     if isinstance(error, MemoryError):
         return EnvironmentFault(f"this machine's memory is used up ({words}). Free some, or ask for less at a time.")
     if isinstance(error, UnicodeEncodeError) and error.reason.startswith("surrogates"):
@@ -85,7 +85,7 @@ def explained(error: Exception) -> RoofscaleError | None:
     return None
 
 
-def _explained_system(error: OSError) -> RoofscaleError | None:
+def _of_system(error: OSError) -> RoofscaleError | None:
     where, why = shown(error.filename or Path.cwd()), error.strerror or one_line(error)
     if error.errno in DISK_FULL:
         return EnvironmentFault(

@@ -51,6 +51,17 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def naming(file: Path | None) -> Iterator[None]:
+    """Put a file's name before the message of a ConfigError about its content; nothing where there is no file."""
+    try:
+        yield
+    except ConfigError as error:
+        if file is None:
+            raise
+        raise ConfigError(f"{shown(file)}: {error}") from error
+
+
 def read_text(file: Path) -> str:
     """Read a text of the user's with its line ends: UTF-8, with a byte order mark or without, or UTF-16 with one.
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Any
 
-TRACING = threading.Lock()  # held by whoever traces a model: PyTorch's tracers are made for one thread at a time
+TRACING = threading.Lock()  # held by the thread that traces a model; PyTorch's tracers serve one at a time
 # The schema that torchvision itself declares for both (torchvision/csrc/ops).
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _OPERATORS = ("torchvision::nms", "torchvision::qnms")

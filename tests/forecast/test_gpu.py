@@ -150,6 +150,11 @@ def test_the_command_says_all_of_it(tmp_path, monkeypatch) -> None:
     assert "Largest batch under 80%" in plain.output
     assert "activations" in plain.output
     assert figure.read_text().startswith("<?xml")
+    again = CliRunner().invoke(main, [*words, "--figure", str(figure)])
+    assert again.exit_code == 0, "a figure of ours is replaced"
+    figure.write_text("<?xml the user's own")
+    refused = CliRunner().invoke(main, [*words, "--figure", str(figure)])
+    assert (refused.exit_code, figure.read_text()) == (2, "<?xml the user's own")
     found = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
     assert found["fit"] == "fits"
     assert found["largest_batch"]["for_sure"] <= found["largest_batch"]["expected"]

@@ -189,7 +189,7 @@ def test_what_the_server_refuses_is_said_and_kept_for_sync(
     tracker.close()
     found = tracker.client.get_run(run.run_id)
     assert (found.info.status, found.data.tags["after"]) == ("FINISHED", "it")
-    assert caplog.text.count("refuses the batch") == 1, "each kind is told of once"
+    assert caplog.text.count("refuses the batch") == 1, "each kind is reported once"
     assert "batch_size" in caplog.text
     assert list_sent(Path("runs")) == [], "a next command does not offer it again by itself"
     (kept,) = waiting(Path("runs"))

@@ -55,7 +55,7 @@ class Between(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def between(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], None]]:
-    """Puts somebody between this process and the server, who answers some requests himself."""
+    """Puts a proxy between this process and the server, which answers some requests itself."""
     started: list[http.server.ThreadingHTTPServer] = []
 
     def put(answer: Answer) -> None:

@@ -16,10 +16,10 @@ import click
 
 from roofscale import __version__
 from roofscale.addresses import without_secrets
-from roofscale.errors import ExitCode, RoofscaleError, explained
+from roofscale.errors import ExitCode, RoofscaleError, to_user_error
 
 
-def _told(error: RoofscaleError) -> click.ClickException:
+def _click_error(error: RoofscaleError) -> click.ClickException:
     """An error in words, with the exit code of its kind."""
     told = click.ClickException(without_secrets(str(error)))
     setattr(told, "exit_code", int(error.exit_code))  # noqa: B010  # which click types as a variable of the class
@@ -38,9 +38,9 @@ def _plain_errors() -> Iterator[None]:
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # whoever read our output has gone; click ends quietly
-        if known := explained(error):
-            raise _told(known) from error
+            raise  # the reader of our output has gone; click ends quietly
+        if known := to_user_error(error):
+            raise _click_error(known) from error
         kept = _keep_traceback(error)
         click.echo(
             f"Error: a fault of Roofscale's own ({type(error).__name__}); nothing that you asked for is wrong by that. "

@@ -8,7 +8,7 @@ from rich.console import Console
 from roofscale.commands.gate import read_gate
 from roofscale.commands.timed import runs_on_record, trials_on_record
 from roofscale.errors import ConfigError
-from roofscale.files import read_text, write_text
+from roofscale.files import naming, read_text, write_text
 from roofscale.phases.plan import Phase, load_phase
 from roofscale.phases.record import newest_climb
 from roofscale.report.calibration import Pair, calibrate, calibration_record, pairs
@@ -47,10 +47,8 @@ def write_report(experiments: Path, out: Console) -> list[Path]:
     foretold = list(pairs([*runs_on_record(), *trials_on_record()]))
     strategy, notebook = experiments / STRATEGY, experiments / NOTEBOOK
     old = read_text(strategy) if strategy.exists() else ""
-    try:
+    with naming(strategy):
         document = strategy_document(phases, climbs, gate, old, calibrate(foretold))
-    except ConfigError as error:
-        raise ConfigError(f"{strategy}: {error}") from error
     update_notebook(notebook, climbs, phases, gate)  # refuses what it cannot read before anything is written
     write_text(strategy, document)
     written = [strategy, notebook, *_write_results(experiments / RESULTS, climbs, phases, foretold)]

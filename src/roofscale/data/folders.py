@@ -69,7 +69,7 @@ def file_named(folder: Path, name: str, endings: Sequence[str]) -> Path:
 
 
 def passed_over(folder: Path, endings: Sequence[str]) -> str:
-    """Say how many files of a folder are read by nobody, and which; empty where there are none."""
+    """Say how many files of a folder no reader takes, and which; empty where there are none."""
     read = set(_listing(folder, tuple(endings)).values())
     others = sorted(name for name in _files(folder) if folder / name not in read and _ending(name) not in _COMPANIONS)
     if not others:

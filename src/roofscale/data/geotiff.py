@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import Pixels
-from roofscale.errors import shown
+from roofscale.errors import one_line, shown
 
 # Without this GDAL lists the whole folder at each open, to look for side-car files that these data sets have not.
 _GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
@@ -41,7 +41,7 @@ def opened(path: Path) -> Iterator[Any]:
             with rasterio.open(path) as dataset:
                 yield dataset
     except RasterioError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error.__cause__ or error)
         raise FileProblem(
             Kind.BROKEN,
             path,

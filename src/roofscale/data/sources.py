@@ -217,7 +217,7 @@ def data_notes(splits: Mapping[str, DataSplit]) -> list[str]:
             notes.append(f"{name}: {passed}.")
         looks = []
         for index in range(min(_LOOKED_AT, len(split.train))):
-            with contextlib.suppress(DataError):  # whoever trains on it will say so
+            with contextlib.suppress(DataError):  # training on it will say so
                 looks.append(look_at(split.train.read(index), split.train.labelled))
         notes += [f"{name}: {problem.text}" for problem in doubts(folder, looks)]
         if len(looks) > 1 and all(look.blank for look in looks):

@@ -121,15 +121,6 @@ class Ladder:
                 attempt.update(verdict=climbed.verdict)
             return climbed
 
-    def _close_lost(self, parent: TrackedRun) -> None:
-        """Close the runs that a killed process has left open; those that are gone on with are opened again.
-
-        Of a run that was opened and not yet noted on disk there would be no other trace.
-        """
-        for child in self.tracker.children(parent.run_id):
-            if child.status == "RUNNING":
-                self.tracker.open(child.run_id).finish(Outcome.INTERRUPTED)
-
     def _config(self, attempt: Attempt, number: int) -> RunConfig:
         """The config that a step asks for: the one that it was begun with, else its own with the earlier remedies."""
         step, planned = self.plan[number - 1]
@@ -164,7 +155,7 @@ class Ladder:
         attempt = None if fresh else self.attempts.unfinished(fingerprint)
         parent = self.tracker.resume(attempt.content["run_id"]) if attempt else None
         if attempt and parent:
-            self._close_lost(parent)
+            self.tracker.close_lost(parent.run_id)  # also a run that was opened and not yet noted on disk
             self._log_documents(parent)  # a kill may have come before them
             return attempt, parent
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

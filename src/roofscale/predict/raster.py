@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from roofscale.data.geotiff import described, interleaved, rgb_bands
 from roofscale.data.problem import FileProblem
 from roofscale.data.sample import Pixels
-from roofscale.errors import DataError
+from roofscale.errors import DataError, one_line
 
 NODATA = 255  # of a mask, where the image shows nothing
 _CACHE_BYTES = 64 * 2**20  # GDAL would take 5 % of the machine's memory for blocks that are read only once here
@@ -121,13 +121,9 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except RasterioError as error:
         raise DataError(
-            f"{path}: cannot be read ({_reason(error)}); expected a raster, such as a whole GeoTIFF."
+            f"{path}: cannot be read ({one_line(error.__cause__ or error)}); expected a raster, such as a whole "
+            "GeoTIFF."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """GDAL's own words, in one line."""
-    return " ".join(str(error.__cause__ or error).split())
 
 
 def _has_palette(dataset: Any) -> bool:
@@ -203,7 +199,8 @@ def new_mask(path: Path, image: Raster, channel: str, tags: Mapping[str, str]) -
                 raise RasterioIOError("what was written cannot be read back")
         partial.replace(path)
     except RasterioError as error:
-        raise DataError(f"{path}: the mask cannot be written ({_reason(error)}); is there room on the disk?") from error
+        why = one_line(error.__cause__ or error)
+        raise DataError(f"{path}: the mask cannot be written ({why}); is there room on the disk?") from error
     finally:
         partial.unlink(missing_ok=True)
 

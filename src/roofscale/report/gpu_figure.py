@@ -1,6 +1,7 @@
 """The figure of a forecast of GPU memory."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -9,6 +10,9 @@ from roofscale.forecast.fit import MAX_SHARE
 from roofscale.forecast.gpu import Held
 from roofscale.forecast.gpu_forecast import GpuForecast
 from roofscale.report import style
+
+_CREATOR = "roofscale"
+_HEAD_BYTES = 4096  # hold the metadata of either format
 
 
 def gpu_memory_figure(found: GpuForecast, timeline: Sequence[Held]) -> Figure:
@@ -23,3 +27,14 @@ def gpu_memory_figure(found: GpuForecast, timeline: Sequence[Held]) -> Figure:
     axes.set_ylim(0)
     axes.legend(frameon=False)
     return figure
+
+
+def write_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as .svg or .png, with our name in it."""
+    figure.savefig(file, metadata={"Software" if file.suffix.lower() == ".png" else "Creator": _CREATOR})
+
+
+def is_figure(file: Path) -> bool:
+    """Whether a file is one that ``write_figure`` has written."""
+    with file.open("rb") as stream:
+        return _CREATOR.encode() in stream.read(_HEAD_BYTES)

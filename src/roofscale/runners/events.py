@@ -40,8 +40,10 @@ class EventTail:
         return events
 
     def _require_whole(self, event: Event) -> None:
+        check = _CHECKS.get(event["event"])
         try:
-            _BUILT.get(event["event"], _step_of)(event)
+            if check:
+                check(event)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise RecordError(
                 f"{self._file}: damaged, or of another version of Roofscale (an event {str(event['event'])[:40]!r}: "
@@ -86,7 +88,7 @@ def _step(event: Event) -> StepRecord:
 
 
 # What an event of a kind must have for it to be used.
-_BUILT: Mapping[str, Callable[[Event], object]] = {
+_CHECKS: Mapping[str, Callable[[Event], object]] = {
     "step": lambda event: (int(event["step"]), float(event["loss"]), float(event["seconds"]), _step(event)),
     "validation": lambda event: (int(event["validation"]["step"]), read_validation(event["validation"])),
     "resumed": lambda event: int(event["step"]),

@@ -77,7 +77,7 @@ class Outbox:
             _remove(self.folder)
 
     def leave(self) -> None:
-        """Leave what is kept to whoever sends it."""
+        """Leave what is kept to ``roofscale sync`` or a later command."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -29,7 +29,7 @@ class Sender:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._refused = Outbox(outbox.folder.parent, tracking_uri(), refused=True)
-        self._said: set[str] = set()  # kinds of operation that the server has refused, each told of once
+        self._said: set[str] = set()  # kinds of operation that the server has refused, each reported once
         self._away: Exception | None = None  # why the server does not answer; None while it does
         self._answered = 0.0  # monotonic seconds of its last answer, or of the first that did not come
 

@@ -176,10 +176,10 @@ def asking() -> Iterator[None]:
 
 
 def away(error: Exception, kept: str = "") -> ServerAway:
-    """The error that says that the server does not answer, or lets nobody in; what was kept, and what to do."""
+    """Say that the server does not answer, or refuses the credentials, with what was kept and the remedy."""
     named = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") else ""
     refuses = status_of(error) in (401, 403)
-    what = "lets nobody in with these credentials" if refuses else "does not answer"
+    what = "refuses these credentials" if refuses else "does not answer"
     todo = _remedy(error)
     if kept:
         todo += f" Nothing is lost: {kept}. Once it answers, `roofscale sync` sends it, and the same command goes on."
@@ -215,8 +215,8 @@ def _remedy(error: Exception) -> str:
         )
     if status_of(error) in (401, 403):
         return (
-            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or ask whoever runs "
-            "it for the right."
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or ask its "
+            "administrator for the right."
         )
     if "NameResolutionError" in text or "Name or service not known" in text:
         return "There is no host of that name, as far as this machine can see; correct the address."

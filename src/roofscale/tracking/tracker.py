@@ -13,6 +13,7 @@ from typing import TypeVar
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from roofscale.measurement import Outcome
 from roofscale.tracking.deliver import artifacts_of, keeps_models
 from roofscale.tracking.outbox import Outbox
 from roofscale.tracking.records import RunRecord, is_absent, search
@@ -161,6 +162,12 @@ class Tracker:
         with asking():
             return search(self.client, self.experiment_id, condition, "attributes.start_time ASC")
 
+    def close_lost(self, parent_id: str) -> None:
+        """Close the runs under this one that a killed process left open; one that is resumed is opened again."""
+        for child in self.children(parent_id):
+            if child.status == "RUNNING":
+                self.open(child.run_id).finish(Outcome.INTERRUPTED)
+
     def read_text(self, run_id: str, artifact: str) -> str | None:
         """The text of a run's artifact; None where the run has no such artifact."""
         with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +204,7 @@ class Tracker:
 
 
 def _user() -> str:
-    """Whoever calls us; in a container the system may have no name for that."""
+    """The user's name, or number in a container whose system has no name for it."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -46,7 +46,7 @@ def load(file: Path, fingerprint: str) -> dict[str, Any]:
         theirs = content["fingerprint"]
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:  # torch's archive reader, its unpickler, and whatever a flipped bit leads them to
+    except Exception as error:  # of torch's archive reader or unpickler, after a flipped bit of any type
         raise RecordError(
             f"{file}: damaged ({type(error).__name__}); expected a checkpoint of Roofscale's. Remove it to train anew."
         ) from error

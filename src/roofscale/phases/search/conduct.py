@@ -149,19 +149,13 @@ class Conductor:
         known: dict[str, Any] | None = study.user_attrs.get(_ORDER)
         again = self.tracker.resume(known["run_id"]) if known else None
         if again and not self.storage_url:
-            self._close_lost(again.run_id)
+            self.tracker.close_lost(again.run_id)
         if again:
             return again
         run = self.tracker.start(f"search {name}", {**self.tags, "search": study.study_name}, parent)
         order = {"config": config.as_dict(), "run_id": run.run_id, "spec": {**vars(spec), "space": dict(spec.space)}}
         study.set_user_attr(_ORDER, order)
         return run
-
-    def _close_lost(self, run_id: str) -> None:
-        """Close the trials' runs that a killed process has left open."""
-        for trial in self.tracker.children(run_id):
-            if trial.status == "RUNNING":
-                self.tracker.open(trial.run_id).finish(Outcome.INTERRUPTED)
 
 
 def study_in(url: str, folder: Path, name: str, seed: int) -> optuna.Study:

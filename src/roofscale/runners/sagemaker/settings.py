@@ -3,18 +3,17 @@
 No secret belongs here: credentials come from boto3's own chain (profile, environment, SSO, instance role).
 """
 
-import contextlib
 import dataclasses
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from roofscale.errors import ConfigError, did_you_mean
-from roofscale.files import read_yaml
+from roofscale.files import naming, read_yaml
 
 FILE = Path("sagemaker.yaml")
 FILE_VARIABLE = "ROOFSCALE_SAGEMAKER"  # names another file
@@ -135,8 +134,8 @@ def load(
     named = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
              and key.startswith(VARIABLE_PREFIX)}  # fmt: skip
     values: dict[str, Any] = {}
-    for given, origin in ((found, f"{file}: "), (named, "")):
-        with _told_of(origin):
+    for given, source in ((found, file), (named, None)):
+        with naming(source):
             values |= {key: _convert(key, value) for key, value in given.items()}
     if values.get("local_mode"):
         values |= {**_IN_LOCAL_MODE, "prefix": str((folder / "runs/containers").absolute())}
@@ -147,17 +146,8 @@ def load(
             f"SageMaker needs {', '.join(lacking)} ({what}). Write them into {file} as lines like 'bucket: my-bucket', "
             f"or set {VARIABLE_PREFIX}{lacking[0].upper()}; or run on this machine, without --runner sagemaker."
         )
-    with _told_of(f"{file}: " if found else ""):
+    with naming(file if found and not named else None):
         return Settings(**{**dict.fromkeys(REQUIRED, ""), **values})
-
-
-@contextlib.contextmanager
-def _told_of(origin: str) -> Iterator[None]:
-    """Say in an error where the setting stands."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{origin}{error}") from error
 
 
 def _convert(key: str, value: Any) -> Any:
