@@ -179,7 +179,8 @@ def test_a_users_mistake_is_one_clear_message(
 def test_a_run_over_its_memory_is_killed_judged_and_closed_as_failed(
     data: Path, tmp_path: Path, empty_store: Path
 ) -> None:
-    words = [*prepare(tmp_path, empty_store), "--set", f"data_root={data}", "--compute", "local:0.4", "--json"]
+    # 205 MiB: less than PyTorch's own memory, whatever of its libraries other tests' processes share with it
+    words = [*prepare(tmp_path, empty_store), "--set", f"data_root={data}", "--compute", "local:0.2", "--json"]
     done = roofscale(tmp_path, *words)
     assert done.returncode == 1
     (step,) = json.loads(done.stdout)["steps"]
@@ -187,7 +188,7 @@ def test_a_run_over_its_memory_is_killed_judged_and_closed_as_failed(
     run = client(tmp_path).get_run(step["run_id"])
     assert run.info.status == "FAILED"
     assert run.data.tags["outcome"] == "host_oom"
-    assert run.data.metrics["memory/peak_mib"] > 200
+    assert run.data.metrics["memory/peak_mib"] > 150
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:
