@@ -22,7 +22,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 
 ##@ Use
 .PHONY: phase1
-phase1: $(STAMP) ## climb 20, 50, 100 samples and print the verdicts (SET="lr=1e-4 ..." COMPUTE=ml.m5.xlarge)
+phase1: $(STAMP) ## climb 10, 20, 50, 100 samples and print the verdicts (SET="lr=1e-4 ..." COMPUTE=ml.m5.xlarge)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e phase1 --env-manager local \
 		--experiment-name roofscale-phase1 -P set="$(SET)" -P compute="$(COMPUTE)"
 
