@@ -8,8 +8,8 @@ import rasterio
 from benchmarks.measure import GENERATED, Result, by_turns, run_alone
 from roofscale.config import RunConfig
 from roofscale.data import airs
-from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.sources import open_sources
+from roofscale.data.synthetic import GenerateSpec, generate
 
 SPEC = GenerateSpec(("airs",), airs_tiles=(1, 1, 0), airs_tile_px=10000)
 WINDOW_PX = 512

@@ -17,9 +17,9 @@ from tests import criteria_cases
 from tests.criteria_cases import Case, Random
 from tests.curves import loss_curve, memory_curve, validation_losses
 
-from roofscale.train import health
-from roofscale.train.health import Finding, Values, Verdict
-from roofscale.train.leak import no_leak
+from roofscale.stats import curves
+from roofscale.stats.curves import Finding, Values, Verdict
+from roofscale.stats.leak import no_leak
 
 LENGTHS = (10, 25, 50, 200)
 NOISE = (0.2, 0.4)  # relative noise of a batch loss, drawn uniformly for each curve
@@ -30,7 +30,7 @@ def _curve(random: Random, count: int, decays: bool = True) -> Values:
 
 
 def _stable(losses: Values) -> Finding:
-    return health.stable(losses, np.ones_like(losses))
+    return curves.stable(losses, np.ones_like(losses))
 
 
 def _explodes(random: Random, count: int) -> Values:
@@ -46,28 +46,28 @@ def _spike(random: Random, count: int) -> Values:
 
 
 def _swings(random: Random, count: int) -> Values:
-    width = max(health.ROUGH_BLOCK, count // health.ROUGH_BLOCKS_MAX)
+    width = max(curves.ROUGH_BLOCK, count // curves.ROUGH_BLOCKS_MAX)
     return _curve(random, count) * np.where(np.arange(count) // width % 2, 3.0, 1.0)
 
 
 HEALTHY: dict[str, Case] = {
     "stable, decay": lambda r, n: _stable(_curve(r, n)),
     "stable, noise only": lambda r, n: _stable(_curve(r, n, decays=False)),
-    "smooth, decay": lambda r, n: health.smooth(_curve(r, n)),
-    "smooth, noise only": lambda r, n: health.smooth(_curve(r, n, decays=False)),
+    "smooth, decay": lambda r, n: curves.smooth(_curve(r, n)),
+    "smooth, noise only": lambda r, n: curves.smooth(_curve(r, n, decays=False)),
     "no_leak, noise 15 MiB": lambda r, n: no_leak(memory_curve(r, n)),
     "no_leak, noise 40 MiB": lambda r, n: no_leak(memory_curve(r, n, sd=40.0)),
     "no_leak, one allocation": lambda r, n: no_leak(memory_curve(r, n, allocations=1)),
-    "learning, far from the constant": lambda r, n: health.learning(*validation_losses(r, gain=0.15)),
+    "learning, far from the constant": lambda r, n: curves.learning(*validation_losses(r, gain=0.15)),
     **criteria_cases.HEALTHY,
 }
 FAULTY: dict[str, Case] = {
     "stable, rise x30 in the last third": lambda r, n: _stable(_explodes(r, n)),
-    "smooth, one spike x15": lambda r, n: health.smooth(_spike(r, n)),
-    "smooth, swings x3": lambda r, n: health.smooth(_swings(r, n)),
+    "smooth, one spike x15": lambda r, n: curves.smooth(_spike(r, n)),
+    "smooth, swings x3": lambda r, n: curves.smooth(_swings(r, n)),
     "no_leak, 20 MiB a step, noise 15 MiB": lambda r, n: no_leak(memory_curve(r, n, leak=20.0)),
     "no_leak, 20 MiB a step, noise 40 MiB": lambda r, n: no_leak(memory_curve(r, n, sd=40.0, leak=20.0)),
-    "learning, only how much roof": lambda r, n: health.learning(*validation_losses(r, gain=0.0)),
+    "learning, only how much roof": lambda r, n: curves.learning(*validation_losses(r, gain=0.0)),
     **criteria_cases.FAULTY,
 }
 

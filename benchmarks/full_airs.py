@@ -22,7 +22,7 @@ from benchmarks.measure import ROOT, Result, machine, run_alone, scratch_folder 
 from roofscale.config import RunConfig  # noqa: E402
 from roofscale.data.airs import AirsSource  # noqa: E402
 from roofscale.data.loader import make_loader  # noqa: E402
-from roofscale.data.order import epoch_order  # noqa: E402
+from roofscale.data.sampling import epoch_order  # noqa: E402
 from roofscale.data.sources import data_fingerprint, leak_notes, open_sources  # noqa: E402
 
 TILES = {"train": 857, "val": 94}

@@ -46,8 +46,8 @@ from roofscale.errors import RoofscaleError
 from roofscale.files import write_json
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import Attempt, StepFolder
-from roofscale.phases.plan import load_phase
-from roofscale.phases.search.conduct import study_in
+from roofscale.phases.phase_file import load_phase
+from roofscale.phases.search.step_search import study_in
 from roofscale.runners import events
 from roofscale.runners.sagemaker import settings as sagemaker
 from roofscale.tracking.outbox import Operation, Outbox, left_behind

@@ -22,7 +22,7 @@ from benchmarks.measure import machine, this_gpu
 from benchmarks.steps import in_fresh_process
 from roofscale.compute import Compute
 from roofscale.config import RunConfig
-from roofscale.forecast.gpu import GpuForecaster, Terms
+from roofscale.forecast.gpu_memory import GpuForecaster, Terms
 
 OUT = Path(__file__).parent / "results" / "gpu_memory.json"
 ENCODERS = ("resnet34", "efficientnet_b3", "convnext_tiny")

@@ -28,15 +28,15 @@ from benchmarks.measure import GENERATED, Result, in_own_process, in_turns, mach
 from benchmarks.switches import Switch
 from roofscale import compute
 from roofscale.config import RunConfig
-from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.loader import make_loader
 from roofscale.data.sample import Batch
 from roofscale.data.sources import DataSplit, open_sources
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import Settings
-from roofscale.forecast.gpu import GpuForecaster, Terms
-from roofscale.forecast.gpu_forecast import GpuForecast
-from roofscale.forecast.roofline import estimate_step, peaks_of
+from roofscale.forecast.gpu_memory import GpuForecaster, Terms
+from roofscale.forecast.results import GpuForecast
+from roofscale.forecast.roofline_model import estimate_step, peaks_of
 from roofscale.forecast.trace import trace_training
 from roofscale.train.device import choose
 from roofscale.train.trainer import Trainer

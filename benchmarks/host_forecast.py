@@ -22,8 +22,8 @@ from roofscale.commands.host_points import Probes, kind_here
 from roofscale.commands.run import settle_data
 from roofscale.compute import get
 from roofscale.config import RunConfig
-from roofscale.forecast import host
-from roofscale.forecast.host import HostModel
+from roofscale.forecast import host_memory
+from roofscale.forecast.host_memory import HostModel
 from roofscale.measurement import Outcome
 from roofscale.report.console import ProgressBar, console
 from roofscale.runners.local import LocalRunner
@@ -45,13 +45,13 @@ def measure_encoder(
     begun = time.monotonic()
     probes.make(probes.lacking(largest, probes.points()), GENERATED, out)
     print(f"probes of {base.encoder}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    model = host.fit_host(probes.kind, probes.points())
+    model = host_memory.fit_host(probes.kind, probes.points())
     for cell in cells:
         if time.monotonic() > until:
             return
         size, workers, passes = (*map(int, cell.split("/")), 1)[:3]
         longer = {"max_samples": STEPS * size, "val_samples": size, "epochs": passes}
-        config = host.as_probe(base, size, workers).with_overrides(longer)
+        config = host_memory.as_probe(base, size, workers).with_overrides(longer)
         yield measure_cell(settle_data([config], GENERATED, out)[0], cell, model, folder)
 
 

@@ -20,7 +20,7 @@ import torch
 from roofscale.compute import GIB, Compute
 from roofscale.config import RunConfig
 from roofscale.data.sources import DataSplit, open_sources, resolve_root
-from roofscale.forecast.roofline import known_gpu
+from roofscale.forecast.roofline_model import known_gpu
 
 T = TypeVar("T")
 

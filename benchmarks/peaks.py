@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from roofscale.forecast.roofline import Peaks
+from roofscale.forecast.roofline_model import Peaks
 from roofscale.train.device import Device
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

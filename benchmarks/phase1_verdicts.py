@@ -29,7 +29,7 @@ from roofscale.phases.attempt import Attempts
 from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
-from roofscale.phases.plan import Step, load_phase
+from roofscale.phases.phase_file import Step, load_phase
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import Listener, SilentListener
 

@@ -12,9 +12,9 @@ from rasterio.windows import Window
 from benchmarks.measure import GENERATED, Result, run_alone, scratch_folder
 from roofscale import model as models
 from roofscale.config import RunConfig
-from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.measurement import Outcome
-from roofscale.predict.outlines import write_outlines
+from roofscale.predict.vectorize import write_outlines
 
 SPEC = GenerateSpec(("airs",), airs_tiles=(1, 1, 0), airs_tile_px=10000)
 # Memory for the picture is asked about, not memory for the model: a small encoder answers in two minutes.
@@ -27,7 +27,7 @@ import re, sys
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1], file=sys.stderr)
 """
 _PREDICT = "from roofscale.cli import main; main(sys.argv[1:], standalone_mode=False)"
-_OUTLINES = "from pathlib import Path; from roofscale.predict.outlines import write_outlines\n" \
+_OUTLINES = "from pathlib import Path; from roofscale.predict.vectorize import write_outlines\n" \
             "write_outlines(*map(Path, sys.argv[1:]))"  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from roofscale.config import DATASETS, RunConfig
 from roofscale.data import rid
 from roofscale.data.folders import read_names
-from roofscale.data.generate import NOTE, GenerateSpec, generate
 from roofscale.data.sources import open_sources
+from roofscale.data.synthetic import NOTE, GenerateSpec, generate
 
 TRAIN, VAL = 100, 40  # samples of each data set that phase 4 trains on and, by default, validates on
 # With 400 generated ones the real one, behind them, is among the 100 that train: ``real_samples`` tells.

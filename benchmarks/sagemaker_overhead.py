@@ -20,11 +20,11 @@ from tests.sagemaker import simulator
 from benchmarks.measure import ROOT, Result, run_alone, scratch_folder
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
+from roofscale.monitoring import process_tree
 from roofscale.runners.sagemaker import request
-from roofscale.runners.sagemaker.cloud import Cloud
 from roofscale.runners.sagemaker.job import Job, new_key, tags_of
+from roofscale.runners.sagemaker.jobs_api import Cloud
 from roofscale.runners.sagemaker.settings import load
-from roofscale.train import proctree
 
 ROUNDS = 3
 JOBS = 20
@@ -111,7 +111,7 @@ def _memory(folder: Path, environment: Mapping[str, str], most: int) -> list[tup
         stdout=subprocess.PIPE,
     )
     peak = together = 0.0
-    tree = proctree.watch(command.pid)
+    tree = process_tree.watch(command.pid)
     watcher = threading.Thread(target=command.communicate)  # or its pipe fills
     watcher.start()
     while watcher.is_alive():

@@ -22,15 +22,14 @@ from benchmarks.tile_formats import AS_IT_CAME, SAMPLES, WIDTH, tile, write_tile
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.data import airs, rid, roofline
+from roofscale.data.airs_cache import Chore, copies_of
 from roofscale.data.augment import _pipeline, augment
-from roofscale.data.cache import Chore
-from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.loader import make_loader
 from roofscale.data.sample import Sample
 from roofscale.data.sources import FileSource
-from roofscale.data.tile_cache import copies_of
-from roofscale.forecast.gpu import foresee_step
-from roofscale.forecast.roofline import ERROR
+from roofscale.data.synthetic import GenerateSpec, generate
+from roofscale.forecast.gpu_memory import foresee_step
+from roofscale.forecast.roofline_model import ERROR
 
 SIDE, WORKERS, BATCH = 1024, 4, 16  # of phase 5
 FEW, MANY, LOADED = 8, 40, 4  # samples of the two passes, and of a batch

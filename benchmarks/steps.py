@@ -19,7 +19,7 @@ from benchmarks.measure import in_own_process, now
 from roofscale.compute import MIB
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
-from roofscale.train.ahead import ahead
+from roofscale.train.prefetch import ahead
 from roofscale.train.trainer import Trainer
 
 STEPS = 6  # timed, after the one that pays for set-up and for compiling; a rate is that of their median

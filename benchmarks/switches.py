@@ -18,7 +18,7 @@ from tabulate import tabulate
 from benchmarks.measure import in_turns, machine, say_each
 from benchmarks.steps import in_fresh_process
 from roofscale.config import RunConfig
-from roofscale.forecast.gpu import ALLOCATOR_VARIABLES
+from roofscale.forecast.gpu_memory import ALLOCATOR_VARIABLES
 
 OUT = Path(__file__).parent / "results" / "switches.json"
 BASE = {"image_size": 256, "batch_size": 8, "threads": 1}  # as many px as a batch of two at 512

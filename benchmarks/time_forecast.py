@@ -18,8 +18,8 @@ from roofscale.commands.run import settle_data
 from roofscale.commands.timed import timed_of
 from roofscale.compute import get
 from roofscale.config import RunConfig
-from roofscale.forecast.time import BUSY, forecast_time
-from roofscale.forecast.transfer import Timed, between_runs
+from roofscale.forecast.run_time import BUSY, forecast_time
+from roofscale.forecast.time_scaling import Timed, between_runs
 from roofscale.measurement import FORESEEN, Outcome
 from roofscale.report.calibration import Pair, calibrate
 from roofscale.report.console import ProgressBar, console

@@ -10,7 +10,7 @@ import numpy as np
 from tests.simulated import Part, against, ask, climb, mixed, simulate
 
 from roofscale.phases.criteria import Evidence
-from roofscale.train.health import Finding, Verdict
+from roofscale.stats.curves import Finding, Verdict
 
 Random = np.random.Generator
 Case = Callable[[Random, int], Finding]

@@ -9,7 +9,7 @@ from tests.curves import Values, autocorrelated, loss_curve, utilisation_curve
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, ResourceSample, StepRecord, Validation
 from roofscale.phases.criteria import CRITERIA, Evidence, Rung
-from roofscale.train.health import Finding
+from roofscale.stats.curves import Finding
 
 ROW_SECONDS = 2.0
 HELD_MIB = 1000.0  # before the first step

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from tests.curves import loss_curve, memory_curve, most_events, validation_losses
 
-from roofscale.train import health
-from roofscale.train.health import Verdict
-from roofscale.train.leak import no_leak
+from roofscale.stats import curves
+from roofscale.stats.curves import Verdict
+from roofscale.stats.leak import no_leak
 
 TRIALS = 120
 SHORT, LONG = (10, 25, 50), (200, 2000)
@@ -32,10 +32,10 @@ def test_stable_and_smooth_raise_at_most_one_false_alarm_in_twenty(count, decays
     random = np.random.default_rng(count)
     trials = trials_of(count)
     curves = [loss_curve(random, count, decays=decays, sd=random.uniform(0.2, 0.4)) for _ in range(trials)]
-    unstable = sum(health.stable(c, norms(c)).verdict is not Verdict.PASSED for c in curves)
+    unstable = sum(curves.stable(c, norms(c)).verdict is not Verdict.PASSED for c in curves)
     assert unstable <= most_events(trials, FALSE_ALARMS)
     if count >= 25:
-        rough = sum(health.smooth(c).verdict is not Verdict.PASSED for c in curves)
+        rough = sum(curves.smooth(c).verdict is not Verdict.PASSED for c in curves)
         assert rough <= most_events(trials, FALSE_ALARMS)
 
 
@@ -45,8 +45,8 @@ def test_a_healthy_phase_passes_its_curve_criteria_jointly():
     for _ in range(TRIALS):
         curves = {count: loss_curve(random, count, sd=random.uniform(0.2, 0.4)) for count in SHORT}
         memories = [memory_curve(random, count) for count in (25, 50)]
-        findings = [health.stable(c, norms(c)) for c in curves.values()]
-        findings += [health.smooth(curves[count]) for count in (25, 50)] + [no_leak(m) for m in memories]
+        findings = [curves.stable(c, norms(c)) for c in curves.values()]
+        findings += [curves.smooth(curves[count]) for count in (25, 50)] + [no_leak(m) for m in memories]
         good += all(finding.verdict is Verdict.PASSED for finding in findings)
     assert good >= 0.95 * TRIALS
 
@@ -57,12 +57,12 @@ def test_a_value_that_is_not_finite_never_passes(count, bad):
     losses = loss_curve(np.random.default_rng(0), count)
     spoilt = losses.copy()
     spoilt[count // 2] = bad
-    assert health.stable(spoilt, norms(losses)).verdict is Verdict.FAILED
-    assert health.stable(losses, spoilt).verdict is Verdict.FAILED
-    assert health.smooth(spoilt).verdict is Verdict.FAILED
+    assert curves.stable(spoilt, norms(losses)).verdict is Verdict.FAILED
+    assert curves.stable(losses, spoilt).verdict is Verdict.FAILED
+    assert curves.smooth(spoilt).verdict is Verdict.FAILED
     before, after, constant = validation_losses(np.random.default_rng(0))
     after[3] = bad
-    assert health.learning(before, after, constant).verdict is Verdict.FAILED
+    assert curves.learning(before, after, constant).verdict is Verdict.FAILED
 
 
 @pytest.mark.parametrize("count", SHORT + LONG)
@@ -73,7 +73,7 @@ def test_stable_catches_a_loss_that_explodes_in_the_last_third(count):
         losses = loss_curve(random, count, sd=0.3)
         third = math.ceil(count / 3)
         losses[-third:] *= np.geomspace(8, 60, third)
-        caught += health.stable(losses, norms(losses)).verdict is Verdict.FAILED
+        caught += curves.stable(losses, norms(losses)).verdict is Verdict.FAILED
     assert caught >= 48
 
 
@@ -84,41 +84,41 @@ def test_spikes_are_counted_and_break_smooth(count):
     for _ in range(50):
         losses = loss_curve(random, count, sd=0.2)
         losses[random.integers(10, count)] *= 15
-        caught += health.smooth(losses).verdict is Verdict.FAILED
+        caught += curves.smooth(losses).verdict is Verdict.FAILED
     assert caught >= 48
     losses[[6, 12, 18]] *= 30
-    assert health.spikes(losses).sum() >= 3
+    assert curves.spikes(losses).sum() >= 3
 
 
 def test_one_spike_of_a_long_run_is_stable_and_many_are_not():
     losses = loss_curve(np.random.default_rng(1), 200, sd=0.2)
     losses[100] *= 15
-    assert health.stable(losses, norms(losses)).verdict is Verdict.PASSED
+    assert curves.stable(losses, norms(losses)).verdict is Verdict.PASSED
     losses[10:190:12] *= 15
-    assert health.stable(losses, norms(losses)).verdict is Verdict.FAILED
+    assert curves.stable(losses, norms(losses)).verdict is Verdict.FAILED
 
 
 @pytest.mark.parametrize("count", [25, 50])
 def test_smooth_catches_a_loss_that_swings(count):
     losses = loss_curve(np.random.default_rng(count), count, sd=0.2)
     swings = np.where(np.arange(count) // 5 % 2, 3.0, 1.0)
-    assert health.smooth(losses * swings).verdict is Verdict.FAILED
+    assert curves.smooth(losses * swings).verdict is Verdict.FAILED
 
 
 def test_too_few_steps_are_insufficient_evidence():
     losses = loss_curve(np.random.default_rng(0), 9)
-    assert health.stable(losses, norms(losses)).verdict is Verdict.INSUFFICIENT_EVIDENCE
-    assert health.stable([], []).verdict is Verdict.INSUFFICIENT_EVIDENCE
-    assert health.smooth(loss_curve(np.random.default_rng(0), 24)).verdict is Verdict.INSUFFICIENT_EVIDENCE
+    assert curves.stable(losses, norms(losses)).verdict is Verdict.INSUFFICIENT_EVIDENCE
+    assert curves.stable([], []).verdict is Verdict.INSUFFICIENT_EVIDENCE
+    assert curves.smooth(loss_curve(np.random.default_rng(0), 24)).verdict is Verdict.INSUFFICIENT_EVIDENCE
     assert no_leak([1000.0] * 7).verdict is Verdict.INSUFFICIENT_EVIDENCE
     assert no_leak([math.nan] * 50).verdict is Verdict.INSUFFICIENT_EVIDENCE
 
 
 def test_learning_by_chance_passes_at_most_one_in_twenty_and_real_learning_passes():
     random = np.random.default_rng(2)
-    lucky = sum(health.learning(*validation_losses(random, gain=0.0)).verdict is Verdict.PASSED for _ in range(TRIALS))
+    lucky = sum(curves.learning(*validation_losses(random, gain=0.0)).verdict is Verdict.PASSED for _ in range(TRIALS))
     learnt = sum(
-        health.learning(*validation_losses(random, gain=0.15)).verdict is Verdict.PASSED for _ in range(TRIALS)
+        curves.learning(*validation_losses(random, gain=0.15)).verdict is Verdict.PASSED for _ in range(TRIALS)
     )
     assert lucky <= most_events(TRIALS, 0.01)
     assert learnt >= 0.98 * TRIALS
@@ -126,7 +126,7 @@ def test_learning_by_chance_passes_at_most_one_in_twenty_and_real_learning_passe
 
 def test_a_net_that_learnt_only_how_much_roof_there_is_has_learnt_nothing():
     before, _, constant = validation_losses(np.random.default_rng(0))
-    finding = health.learning(before + 5, constant, constant)
+    finding = curves.learning(before + 5, constant, constant)
     assert finding.verdict is Verdict.FAILED
     assert finding.numbers["p_before"] < 1e-6
     assert finding.numbers["p_constant"] == 1.0
@@ -134,28 +134,28 @@ def test_a_net_that_learnt_only_how_much_roof_there_is_has_learnt_nothing():
 
 def test_a_significant_but_tiny_drop_is_no_learning():
     _, after, constant = validation_losses(np.random.default_rng(0))
-    finding = health.learning(after + 0.001, after, constant)
+    finding = curves.learning(after + 0.001, after, constant)
     assert finding.numbers["p_before"] < 0.01
     assert finding.verdict is Verdict.FAILED
 
 
 def test_the_least_number_of_validation_samples_reaches_its_power():
-    needed = health.learning_min_samples(0.01)
+    needed = curves.learning_min_samples(0.01)
     assert needed == 25
     random = np.random.default_rng(3)
-    found = [health.wilcoxon_p(random.normal(health.LEARNING_EFFECT, 1, needed)) < 0.01 for _ in range(1000)]
-    assert np.mean(found) >= health.LEARNING_POWER
+    found = [curves.wilcoxon_p(random.normal(curves.LEARNING_EFFECT, 1, needed)) < 0.01 for _ in range(1000)]
+    assert np.mean(found) >= curves.LEARNING_POWER
     short = validation_losses(random, needed - 1, gain=5.0)
-    assert health.learning(*short).verdict is Verdict.INSUFFICIENT_EVIDENCE
+    assert curves.learning(*short).verdict is Verdict.INSUFFICIENT_EVIDENCE
 
 
 def test_validation_that_blows_up_is_not_bounded():
     before, after, constant = validation_losses(np.random.default_rng(0))
-    assert health.bounded(before, after, constant, max_ratio=3).verdict is Verdict.PASSED
-    assert health.bounded(before, 4 * constant, constant, max_ratio=3).verdict is Verdict.FAILED
-    assert health.bounded(5 * constant, 4 * constant, constant, max_ratio=3).verdict is Verdict.PASSED
-    assert health.bounded(before, after * math.inf, constant, max_ratio=3).verdict is Verdict.FAILED
-    assert health.bounded([], [], [], max_ratio=3).verdict is Verdict.INSUFFICIENT_EVIDENCE
+    assert curves.bounded(before, after, constant, max_ratio=3).verdict is Verdict.PASSED
+    assert curves.bounded(before, 4 * constant, constant, max_ratio=3).verdict is Verdict.FAILED
+    assert curves.bounded(5 * constant, 4 * constant, constant, max_ratio=3).verdict is Verdict.PASSED
+    assert curves.bounded(before, after * math.inf, constant, max_ratio=3).verdict is Verdict.FAILED
+    assert curves.bounded([], [], [], max_ratio=3).verdict is Verdict.INSUFFICIENT_EVIDENCE
 
 
 @pytest.mark.parametrize("sd", [3.0, 15.0, 40.0])
@@ -193,26 +193,26 @@ def test_a_slow_leak_counts_over_a_long_run():
 
 def test_the_trend_agrees_with_the_exact_kendall_test_on_independent_values():
     values = np.random.default_rng(5).normal(size=15) - 0.25 * np.arange(15)
-    found = health.trend(values)
+    found = curves.trend(values)
     exact = stats.kendalltau(np.arange(15), values, alternative="less", method="exact").pvalue
     assert found.p_down >= 0.8 * exact
     assert found.p_down < 0.5 < found.p_up
     assert found.slope == pytest.approx(stats.theilslopes(values).slope)
-    assert math.isnan(health.trend(values[:9]).slope)
+    assert math.isnan(curves.trend(values[:9]).slope)
 
 
 @settings(max_examples=40)
 @given(st.lists(st.floats(0.01, 100), min_size=0, max_size=60), st.floats(0.01, 100))
 def test_verdicts_do_not_depend_on_the_scale_of_the_loss(losses, factor):
     scaled = [factor * loss for loss in losses]
-    assert health.smooth(losses, max_roughness=0.3).verdict in set(Verdict)
-    ours, theirs = health.spikes(np.array(losses)), health.spikes(np.array(scaled))
+    assert curves.smooth(losses, max_roughness=0.3).verdict in set(Verdict)
+    ours, theirs = curves.spikes(np.array(losses)), curves.spikes(np.array(scaled))
     assert ours.sum() == pytest.approx(theirs.sum(), abs=1)  # a residual on the very threshold may round either way
     if len(losses) >= 25:
-        assert health.roughness(np.array(losses)) == pytest.approx(health.roughness(np.array(scaled)), abs=1e-6)
+        assert curves.roughness(np.array(losses)) == pytest.approx(curves.roughness(np.array(scaled)), abs=1e-6)
 
 
 @given(st.lists(st.sampled_from(list(Verdict)), max_size=6))
 def test_combine_is_the_worst_and_never_passes_on_nothing(verdicts):
     expected = min(verdicts, key=[Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE, Verdict.PASSED].index, default=None)
-    assert health.combine(verdicts) is (expected or Verdict.INSUFFICIENT_EVIDENCE)
+    assert curves.combine(verdicts) is (expected or Verdict.INSUFFICIENT_EVIDENCE)

@@ -15,11 +15,11 @@ import pytest
 
 from roofscale.cgroup import MemoryCgroup
 from roofscale.measurement import METRICS, MemoryPoint
-from roofscale.runners.limit import MemoryLimit
-from roofscale.train import monitor as monitors
-from roofscale.train import proctree, rates
-from roofscale.train.gpu import Gpus
-from roofscale.train.monitor import Monitor
+from roofscale.monitoring import process_tree, rates
+from roofscale.monitoring import sampler as monitors
+from roofscale.monitoring.nvml import Gpus
+from roofscale.monitoring.sampler import Monitor
+from roofscale.runners.memory_limit import MemoryLimit
 
 pytestmark = pytest.mark.alone
 
@@ -96,8 +96,8 @@ def test_pages_shared_by_forks_count_once(start: Start) -> None:
 
 @LINUX
 def test_the_kernels_high_water_mark_catches_a_peak_between_samples(start: Start) -> None:
-    before = proctree.watch(start("").pid).resident()
-    after = proctree.watch(start(HOLD.format(mib=150) + "del held\n").pid).resident()
+    before = process_tree.watch(start("").pid).resident()
+    after = process_tree.watch(start(HOLD.format(mib=150) + "del held\n").pid).resident()
     assert before.main_peak < 100 * MIB
     assert after.main < 100 * MIB
     assert after.main_peak > 150 * MIB
@@ -110,7 +110,7 @@ def test_a_peak_between_two_samples_is_in_the_summary() -> None:
     assert monitor.peak_mib == 400
 
 
-class FakeTree(proctree.PortableTree):
+class FakeTree(process_tree.PortableTree):
     """Says (resident MiB, high-water MiB) in turn, and PSS as a share of the first."""
 
     def __init__(self, says: list[tuple[int, int]], exact: float | None = None) -> None:
@@ -120,12 +120,12 @@ class FakeTree(proctree.PortableTree):
     def refresh(self) -> bool:
         return False
 
-    def resident(self) -> proctree.Resident:
+    def resident(self) -> process_tree.Resident:
         self.now = self.says.pop(0) if len(self.says) > 1 else self.says[0]
-        return proctree.Resident(self.now[0] * MIB, self.now[0] * MIB, self.now[1] * MIB, 0)
+        return process_tree.Resident(self.now[0] * MIB, self.now[0] * MIB, self.now[1] * MIB, 0)
 
-    def proportional(self) -> proctree.Proportional | None:
-        return None if self.exact is None else proctree.Proportional(int(self.now[0] * MIB * self.exact), 0)
+    def proportional(self) -> process_tree.Proportional | None:
+        return None if self.exact is None else process_tree.Proportional(int(self.now[0] * MIB * self.exact), 0)
 
 
 @pytest.mark.parametrize(("exact", "killed"), [(1.0, True), (0.5, False), (None, True)])
@@ -146,7 +146,7 @@ def test_counters_of_a_tree_with_a_dead_child_do_not_go_back(start: Start, tmp_p
     busy = "\nimport os, time\nt = time.process_time()\nwhile time.process_time() - t < 0.3: pass\n"
     code = f"import subprocess\nsubprocess.run([sys.executable, '-c', {busy + work!r}])"
     finished = start(code)
-    tree = proctree.watch(finished.pid)
+    tree = process_tree.watch(finished.pid)
     tree.refresh()
     assert tree.pids() == {finished.pid}
     rounding = 2 / os.sysconf("SC_CLK_TCK")  # user and system time are each cut down to whole ticks
@@ -220,7 +220,7 @@ def test_cgroup_and_pss_agree_on_a_real_process(start: Start) -> None:
 
 
 def test_without_proc_the_tree_is_read_through_psutil(start: Start) -> None:
-    tree = proctree.PortableTree(start(FORKS.format(mib=50)).pid)
+    tree = process_tree.PortableTree(start(FORKS.format(mib=50)).pid)
     assert tree.refresh()
     assert len(tree.pids()) == 5
     assert tree.resident().main > 50 * MIB

@@ -13,9 +13,9 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.climb import Stopped
-from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.search.space import SearchSpec
 from roofscale.runners.local import MEASUREMENT, TRAIN
-from roofscale.train.interval import BUSY
+from roofscale.stats.intervals import BUSY
 
 BASE = RunConfig(encoder="resnet18", image_size=64, max_samples=8, val_samples=2, num_workers=0, threads=1)
 SPEC = SearchSpec({"batch_size": (1, 4), "num_workers": (0, 1)}, max_trials=6)

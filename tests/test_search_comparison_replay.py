@@ -11,11 +11,11 @@ from benchmarks.search_comparison.replay import METHODS, TRIALS, Contest, Played
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.fit import MAX_SHARE
-from roofscale.forecast.host import Kind, shared_mib
+from roofscale.forecast.host_memory import Kind, shared_mib
 from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import size
-from roofscale.phases.search.spec import SearchSpec
-from roofscale.phases.search.trials import as_trial
+from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.trial_runner import as_trial
 
 BASE = RunConfig(encoder="resnet18", image_size=192, max_samples=96)
 SPEC = SearchSpec({"batch_size": (1, 8), "num_workers": (0, 2)})

@@ -9,7 +9,7 @@ from roofscale.errors import ConfigError, RecordError
 from roofscale.files import read_json, read_text
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import StepFolder
-from roofscale.phases.plan import load_phase
+from roofscale.phases.phase_file import load_phase
 from roofscale.runners.sagemaker import settings
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.measure import ROOT
 from benchmarks.search_comparison.comparison import compare_searches
-from roofscale.phases.plan import load_phase
+from roofscale.phases.phase_file import load_phase
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ from roofscale.commands.run import settle_data
 from roofscale.config import RunConfig
 from roofscale.files import write_json
 from roofscale.forecast.fit import MAX_SHARE
-from roofscale.phases.search.spec import KNOBS, SearchSpec
+from roofscale.phases.search.space import KNOBS, SearchSpec
 from roofscale.provenance import git_state
 from roofscale.report.console import as_json, console
 

@@ -19,9 +19,9 @@ from roofscale.errors import ConfigError
 from roofscale.forecast.fit import MAX_SHARE
 from roofscale.measurement import Measurement
 from roofscale.phases.search.choice import size
-from roofscale.phases.search.trials import lacking_mib
-from roofscale.runners.assemble import samples_of
-from roofscale.train.interval import Estimate, log_rate
+from roofscale.phases.search.trial_runner import lacking_mib
+from roofscale.runners.build_measurement import samples_of
+from roofscale.stats.intervals import Estimate, log_rate
 
 Place = tuple[int, ...]  # a config's values of KNOBS
 TimedStep = tuple[int, int, float]  # pass over the data, samples of the batch, seconds

@@ -18,16 +18,16 @@ from optuna.storages import InMemoryStorage
 
 from benchmarks.search_comparison.grid import Grid, GridRun, Place
 from roofscale.config import RunConfig
-from roofscale.forecast.host import Kind
+from roofscale.forecast.host_memory import Kind
 from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import size
-from roofscale.phases.search.foresight import Room
-from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.search.memory_guard import Room
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.trials import as_trial
-from roofscale.phases.search.tried import Tried, worth
-from roofscale.train.interval import BRIEF_SPREAD, spread
-from roofscale.train.pace import enough
+from roofscale.phases.search.trial_result import Tried, worth
+from roofscale.phases.search.trial_runner import as_trial
+from roofscale.stats.intervals import BRIEF_SPREAD, spread
+from roofscale.train.early_stop import enough
 
 NOTHING: Mapping[str, float] = types.MappingProxyType({})
 TRIALS = 40  # of a method that does not end by itself

@@ -20,12 +20,12 @@ from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import Stopped
 from roofscale.phases.search.choice import shown, size
-from roofscale.phases.search.spec import KNOBS, SearchSpec
-from roofscale.phases.search.trials import as_trial
+from roofscale.phases.search.space import KNOBS, SearchSpec
+from roofscale.phases.search.trial_runner import as_trial
 from roofscale.report.console import SECONDS_BETWEEN_LINES
-from roofscale.runners.assemble import samples_of
+from roofscale.runners.build_measurement import samples_of
 from roofscale.runners.local import MEASUREMENT, TRAIN, LocalRunner
-from roofscale.train.interval import BUSY
+from roofscale.stats.intervals import BUSY
 
 AGAIN = 1 / 3  # of the grid's configs, measured again: how much runs of one differ is part of what is replayed
 NEAR_BEST = 0.9  # of the best's samples/s: configs that may be the best, and a run or two do not tell

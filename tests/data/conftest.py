@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.data.small import SMALL
 
-from roofscale.data.generate import generate
+from roofscale.data.synthetic import generate
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The spec of the data sets that the tests of this folder share."""
 
-from roofscale.data.generate import GenerateSpec
+from roofscale.data.synthetic import GenerateSpec
 
 SMALL = GenerateSpec(
     datasets=("rid", "roofline", "airs"),

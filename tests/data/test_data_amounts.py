@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from roofscale.config import RunConfig
-from roofscale.data.amounts import amounts, published
-from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.locate import amounts, published
+from roofscale.data.synthetic import GenerateSpec, generate
 
 ALL = RunConfig(datasets=("rid", "roofline", "airs"), image_size=64)
 

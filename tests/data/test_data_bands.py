@@ -9,7 +9,7 @@ from rasterio.enums import ColorInterp
 from tests.data import tiny
 
 from roofscale.data import geotiff
-from roofscale.data.problem import FileProblem
+from roofscale.data.file_error import FileProblem
 from roofscale.errors import DataError
 from roofscale.predict.raster import open_image
 

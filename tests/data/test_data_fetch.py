@@ -23,7 +23,7 @@ from roofscale.cli import main
 from roofscale.config import DATASETS, RunConfig
 from roofscale.data import fetch as fetching
 from roofscale.data import rid, roofline
-from roofscale.data.catalogue import CATALOGUE
+from roofscale.data.dataset_cards import CATALOGUE
 from roofscale.data.download import download
 from roofscale.data.fetch import fetch
 from roofscale.data.sources import open_sources
@@ -307,7 +307,7 @@ def test_archives_cannot_write_outside_their_folder(server: Served, tmp_path: Pa
 def test_the_backport_for_an_older_python_is_as_strict(
     server: Served, tmp_path: Path, release: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roofscale.data.unpack.tarfile", backported_tarfile)
+    monkeypatch.setattr("roofscale.data.fetch.tarfile", backported_tarfile)
     test_archives_cannot_write_outside_their_folder(server, tmp_path, release, kind)
 
 

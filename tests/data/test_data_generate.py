@@ -18,8 +18,8 @@ from tests.data.small import SMALL
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, rid
-from roofscale.data.generate import GenerateSpec, generate, paint, roofs, town
 from roofscale.data.sources import resolve_root
+from roofscale.data.synthetic import GenerateSpec, generate, layout, render, roofs
 from roofscale.errors import ConfigError
 
 
@@ -58,17 +58,17 @@ def test_same_spec_same_files_bit_for_bit_on_one_core_or_more(generated: Path, t
 
 
 def test_another_seed_draws_other_images() -> None:
-    one, other = (paint.paint(town.plan(64, seed, town.EUROPEAN)) for seed in (1, 2))
+    one, other = (render.paint(layout.plan(64, seed, layout.EUROPEAN)) for seed in (1, 2))
     assert not np.array_equal(one.image_HWC, other.image_HWC)
     seeds = {SMALL.scene_seed(name, index) for name in ("rid", "airs") for index in range(500)}
     assert len(seeds) == 1000
 
 
 def test_a_window_is_painted_as_in_the_whole() -> None:
-    scene = town.plan(300, 5, town.OCEANIC)
-    whole = paint.paint(scene)
-    for window in (paint.Window(0, 0, 128, 128), paint.Window(100, 60, 150, 240), paint.Window(172, 172, 128, 128)):
-        part = paint.paint(scene, window)
+    scene = layout.plan(300, 5, layout.OCEANIC)
+    whole = render.paint(scene)
+    for window in (render.Window(0, 0, 128, 128), render.Window(100, 60, 150, 240), render.Window(172, 172, 128, 128)):
+        part = render.paint(scene, window)
         place = (slice(window.row, window.row + window.height), slice(window.col, window.col + window.width))
         assert np.array_equal(part.segments_HW, whole.segments_HW[place])
         assert (part.image_HWC != whole.image_HWC[place]).any(-1).mean() < 0.01  # edges of the ground
@@ -76,7 +76,9 @@ def test_a_window_is_painted_as_in_the_whole() -> None:
 
 def test_scenes_differ_in_how_much_roof_they_have() -> None:
     """The constant prediction is a fair bar only where no share of roof fits all images."""
-    shares = [float((paint.paint(town.plan(256, seed, town.EUROPEAN)).segments_HW != 17).mean()) for seed in range(40)]
+    shares = [
+        float((render.paint(layout.plan(256, seed, layout.EUROPEAN)).segments_HW != 17).mean()) for seed in range(40)
+    ]
     assert min(shares) > 0.06
     assert max(shares) < 0.62
     assert np.std(shares) > 0.07
@@ -84,7 +86,7 @@ def test_scenes_differ_in_how_much_roof_they_have() -> None:
 
 def test_roofs_cannot_be_told_by_brightness_or_one_colour_alone() -> None:
     """No threshold on a single channel finds the roofs, but there is something to see: colours do differ somewhat."""
-    paintings = [paint.paint(town.plan(256, seed, town.EUROPEAN)) for seed in range(12)]
+    paintings = [render.paint(layout.plan(256, seed, layout.EUROPEAN)) for seed in range(12)]
     best = 0.0
     for channel in range(3):
         values = np.concatenate([p.image_HWC[..., channel].ravel() for p in paintings])

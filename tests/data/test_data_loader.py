@@ -15,10 +15,10 @@ import torch
 
 from roofscale.config import RunConfig
 from roofscale.data import augment, rid
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.data.loader import make_loader
-from roofscale.data.order import epoch_order, file_order
-from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import Batch, Sample, Source
+from roofscale.data.sampling import epoch_order, file_order
 from roofscale.data.sources import open_sources
 from roofscale.errors import DataError
 

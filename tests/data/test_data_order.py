@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from roofscale.config import RunConfig
 from roofscale.data.airs import AirsSource
 from roofscale.data.loader import make_loader, sample_seed
-from roofscale.data.order import SampleKey, drawn, epoch_order, expected_draws, file_order
+from roofscale.data.sampling import SampleKey, drawn, epoch_order, expected_draws, file_order
 from roofscale.data.sources import open_sources
 
 SHARES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60).map(lambda s: np.array(s, np.float32))

@@ -15,9 +15,9 @@ from roofscale.cli import main
 from roofscale.config import RunConfig
 from roofscale.data import rid, roofline
 from roofscale.data.check import check
-from roofscale.data.generate import generate
-from roofscale.data.places import present
+from roofscale.data.locate import present
 from roofscale.data.sources import open_sources, resolve_root
+from roofscale.data.synthetic import generate
 from roofscale.errors import ConfigError, DataError
 
 SPEC = dataclasses.replace(SMALL, datasets=("roofline",), roofline_samples=12)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from roofscale.config import RunConfig
-from roofscale.data import airs, geotiff, roof_share
-from roofscale.data.cache import Chore
-from roofscale.data.order import epoch_order
-from roofscale.data.ready import make_ready
-from roofscale.data.roof_share import drawn_metrics, roof_shares
+from roofscale.data import airs, airs_prepare, geotiff
+from roofscale.data.airs_cache import Chore
+from roofscale.data.airs_prepare import drawn_metrics, make_ready, roof_shares
+from roofscale.data.sampling import epoch_order
 from roofscale.data.sources import open_sources
 
 QUIET = Chore(2, lambda _: None)
@@ -35,7 +34,7 @@ def no_label_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         raise AssertionError(f"{path} was opened")
 
-    monkeypatch.setattr(roof_share.geotiff, "opened", fail)
+    monkeypatch.setattr(airs_prepare.geotiff, "opened", fail)
 
 
 def test_shares_are_those_of_the_masks_and_are_read_once(

@@ -13,11 +13,10 @@ import pytest
 import rasterio
 
 from roofscale.config import RunConfig
-from roofscale.data import airs, tile_cache
-from roofscale.data.cache import Chore, alone_in
-from roofscale.data.ready import make_ready
+from roofscale.data import airs, airs_cache
+from roofscale.data.airs_cache import Chore, alone_in, copies_of
+from roofscale.data.airs_prepare import make_ready
 from roofscale.data.sources import DataSplit, data_fingerprint, open_sources
-from roofscale.data.tile_cache import copies_of
 
 GIB = 2**30
 
@@ -137,7 +136,7 @@ def test_a_full_disk_leaves_the_originals(
     tiles: tuple[airs.Tile, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=GIB)
-    monkeypatch.setattr(tile_cache.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(airs_cache.shutil, "disk_usage", lambda _: full)
     assert make(tiles, tmp_path) == {}
 
 
@@ -150,7 +149,7 @@ def test_it_ends_between_tiles_when_the_run_does(tiles: tuple[airs.Tile, ...], t
 
 def _killed_while_writing(tiles: tuple[airs.Tile, ...], folder: Path) -> None:
     """Dies after the first strip of the second tile."""
-    strips, calls = tile_cache._strips, []
+    strips, calls = airs_cache._strips, []
 
     def dying(height: int, width: int):  # type: ignore[no-untyped-def]
         calls.append(height)
@@ -158,7 +157,7 @@ def _killed_while_writing(tiles: tuple[airs.Tile, ...], folder: Path) -> None:
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    tile_cache._strips = dying  # type: ignore[assignment]
+    airs_cache._strips = dying  # type: ignore[assignment]
     make(tiles, folder)
 
 
@@ -177,13 +176,13 @@ def test_a_kill_leaves_nothing_half_valid_and_no_lock(tiles: tuple[airs.Tile, ..
 
 
 def _make_and_count(tiles: tuple[airs.Tile, ...], folder: Path, start: object, made: object) -> None:
-    copy = tile_cache._copy
+    copy = airs_cache._copy
 
     def counting(tile: airs.Tile, target: Path) -> None:
         copy(tile, target)
         made.put(tile.id)  # type: ignore[attr-defined]
 
-    tile_cache._copy = counting  # type: ignore[assignment]
+    airs_cache._copy = counting  # type: ignore[assignment]
     start.wait()  # type: ignore[attr-defined]
     assert len(make(tiles, folder)) == 3
 
@@ -247,7 +246,7 @@ def test_only_tiles_in_a_slow_layout_are_worth_a_copy(tmp_path: Path, layout: st
         with rasterio.open(file, "w", driver="GTiff", sparse_ok=True, **shape, **how):
             pass
     source = airs.open_tiles([tile], 256)
-    assert tile_cache.slow_tiles(source) == ([tile] if slow else [])
+    assert airs_cache.slow_tiles(source) == ([tile] if slow else [])
     config = RunConfig(datasets=("airs",), image_size=256, tile_cache_gib=1)
     split = DataSplit(source.subset([0]), source.subset([1]))
     said: list[str] = []

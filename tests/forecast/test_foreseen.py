@@ -14,12 +14,12 @@ from roofscale.commands.foreseen import Foreseen
 from roofscale.commands.host_points import kind_here, kind_there
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.host import Kind, Point, shared_mib
-from roofscale.forecast.time import training_samples, validated_samples
+from roofscale.forecast.host_memory import Kind, Point, shared_mib
+from roofscale.forecast.run_time import training_samples, validated_samples
 from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.ladder import Ladder
-from roofscale.phases.plan import load_phase
+from roofscale.phases.phase_file import load_phase
 from roofscale.report.console import console
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import Tracker

@@ -13,8 +13,7 @@ from roofscale.errors import ConfigError
 from roofscale.forecast import trace
 from roofscale.forecast.allocator import MIB, Settings
 from roofscale.forecast.fit import MAX_SHARE, Fit
-from roofscale.forecast.gpu import GpuForecaster, Terms, resolve_precision
-from roofscale.forecast.remedies import remedies
+from roofscale.forecast.gpu_memory import GpuForecaster, Terms, remedies, resolve_precision
 from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
 
 GPU = compute.get("ml.g5.xlarge")

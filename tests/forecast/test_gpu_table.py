@@ -8,7 +8,7 @@ from benchmarks.gpu_table import TARGETS, results
 from benchmarks.measure import Result, in_turns
 
 from roofscale.config import RunConfig
-from roofscale.forecast.roofline import known_gpu
+from roofscale.forecast.roofline_model import known_gpu
 
 BASE = RunConfig(image_size=1024, batch_size=16)
 

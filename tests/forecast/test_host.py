@@ -13,14 +13,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
 from roofscale.forecast.fit import MAX_SHARE, Fit
-from roofscale.forecast.host import (
-    LEAST_SPREAD,
-    SCALE_SPREAD,
-    Kind,
-    Point,
-    fit_host,
-    shared_mib,
-)
+from roofscale.forecast.host_memory import LEAST_SPREAD, SCALE_SPREAD, Kind, Point, fit_host, shared_mib
 from roofscale.forecast.probes import first_probes
 
 SIZES = tuple(itertools.product((1, 2, 4), (0, 2)))

@@ -13,10 +13,10 @@ from roofscale.commands.forecast_host import forecast_host
 from roofscale.commands.host_points import Probes, kind_here, recorded_points
 from roofscale.compute import get
 from roofscale.config import RunConfig
-from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError, RoofscaleError
 from roofscale.files import write_json
-from roofscale.forecast.host import Kind, shared_mib
+from roofscale.forecast.host_memory import Kind, shared_mib
 from roofscale.measurement import Measurement, Outcome
 from roofscale.report.console import console
 from roofscale.tracking import RunRecord

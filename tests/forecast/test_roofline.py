@@ -9,10 +9,10 @@ from roofscale import compute
 from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.gpu import GpuForecaster
-from roofscale.forecast.roofline import Peaks, estimate_step, peaks_of
+from roofscale.forecast.gpu_memory import GpuForecaster
+from roofscale.forecast.op_cost import Work, work_of
+from roofscale.forecast.roofline_model import Peaks, estimate_step, peaks_of
 from roofscale.forecast.trace import trace_batch, trace_training
-from roofscale.forecast.work import Work, work_of
 from roofscale.train.device import Device
 from roofscale.train.trainer import Trainer
 

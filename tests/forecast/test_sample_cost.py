@@ -4,7 +4,7 @@ import pytest
 from benchmarks import gpu_table, measure, sample_cost
 from benchmarks.measure import Result
 
-from roofscale.phases.plan import load_phase
+from roofscale.phases.phase_file import load_phase
 
 
 def stall(instance: str, ms: list[float], monkeypatch: pytest.MonkeyPatch) -> Result:

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from roofscale.config import RunConfig
-from roofscale.forecast.host import Kind
-from roofscale.forecast.tensors import peak_mib, tensors_mib
+from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.step_tensors import peak_mib, tensors_mib
 from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
 
 MIB = 2**20

@@ -10,11 +10,11 @@ import pytest
 from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast import time as t
-from roofscale.forecast.roofline import ERROR, StepEstimate
-from roofscale.forecast.time import forecast_time, training_samples, validated_samples
-from roofscale.forecast.transfer import DOUBLING, OTHER, Bound, SampleTime, Timed, between_runs, deviation
-from roofscale.train.interval import RUN_SPREAD
+from roofscale.forecast import run_time as t
+from roofscale.forecast.roofline_model import ERROR, StepEstimate
+from roofscale.forecast.run_time import forecast_time, training_samples, validated_samples
+from roofscale.forecast.time_scaling import DOUBLING, OTHER, Bound, SampleTime, Timed, between_runs, deviation
+from roofscale.stats.intervals import RUN_SPREAD
 from roofscale.train.loop import passes
 
 HERE = Compute("local", 2, 8.0)

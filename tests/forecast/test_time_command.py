@@ -11,7 +11,7 @@ from roofscale.commands.forecast_gpu import forecast_gpu
 from roofscale.commands.forecast_time import forecast_time
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.phases.plan import load_phase
+from roofscale.phases.phase_file import load_phase
 from roofscale.tracking import RunRecord
 
 BASE = RunConfig(encoder="resnet18", image_size=64, max_samples=50, val_samples=10, compute="ml.m5.xlarge", threads=1)

@@ -8,13 +8,13 @@ import numpy as np
 import optuna
 
 from roofscale.config import RunConfig
-from roofscale.forecast.host import Kind
+from roofscale.forecast.host_memory import Kind
 from roofscale.measurement import Outcome
-from roofscale.phases.search.foresight import Room
-from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.search.memory_guard import Room
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.tried import Tried
-from roofscale.train.interval import Estimate
+from roofscale.phases.search.trial_result import Tried
+from roofscale.stats.intervals import Estimate
 
 SPEC = SearchSpec({"batch_size": (1, 16), "num_workers": (0, 3), "prefetch_factor": (1, 2)})
 BASE = RunConfig(encoder="resnet18", image_size=64, batch_size=2, num_workers=2)

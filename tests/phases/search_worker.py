@@ -12,11 +12,11 @@ from pathlib import Path
 from tests.phases.landscape import BASE, KIND, LIMIT_MIB, SPEC, Invented, tensors_mib
 
 from roofscale.config import RunConfig
-from roofscale.forecast.host import Kind
-from roofscale.phases.search import conduct
-from roofscale.phases.search.foresight import Room
+from roofscale.forecast.host_memory import Kind
+from roofscale.phases.search import step_search
+from roofscale.phases.search.memory_guard import Room
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.tried import Tried
+from roofscale.phases.search.trial_result import Tried
 
 SECONDS = 0.7  # of a trial
 
@@ -43,10 +43,10 @@ class Slow(Invented):
 def main(url: str, study_name: str, log: str, part: str) -> None:
     """Work until nothing is left."""
     Kind.tensors_mib = tensors_mib  # type: ignore[method-assign]
-    conduct._HEARTBEAT_SECONDS, conduct._GRACE_SECONDS = 1, 3  # not so long as with real trials
+    step_search._HEARTBEAT_SECONDS, step_search._GRACE_SECONDS = 1, 3  # not so long as with real trials
     runner = Slow()
     runner.log, runner.hangs = Path(log), part == "hang"
-    study = open_study(conduct.open_storage(url, Path(log).parent), study_name, seed=os.getpid())
+    study = open_study(step_search.open_storage(url, Path(log).parent), study_name, seed=os.getpid())
     room = Room(LIMIT_MIB, None, KIND)
     choice = Search(SPEC, BASE, room, None, study, runner, shared=True, leads=part == "lead").run()
     print(choice)

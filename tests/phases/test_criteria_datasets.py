@@ -10,7 +10,7 @@ from tests.simulated import Part, ask, mixed, simulate
 from roofscale.measurement import Measurement
 from roofscale.phases.criteria import Evidence
 from roofscale.phases.criteria.datasets import stretches
-from roofscale.train.health import Verdict
+from roofscale.stats.curves import Verdict
 
 PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
 CRITERIA = ("smooth_transition", "consistent", "forgetting")

@@ -7,7 +7,7 @@ import pytest
 from tests.criteria_cases import FAULTY, HEALTHY, Case
 from tests.curves import most_events
 
-from roofscale.train.health import Verdict
+from roofscale.stats.curves import Verdict
 
 TRIALS = 200
 STEPS = (14, 40)  # 200 samples at batch 16, and what is enough for nearly all

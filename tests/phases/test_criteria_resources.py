@@ -10,7 +10,7 @@ from tests.simulated import Part, against, ask, simulate
 from roofscale.measurement import Measurement, ResourceSample
 from roofscale.phases.criteria import Evidence
 from roofscale.phases.criteria.resources import training_rows
-from roofscale.train.health import Verdict
+from roofscale.stats.curves import Verdict
 
 PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
 

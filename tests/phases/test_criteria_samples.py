@@ -9,8 +9,8 @@ from tests.simulated import Part, against, ask, simulate
 
 from roofscale.measurement import Measurement, StepRecord
 from roofscale.phases.criteria import Evidence
-from roofscale.phases.criteria.samples import loss_at
-from roofscale.train.health import Verdict
+from roofscale.phases.criteria.equal_samples import loss_at
+from roofscale.stats.curves import Verdict
 
 PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
 

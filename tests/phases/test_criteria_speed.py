@@ -12,7 +12,7 @@ from tests.simulated import Part, against, ask, climb, simulate
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.criteria import BatchPoint, Evidence, Rung, knee
-from roofscale.train.health import Verdict
+from roofscale.stats.curves import Verdict
 
 PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
 

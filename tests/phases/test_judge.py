@@ -13,7 +13,7 @@ from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.criteria.curves import step_memory
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.judge import StepVerdict, Verdict, judge
-from roofscale.phases.plan import CriterionSpec, Step, load_phase
+from roofscale.phases.phase_file import CriterionSpec, Step, load_phase
 
 PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
 

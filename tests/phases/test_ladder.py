@@ -12,7 +12,7 @@ from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import Attempts, Busy
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import ClimbResult, Ladder, StepResult
-from roofscale.phases.plan import Step, load_phase
+from roofscale.phases.phase_file import Step, load_phase
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import TrackedRun, Tracker
 

@@ -13,11 +13,11 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, foreseen
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.climb import Cause, ClimbResult, find_knee
+from roofscale.phases.history import newest_climb
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
-from roofscale.phases.plan import load_phase
-from roofscale.phases.record import newest_climb
-from roofscale.report.standing import batch_words
+from roofscale.phases.phase_file import load_phase
+from roofscale.report.phase_status import batch_words
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import Tracker, get_run
 

@@ -11,10 +11,10 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.climb import Cause, ClimbResult
+from roofscale.phases.history import newest_climb, out_of_memory
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
-from roofscale.phases.plan import load_phase
-from roofscale.phases.record import newest_climb, out_of_memory
+from roofscale.phases.phase_file import load_phase
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import Tracker, get_run
 

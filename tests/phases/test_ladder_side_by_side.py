@@ -15,7 +15,7 @@ from roofscale.phases.climb import ClimbResult
 from roofscale.phases.crew import Crew
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
-from roofscale.phases.plan import load_phase
+from roofscale.phases.phase_file import load_phase
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import Tracker
 

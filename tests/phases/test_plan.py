@@ -9,7 +9,7 @@ import pytest
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.criteria import CRITERIA
-from roofscale.phases.plan import load_phase, repeat_config
+from roofscale.phases.phase_file import load_phase, repeat_config
 
 GOOD = """\
 phase: 1

@@ -9,10 +9,10 @@ from scipy import stats
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.search.choice import Choice, choose, pareto, pool
-from roofscale.phases.search.spec import SearchSpec
-from roofscale.phases.search.trials import MOST_STEPS, as_trial, lacking_mib
-from roofscale.phases.search.tried import SKIPPED, Tried, measured, worth
-from roofscale.train.interval import Estimate
+from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.trial_result import SKIPPED, Tried, measured, worth
+from roofscale.phases.search.trial_runner import MOST_STEPS, as_trial, lacking_mib
+from roofscale.stats.intervals import Estimate
 
 SPEC = SearchSpec({"batch_size": (1, 24), "num_workers": (0, 4)})
 

@@ -11,15 +11,15 @@ from tests.phases.landscape import BASE, KIND, LIMIT_MIB, peak_mib, rate, tensor
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.host import Kind
+from roofscale.forecast.host_memory import Kind
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.attempt import Attempts
+from roofscale.phases.history import trials_in
 from roofscale.phases.ladder import ClimbResult, Ladder, StepResult
-from roofscale.phases.plan import Step, load_phase
-from roofscale.phases.record import trials_in
-from roofscale.phases.search.conduct import CHOICE, Conductor, Found, open_storage
-from roofscale.phases.search.foresight import Room
-from roofscale.phases.search.tried import Tried
+from roofscale.phases.phase_file import Step, load_phase
+from roofscale.phases.search.memory_guard import Room
+from roofscale.phases.search.step_search import CHOICE, Conductor, Found, open_storage
+from roofscale.phases.search.trial_result import Tried
 from roofscale.report.calibration import pairs
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import TrackedRun, Tracker

@@ -7,11 +7,11 @@ from tests.phases.landscape import BASE, KIND, LIMIT_MIB, SPEC, peak_mib, tensor
 
 from roofscale.config import RunConfig
 from roofscale.forecast.fit import MAX_SHARE
-from roofscale.forecast.host import Kind, Point
+from roofscale.forecast.host_memory import Kind, Point
 from roofscale.measurement import Outcome
-from roofscale.phases.search.foresight import Foresight, Room
-from roofscale.phases.search.tried import SKIPPED, Tried
-from roofscale.train.interval import Estimate
+from roofscale.phases.search.memory_guard import Foresight, Room
+from roofscale.phases.search.trial_result import SKIPPED, Tried
+from roofscale.stats.intervals import Estimate
 
 SIZES = ((1, 0), (1, 2), (2, 0), (2, 2), (4, 0), (4, 2))
 

@@ -14,13 +14,13 @@ from tests.phases.landscape import BASE, LIMIT_MIB, SPEC, Invented, best_rate, p
 
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
-from roofscale.forecast.host import Kind
+from roofscale.forecast.host_memory import Kind
 from roofscale.phases.climb import Stopped
 from roofscale.phases.crew import Crew
-from roofscale.phases.search.conduct import open_storage
+from roofscale.phases.search.step_search import open_storage
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.trials import TrialFailed
-from roofscale.phases.search.tried import Tried
+from roofscale.phases.search.trial_result import Tried
+from roofscale.phases.search.trial_runner import TrialFailed
 
 MOST = 3
 

@@ -6,8 +6,8 @@ import pytest
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.phases.plan import Phase, load_phase
-from roofscale.phases.search.spec import SearchSpec
+from roofscale.phases.phase_file import Phase, load_phase
+from roofscale.phases.search.space import SearchSpec
 
 PHASE = """
 phase: 3

@@ -12,14 +12,14 @@ from tests.phases.landscape import BASE, LIMIT_MIB, SPEC, Invented, best_rate, p
 
 from roofscale.errors import RoofscaleError
 from roofscale.forecast.fit import MAX_SHARE
-from roofscale.forecast.host import Kind
+from roofscale.forecast.host_memory import Kind
 from roofscale.measurement import Outcome
 from roofscale.phases.climb import Stopped
-from roofscale.phases.search.conduct import open_storage
+from roofscale.phases.search.step_search import open_storage
 from roofscale.phases.search.study import open_study
-from roofscale.phases.search.trials import TrialFailed
-from roofscale.phases.search.tried import SKIPPED, Tried
-from roofscale.train.interval import Estimate
+from roofscale.phases.search.trial_result import SKIPPED, Tried
+from roofscale.phases.search.trial_runner import TrialFailed
+from roofscale.stats.intervals import Estimate
 
 
 @pytest.fixture(autouse=True)

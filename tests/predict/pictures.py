@@ -10,7 +10,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from roofscale.data.sample import Pixels
-from roofscale.predict.blend import Probabilities
+from roofscale.predict.sliding_window import Probabilities
 
 # In Christchurch, at AIRS's resolution
 PLACE = {

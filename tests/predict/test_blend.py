@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roofscale.data.sample import Pixels
 from roofscale.errors import ConfigError
-from roofscale.predict.blend import Probabilities, Tiling, segment_rows, usual_overlap
+from roofscale.predict.sliding_window import Probabilities, Tiling, segment_rows, usual_overlap
 
 
 def noise(height: int, width: int) -> Pixels:

@@ -25,7 +25,7 @@ from roofscale.cli import main
 from roofscale.commands.register import name_champion
 from roofscale.config import RunConfig
 from roofscale.measurement import Outcome
-from roofscale.predict.segmenter import Segmenter
+from roofscale.predict.inference import Segmenter
 from roofscale.tracking import Tracker, save_model
 
 CONFIG = RunConfig(encoder="test_resnet", image_size=64, datasets=("rid",), threads=1)

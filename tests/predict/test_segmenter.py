@@ -10,7 +10,7 @@ from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.data.sample import Pixels
 from roofscale.errors import ConfigError
-from roofscale.predict.segmenter import Segmenter
+from roofscale.predict.inference import Segmenter
 
 CONFIG = RunConfig(encoder="resnet18", image_size=64, precision="fp16", batch_size=3)
 

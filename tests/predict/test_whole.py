@@ -17,11 +17,11 @@ from rasterio.warp import transform_geom
 from tests.predict.pictures import PLACE, Bright, noise, read, write
 
 from roofscale.errors import DataError
-from roofscale.predict.blend import Tiling
-from roofscale.predict.outlines import write_outlines
+from roofscale.predict.inference import Cutting, Shares, count_whole, fill_mask
 from roofscale.predict.raster import NODATA, new_mask, open_image
-from roofscale.predict.whole import Cutting, Shares, count_whole, fill_mask
-from roofscale.train.metrics import count
+from roofscale.predict.sliding_window import Tiling
+from roofscale.predict.vectorize import write_outlines
+from roofscale.train.scores import count
 
 CUTTING: Any = Cutting(Bright(), Tiling(64, 32), 0.5)  # type: ignore[arg-type]  # a model of its own
 

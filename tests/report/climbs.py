@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult
 from roofscale.phases.judge import Verdict, judge
-from roofscale.phases.plan import Phase, load_phase
+from roofscale.phases.phase_file import Phase, load_phase
 
 SAMPLES = """
 phase: 1

@@ -9,7 +9,7 @@ from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_s
 from roofscale.measurement import Outcome
 from roofscale.phases.climb import Cause, ClimbResult
 from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
-from roofscale.report.advice import advise
+from roofscale.report.recommendations import advise
 
 SAMPLE_PLAN, BATCH_PLAN, GPU_PLAN = phase(SAMPLES), phase(BATCHES), phase(GPU)
 WORKER_PLAN = phase("""

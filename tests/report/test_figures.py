@@ -13,11 +13,10 @@ from tests.report.climbs import BATCHES, climb, measured, passed_samples, phase,
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, StepRecord, Validation
 from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.judge import Verdict
-from roofscale.report import style
-from roofscale.report.figures import run_figures, running_median
-from roofscale.report.ladder_figures import ladder_figure
-from roofscale.report.phase_figures import CAPTIONS, phase_figures
-from roofscale.report.points import points
+from roofscale.report.figures import style
+from roofscale.report.figures.phase import CAPTIONS, ladder_figure, phase_figures
+from roofscale.report.figures.run import run_figures, running_median
+from roofscale.report.figures.scaling import points
 
 BATCH_PLAN = phase(BATCHES)
 DATASETS = phase("""

@@ -9,8 +9,8 @@ from tests.report.climbs import BATCHES, climb, passed_samples, phase, rolled_ba
 
 from roofscale.measurement import Outcome, StepRecord
 from roofscale.phases.climb import ClimbResult
-from roofscale.report.html import phase_html, write_phase_html
-from roofscale.report.publish import publish_phase
+from roofscale.report.artifacts import publish_phase
+from roofscale.report.phase_html import phase_html, write_phase_html
 from roofscale.tracking import Tracker
 
 VOID = {"meta", "img", "br"}

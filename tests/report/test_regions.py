@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from roofscale.errors import ConfigError
-from roofscale.report.regions import block, read_regions, section
+from roofscale.report.user_blocks import block, read_regions, section
 
 PAGE = f"above\n{block('notes', ' mine ')}\n{section(1, 'one')}\nbetween\n{section(12, 'twelve')}\nbelow"
 

@@ -10,9 +10,9 @@ from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
 from roofscale.phases.climb import Cause, ClimbResult
 from roofscale.phases.gate import Condition, GateReport
-from roofscale.report.regions import block, read_regions
-from roofscale.report.sections import DESCRIPTION_LENGTH, description, phase_section
+from roofscale.report.phase_section import DESCRIPTION_LENGTH, description, phase_section
 from roofscale.report.strategy import strategy_document
+from roofscale.report.user_blocks import block, read_regions
 
 PLANS = [phase(text) for text in (SAMPLES, BATCHES, GPU)]
 

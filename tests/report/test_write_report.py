@@ -9,7 +9,7 @@ from tests.report.climbs import BATCHES, SAMPLES, passed_samples, rolled_back
 from tests.report.seeded import seed
 
 from roofscale.cli import main
-from roofscale.phases.record import newest_climb
+from roofscale.phases.history import newest_climb
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from roofscale.compute import GIB, Allowance, Compute
 from roofscale.config import RunConfig
 from roofscale.measurement import METRICS, MemoryPoint, Outcome, StepRecord, Validation
-from roofscale.runners import assemble as a
-from roofscale.runners.assemble import Supervised, assemble
+from roofscale.runners import build_measurement as a
+from roofscale.runners.build_measurement import Supervised, assemble
 
 
 def step(number: int, *, epoch: int = 0, seconds: float = 0.5, samples: int | None = None, **more: float) -> StepRecord:

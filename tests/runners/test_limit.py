@@ -13,8 +13,8 @@ import pytest
 
 from roofscale import cgroup
 from roofscale.cgroup import MemoryCgroup
-from roofscale.runners import limit as limits
-from roofscale.runners.limit import MemoryLimit
+from roofscale.runners import memory_limit as limits
+from roofscale.runners.memory_limit import MemoryLimit
 
 GIB = 2**30
 

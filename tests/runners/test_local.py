@@ -18,8 +18,8 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.runners.events import Event
-from roofscale.runners.limit import MemoryLimit
 from roofscale.runners.local import LocalRunner
+from roofscale.runners.memory_limit import MemoryLimit
 from roofscale.runners.supervise import SilentListener
 
 CHILD = Path(__file__).with_name("child.py")

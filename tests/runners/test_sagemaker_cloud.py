@@ -12,8 +12,8 @@ from moto import mock_aws
 from tests.runners.sagemaker_settings import BEGUN, SETTINGS, packed
 
 from roofscale.errors import ConfigError
-from roofscale.runners.sagemaker.cloud import Cloud
-from roofscale.runners.sagemaker.faults import CloudError, explain, is_passing, patiently
+from roofscale.runners.sagemaker.aws_errors import CloudError, explain, is_passing, patiently
+from roofscale.runners.sagemaker.jobs_api import Cloud
 
 HERE = dataclasses.replace(SETTINGS, region="eu-west-1")
 

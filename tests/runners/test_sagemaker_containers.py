@@ -13,12 +13,12 @@ from roofscale import compute
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
 from roofscale.runners.outcome import FOLLOWED
-from roofscale.runners.sagemaker import hosts
+from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker import request as requests
-from roofscale.runners.sagemaker.containers import Containers, ended
 from roofscale.runners.sagemaker.docker import create_words, folder_of
 from roofscale.runners.sagemaker.job import Job
-from roofscale.runners.sagemaker.outcomes import job_outcome
+from roofscale.runners.sagemaker.job_outcome import job_outcome
+from roofscale.runners.sagemaker.local_mode import Containers, ended
 from roofscale.runners.sagemaker.settings import HERE, Settings, load
 
 JOB = Job("roofscale-train-abc")
@@ -112,7 +112,7 @@ def test_hosts_share_data_and_checkpoints_and_have_a_name_and_an_output_each(
 ) -> None:
     request = asked(settings, compute="ml.m5.large", instance_count=2)
     first, second = (
-        create_words(request, compute.get("ml.m5.large"), tmp_path / "job", host) for host in hosts.names(2)
+        create_words(request, compute.get("ml.m5.large"), tmp_path / "job", host) for host in multi_node.names(2)
     )
     assert [ours.replace("algo-1", "algo-2") for ours in first] == second, "they differ by the host and nothing else"
     said = dict(itertools.pairwise(second))
@@ -198,7 +198,7 @@ def test_a_job_of_two_hosts_from_its_start_to_its_end(settings: Settings, docker
     assert docker.calls[0][:3] == ["network", "create", "--internal"]
     assert docker.calls[-1] == ["start", f"{JOB.name}.algo-1", f"{JOB.name}.algo-2"]
     job = folder_of(requests.output_uri(settings, JOB)).parents[1]
-    told = hosts.machines_of(job / "algo-2/config/resourceconfig.json")
+    told = multi_node.machines_of(job / "algo-2/config/resourceconfig.json")
     assert (told.names, told.place, told.network) == (("algo-1", "algo-2"), 1, "eth0")
 
     recent = {"StartedAt": "2999-01-01T00:00:00Z"}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from roofscale.config import RunConfig
-from roofscale.data.generate import GenerateSpec
-from roofscale.data.places import find_dataset, origin
+from roofscale.data.locate import find_dataset, origin
+from roofscale.data.synthetic import GenerateSpec
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.runners.sagemaker import entry

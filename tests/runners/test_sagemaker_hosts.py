@@ -7,7 +7,7 @@ import pytest
 
 from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.runners.outcome import FOLLOWED
-from roofscale.runners.sagemaker import entry, hosts
+from roofscale.runners.sagemaker import entry, multi_node
 from roofscale.runners.torchrun import Machines
 
 ROW = ResourceSample(2.0, {"cpu/utilisation": 0.5})
@@ -24,37 +24,37 @@ SECOND = Measurement(
 
 
 def written(top: Path, current: str, *names: str) -> Path:
-    file = top / hosts.RESOURCE_CONFIG
+    file = top / multi_node.RESOURCE_CONFIG
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"current_host": current, "hosts": names, "network_interface_name": "eth0"}))
     return file
 
 
 def test_machines_are_those_of_the_resource_config_in_one_order_on_all(tmp_path: Path) -> None:
-    assert hosts.machines_of(written(tmp_path, "algo-2", "algo-2", "algo-1")) == Machines(
+    assert multi_node.machines_of(written(tmp_path, "algo-2", "algo-2", "algo-1")) == Machines(
         ("algo-1", "algo-2"), 1, "eth0"
     )
-    assert hosts.machines_of(written(tmp_path, "algo-1", "algo-1", "algo-2")).place == 0
-    assert hosts.machines_of(tmp_path / "none.json") == Machines()
+    assert multi_node.machines_of(written(tmp_path, "algo-1", "algo-1", "algo-2")).place == 0
+    assert multi_node.machines_of(tmp_path / "none.json") == Machines()
 
 
 def test_what_a_stand_in_for_the_service_tells_a_machine_is_what_the_machine_reads(tmp_path: Path) -> None:
     file = tmp_path / "resourceconfig.json"
-    machines = hosts.names(3)
-    file.write_text(json.dumps(hosts.resource_config(machines, "algo-3", "ml.m5.xlarge")))
-    assert hosts.machines_of(file) == Machines(("algo-1", "algo-2", "algo-3"), 2, "eth0")
+    machines = multi_node.names(3)
+    file.write_text(json.dumps(multi_node.resource_config(machines, "algo-3", "ml.m5.xlarge")))
+    assert multi_node.machines_of(file) == Machines(("algo-1", "algo-2", "algo-3"), 2, "eth0")
 
 
 def test_no_two_machines_leave_a_file_of_the_same_name() -> None:
-    folders = [hosts.folder(Path("/opt/ml/checkpoints"), place) for place in range(3)]
+    folders = [multi_node.folder(Path("/opt/ml/checkpoints"), place) for place in range(3)]
     assert folders[0] == Path("/opt/ml/checkpoints"), "where a job of one machine has it"
     assert len(set(folders)) == 3
-    assert hosts.measurement_name(0) == "measurement.json"
-    assert len({hosts.measurement_name(place) for place in range(3)}) == 3
+    assert multi_node.measurement_name(0) == "measurement.json"
+    assert len({multi_node.measurement_name(place) for place in range(3)}) == 3
 
 
 def test_what_other_machines_used_has_names_of_its_own() -> None:
-    found = hosts.joined([FIRST, SECOND])
+    found = multi_node.joined([FIRST, SECOND])
     assert found is not None
     assert found.metrics == {
         "memory/peak_mib": 100.0,
@@ -63,8 +63,8 @@ def test_what_other_machines_used_has_names_of_its_own() -> None:
         "node1/gpu/utilisation": 0.9,
     }
     assert found.resources == (ResourceSample(1.0, {"node1/cpu/utilisation": 0.4}), ROW)
-    assert hosts.joined([FIRST]) == FIRST
-    assert hosts.joined([None, None]) is None
+    assert multi_node.joined([FIRST]) == FIRST
+    assert multi_node.joined([None, None]) is None
 
 
 @pytest.mark.parametrize("lost", [FIRST, None, Measurement(Outcome.CRASHED, f"{FOLLOWED}: Connection closed", "abc")])
@@ -72,10 +72,10 @@ def test_the_machine_that_ended_first_says_what_the_run_came_to(lost: Measuremen
     dead = Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc")
     followed = Measurement(Outcome.CRASHED, f"{FOLLOWED}: Connection closed by peer", "abc")
     asked = Measurement(Outcome.INTERRUPTED, "asked to stop before it was done", "abc")
-    stopped = hosts.joined([asked, dead, followed])
+    stopped = multi_node.joined([asked, dead, followed])
     assert stopped is not None
     assert stopped.outcome is Outcome.HOST_OOM, "the others are asked to stop for it"
-    found = hosts.joined([lost if lost is not FIRST else followed, dead, followed])
+    found = multi_node.joined([lost if lost is not FIRST else followed, dead, followed])
     assert found is not None
     assert (found.outcome, found.detail) == (Outcome.HOST_OOM, "killed by the kernel")
 

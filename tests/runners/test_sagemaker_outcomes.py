@@ -8,7 +8,7 @@ from tests.runners.sagemaker_settings import described
 
 from roofscale.measurement import Measurement, Outcome
 from roofscale.runners.outcome import FOLLOWED
-from roofscale.runners.sagemaker.outcomes import cost_metrics, failure_text, job_outcome
+from roofscale.runners.sagemaker.job_outcome import cost_metrics, failure_text, job_outcome
 
 
 def own(outcome: Outcome, detail: str = "as the job saw it") -> Measurement:

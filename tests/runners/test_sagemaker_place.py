@@ -17,11 +17,11 @@ from roofscale.cli.options import RUNNERS
 from roofscale.commands import gate, place
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.phases.plan import load_phase
-from roofscale.runners import choose
-from roofscale.runners.sagemaker.faults import CloudError
+from roofscale.phases.phase_file import load_phase
+from roofscale.runners import registry
+from roofscale.runners.sagemaker.aws_errors import CloudError
 from roofscale.runners.sagemaker.shapes import problems
-from roofscale.train.interval import Interval
+from roofscale.stats.intervals import Interval
 
 IN_S3 = RunConfig(compute="ml.m5.xlarge", data_root="s3://roofs/data")
 
@@ -52,8 +52,8 @@ def said(out: Console) -> str:
 
 def test_this_machine_cannot_read_from_s3(out: Console) -> None:
     with pytest.raises(ConfigError, match="Add --runner sagemaker"):
-        place.check_place(choose.LOCAL, [RunConfig(), IN_S3], out)
-    place.check_place(choose.LOCAL, [RunConfig()], out)
+        place.check_place(registry.LOCAL, [RunConfig(), IN_S3], out)
+    place.check_place(registry.LOCAL, [RunConfig()], out)
 
 
 @pytest.mark.usefixtures("_settings")
@@ -61,18 +61,18 @@ def test_the_gpu_that_a_phase_requires_is_that_of_its_runner(monkeypatch: pytest
     monkeypatch.setattr("roofscale.commands.gate.Gpus", list)  # none on this machine
     phase = replace(load_phase(Path(__file__).parents[2] / "experiments/phase5.yaml"), requires=("gpu",))
     assert "this machine has no GPU" in gate.lacks_gpu(phase)[0]
-    assert gate.lacks_gpu(phase, runner=choose.SAGEMAKER) == []
-    (on_cpus,) = gate.lacks_gpu(phase, ["compute=ml.m5.xlarge"], choose.SAGEMAKER)
+    assert gate.lacks_gpu(phase, runner=registry.SAGEMAKER) == []
+    (on_cpus,) = gate.lacks_gpu(phase, ["compute=ml.m5.xlarge"], registry.SAGEMAKER)
     assert "compute=ml.m5.xlarge has no GPU; choose one that has" in on_cpus
     assert "--gpu-compute ml.g5.xlarge" in on_cpus
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_LOCAL_MODE", "true")
-    assert "this machine has no GPU" in gate.lacks_gpu(phase, runner=choose.SAGEMAKER)[0]
+    assert "this machine has no GPU" in gate.lacks_gpu(phase, runner=registry.SAGEMAKER)[0]
 
 
 @pytest.mark.usefixtures("_settings")
 def test_a_job_needs_an_instance(out: Console) -> None:
     with pytest.raises(ConfigError, match="compute=local: expected an instance"):
-        place.check_place(choose.SAGEMAKER, [IN_S3, IN_S3.with_overrides({"compute": "local"})], out)
+        place.check_place(registry.SAGEMAKER, [IN_S3, IN_S3.with_overrides({"compute": "local"})], out)
 
 
 @pytest.mark.usefixtures("_settings")
@@ -80,11 +80,11 @@ def test_the_upper_end_of_the_forecast_is_held_against_the_budget(
     out: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreseen(monkeypatch, 0.7, 0.7)
-    place.check_place(choose.SAGEMAKER, [IN_S3, IN_S3], out)
+    place.check_place(registry.SAGEMAKER, [IN_S3, IN_S3], out)
     assert "of a budget of 1.5 USD" in said(out)
     foreseen(monkeypatch, 0.7, None, 0.9)
     with pytest.raises(ConfigError, match=r"budget_usd=1\.5: the forecast of 2 of 3 runs"):
-        place.check_place(choose.SAGEMAKER, [IN_S3] * 3, out)
+        place.check_place(registry.SAGEMAKER, [IN_S3] * 3, out)
 
 
 @pytest.mark.usefixtures("_settings")
@@ -92,7 +92,7 @@ def test_where_nothing_is_foreseen_the_jobs_are_held_to_the_budget(
     out: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreseen(monkeypatch, None)
-    place.check_place(choose.SAGEMAKER, [IN_S3], out)
+    place.check_place(registry.SAGEMAKER, [IN_S3], out)
     assert "the jobs end once 1.5 USD are used up" in said(out)
 
 
@@ -149,7 +149,7 @@ def test_status_asks_nobody_where_jobs_are_not_set_up(monkeypatch: pytest.Monkey
 
 
 def test_the_command_line_knows_the_same_runners() -> None:
-    assert RUNNERS == choose.NAMES
+    assert RUNNERS == registry.NAMES
 
 
 @pytest.mark.parametrize(("words", "variable", "runner"), [([], "", "local"), ([], "sagemaker", "sagemaker"),

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.core import set_initial_no_auth_action_count
 
-from roofscale.runners.sagemaker import cloud
+from roofscale.runners.sagemaker import jobs_api
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/iam"
 FILLED_IN = {"ACCOUNT": "123456789012", "REGION": "eu-west-1", "BUCKET": "roofs", "ROLE": "RoofscaleJob"}
@@ -129,7 +129,7 @@ def test_the_launcher_touches_its_own_jobs_and_passes_one_role_to_one_service() 
 
 
 def test_the_launcher_may_all_that_it_asks_of_sagemaker() -> None:
-    source = Path(cloud.__file__).read_text(encoding="utf-8")
+    source = Path(jobs_api.__file__).read_text(encoding="utf-8")
     asked = set(re.findall(r'_sagemaker\.get_paginator\("(\w+)"', source))
     asked |= set(re.findall(r"_sagemaker\.(\w+)\(", source)) - {"get_paginator"}
     assert {"create_training_job", "stop_training_job"} <= asked

@@ -15,14 +15,14 @@ from tests.runners.sagemaker_settings import CONFIG, SETTINGS, FakeCloud, descri
 
 from roofscale import compute
 from roofscale.config import RunConfig
-from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.sources import data_fingerprint, open_sources
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.phases.crew import Crew
-from roofscale.runners.choose import chosen
 from roofscale.runners.events import Event
 from roofscale.runners.local import LocalRunner
+from roofscale.runners.registry import chosen
 from roofscale.runners.sagemaker.job import Spending, of_run
 from roofscale.runners.sagemaker.runner import SageMakerRunner, generated_specs, instance, seconds_left
 from roofscale.runners.sagemaker.runner import _poll_seconds as poll_seconds

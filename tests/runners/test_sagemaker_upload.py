@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from moto import mock_aws
 
 from roofscale import cli
-from roofscale.data.generate import GenerateSpec, generate
-from roofscale.data.places import find_dataset, origin
+from roofscale.data.locate import find_dataset, origin
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError, DataError
-from roofscale.runners.sagemaker import store, upload
-from roofscale.runners.sagemaker.store import Store
+from roofscale.runners.sagemaker import s3 as s3_module
+from roofscale.runners.sagemaker import upload
+from roofscale.runners.sagemaker.s3 import Store
 from roofscale.runners.sagemaker.upload import Copied, checksum_of, copy, wanted
 
 URI = "s3://roofs/the data/ü"
@@ -98,7 +99,7 @@ def test_twins_for_looking_at_and_hidden_files_stay_behind(made: Path, tmp_path:
 def test_the_checksum_is_the_one_that_s3_has(
     size: int, s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PART_BYTES", PART)
+    monkeypatch.setattr(s3_module, "PART_BYTES", PART)
     file = tmp_path / "file"
     file.write_bytes(os.urandom(size))
     s3 = Store("eu-west-1")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from roofscale.data.sample import Batch
-from roofscale.train.ahead import BATCHES_ON_GPU, SideStream, ahead
+from roofscale.train.prefetch import BATCHES_ON_GPU, SideStream, ahead
 
 
 def batch(number: int) -> Batch:

@@ -9,7 +9,7 @@ from torch import nn
 from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
-from roofscale.forecast.host import Kind
+from roofscale.forecast.host_memory import Kind
 from roofscale.forecast.trace import trace_batch
 from roofscale.train.trainer import Trainer
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from roofscale.train.batch_norm import synchronise
+from roofscale.train.cpu_sync_batchnorm import synchronise
 
 
 class Threads:

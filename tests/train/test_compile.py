@@ -13,7 +13,7 @@ from roofscale.compute import get
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
-from roofscale.forecast.gpu import GpuForecaster
+from roofscale.forecast.gpu_memory import GpuForecaster
 from roofscale.forecast.trace import trace_training
 from roofscale.train import __main__ as process
 from roofscale.train.trainer import Trainer

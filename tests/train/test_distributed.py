@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from roofscale.config import RunConfig
-from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.sources import open_sources
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.runners import torchrun

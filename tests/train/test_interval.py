@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 from tests.simulated import Part, simulate
 
-from roofscale.runners.assemble import warm
-from roofscale.train import interval as i
-from roofscale.train.health import Verdict
+from roofscale.runners.build_measurement import warm
+from roofscale.stats import intervals as i
+from roofscale.stats.curves import Verdict
 
 
 def test_a_difference_of_means_is_welchs() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roofscale.data.sample import CHANNELS
 from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
-from roofscale.train.metrics import count, ratios
+from roofscale.train.scores import count, ratios
 
 K = len(CHANNELS)
 

@@ -5,7 +5,7 @@ import torch
 
 from roofscale.data.sample import CHANNELS
 from roofscale.torch_compat import import_torchvision
-from roofscale.train.metrics import count, ratios
+from roofscale.train.scores import count, ratios
 
 import_torchvision()  # torchmetrics imports it
 from torchmetrics.functional import classification as reference  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from roofscale.config import RunConfig
-from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.train import checkpoint
 
 SMALL = {

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from roofscale.config import RunConfig
-from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.sources import open_sources
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.train import __main__ as process
 from roofscale.train.loop import Run, passes
 from roofscale.train.trainer import Trainer

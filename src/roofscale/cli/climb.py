@@ -95,7 +95,7 @@ def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: 
         join_search(join, storage, RUNS, wishes["as_json"], wishes["runner"])
         return
     from roofscale.commands import phase as commands
-    from roofscale.phases.record import SEARCHING
+    from roofscale.phases.history import SEARCHING
 
     order = _order("search", **wishes, storage=storage)
     if dry_run:

@@ -32,7 +32,7 @@ def data() -> None:
 def generate(folder: Path, datasets: str, join: Path | None, dry_run: bool, as_json: bool, **amounts: Any) -> None:
     """Write generated data sets into FOLDER, in the layouts of the real ones."""
     from roofscale.commands import data as commands
-    from roofscale.data.generate import GenerateSpec
+    from roofscale.data.synthetic import GenerateSpec
 
     spec = GenerateSpec(datasets=tuple(datasets.split(",")), **amounts)
     commands.generate_data(folder, spec, join, dry_run, as_json)

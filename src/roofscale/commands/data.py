@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from roofscale.data.catalogue import card_of
 from roofscale.data.check import check
+from roofscale.data.dataset_cards import card_of
 from roofscale.data.fetch import address_of, fetch
-from roofscale.data.generate import GenerateSpec, generate
+from roofscale.data.file_error import FileProblem
 from roofscale.data.leaks import LeakRate
-from roofscale.data.problem import FileProblem
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.report.console import as_json, console
 
 _SHOWN = 20  # problems of one kind

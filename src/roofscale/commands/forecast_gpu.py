@@ -12,10 +12,9 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.files import require_output
 from roofscale.forecast.fit import MAX_SHARE, Fit
-from roofscale.forecast.gpu import GpuForecaster
-from roofscale.forecast.gpu_forecast import GpuForecast
-from roofscale.forecast.remedies import remedies
-from roofscale.forecast.roofline import MEAN_ERROR, StepEstimate
+from roofscale.forecast.gpu_memory import GpuForecaster, remedies
+from roofscale.forecast.results import GpuForecast
+from roofscale.forecast.roofline_model import MEAN_ERROR, StepEstimate
 from roofscale.report.console import as_json, console
 
 _SHOWN_MODULES = 8
@@ -24,16 +23,16 @@ _SHOWN_MODULES = 8
 def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
     """Print what a config would take of its compute's GPU; return 0 if it fits for sure, else 1."""
     if figure is not None:
-        from roofscale.report import gpu_figure  # imports matplotlib
+        from roofscale.report.figures import run  # imports matplotlib
 
-        require_output("--figure", figure, (".svg", ".png"), {}, gpu_figure.is_figure)
+        require_output("--figure", figure, (".svg", ".png"), {}, run.is_figure)
     forecaster = GpuForecaster(config, compute.get(config.compute))
     found = forecaster.at(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
     lighter = remedies(forecaster, sure) if found.fit is not Fit.FITS else []
     if figure is not None:
-        drawn = gpu_figure.gpu_memory_figure(found, forecaster.timeline(config.batch_size))
-        gpu_figure.write_figure(drawn, figure)
+        drawn = run.gpu_memory_figure(found, forecaster.timeline(config.batch_size))
+        run.write_figure(drawn, figure)
     if to_json:
         content = {"largest_batch": {"for_sure": sure, "expected": expected}, "step": asdict(_step(forecaster))}
         print(as_json({**_as_dict(found), **content, "remedies": {words: _as_dict(f) for words, f in lighter}}))

@@ -13,12 +13,12 @@ from roofscale import compute
 from roofscale.commands.host_points import Probes, Stopped, kind_here, recorded_points
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, ExitCode
-from roofscale.forecast import host
+from roofscale.forecast import host_memory
 from roofscale.forecast.fit import MAX_SHARE, Fit
-from roofscale.forecast.host import HostForecast, HostModel, Point
+from roofscale.forecast.host_memory import HostForecast, HostModel, Point
 from roofscale.forecast.probes import as_probe
 from roofscale.report.console import as_json, console
-from roofscale.train.interval import CONFIDENCE
+from roofscale.stats.intervals import CONFIDENCE
 
 _STYLE = {Fit.FITS: "green", Fit.TOO_LARGE: "bold red", Fit.UNCERTAIN: "yellow"}
 
@@ -52,7 +52,7 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
             return ExitCode.INTERRUPTED
         points = [*recorded_points(), *probes.points()]
     try:
-        model = host.fit_host(probes.kind, points)
+        model = host_memory.fit_host(probes.kind, points)
         forecast = model.forecast(config, *limits)
     except ConfigError as error:
         if lost := probes.ran_out(config):
@@ -72,7 +72,7 @@ def _worth_making(
     if lacking := probes.lacking(config, points):
         return lacking
     try:
-        forecast = host.fit_host(probes.kind, points).forecast(config, *limits)
+        forecast = host_memory.fit_host(probes.kind, points).forecast(config, *limits)
     except ConfigError:  # too little came of those that were made
         return []
     best = forecast.next_probe if forecast.fit is Fit.UNCERTAIN else None

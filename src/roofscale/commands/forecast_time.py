@@ -10,10 +10,10 @@ from roofscale import compute
 from roofscale.commands import timed
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.time import TimeForecast
-from roofscale.forecast.transfer import passes_of
+from roofscale.forecast.run_time import TimeForecast
+from roofscale.forecast.time_scaling import passes_of
 from roofscale.report.console import as_json, console
-from roofscale.train.interval import CONFIDENCE
+from roofscale.stats.intervals import CONFIDENCE
 
 _SHOWN_SOURCES = 5
 

@@ -11,11 +11,11 @@ from roofscale.commands import timed
 from roofscale.commands.host_points import Probes, kind_for, recorded_points
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
-from roofscale.forecast import host
-from roofscale.forecast.host import Kind, Point
-from roofscale.forecast.transfer import Timed
+from roofscale.forecast import host_memory
+from roofscale.forecast.host_memory import Kind, Point
+from roofscale.forecast.time_scaling import Timed
 from roofscale.measurement import Measurement, Outcome, foreseen
-from roofscale.runners import choose
+from roofscale.runners import registry
 
 Metrics = dict[str, float]
 
@@ -31,8 +31,8 @@ class Foreseen:
         runner: that runs it.
     """
 
-    def __init__(self, runs: Path, out: Console, runner: str = choose.LOCAL) -> None:
-        self._runs, self._out, self._here = runs, out, choose.runs_here(runner)
+    def __init__(self, runs: Path, out: Console, runner: str = registry.LOCAL) -> None:
+        self._runs, self._out, self._here = runs, out, registry.runs_here(runner)
         self._kind_of = kind_for(runner)
         self._timed: list[Timed] | None = None
         self._points: list[Point] | None = None
@@ -89,7 +89,7 @@ class Foreseen:
         kind = self._kind_of(config, size)
         if self._points is None:
             self._points = [*recorded_points(), *Probes(self._runs / "probes", kind).points()]
-        model = host.fit_host(kind, self._points)
+        model = host_memory.fit_host(kind, self._points)
         peak = model.forecast(config, size.memory_gib * 1024).peak
         return foreseen("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
 
@@ -97,7 +97,7 @@ class Foreseen:
         where = compute.get(config.compute)
         if not where.gpu:
             return {}
-        from roofscale.forecast.gpu import foresee  # imports PyTorch
+        from roofscale.forecast.gpu_memory import foresee  # imports PyTorch
 
         found = foresee(config, where)
         assert found, "as the compute has a GPU"

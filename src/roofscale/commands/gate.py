@@ -7,13 +7,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from roofscale import compute, invocation
+from roofscale.monitoring.nvml import Gpus
 from roofscale.phases.gate import CPU_PHASES, GateReport, gate_report
-from roofscale.phases.plan import Phase
-from roofscale.phases.record import judged_runs
+from roofscale.phases.history import judged_runs
+from roofscale.phases.phase_file import Phase
 from roofscale.report.console import as_json, console
-from roofscale.runners import choose
+from roofscale.runners import registry
 from roofscale.tracking import tracking_uri
-from roofscale.train.gpu import Gpus
 
 GPU_EXAMPLE = "ml.g5.xlarge"
 
@@ -44,14 +44,14 @@ def closed(phase: Phase, out: Console) -> list[str]:
     return [] if report.open else [f"the gate is closed ({on})"]
 
 
-def lacks_gpu(phase: Phase, overrides: Sequence[str] = (), runner: str = choose.LOCAL) -> list[str]:
+def lacks_gpu(phase: Phase, overrides: Sequence[str] = (), runner: str = registry.LOCAL) -> list[str]:
     """What is missing of a GPU that a phase requires, where its runs execute: on this machine, or as jobs."""
     if "gpu" not in phase.requires:
         return []
     computes = [config.compute for _, config in phase.resolve(overrides=overrides)]
     without = [name for name in computes if not compute.get(name).gpu]
     again = invocation.command("phase", phase.number)
-    if choose.runs_here(runner):
+    if registry.runs_here(runner):
         such = GPU_EXAMPLE if without else computes[0]
         return [] if Gpus() else [
             f"this machine has no GPU. On a machine that has one, such as {such}, with the same tracking server "

@@ -15,12 +15,12 @@ from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, RecordError, RoofscaleError
 from roofscale.files import read_json
-from roofscale.forecast.host import Kind, Point
+from roofscale.forecast.host_memory import Kind, Point
 from roofscale.forecast.probes import first_probes
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.record import judged_runs, read_config
+from roofscale.phases.history import judged_runs, read_config
 from roofscale.report.console import ProgressBar
-from roofscale.runners import choose
+from roofscale.runners import registry
 from roofscale.runners.local import MEASUREMENT, LocalRunner
 from roofscale.train import malloc
 
@@ -41,7 +41,7 @@ def kind_for(runner: str) -> KindOf:
     Raises:
         ConfigError: SageMaker's settings are lacking or wrong.
     """
-    return kind_here if choose.runs_here(runner) else kind_there
+    return kind_here if registry.runs_here(runner) else kind_there
 
 
 def kind_here(config: RunConfig, size: Compute) -> Kind:

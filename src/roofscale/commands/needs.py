@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from roofscale import invocation
-from roofscale.commands import base, timed
+from roofscale.commands import timed
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.time import sum_of
+from roofscale.forecast.run_time import sum_of
+from roofscale.phases import starting_config
 from roofscale.phases.climb import StepResult
+from roofscale.phases.history import newest_climb
 from roofscale.phases.judge import Role, Verdict
-from roofscale.phases.plan import Phase
-from roofscale.phases.record import newest_climb
+from roofscale.phases.phase_file import Phase
 from roofscale.phases.retreat import ADVICE
-from roofscale.report.standing import carries
-from roofscale.train.interval import CONFIDENCE
+from roofscale.report.phase_status import carries
+from roofscale.stats.intervals import CONFIDENCE
 
 
 def lacking(phase: Phase, load: Callable[[int], Phase], runs: Path) -> tuple[Phase, ...]:
@@ -28,7 +29,7 @@ def lacking(phase: Phase, load: Callable[[int], Phase], runs: Path) -> tuple[Pha
 def is_climbed(phase: int, runs: Path) -> bool:
     """Whether others can stand on a phase, by its newest attempt; by its last good alone where no server knows one."""
     newest = newest_climb(phase)
-    return carries(newest) if newest else base.last_good(phase, runs) is not None
+    return carries(newest) if newest else starting_config.last_good(phase, runs) is not None
 
 
 def refuse_failed(phases: Iterable[Phase]) -> None:

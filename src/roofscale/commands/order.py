@@ -7,8 +7,8 @@ from pathlib import Path
 from roofscale import compute, invocation
 from roofscale.commands import gate
 from roofscale.errors import ConfigError
-from roofscale.phases.plan import Phase, load_phase
-from roofscale.runners import choose
+from roofscale.phases.phase_file import Phase, load_phase
+from roofscale.runners import registry
 from roofscale.tracking import ProjectRun
 
 PHASES = (1, 2, 3, 4, 5)
@@ -28,7 +28,7 @@ class Order:
     fresh: bool = False
     force: bool = False  # go on where a requirement of the phase is not met
     storage: str = ""  # URL of an Optuna storage for the trials of a search; may hold a password, so it is never shown
-    runner: str = choose.LOCAL  # on this machine, or as jobs elsewhere
+    runner: str = registry.LOCAL  # on this machine, or as jobs elsewhere
     to_json: bool = False
     gpu_compute: str = ""  # of the phases that require a GPU; empty: as their files say
     around: ProjectRun | None = None  # what `mlflow run` has opened

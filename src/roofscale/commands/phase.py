@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from roofscale import invocation
-from roofscale.commands import base, gate, needs, show
+from roofscale.commands import gate, needs, show
 from roofscale.commands.foreseen import Foreseen
 from roofscale.commands.order import PHASES, Order
 from roofscale.commands.place import check_place, requests_of
@@ -21,27 +21,28 @@ from roofscale.commands.timed import counted
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.measurement import Outcome
+from roofscale.phases import starting_config
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.crew import Crew
 from roofscale.phases.gate import CPU_PHASES
+from roofscale.phases.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name, newest_climb, out_of_memory
 from roofscale.phases.judge import Verdict
 from roofscale.phases.ladder import Ladder
-from roofscale.phases.plan import Phase, Plan, Step, plan_fingerprint
-from roofscale.phases.record import SEARCH_EXPERIMENT, SEARCHING, experiment_name, newest_climb, out_of_memory
+from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint
 from roofscale.phases.retreat import ADVICE
 from roofscale.provenance import git_state
+from roofscale.report.artifacts import publish_phase, publish_run
 from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.publish import publish_phase, publish_run
-from roofscale.report.sections import description, phase_section
-from roofscale.report.standing import batch_words, carries
-from roofscale.report.table import verdict_table
-from roofscale.runners import choose
+from roofscale.report.format import verdict_table
+from roofscale.report.phase_section import description, phase_section
+from roofscale.report.phase_status import batch_words, carries
+from roofscale.runners import registry
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker, get_run, require_answer
 
 if TYPE_CHECKING:
-    from roofscale.phases.search.conduct import Conductor
+    from roofscale.phases.search.step_search import Conductor
 
 _EXIT = {
     Verdict.PASSED: ExitCode.DONE,
@@ -58,11 +59,11 @@ def exit_code(climbed: ClimbResult) -> int:
 def preview(phase: Phase, order: Order) -> None:
     """Say what a phase would run, what it expects, how it would be judged, and what that would take."""
     if order.storage:
-        from roofscale.phases.search.conduct import require_storage
+        from roofscale.phases.search.step_search import require_storage
 
         require_storage(order.storage)
     first = () if order.from_defaults else needs.lacking(phase, order.load, order.runs)
-    good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults or bool(first))
+    good, said = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults or bool(first))
     if first:
         said = f"To be climbed first: {needs.numbered(first)}; shown here from the defaults."
     plan = phase.resolve(good, order.words_for(phase))
@@ -102,7 +103,7 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     require_answer()
     _publish_what_a_kill_left(order, out)
     if order.storage:
-        from roofscale.phases.search.conduct import open_storage
+        from roofscale.phases.search.step_search import open_storage
 
         open_storage(order.storage, order.runs)  # a search would come upon its fault only after its first runs
     phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
@@ -117,7 +118,7 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
             preview(phase, order)
         out.print(f"Phase {phase.number} was not begun: {escape(unmet)}")
         return None
-    good, said = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
+    good, said = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults)
     out.print(escape(said))
     plan = phase.resolve(good, order.words_for(phase))
     configs = settle_data([config for _, config in plan], order.cache, out)
@@ -150,7 +151,7 @@ def _climb_first(first: Sequence[Phase], who: str, order: Order, out: Console) -
         needs.refuse_failed(first)
     for place, phase in enumerate(first):
         its = order.below(phase)
-        good, _ = base.starting_config(phase, order.runs, order.cache, order.from_defaults)
+        good, _ = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults)
         out.print(needs.time_to_go(first[place:], good, lambda p: order.below(p).words_for(p)))
         if left := [word for word in order.overrides if word not in its.overrides]:
             out.print(f"Left out in phase {phase.number}, whose steps set it themselves: {escape(' '.join(left))}")
@@ -171,7 +172,7 @@ def _climb(
     notes: Sequence[str],
 ) -> ClimbResult:
     tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out, order.runner)
-    where = choose.chosen(order.runner)
+    where = registry.chosen(order.runner)
     crew = Crew(where.most, where.interrupt)
     around = order.around if order.asked else None
     ladder = Ladder(
@@ -210,7 +211,7 @@ def _conductor(
     order: Order,
     out: Console,
     tags: Mapping[str, str],
-    make_runner: choose.MakeRunner,
+    make_runner: registry.MakeRunner,
     crew: Crew,
 ) -> "Conductor | None":
     if not any(step.search for step in phase.steps):

@@ -10,8 +10,8 @@ from rich.markup import escape
 from roofscale.commands import timed
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.time import sum_of
-from roofscale.runners.choose import LOCAL
+from roofscale.forecast.run_time import sum_of
+from roofscale.runners.registry import LOCAL
 from roofscale.runners.torchrun import Machines, check_machines
 
 if TYPE_CHECKING:

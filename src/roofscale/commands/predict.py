@@ -13,19 +13,18 @@ from tqdm import tqdm
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, folders, rid, roofline
-from roofscale.data.places import find_dataset
+from roofscale.data.locate import find_dataset
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError, DataError
 from roofscale.files import require_output
-from roofscale.phases.record import read_config
-from roofscale.predict.blend import Tiling, usual_overlap
-from roofscale.predict.outlines import is_outlines, require_ground, write_outlines
+from roofscale.phases.history import read_config
+from roofscale.predict.inference import Cutting, Segmenter, count_whole, fill_mask
 from roofscale.predict.raster import is_mask, new_mask, open_image
-from roofscale.predict.segmenter import Segmenter
-from roofscale.predict.whole import Cutting, count_whole, fill_mask
+from roofscale.predict.sliding_window import Tiling, usual_overlap
+from roofscale.predict.vectorize import is_outlines, require_ground, write_outlines
 from roofscale.report.console import SECONDS_BETWEEN_LINES, as_json, console
 from roofscale.tracking import StoredModel, find_model, read_weights
-from roofscale.train.metrics import ratios
+from roofscale.train.scores import ratios
 
 _ROOF = CHANNELS[0]
 _LABELS = {  # of each data set

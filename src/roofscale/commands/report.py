@@ -9,14 +9,14 @@ from roofscale.commands.gate import read_gate
 from roofscale.commands.timed import runs_on_record, trials_on_record
 from roofscale.errors import ConfigError
 from roofscale.files import naming, read_text, write_text
-from roofscale.phases.plan import Phase, load_phase
-from roofscale.phases.record import newest_climb
+from roofscale.phases.history import newest_climb
+from roofscale.phases.phase_file import Phase, load_phase
 from roofscale.report.calibration import Pair, calibrate, calibration_record, pairs
-from roofscale.report.climb_record import climb_record
 from roofscale.report.console import as_json, console
-from roofscale.report.html import write_phase_html
 from roofscale.report.notebook import update_notebook
-from roofscale.report.standing import Climbs, following
+from roofscale.report.phase_html import write_phase_html
+from roofscale.report.phase_json import climb_record
+from roofscale.report.phase_status import Climbs, following
 from roofscale.report.strategy import strategy_document
 from roofscale.tracking import tracking_uri
 

@@ -17,10 +17,10 @@ from roofscale.files import read_json
 from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import StepFolder
 from roofscale.provenance import git_state
+from roofscale.report.artifacts import publish_run
 from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.publish import publish_run
-from roofscale.report.table import number
-from roofscale.runners import choose
+from roofscale.report.format import number
+from roofscale.runners import registry
 from roofscale.runners.supervise import Listeners
 from roofscale.tracking import Tracker, require_answer
 
@@ -32,7 +32,7 @@ _EXIT = {
 
 
 def train_once(
-    config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool, runner: str = choose.LOCAL
+    config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool, runner: str = registry.LOCAL
 ) -> tuple[str, int]:
     """Run one training; return its MLflow run and the exit code."""
     from roofscale.commands.foreseen import Foreseen  # which stands on this module
@@ -51,7 +51,7 @@ def train_once(
         folder.begin(run.run_id, config)
     with run.system_metrics():
         listener = Listeners(run, ProgressBar("train"))
-        measurement = choose.chosen(runner).make(folder.path, listener)(config)
+        measurement = registry.chosen(runner).make(folder.path, listener)(config)
     run.summary(measurement)
     try:
         if measurement.outcome is not Outcome.INTERRUPTED:

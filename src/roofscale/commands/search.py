@@ -16,26 +16,20 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.crew import Crew
 from roofscale.phases.criteria.evidence import PACE_KNOBS
-from roofscale.phases.record import (
-    SEARCH_EXPERIMENT,
-    experiment_name,
-    judged_in,
-    read_config,
-    read_measurement,
-)
+from roofscale.phases.history import SEARCH_EXPERIMENT, experiment_name, judged_in, read_config, read_measurement
 from roofscale.phases.search.choice import shown
-from roofscale.phases.search.conduct import Conductor, Found
-from roofscale.phases.search.foresight import Room
-from roofscale.phases.search.spec import SearchSpec
-from roofscale.phases.search.trials import lacking_mib
-from roofscale.phases.search.tried import SKIPPED, Tried, measured
+from roofscale.phases.search.memory_guard import Room
+from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.step_search import Conductor, Found
+from roofscale.phases.search.trial_result import SKIPPED, Tried, measured
+from roofscale.phases.search.trial_runner import lacking_mib
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, console
-from roofscale.report.search_figures import optuna_figures, pareto_figure
-from roofscale.runners import choose
+from roofscale.report.figures.search import optuna_figures, pareto_figure
+from roofscale.runners import registry
 from roofscale.runners.supervise import Listener
+from roofscale.stats.intervals import BUSY
 from roofscale.tracking import RunRecord, TrackedRun, Tracker, require_answer
-from roofscale.train.interval import BUSY
 
 _KNOWN_FROM = (*map(experiment_name, (1, 2, 3)), SEARCH_EXPERIMENT)  # whose runs train what a search tries
 # What decides the pace beside what is searched.
@@ -44,7 +38,7 @@ _SAME_WORK = (*(knob for knob in PACE_KNOBS if knob != "batch_size"), "datasets"
 
 def conductor(
     tracker: Tracker,
-    make_runner: choose.MakeRunner,
+    make_runner: registry.MakeRunner,
     out: Console,
     tags: Mapping[str, str],
     url: str,
@@ -148,7 +142,7 @@ def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str
     tracker = Tracker(SEARCH_EXPERIMENT, runs)
     folder = runs / SEARCH_EXPERIMENT / "joined"
     folder.mkdir(parents=True, exist_ok=True)
-    where = choose.chosen(runner)
+    where = registry.chosen(runner)
     crew = Crew(where.most, where.interrupt)
     conductor(tracker, where.make, out, git_state(Path.cwd()), storage, crew, runner).join(study, folder)
     tracker.close()

@@ -10,13 +10,13 @@ from rich.table import Table
 from roofscale import compute
 from roofscale.commands import timed
 from roofscale.config import FIELDS, RunConfig
-from roofscale.forecast.gpu_forecast import GpuForecast
-from roofscale.forecast.time import TimeForecast, sum_of
-from roofscale.forecast.transfer import Timed, passes_of
+from roofscale.forecast.results import GpuForecast
+from roofscale.forecast.run_time import TimeForecast, sum_of
+from roofscale.forecast.time_scaling import Timed, passes_of
 from roofscale.phases.expectation import Expectation
-from roofscale.phases.plan import Phase, Plan, Step
+from roofscale.phases.phase_file import Phase, Plan, Step
 from roofscale.report.console import as_json, console
-from roofscale.train.interval import CONFIDENCE, Interval
+from roofscale.stats.intervals import CONFIDENCE, Interval
 
 
 def print_knobs(to_json: bool) -> None:
@@ -175,7 +175,7 @@ def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[Timed]) -> Inte
     """What the trials of a searching step take if all are made, each as large as the space allows and to its end."""
     if step.search is None:
         return None
-    from roofscale.phases.search.trials import as_trial  # only where a phase searches
+    from roofscale.phases.search.trial_runner import as_trial  # only where a phase searches
 
     largest = as_trial(step.search.corner(config), step.search).with_overrides({"stop_precision": 0.0})
     found = timed.foresee_time(largest, runs)
@@ -189,7 +189,7 @@ def _gpu_forecasts(plan: Plan) -> list[GpuForecast | None]:
     computes = [compute.get(config.compute) for _, config in plan]
     if not any(where.gpu for where in computes):
         return [None] * len(plan)
-    from roofscale.forecast.gpu import foresee  # imports PyTorch
+    from roofscale.forecast.gpu_memory import foresee  # imports PyTorch
 
     return [foresee(config, where) for (_, config), where in zip(plan, computes, strict=True)]
 

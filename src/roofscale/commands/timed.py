@@ -7,21 +7,14 @@ from typing import Any
 
 from roofscale import compute
 from roofscale.config import RunConfig
-from roofscale.data.amounts import Amounts, amounts
-from roofscale.forecast.roofline import MEAN_ERROR
-from roofscale.forecast.time import TimeForecast, forecast_time
-from roofscale.forecast.transfer import Timed
+from roofscale.data.locate import Amounts, amounts
+from roofscale.forecast.roofline_model import MEAN_ERROR
+from roofscale.forecast.run_time import TimeForecast, forecast_time
+from roofscale.forecast.time_scaling import Timed
 from roofscale.measurement import Outcome
-from roofscale.phases.record import (
-    SEARCH_EXPERIMENT,
-    SEARCHING,
-    experiment_name,
-    judged_runs,
-    read_config,
-    trials_in,
-)
+from roofscale.phases.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name, judged_runs, read_config, trials_in
+from roofscale.stats.intervals import CONFIDENCE, Interval
 from roofscale.tracking import RunRecord, Tracker
-from roofscale.train.interval import CONFIDENCE, Interval
 
 TRAIN_EXPERIMENT = "roofscale-train"  # of single trainings
 
@@ -69,7 +62,7 @@ def foresee_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast | Non
     threads = 0 if where.gpu else config.threads or compute.allowance(where).cores
     found = forecast_time(config, where, runs, there, threads=threads)
     if found is None and where.gpu:
-        from roofscale.forecast.gpu import foresee_step  # imports PyTorch
+        from roofscale.forecast.gpu_memory import foresee_step  # imports PyTorch
 
         found = forecast_time(config, where, runs, there, estimate=foresee_step(config, where))
     return found

@@ -25,7 +25,7 @@ def upload_data(folder: Path, uri: str, everything: bool, dry_run: bool, to_json
     if not uri.startswith(_SCHEME) or not bucket:
         raise ConfigError(f"{uri}: expected where to copy to, such as s3://BUCKET/data.")
     files = wanted(folder, everything)
-    from roofscale.runners.sagemaker.store import Store  # boto3: only those who copy pay for it
+    from roofscale.runners.sagemaker.s3 import Store  # boto3: only those who copy pay for it
 
     place = settings.load(required=())
     total = sum(one.size for one in files)

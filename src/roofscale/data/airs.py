@@ -19,8 +19,8 @@ import numpy.typing as npt
 from rasterio.windows import Window
 
 from roofscale.data import folders, geotiff
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.data.leaks import Seen, located
-from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Pixels, Sample
 
 _log = logging.getLogger(__name__)

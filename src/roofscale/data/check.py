@@ -20,6 +20,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from roofscale.data import airs, folders, geotiff, rid, roofline
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.data.leaks import (
     Footprint,
     LeakRate,
@@ -33,9 +34,8 @@ from roofscale.data.leaks import (
     leak_rate,
     on_common_ground,
 )
-from roofscale.data.places import find_dataset, origin, present
+from roofscale.data.locate import find_dataset, origin, present
 from roofscale.data.plausible import Look, blank, doubts, look_at
-from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.split import Split, random_split, spatial_split
 from roofscale.errors import DataError, shown
 

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from roofscale.data.problem import FileProblem, Kind
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.errors import ConfigError
 from roofscale.files import read_text
 

@@ -15,7 +15,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from roofscale.data.problem import FileProblem, Kind
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.data.sample import Pixels
 from roofscale.errors import one_line, shown
 

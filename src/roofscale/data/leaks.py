@@ -19,7 +19,7 @@ from rasterio.transform import RPCTransformer, from_gcps
 from rasterio.windows import Window
 
 from roofscale.data import geotiff
-from roofscale.data.problem import FileProblem, Kind
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.data.sample import Pixels
 
 # Tiles that abut share an edge, and rounding of their corners a sliver: that is no leak.

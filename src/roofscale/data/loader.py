@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from roofscale.config import RunConfig
 from roofscale.data import augment
-from roofscale.data.order import Keys, SampleKey, epoch_order, file_order
 from roofscale.data.sample import CHANNELS, Batch, Pixels, Sample, Source
+from roofscale.data.sampling import Keys, SampleKey, epoch_order, file_order
 from roofscale.errors import DataError
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from roofscale.data.problem import FileProblem, Kind
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.data.sample import Sample
 
 _LEAST = 2  # samples; of a single one nothing follows

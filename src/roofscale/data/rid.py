@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from roofscale.data import folders, geotiff
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.data.leaks import Seen, glance, located
-from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Sample
 
 IMAGES = "images_roof_centered_geotiff"

@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 
 from roofscale.data import folders
+from roofscale.data.file_error import FileProblem, Kind
 from roofscale.data.leaks import Seen
-from roofscale.data.problem import FileProblem, Kind
 from roofscale.data.sample import CHANNELS, Pixels, Sample
 
 FILE = "imdb.mat"

@@ -10,12 +10,12 @@ from typing import Protocol
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, folders, rid, roofline
-from roofscale.data.generate import GenerateSpec, generate
 from roofscale.data.leaks import Seen, find_pairs, glance, leak_rate, located
-from roofscale.data.places import find_dataset, origin, present
+from roofscale.data.locate import find_dataset, origin, present
 from roofscale.data.plausible import doubts, look_at
 from roofscale.data.sample import Source
 from roofscale.data.split import Split, permutation, random_split, spatial_split
+from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError, DataError
 
 _TAKING_SEED = 0  # of the order in which max_samples takes samples: not the run's, so that seeds share their samples

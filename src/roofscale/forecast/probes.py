@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from roofscale.config import RunConfig
-from roofscale.forecast.host import FURTHEST_BATCH, FURTHEST_WORKERS
+from roofscale.forecast.host_memory import FURTHEST_BATCH, FURTHEST_WORKERS
 
 
 def first_probes(config: RunConfig) -> tuple[RunConfig, ...]:

@@ -25,7 +25,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
 from roofscale.forecast.cuda_autocast import CudaAutocast
-from roofscale.forecast.work import Work, work_of
+from roofscale.forecast.op_cost import Work, work_of
 from roofscale.torch_compat import TRACING
 from roofscale.train.device import Device
 from roofscale.train.trainer import Trainer

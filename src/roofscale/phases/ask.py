@@ -8,7 +8,7 @@ from roofscale.measurement import Measurement
 from roofscale.phases.climb import Retreat, StepResult
 from roofscale.phases.criteria import Rung
 from roofscale.phases.judge import StepVerdict, judge
-from roofscale.phases.plan import Step
+from roofscale.phases.phase_file import Step
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 from roofscale.phases.criteria import Comparison
 from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
-from roofscale.phases.plan import Phase, Step
+from roofscale.phases.phase_file import Phase, Step
 
 
 class Stopped(Exception):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roofscale.measurement import Measurement
-from roofscale.runners.assemble import warm
-from roofscale.train.interval import Estimate, log_pace
+from roofscale.runners.build_measurement import warm
+from roofscale.stats.intervals import Estimate, log_pace
 
 REFERENCES = ("previous", "base", "absolute")
 

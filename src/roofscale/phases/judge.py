@@ -10,8 +10,8 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 from roofscale.phases.criteria import CRITERIA, Comparison, Evidence, Rung, compare
 from roofscale.phases.expectation import Expectation
-from roofscale.phases.plan import Step
-from roofscale.train.health import Verdict, combine
+from roofscale.phases.phase_file import Step
+from roofscale.stats.curves import Verdict, combine
 
 __all__ = ["CriterionResult", "Role", "StepVerdict", "Verdict", "judge"]
 

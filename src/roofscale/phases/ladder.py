@@ -22,7 +22,7 @@ from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
 from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult, Stopped, hand_on
 from roofscale.phases.crew import Crew
 from roofscale.phases.judge import Verdict
-from roofscale.phases.plan import Phase, Plan, Step, plan_fingerprint, repeat_config
+from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint, repeat_config
 from roofscale.phases.retreat import OUT_OF_MEMORY, SIZES, RuledOut, at_least_as_large, find_cause, remedy
 from roofscale.runners import Runner
 from roofscale.runners.events import EventTail
@@ -31,7 +31,7 @@ from roofscale.runners.supervise import Listener, Listeners
 from roofscale.tracking import TrackedRun, Tracker
 
 if TYPE_CHECKING:
-    from roofscale.phases.search.conduct import Conductor  # Optuna and scikit-learn: only where a phase searches
+    from roofscale.phases.search.step_search import Conductor  # Optuna and scikit-learn: only where a phase searches
 
 
 _Made = tuple[TrackedRun, Measurement]

@@ -19,8 +19,8 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
+from roofscale.data.file_error import FileProblem
 from roofscale.data.geotiff import described, interleaved, rgb_bands
-from roofscale.data.problem import FileProblem
 from roofscale.data.sample import Pixels
 from roofscale.errors import DataError, one_line
 

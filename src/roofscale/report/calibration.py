@@ -9,9 +9,9 @@ from typing import Any
 from scipy import stats
 
 from roofscale.measurement import FIRST_PASS_ONLY, FORECAST, FORESEEN, Outcome
-from roofscale.report.table import markdown
+from roofscale.report.format import markdown
+from roofscale.stats.intervals import BUSY, CONFIDENCE
 from roofscale.tracking import RunRecord
-from roofscale.train.interval import BUSY, CONFIDENCE
 
 _DIED_OF = {"memory/peak_mib": Outcome.HOST_OOM, "gpu/memory_peak_mib": Outcome.CUDA_OOM}
 

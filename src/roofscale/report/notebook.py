@@ -11,10 +11,10 @@ import nbformat
 from roofscale.errors import ConfigError
 from roofscale.files import read_text, write_text
 from roofscale.phases.gate import GateReport
-from roofscale.phases.plan import Phase
-from roofscale.report.cells import Cell, wanted_cells
-from roofscale.report.standing import Climbs
-from roofscale.report.table import markdown
+from roofscale.phases.phase_file import Phase
+from roofscale.report.format import markdown
+from roofscale.report.notebook_cells import Cell, wanted_cells
+from roofscale.report.phase_status import Climbs
 
 _PARAMETERS = "parameters"  # the tag that papermill looks for
 _KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}

@@ -21,16 +21,16 @@ from roofscale.compute import Allowance
 from roofscale.config import RunConfig
 from roofscale.files import write_json
 from roofscale.measurement import Measurement
-from roofscale.runners import launch, torchrun
+from roofscale.monitoring.sampler import Monitor
+from roofscale.runners import child_exec, torchrun
 from roofscale.runners.events import EventTail
-from roofscale.runners.limit import MemoryLimit
+from roofscale.runners.memory_limit import MemoryLimit
 from roofscale.runners.outcome import Evidence, classify
 from roofscale.runners.supervise import Interrupt, Listener, SilentListener, Supervisor
 from roofscale.runners.torchrun import Machines
-from roofscale.train.monitor import Monitor
 
 if TYPE_CHECKING:
-    from roofscale.runners.assemble import Supervised
+    from roofscale.runners.build_measurement import Supervised
 
 EVENTS = "events.jsonl"
 MEASUREMENT = "measurement.json"
@@ -72,7 +72,7 @@ class LocalRunner:
         parent = cgroup.own_memory() if self.use_cgroup else None
         with MemoryLimit(allowed.memory_bytes, parent) as limit, self.interrupt.on_signals():
             supervised = self._supervise(command, config, allowed, limit)
-        from roofscale.runners.assemble import assemble
+        from roofscale.runners.build_measurement import assemble
 
         measurement = assemble(config, size, allowed, supervised)
         measurement.save(self.run_dir / MEASUREMENT)
@@ -87,7 +87,9 @@ class LocalRunner:
             stderr_start = err.tell()
             child = self._start(command, config, allowed, limit, out, err)
         # Two seconds of SciPy, while the child is at its own imports.
-        threading.Thread(target=importlib.import_module, args=("roofscale.runners.assemble",), daemon=True).start()
+        threading.Thread(
+            target=importlib.import_module, args=("roofscale.runners.build_measurement",), daemon=True
+        ).start()
         supervisor = Supervisor(
             child,
             limit,
@@ -103,7 +105,7 @@ class LocalRunner:
         stderr = _tail(self.run_dir / "stderr.log", stderr_start)
         evidence = _evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds)
         outcome, detail = classify(torchrun.of_first_failure(evidence) if config.devices > 1 else evidence)
-        from roofscale.runners.assemble import Supervised
+        from roofscale.runners.build_measurement import Supervised
 
         return Supervised(
             outcome=outcome,
@@ -134,7 +136,7 @@ class LocalRunner:
                 sys.executable,
                 "-I",
                 "-S",
-                launch.__file__,
+                child_exec.__file__,
                 str(os.getpid()),
                 group,
                 str(allowed.cores),

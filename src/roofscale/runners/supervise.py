@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import psutil
 
 from roofscale.measurement import ResourceSample
+from roofscale.monitoring.sampler import Monitor
 from roofscale.runners import torchrun
 from roofscale.runners.events import Event, EventTail
-from roofscale.runners.limit import MemoryLimit
-from roofscale.train.monitor import Monitor
+from roofscale.runners.memory_limit import MemoryLimit
 
 _POLL_SECONDS = 0.1
 

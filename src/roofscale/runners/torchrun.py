@@ -9,7 +9,7 @@ import psutil
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.runners import launch
+from roofscale.runners import child_exec
 from roofscale.runners.outcome import Evidence
 
 _HERE = "127.0.0.1"
@@ -65,7 +65,7 @@ def around(command: Sequence[str], config: RunConfig, machines: Machines, cores:
         )
     torchrun = (sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(config.processes))
     # torchrun gives each process a session of its own: killed, it would leave them behind.
-    return (*torchrun, "--no-python", sys.executable, "-I", "-S", launch.__file__, "", "", str(cores), *command)
+    return (*torchrun, "--no-python", sys.executable, "-I", "-S", child_exec.__file__, "", "", str(cores), *command)
 
 
 def processes(torchrun: int) -> list[psutil.Process]:

@@ -4,8 +4,8 @@ One MLflow experiment a phase, one parent run an attempt, one child run a step. 
 MLflow; the training process writes events, which arrive here.
 """
 
+from roofscale.tracking.mlflow_project import ProjectRun
 from roofscale.tracking.models import CHAMPION, StoredModel, find_model, read_weights, register
-from roofscale.tracking.project import ProjectRun
 from roofscale.tracking.records import RunRecord, aliased, get_run
 from roofscale.tracking.run import TrackedRun, save_model
 from roofscale.tracking.server import TrackingError, tracking_uri

@@ -10,7 +10,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from roofscale.errors import ConfigError
-from roofscale.tracking.deliver import REGISTERED_MODEL, model_uri, version_of
+from roofscale.tracking.apply import REGISTERED_MODEL, model_uri, version_of
 from roofscale.tracking.records import RunRecord, is_absent, record_of
 from roofscale.tracking.server import asking, tracking_uri, was_ever_used
 

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 class Operation:
     """One thing to tell the tracking server of one run."""
 
-    kind: str  # see roofscale.tracking.deliver
+    kind: str  # see roofscale.tracking.apply
     run_id: str
     content: Mapping[str, Any] = field(default_factory=dict)  # JSON values
     path: Path | None = None  # the file or folder that goes with it

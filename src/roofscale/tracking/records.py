@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from roofscale.tracking.deliver import REGISTERED_MODEL
+from roofscale.tracking.apply import REGISTERED_MODEL
 from roofscale.tracking.server import asking, was_ever_used
 
 _T = TypeVar("_T")

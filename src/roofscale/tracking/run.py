@@ -15,10 +15,10 @@ from mlflow.types import Schema, TensorSpec
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, ResourceSample
-from roofscale.tracking.deliver import MODEL
+from roofscale.tracking.apply import MODEL
 from roofscale.tracking.outbox import Operation
 from roofscale.tracking.sender import Sender
-from roofscale.tracking.system import system_metrics
+from roofscale.tracking.system_metrics import system_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from collections import deque
 
 from mlflow import MlflowClient
 
-from roofscale.tracking.deliver import deliver
+from roofscale.tracking.apply import deliver
 from roofscale.tracking.outbox import Operation, Outbox, said_of
 from roofscale.tracking.server import away, may_pass, reason, tracking_uri
 

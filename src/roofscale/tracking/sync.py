@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from roofscale.tracking.deliver import deliver
+from roofscale.tracking.apply import deliver
 from roofscale.tracking.outbox import Left, Operation, Outbox, left_behind, said_of
 from roofscale.tracking.server import away, may_pass, reason, tracking_uri
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from roofscale.measurement import Outcome
-from roofscale.tracking.deliver import artifacts_of, keeps_models
+from roofscale.tracking.apply import artifacts_of, keeps_models
 from roofscale.tracking.outbox import Outbox
 from roofscale.tracking.records import RunRecord, is_absent, search
 from roofscale.tracking.run import TrackedRun

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from roofscale import config as configs
+from roofscale.data.airs_prepare import CACHE, make_ready
 from roofscale.data.loader import forks
-from roofscale.data.ready import CACHE, make_ready
 from roofscale.data.sources import data_fingerprint, data_notes, leak_notes, open_sources, resolve_root
 from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome

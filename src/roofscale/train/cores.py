@@ -12,7 +12,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from roofscale.train import proctree
+from roofscale.monitoring import process_tree
 
 _LOOK_SECONDS = 3.0  # between looks; the kernel counts CPU time in hundredths
 _LASTING_SECONDS = 6.0  # a change that is seen for so long is no passing one
@@ -28,7 +28,7 @@ class Others:
     """
 
     def __init__(self) -> None:
-        self._tree, self._launcher = proctree.watch(os.getpid()), psutil.Process(os.getppid())
+        self._tree, self._launcher = process_tree.watch(os.getpid()), psutil.Process(os.getppid())
         has = hasattr(os, "sched_getaffinity")
         self._allowed = sorted(os.sched_getaffinity(0)) if has else range(psutil.cpu_count() or 1)
         self.cores = len(self._allowed)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.train import batch_norm
+from roofscale.train import cpu_sync_batchnorm
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def with_global_statistics(model: nn.Module) -> nn.Module:
 
         converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
-    batch_norm.synchronise(model, batch_norm.gathered)
+    cpu_sync_batchnorm.synchronise(model, cpu_sync_batchnorm.gathered)
     return model
 
 

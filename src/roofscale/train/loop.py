@@ -20,7 +20,7 @@ from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
 from roofscale.errors import RecordError
 from roofscale.train import checkpoint, distributed
-from roofscale.train.ahead import Fetched, ahead
+from roofscale.train.prefetch import Fetched, ahead
 from roofscale.train.trainer import Trainer
 from roofscale.train.validate import Row, sheet_arrays, validate
 
@@ -164,7 +164,7 @@ class Run:
             clock = time.perf_counter()
 
     def _stop_when_paced(self, first: bool) -> None:
-        from roofscale.train.pace import enough  # two seconds of SciPy, for those who want them
+        from roofscale.train.early_stop import enough  # two seconds of SciPy, for those who want them
 
         seconds, samples = self._timed[-1]
         if not first:

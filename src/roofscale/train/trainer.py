@@ -15,8 +15,8 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import Batch
 from roofscale.train import device as devices
 from roofscale.train import distributed
-from roofscale.train.ahead import SideStream
 from roofscale.train.loss import sample_losses
+from roofscale.train.prefetch import SideStream
 
 
 @dataclass

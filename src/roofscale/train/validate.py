@@ -13,7 +13,7 @@ from roofscale.errors import DataError
 from roofscale.measurement import Validation
 from roofscale.train import distributed
 from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
-from roofscale.train.metrics import count, ratios
+from roofscale.train.scores import count, ratios
 from roofscale.train.trainer import Trainer
 
 _SHEET = 4  # samples on a prediction sheet

@@ -1,6 +1,6 @@
 """The criteria that a phase file may ask for: name, meaning, limits with their sources, and a pure function each.
 
-The statistics live in ``train.health``, ``train.leak`` and ``train.interval``; here they meet a step's measurement,
+The statistics live in ``stats.curves``, ``stats.leak`` and ``stats.intervals``; here they meet a step's measurement,
 the ones it is compared with, and the repeats of the same step under other seeds.
 
 How repeats pool: validation losses are averaged per sample over the seeds before a paired test, because the losses of
@@ -12,7 +12,7 @@ What a step is compared with, the step before it or the base step, brings all of
 import types
 from collections.abc import Mapping
 
-from roofscale.phases.criteria import curves, datasets, ending, resources, samples, speed
+from roofscale.phases.criteria import completion, curves, datasets, equal_samples, resources, speed
 from roofscale.phases.criteria.evidence import DRIFT, Criterion, Evidence, Limit, Rung
 from roofscale.phases.criteria.expectations import COMPARED, Comparison, compare
 from roofscale.phases.criteria.speed import BatchPoint, knee
@@ -33,11 +33,11 @@ __all__ = [
 
 CRITERIA: Mapping[str, Criterion] = types.MappingProxyType(
     {
-        **ending.CRITERIA,
+        **completion.CRITERIA,
         **resources.CRITERIA,
         **speed.CRITERIA,
         **curves.CRITERIA,
-        **samples.CRITERIA,
+        **equal_samples.CRITERIA,
         **datasets.CRITERIA,
     }
 )

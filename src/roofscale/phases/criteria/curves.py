@@ -7,20 +7,20 @@ import numpy as np
 
 from roofscale.measurement import Measurement, Validation
 from roofscale.phases.criteria.evidence import Criterion, Evidence, Limit, each_run, join, lacking
-from roofscale.train import health, leak
-from roofscale.train.health import Finding
+from roofscale.stats import curves, leak
+from roofscale.stats.curves import Finding
 
 
 def stable(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """See ``health.stable``."""
     return each_run(
-        evidence, lambda run: health.stable([s.loss for s in run.steps], [s.grad_norm for s in run.steps], **limits)
+        evidence, lambda run: curves.stable([s.loss for s in run.steps], [s.grad_norm for s in run.steps], **limits)
     )
 
 
 def smooth(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """See ``health.smooth``."""
-    return each_run(evidence, lambda run: health.smooth([s.loss for s in run.steps], **limits))
+    return each_run(evidence, lambda run: curves.smooth([s.loss for s in run.steps], **limits))
 
 
 def no_leak(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
@@ -44,10 +44,10 @@ def step_memory(run: Measurement) -> list[float]:
 
 def learning(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """See ``health.learning``, of each data set trained on; the trend of the training loss is shown beside it."""
-    joined = _each_dataset(evidence, lambda before, after, constant: health.learning(before, after, constant, **limits))
+    joined = _each_dataset(evidence, lambda before, after, constant: curves.learning(before, after, constant, **limits))
     losses = np.array([step.loss for step in evidence.measurement.steps])
-    blocks = min(losses.size // health.ROUGH_BLOCK, health.KENDALL_BLOCKS)
-    falls = health.trend(health.block_means(losses, blocks) if blocks else losses)
+    blocks = min(losses.size // curves.ROUGH_BLOCK, curves.KENDALL_BLOCKS)
+    falls = curves.trend(curves.block_means(losses, blocks) if blocks else losses)
     if not math.isfinite(falls.slope):
         return joined
     trend = f"; training loss {falls.slope:+.3f} a block of steps (Mann-Kendall p={falls.p_down:.1g})"
@@ -57,7 +57,7 @@ def learning(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 def bounded(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """See ``health.bounded``, of each data set trained on."""
-    return _each_dataset(evidence, lambda before, after, constant: health.bounded(before, after, constant, **limits))
+    return _each_dataset(evidence, lambda before, after, constant: curves.bounded(before, after, constant, **limits))
 
 
 def _each_dataset(evidence: Evidence, judge: Callable[..., Finding]) -> Finding:
@@ -70,7 +70,7 @@ def _each_dataset(evidence: Evidence, judge: Callable[..., Finding]) -> Finding:
     return join({name: missing if table is None else judge(*table.T) for name, table in tables.items()})
 
 
-def _pool_validation(dataset: str, runs: tuple[Measurement, ...]) -> health.Values | None:
+def _pool_validation(dataset: str, runs: tuple[Measurement, ...]) -> curves.Values | None:
     """Loss before, after and of the constant for each sample (rows), averaged over the runs that saw the sample."""
     pooled: dict[str, list[tuple[float, float, float]]] = {}
     for run in runs:

@@ -19,9 +19,9 @@ from roofscale.phases.criteria.evidence import (
     together,
     unless_disturbed,
 )
-from roofscale.runners.assemble import held_before, since_trained, warm
-from roofscale.train.health import Finding, Verdict, learning_min_samples, wilcoxon_p
-from roofscale.train.interval import (
+from roofscale.runners.build_measurement import held_before, since_trained, warm
+from roofscale.stats.curves import Finding, Verdict, learning_min_samples, wilcoxon_p
+from roofscale.stats.intervals import (
     MIN_WINDOWS,
     Estimate,
     Interval,

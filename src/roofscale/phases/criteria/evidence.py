@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 from roofscale.phases.expectation import Expectation
-from roofscale.train.health import Finding, Verdict, combine
-from roofscale.train.interval import BUSY
+from roofscale.stats.curves import Finding, Verdict, combine
+from roofscale.stats.intervals import BUSY
 
 DRIFT = 1.2  # ratio of paces; half the tightest tolerance of a shipped phase file (0.20), either way
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from roofscale.measurement import Measurement
 from roofscale.phases.criteria.evidence import Evidence, disturbed, lacking
 from roofscale.phases.expectation import Expectation, is_timed, pace
-from roofscale.train.health import Finding, Verdict
-from roofscale.train.interval import CONFIDENCE, MIN_WINDOWS, Estimate, interval, minus, place
+from roofscale.stats.curves import Finding, Verdict
+from roofscale.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, interval, minus, place
 
 COMPARED = {
     Verdict.PASSED: "borne out",

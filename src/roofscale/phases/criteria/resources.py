@@ -23,9 +23,9 @@ from roofscale.phases.criteria.evidence import (
     unless_disturbed,
     worst_metric,
 )
-from roofscale.runners.assemble import warm
-from roofscale.train.health import MAD_TO_SIGMA, SIGMA_FLOOR, SMALL_SAMPLE, Finding, Values, Verdict, combine
-from roofscale.train.interval import MIN_WINDOWS, Estimate, interval, level, minus, place
+from roofscale.runners.build_measurement import warm
+from roofscale.stats.curves import MAD_TO_SIGMA, SIGMA_FLOOR, SMALL_SAMPLE, Finding, Values, Verdict, combine
+from roofscale.stats.intervals import MIN_WINDOWS, Estimate, interval, level, minus, place
 
 FULL = 0.90  # share of the cores: what CPUBottleneck calls a busy CPU
 IDLE_GPU = 0.10  # what it calls an idle GPU

@@ -23,8 +23,8 @@ from roofscale.phases.criteria.evidence import (
     unless_disturbed,
 )
 from roofscale.phases.expectation import pace
-from roofscale.train.health import Finding, Verdict
-from roofscale.train.interval import BUSY, MIN_WINDOWS, Estimate, Interval, interval, minus, place
+from roofscale.stats.curves import Finding, Verdict
+from roofscale.stats.intervals import BUSY, MIN_WINDOWS, Estimate, Interval, interval, minus, place
 
 # A knee is told from throughputs of the same work.
 _SAME_WORK = tuple(knob for knob in PACE_KNOBS if knob != "batch_size")

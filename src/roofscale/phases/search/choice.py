@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from roofscale.config import RunConfig
 from roofscale.phases.criteria import BatchPoint, knee
-from roofscale.phases.search.spec import KNOBS, SearchSpec
-from roofscale.phases.search.surface import Surface
-from roofscale.phases.search.tried import Tried
-from roofscale.train.interval import Interval, pooled
+from roofscale.phases.search.gaussian_process import Surface
+from roofscale.phases.search.space import KNOBS, SearchSpec
+from roofscale.phases.search.trial_result import Tried
+from roofscale.stats.intervals import Interval, pooled
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast.probes import first_probes
 from roofscale.phases.crew import Crew
+from roofscale.phases.search.acquisition import LEAST_PACES, propose
 from roofscale.phases.search.choice import Choice, choose
-from roofscale.phases.search.foresight import Foresight, Room
-from roofscale.phases.search.propose import LEAST_PACES, propose
-from roofscale.phases.search.spec import SearchSpec
-from roofscale.phases.search.trials import TrialFailed, as_trial
-from roofscale.phases.search.tried import SKIPPED, Tried, worth
+from roofscale.phases.search.memory_guard import Foresight, Room
+from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.trial_result import SKIPPED, Tried, worth
+from roofscale.phases.search.trial_runner import TrialFailed, as_trial
 
 TRIED = "tried"
 _TOLD = "told"  # user attribute of a trial that an earlier run stands for

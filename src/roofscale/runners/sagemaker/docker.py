@@ -11,7 +11,7 @@ from typing import Any
 
 from roofscale.compute import GIB, Compute
 from roofscale.errors import ConfigError
-from roofscale.runners.sagemaker import hosts
+from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker.settings import HERE
 
 JOB, LONGEST = "roofscale:job", "roofscale:longest"  # labels: the job's name, and its MaxRuntimeInSeconds
@@ -49,7 +49,7 @@ def start(request: Mapping[str, Any], size: Compute, folder: Path) -> None:
         ConfigError: Docker is not there, or refuses; some of it may be left then, see ``remove``.
     """
     name = request["TrainingJobName"]
-    machines = hosts.names(request["ResourceConfig"]["InstanceCount"])
+    machines = multi_node.names(request["ResourceConfig"]["InstanceCount"])
     if len(machines) > 1:
         say("network", "create", "--internal", "--label", f"{JOB}={name}", name)
     for host in machines:
@@ -61,7 +61,7 @@ def create_words(request: Mapping[str, Any], size: Compute, folder: Path, host: 
     """The words for ``docker`` that make the container of one of a job's hosts."""
     algorithm, name = request["AlgorithmSpecification"], request["TrainingJobName"]
     command: list[str] = [*algorithm["ContainerEntrypoint"], *algorithm["ContainerArguments"]]
-    machines = hosts.names(request["ResourceConfig"]["InstanceCount"])
+    machines = multi_node.names(request["ResourceConfig"]["InstanceCount"])
     memory = str(int(size.memory_gib * GIB))
     labels = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
     labels |= {JOB: name, LONGEST: str(request["StoppingCondition"]["MaxRuntimeInSeconds"])}
@@ -83,7 +83,7 @@ def create_words(request: Mapping[str, Any], size: Compute, folder: Path, host: 
 def _mounts(request: Mapping[str, Any], own: Path) -> list[str]:
     """What a host sees: what it leaves is its own, data and checkpoints are all hosts'."""
     return [
-        _mount(own / CONFIG, f"{_ML}/{Path(hosts.RESOURCE_CONFIG).parent}", "readonly"),
+        _mount(own / CONFIG, f"{_ML}/{Path(multi_node.RESOURCE_CONFIG).parent}", "readonly"),
         _mount(own / "output", f"{_ML}/output"),
         _mount(own / "model", f"{_ML}/model"),
         _mount(folder_of(request["CheckpointConfig"]["S3Uri"]), request["CheckpointConfig"]["LocalPath"]),

@@ -23,12 +23,12 @@ from roofscale import config as configs
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, RoofscaleError
 from roofscale.measurement import Measurement, Outcome, ResourceSample
+from roofscale.monitoring.sampler import Thinned
 from roofscale.runners.outcome import FOLLOWED
-from roofscale.runners.sagemaker import hosts
-from roofscale.runners.sagemaker.outcomes import failure_text
+from roofscale.runners.sagemaker import multi_node
+from roofscale.runners.sagemaker.job_outcome import failure_text
 from roofscale.runners.sagemaker.request import CONFIG_CHANNEL
 from roofscale.runners.torchrun import Machines
-from roofscale.train.monitor import Thinned
 
 CONFIG = "config.json"
 GENERATED = "generated.json"  # by data set: the spec of what the job has to generate
@@ -46,11 +46,11 @@ def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
     parser.add_argument("--fingerprint", required=True, help="of the run config that was asked for")
     fingerprint = parser.parse_args(words).fingerprint
     os.chdir(tempfile.mkdtemp(prefix="roofscale-"))
-    machines = hosts.machines_of(top / hosts.RESOURCE_CONFIG)
+    machines = multi_node.machines_of(top / multi_node.RESOURCE_CONFIG)
     try:
         config = read_config(top / "input/data", fingerprint)
         with Machine() as machine:
-            measurement = _run(config, hosts.folder(top / "checkpoints", machines.place), asked, machines)
+            measurement = _run(config, multi_node.folder(top / "checkpoints", machines.place), asked, machines)
         measurement = machine.added_to(measurement)
     except RoofscaleError as error:
         measurement = Measurement(Outcome.CRASHED, str(error), fingerprint)
@@ -85,8 +85,8 @@ def _generate(specs: Mapping[str, Any]) -> Path:
     Raises:
         ConfigError: this version of Roofscale draws them otherwise.
     """
-    from roofscale.data.generate import GenerateSpec, generate
-    from roofscale.data.generate.spec import DRAWING
+    from roofscale.data.synthetic import GenerateSpec, generate
+    from roofscale.data.synthetic.spec import DRAWING
 
     root = Path("generated").absolute()
     for spec in specs.values():
@@ -134,8 +134,8 @@ class Machine:
         return dataclasses.replace(measurement, resources=tuple(rows))
 
     def _sample(self) -> None:
-        from roofscale.runners import assemble  # noqa: F401
-        from roofscale.tracking.system import system_metrics
+        from roofscale.runners import build_measurement  # noqa: F401
+        from roofscale.tracking.system_metrics import system_metrics
 
         with system_metrics(lambda metrics: self.rows.add(ResourceSample(time.time(), dict(metrics)))):
             self._over.wait()
@@ -145,7 +145,7 @@ def leave(measurement: Measurement, output: Path, place: int = 0) -> None:
     """Put the measurement where the launcher finds it, and its cause where a person does: of several machines the
     cause of the one that ended first."""
     (output / "data").mkdir(parents=True, exist_ok=True)
-    measurement.save(output / "data" / hosts.measurement_name(place))
+    measurement.save(output / "data" / multi_node.measurement_name(place))
     said = failure_text(measurement)
     print(said, flush=True)
     if measurement.outcome is not Outcome.OK and not measurement.detail.startswith(FOLLOWED):

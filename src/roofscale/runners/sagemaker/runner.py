@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 from roofscale import compute
 from roofscale.compute import GIB, Allowance, Compute
 from roofscale.config import RunConfig
-from roofscale.data.generate import NOTE
-from roofscale.data.places import find_dataset, origin
+from roofscale.data.locate import find_dataset, origin
 from roofscale.data.sources import open_sources
+from roofscale.data.synthetic import NOTE
 from roofscale.errors import ConfigError
 from roofscale.files import read_json, write_json
 from roofscale.measurement import Measurement, Outcome
-from roofscale.runners.assemble import Supervised, assemble
+from roofscale.runners.build_measurement import Supervised, assemble
 from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
-from roofscale.runners.sagemaker import hosts
+from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker import request as requests
 from roofscale.runners.sagemaker.entry import CONFIG, GENERATED, ONLY
 from roofscale.runners.sagemaker.job import FILE as JOB_FILE
@@ -41,7 +41,7 @@ from roofscale.runners.sagemaker.job import (
     tags_of,
     whose,
 )
-from roofscale.runners.sagemaker.outcomes import RUNNING, cost_metrics, job_outcome
+from roofscale.runners.sagemaker.job_outcome import RUNNING, cost_metrics, job_outcome
 from roofscale.runners.sagemaker.session import Session
 from roofscale.runners.sagemaker.settings import Settings
 from roofscale.runners.supervise import Listener, SilentListener
@@ -162,7 +162,7 @@ class SageMakerRunner:
         left = [self._left(cloud, job, place) for place in range(config.instance_count)]
         self._tail(cloud, job).forward()
         cloud.fetch(requests.folder_uri(self.settings, job), self.run_dir, _NOT_FETCHED)
-        own = hosts.joined(left)
+        own = multi_node.joined(left)
         for sample in own.resources if own else ():
             self.listener.resources(sample)
         outcome, detail = job_outcome(described, own)
@@ -173,7 +173,7 @@ class SageMakerRunner:
 
     def _left(self, cloud: "Service", job: Job, place: int) -> Measurement | None:
         """What one of a job's machines has measured."""
-        packed = cloud.read_packed(requests.output_uri(self.settings, job), hosts.measurement_name(place))
+        packed = cloud.read_packed(requests.output_uri(self.settings, job), multi_node.measurement_name(place))
         if not packed:
             return None
         (self.run_dir / MEASUREMENT).write_bytes(packed)

@@ -11,9 +11,9 @@ from roofscale.runners.sagemaker.settings import Settings
 from roofscale.runners.supervise import Interrupt
 
 if TYPE_CHECKING:
-    from roofscale.runners.sagemaker.cloud import Cloud
-    from roofscale.runners.sagemaker.containers import Containers
-    from roofscale.runners.sagemaker.faults import Wait
+    from roofscale.runners.sagemaker.aws_errors import Wait
+    from roofscale.runners.sagemaker.jobs_api import Cloud
+    from roofscale.runners.sagemaker.local_mode import Containers
 
     Service = Cloud | Containers
 
@@ -75,9 +75,9 @@ class Session:
 
 def _connect(settings: Settings, wait: "Wait") -> "Service":
     if settings.local_mode:
-        from roofscale.runners.sagemaker.containers import Containers
+        from roofscale.runners.sagemaker.local_mode import Containers
 
         return Containers(settings)
-    from roofscale.runners.sagemaker.cloud import Cloud  # boto3: only those who run there pay for it
+    from roofscale.runners.sagemaker.jobs_api import Cloud  # boto3: only those who run there pay for it
 
     return Cloud(settings, wait)

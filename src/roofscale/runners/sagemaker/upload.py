@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from roofscale.data.airs import VISUAL
-from roofscale.data.generate import NOTE
-from roofscale.data.places import find_dataset, present
+from roofscale.data.locate import find_dataset, present
+from roofscale.data.synthetic import NOTE
 from roofscale.errors import ConfigError, DataError
 
 PART_BYTES = 2**25  # of a large file, which is copied in parts of this size; its checksum depends on it

@@ -1,0 +1,61 @@
+"""Real samples of an imdb.mat that are written behind the generated ones, so that one file holds both."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from roofscale.data import roofline
+from roofscale.data.synthetic.spec import GenerateSpec
+from roofscale.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What is joined to generated Roofline samples."""
+
+    file: Path
+    samples: int
+    sha256: str  # of the file: the same content is the same data set, wherever it lay
+
+    @classmethod
+    def of(cls, file: Path, spec: GenerateSpec) -> "Joined":
+        """Look at an imdb.mat; every sample of it is read once, as training would.
+
+        Raises:
+            ConfigError: no Roofline in the spec, no such file, or images of another size.
+            FileProblem: not an imdb.mat, or values that it should not hold.
+        """
+        if "roofline" not in spec.datasets:
+            raise ConfigError(
+                f"--join {file}: joins an imdb.mat to generated Roofline samples; expected roofline among the data "
+                f"sets ({', '.join(spec.datasets)}). Name it, or leave --join out."
+            )
+        if not file.is_file():
+            raise ConfigError(f"--join {file}: there is no such file; expected an imdb.mat with real samples.")
+        source = roofline.open_file(file)
+        for index in range(len(source)):
+            height, width = source.read(index).image_HWC.shape[:2]
+            if (height, width) != (spec.roofline_px, spec.roofline_px):
+                raise ConfigError(
+                    f"--join {file}: its images are {width}x{height} px, the generated ones "
+                    f"{spec.roofline_px}x{spec.roofline_px}; one file holds one size. Generate that size."
+                )
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(file, len(source), digest)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the note keeps; not the path, which is this machine's."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "file"}
+
+    def copy_into(self, imdb: Any, start: int) -> None:
+        """Write the samples, value for value, into an open group from row ``start``; depths too where there are any."""
+        with h5py.File(self.file, "r") as handle:
+            for name in ("images", "elements", "depths"):
+                if name in handle["imdb"]:
+                    for row in range(self.samples):
+                        imdb[name][start + row] = handle["imdb"][name][row]

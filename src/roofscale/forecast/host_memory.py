@@ -1,0 +1,353 @@
+"""How much host memory a CPU training takes at its peak, from peaks that were measured and tensors that were traced.
+
+    peak = base + scale x tensors(batch_size) + num_workers x MiB a worker + shared + copied
+
+The tensors of a step are traced (``tensors``), shared and copied memory is computed. Base, scale and the part of a
+worker are fitted to measured runs of the same kind; that the scale is near 1 is known beforehand and weighs in. Errors
+of a peak grow with it, so the fit weighs each run by one over its peak, and the spread is a share of the peak. The
+forecast speaks of the measured range and somewhat beyond; further out it refuses rather than guesses.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from roofscale.config import RunConfig
+from roofscale.data.sample import CHANNELS
+from roofscale.errors import ConfigError
+from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
+from roofscale.stats.intervals import CONFIDENCE
+
+Values = npt.NDArray[np.float64]
+
+# A spread from a few runs may come out near zero by chance. U-Net on ResNet-34 at 512 px, fitted on batch 1, 2, 4 with
+# 0 and 2 workers, missed nine held-out runs (batch 1 to 16, 0 to 4 workers) by 1.8 % on average and 6.2 % at worst; a
+# normal deviation of that mean has this standard deviation: 0.018 x sqrt(pi / 2).
+LEAST_SPREAD = 0.018 * math.sqrt(math.pi / 2)
+# Standard deviation of the scale, known before any run of a kind. What a kernel needs for itself is not traced: scales
+# fitted to ResNet-34 at 512 px, batch 1 to 16, were 0.99 in bf16 and 1.01 in fp32.
+SCALE_SPREAD = 0.04
+# The same runs: fitted up to batch 4 and 2 workers, tried up to batch 16 and 4 workers.
+FURTHEST_BATCH = 4  # times the largest batch measured
+FURTHEST_WORKERS = 2  # times the most workers measured, but four at least
+_LEAST_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
+# Of the tensors, beside batch and precision.
+_DECISIVE = (
+    "encoder",
+    "decoder",
+    "image_size",
+    "channels_last",
+    "micro_batches",
+    "activation_checkpointing",
+    "ema",
+    "compile",
+)
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What decides the size of everything that is fitted: peaks of two kinds cannot be compared."""
+
+    encoder: str
+    decoder: str
+    image_size: int
+    precision: str  # as it ran, never auto
+    channels_last: bool
+    threads: int  # as it ran, never 0
+    malloc: str = ""  # settings of the allocator, as train.malloc has them
+    micro_batches: int = 1
+    activation_checkpointing: bool = False
+    ema: float = 0.0
+    compile: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig, precision: str, threads: int, malloc: str = "") -> "Kind":
+        """The kind of a run config where it runs in this precision, with so many threads and this allocator."""
+        decisive = {knob: getattr(config, knob) for knob in _DECISIVE}
+        return cls(precision=precision, threads=threads, malloc=malloc, **decisive)
+
+    @classmethod
+    def of_run(cls, config: RunConfig, facts: Mapping[str, str]) -> "Kind":
+        """The kind that a run turned out to be, by the facts of its measurement.
+
+        One whose threads follow the free cores is of the kind of as many as it may have, whatever it began with.
+        """
+        threads = int(facts.get("cores_free", facts["threads"]).split()[-1])  # such as '1.0 of 2'
+        return cls.of(config, facts["precision"], threads, facts.get("malloc", ""))
+
+    def __str__(self) -> str:
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return (
+            f"{self.decoder} on {self.encoder}, {self.image_size} px, {self.precision}, {layout}, "
+            f"{self.threads} thread{'s' * (self.threads != 1)}{', ' * bool(self.malloc)}{self.malloc}"
+            f"{f', batches in {self.micro_batches} parts' * (self.micro_batches > 1)}"
+            f"{', activations recomputed' * self.activation_checkpointing}"
+            f"{f', weights averaged ({self.ema:g})' * (self.ema > 0)}{', compiled' * self.compile}"
+        )
+
+    def tensors_mib(self, batch: int) -> float:
+        """What the tensors of a step take at the most, gaps between them included; traced once for every batch.
+
+        Raises:
+            ConfigError: a model that cannot be built or traced.
+        """
+        decisive = {knob: getattr(self, knob) for knob in _DECISIVE}
+        config = RunConfig().with_overrides(decisive)
+        return _tensors_mib(config, self.precision, self.malloc, math.ceil(batch / self.micro_batches))
+
+
+@cache
+def _tensors_mib(config: RunConfig, precision: str, malloc: str, batch: int) -> float:
+    from roofscale.forecast.step_tensors import tensors_mib  # imports PyTorch, which reading a record does without
+
+    return tensors_mib(config, precision, malloc, batch)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run whose peak was measured on a CPU."""
+
+    config: RunConfig
+    kind: Kind
+    peak_mib: float
+    source: str  # its MLflow run, or the folder of a probe
+    copied_mib: float = math.nan  # weights, gradients and optimiser's state; NaN where no worker was forked
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there was a peak, of one process, and a batch as large as the config says."""
+        config = self.config
+        sets = len(config.datasets) if config.schedule == "mixed" else 1
+        full = not config.max_samples or config.max_samples * sets >= config.batch_size
+        return full and config.devices == 1 and math.isfinite(self.peak_mib) and self.peak_mib > 0
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A peak with its interval."""
+
+    mib: float
+    low_mib: float
+    high_mib: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a peak is made of, MiB."""
+
+    base: float  # interpreter and libraries
+    tensors: float  # weights, gradients, optimiser's state, activations, and gaps between them
+    workers: float
+    shared: float  # at most; the loader's batches in /dev/shm
+    copied: float  # forked workers keep what the trainer overwrites
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A short run that would narrow a forecast."""
+
+    batch_size: int
+    num_workers: int
+    reach_mib: float  # from the forecast to the end of its interval, once the probe is made
+
+
+@dataclass(frozen=True)
+class HostForecast:
+    """What a run will take of a compute's memory."""
+
+    fit: Fit
+    peak: Peak
+    memory_mib: float  # of the compute
+    shm_free_mib: float | None  # None: not known
+    parts: Parts
+    largest_batch: int  # that fits with confidence; 0 where not even one sample does
+    furthest_batch: int  # that these runs can speak of
+    next_probe: Probe | None  # the one that would narrow the interval most; None where no cheap one would
+
+
+def shared_mib(config: RunConfig) -> float:
+    """The most that the loader's batches take in shared memory: those ahead, and the one in the trainer's hands."""
+    sample = (3 + len(CHANNELS)) * config.image_size**2  # bytes of image and target, see data.sample.Batch
+    ahead = config.num_workers * config.prefetch_factor
+    return (ahead + 1) * config.batch_size * sample / _MIB if config.num_workers else 0.0
+
+
+def fit_host(kind: Kind, points: Sequence[Point]) -> "HostModel":
+    """Fit the model to the points of one kind, by weighted least squares.
+
+    That the scale is 1, give or take SCALE_SPREAD, counts as one more observation (Theil and Goldberger, On pure and
+    mixed statistical estimation in economics, 1961): so the small runs that are cheap tell of large ones.
+
+    Raises:
+        ConfigError: too few points of that kind, and how to get more; or a model that cannot be traced.
+    """
+    used = tuple(point for point in points if point.kind == kind and point.says_something)
+    terms = 3 if len({point.config.num_workers for point in used}) > 1 else 2
+    freedom = len(used) + 1 - terms
+    if freedom < _LEAST_FREEDOM:
+        raise ConfigError(
+            f"{kind}: {len(used)} measured run{'s' * (len(used) != 1)} of this kind; a forecast needs at least "
+            f"{terms - 1 + _LEAST_FREEDOM}. Add --probe: six short runs of nine steps each, which take about three "
+            "minutes at 512 px on two idle cores and are kept."
+        )
+    copied = max((p.copied_mib for p in used if math.isfinite(p.copied_mib)), default=0.0)
+    peaks = np.array([point.peak_mib for point in used])
+    known = np.array([shared_mib(point.config) + _copied_mib(point.config, copied) for point in used])
+    near_one = LEAST_SPREAD / SCALE_SPREAD  # weighs it as a run whose share is off by LEAST_SPREAD
+    rows = np.vstack([
+        np.array([_row(kind, point.config, terms) for point in used]) / peaks[:, None],
+        np.eye(terms)[1] * near_one,
+    ])  # fmt: skip
+    shares = np.append((peaks - known) / peaks, near_one)
+    coefficients, *_ = np.linalg.lstsq(rows, shares, rcond=None)
+    spread = math.sqrt(float(((shares - rows @ coefficients) ** 2).sum()) / freedom)
+    return HostModel(kind, used, coefficients, np.linalg.inv(rows.T @ rows), spread, freedom, copied)
+
+
+@dataclass(frozen=True)
+class HostModel:
+    """The fitted model of one kind; ``fit_host`` makes it."""
+
+    kind: Kind
+    points: tuple[Point, ...]
+    coefficients: Values  # base in MiB, scale of the tensors, and MiB a worker where the points differ in workers
+    inverse: Values  # of the weighted normal matrix: times spread squared the coefficients' covariance
+    spread: float  # standard deviation of these runs' peaks, as a share of them
+    freedom: int  # degrees of freedom of the spread
+    copied_mib: float
+
+    def forecast(self, config: RunConfig, memory_mib: float, shm_free_mib: float | None = None) -> HostForecast:
+        """Foresee a run of this kind.
+
+        Args:
+            config: of the run.
+            memory_mib: of its compute.
+            shm_free_mib: what /dev/shm has left there; None = not known, and then it is no limit.
+
+        Raises:
+            ConfigError: the config lies too far from what was measured; says what would be needed.
+        """
+        self._check_range(config)
+        limits = memory_mib, shm_free_mib
+        furthest = FURTHEST_BATCH * max(point.config.batch_size for point in self.points)
+        sizes = (dataclasses.replace(config, batch_size=size) for size in range(1, furthest + 1))
+        fitting = [size.batch_size for size in sizes if self._fit(size, *limits) is Fit.FITS]
+        return HostForecast(
+            fit=self._fit(config, *limits),
+            peak=self.peak(config),
+            memory_mib=memory_mib,
+            shm_free_mib=shm_free_mib,
+            parts=self.parts(config),
+            largest_batch=max(fitting, default=0),
+            furthest_batch=furthest,
+            next_probe=self.next_probe(config, memory_mib),
+        )
+
+    def parts(self, config: RunConfig) -> Parts:
+        """What the peak is made of."""
+        terms = self.coefficients * self._row(config)
+        workers = float(terms[2]) if terms.size > 2 else 0.0
+        copied = _copied_mib(config, self.copied_mib)
+        return Parts(float(terms[0]), float(terms[1]), workers, shared_mib(config), copied)
+
+    def peak(self, config: RunConfig) -> Peak:
+        """The peak with its prediction interval (Draper and Smith, Applied Regression Analysis, ch. 3 and 9): Student's
+        by these runs' own spread, or the normal one by LEAST_SPREAD where that is wider."""
+        mib = math.fsum(dataclasses.astuple(self.parts(config)))
+        reach = self._reach(mib, self.leverage(config), self.freedom)
+        return Peak(mib, mib - reach, mib + reach)
+
+    def leverage(self, config: RunConfig) -> float:
+        """The variance of the fitted terms at a config over the spread squared, MiB^2."""
+        row = self._row(config)
+        return float(row @ self.inverse @ row)
+
+    def next_probe(self, config: RunConfig, memory_mib: float) -> Probe | None:
+        """The cheap run, not made yet, after which the variance at ``config`` would be smallest (c-optimality).
+
+        A further run adds its row to the normal matrix, so the inverse changes by the Sherman-Morrison formula.
+        """
+        mib = self.peak(config).mib
+        row = self._row(config)
+        found = []
+        for candidate in self._candidates(config, memory_mib):
+            its_row = self._row(candidate)
+            moved = self.inverse @ its_row
+            weight = self.peak(candidate).mib ** 2 + its_row @ moved
+            leverage = self.leverage(config) - float(row @ moved) ** 2 / float(weight)
+            reach = self._reach(mib, leverage, self.freedom + 1)
+            found.append(Probe(candidate.batch_size, candidate.num_workers, reach))
+        return min(found, key=lambda probe: probe.reach_mib, default=None)
+
+    def _candidates(self, config: RunConfig, memory_mib: float) -> Iterator[RunConfig]:
+        """Runs that are no larger than the one asked about, of at most eight samples, and that will fit."""
+        made = {(point.config.batch_size, point.config.num_workers) for point in self.points}
+        workers = (0, 2, 4) if self.coefficients.size > 2 else (config.num_workers,)
+        for size, count in itertools.product((1, 2, 4, 8), workers):
+            candidate = dataclasses.replace(config, batch_size=size, num_workers=count)
+            cheap = size <= config.batch_size and self.peak(candidate).high_mib <= MAX_SHARE * memory_mib
+            if cheap and (size, count) not in made:
+                yield candidate
+
+    def _fit(self, config: RunConfig, memory_mib: float, shm_free_mib: float | None) -> Fit:
+        peak, shared = self.peak(config), shared_mib(config)
+        memory = fit_of(peak.low_mib, peak.high_mib, memory_mib)
+        if shm_free_mib is None or memory is Fit.TOO_LARGE:
+            return memory
+        if shared > shm_free_mib:
+            return Fit.TOO_LARGE
+        return memory if shared <= MAX_SHARE * shm_free_mib else Fit.UNCERTAIN
+
+    def _reach(self, mib: float, leverage: float, freedom: int) -> float:
+        share = (1 + CONFIDENCE) / 2
+        deviation = max(float(stats.t.ppf(share, freedom)) * self.spread, float(stats.norm.ppf(share)) * LEAST_SPREAD)
+        return deviation * math.sqrt(mib**2 + leverage)
+
+    def _row(self, config: RunConfig) -> Values:
+        return _row(self.kind, config, self.coefficients.size)
+
+    def _check_range(self, config: RunConfig) -> None:
+        largest = max(point.config.batch_size for point in self.points)
+        if config.batch_size > FURTHEST_BATCH * largest:
+            raise ConfigError(
+                f"batch_size={config.batch_size}: the largest measured batch of this kind is {largest}, and a "
+                f"forecast goes to {FURTHEST_BATCH} times that, {FURTHEST_BATCH * largest}. Add --probe, which "
+                "measures a larger one, or ask for less."
+            )
+        measured = {point.config.num_workers for point in self.points}
+        most = max(4, FURTHEST_WORKERS * max(measured))
+        if config.num_workers not in measured and (len(measured) == 1 or config.num_workers > most):
+            raise ConfigError(
+                f"num_workers={config.num_workers}: measured with {', '.join(map(str, sorted(measured)))} only, and "
+                f"a forecast needs two different counts and goes to {most}. Add --probe, which measures further "
+                "ones, or ask for a measured count."
+            )
+
+
+def _row(kind: Kind, config: RunConfig, terms: int) -> Values:
+    return np.array([1.0, kind.tensors_mib(config.batch_size), config.num_workers][:terms])
+
+
+def copied_first(config: RunConfig) -> float:
+    """Share of what is written anew in each step that forked workers keep in the first pass.
+
+    They together keep one copy of what was there when they were forked and is written anew since: in the first pass the
+    weights and their average, in a later one the gradients and AdamW's two moments as well.
+    """
+    before = 2 if config.ema else 1
+    return before / (before + 3)
+
+
+def _copied_mib(config: RunConfig, copied_mib: float) -> float:
+    """What forked workers keep of weights, gradients and optimiser's state at the most."""
+    passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
+    share = 1.0 if passes > 1 else copied_first(config)
+    return share * copied_mib if config.num_workers else 0.0

@@ -1,0 +1,1 @@
+"""A process tree watched from outside: memory, CPU, disk, network, GPU."""

@@ -1,0 +1,273 @@
+"""Samples what a training run uses, from outside it: memory, CPU, disk, network and GPU of its whole process tree.
+
+Memory is read several times a second, because a peak is short; the rest every two seconds. Three sources, best first,
+and the source is a fact of the measurement:
+
+1. the run's own cgroup: usage less inactive page cache. What the kernel itself holds against the limit.
+2. resident sets summed (cheap, but a shared page counts several times) plus a correction, found now and then from the
+   proportional set sizes (exact, but 16 ms of CPU a GB each time).
+3. resident sets summed, where neither is to be had (macOS).
+"""
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from roofscale.cgroup import MemoryCgroup
+from roofscale.measurement import MemoryPoint, ResourceSample
+from roofscale.monitoring import process_tree
+from roofscale.monitoring.nvml import Gpus, GpuUse
+from roofscale.monitoring.rates import Rates, larger
+
+MIB = 2**20
+# Exact looks together may take this share of one core, less where a cgroup knows the total and only the workers' part
+# is asked for; the time to the next follows from what the last one cost.
+_EXACT_SHARE = {"total": 0.005, "workers": 0.001}
+_SETTLING_SECONDS = (3.0,)  # between exact looks after processes came or went, whatever they cost
+_STEADY_SECONDS = 10.0  # at least, between them otherwise
+_TREE_SECONDS = 1.0  # between looks for new processes
+_MOST_POINTS = 4096  # of the memory curve
+_MOST_ROWS = 1024  # of the resources over time
+
+Timed = TypeVar("Timed", MemoryPoint, ResourceSample)
+
+
+class Monitor:
+    """Watches process ``pid`` and its descendants from a thread of its own until the ``with`` block ends.
+
+    Args:
+        group: the cgroup that holds the process and nothing else; None = sum up the process tree.
+        cores: what CPU utilisation is a share of.
+        interval: seconds between looks at the memory.
+        row_seconds: seconds between rows.
+        limit_mib, on_over: ``on_over`` is called from the monitor's thread, once, as soon as the memory passes the
+            limit; a cheap reading over the limit is confirmed by an exact one first.
+        tree: how to look at the processes, if not by the best means that the system has.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        group: MemoryCgroup | None = None,
+        *,
+        cores: int = 1,
+        interval: float = 0.2,
+        row_seconds: float = 2.0,
+        limit_mib: float = math.inf,
+        on_over: Callable[[], None] | None = None,
+        tree: process_tree.Tree | None = None,
+    ) -> None:
+        self.rows: deque[ResourceSample] = deque()  # taken away from the left by whoever shows them
+        self._points = Thinned[MemoryPoint](interval, _MOST_POINTS)
+        self._resources = Thinned[ResourceSample](row_seconds, _MOST_ROWS)
+        self.peak_mib = self.workers_mib = self.shm_mib = self.shm_share = math.nan
+        self._group = group
+        self._tree = tree or process_tree.watch(pid)
+        self._gpus = Gpus()
+        self._interval, self._row_seconds, self._limit_mib, self._on_over = interval, row_seconds, limit_mib, on_over
+        self._exact = _Exact(self._tree, _EXACT_SHARE["workers" if group else "total"])
+        self._main_peak = 0
+        self._shm_before = _Shm.now().used
+        self._next_tree = 0.0
+        self._next_row = time.monotonic() + row_seconds  # a rate over no time says nothing
+        self._rates = Rates(self._tree, cores)
+        self._gpu: list[GpuUse] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="roofscale-monitor", daemon=True)
+
+    def __enter__(self) -> "Monitor":
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._add_row()
+        self._gpus.close()
+
+    @property
+    def points(self) -> tuple[MemoryPoint, ...]:
+        """The memory over time."""
+        return tuple(self._points.values)
+
+    @property
+    def resources(self) -> tuple[ResourceSample, ...]:
+        """Everything else over time."""
+        return tuple(self._resources.values)
+
+    @property
+    def source(self) -> str:
+        """Where the memory figures come from, for a person."""
+        if self._group:
+            return f"cgroup v{self._group.version} usage less inactive page cache"
+        if self._exact.known:
+            return "resident sets of the process tree, corrected by PSS"
+        return "resident sets of the process tree summed (shared pages counted in each process)"
+
+    def summary(self) -> dict[str, float]:
+        """The whole run in METRICS names; call it when the run is over."""
+        kernel = self._group.kernel_peak() if self._group else None
+        metrics = {
+            "memory/peak_mib": self.peak_mib,
+            "memory/kernel_peak_mib": kernel / MIB if kernel is not None else math.nan,
+            "memory/workers_mib": self.workers_mib,
+            "memory/shm_mib": self.shm_mib,
+            "memory/shm_share": self.shm_share,
+            **self._rates.overall(),
+        }
+        if self._gpu:
+            metrics |= {
+                "gpu/utilisation": _mean([use.utilisation for use in self._gpu]),
+                "gpu/power_w": _mean([use.power_w for use in self._gpu]),
+                "gpu/memory_peak_mib": max(use.memory_bytes for use in self._gpu) / MIB,
+            }
+        return metrics
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._sample()
+
+    def _sample(self) -> None:
+        now = time.monotonic()
+        resident = self._tree.resident()
+        if resident.lost or now >= self._next_tree:
+            self._next_tree = now + _TREE_SECONDS
+            if self._tree.refresh():
+                self._exact.expire()
+                resident = self._tree.resident()
+        if resident.main and not resident.lost:  # a sum over half of them would say nothing
+            self._note_memory(resident)
+        if now >= self._next_row:
+            self._next_row = now + self._row_seconds
+            self._add_row()
+
+    def _note_memory(self, resident: process_tree.Resident) -> None:
+        if not self._exact.look():
+            return
+        shm = _Shm.now()
+        mib, shm_mib = self._memory_mib(resident, shm)
+        if mib > self._limit_mib and self._on_over:
+            self._exact.look(now=True)
+            mib, _ = self._memory_mib(resident, shm)
+            if mib > self._limit_mib:
+                self._on_over()
+                self._on_over = None
+        self._points.add(MemoryPoint(time.time(), mib))
+        # The kernel remembers the main process's largest size: a peak between two samples shows in it.
+        missed = max(0, resident.main_peak - resident.main) / MIB if resident.main_peak > self._main_peak > 0 else 0.0
+        self._main_peak = max(self._main_peak, resident.main_peak)
+        self.shm_mib = larger(self.shm_mib, shm_mib)
+        self.shm_share = larger(self.shm_share, shm.share)
+        if not mib + missed <= self.peak_mib:
+            self.peak_mib = mib + missed
+            workers = resident.workers_private if self._exact.workers is None else self._exact.workers
+            self.workers_mib = workers / MIB
+
+    def _memory_mib(self, resident: process_tree.Resident, shm: "_Shm") -> tuple[float, float]:
+        if self._group:
+            with contextlib.suppress(OSError):
+                use = self._group.use()
+                return use.working / MIB, use.shm / MIB
+        return (resident.total + self._exact.correction) / MIB, max(0, shm.used - self._shm_before) / MIB
+
+    def _add_row(self) -> None:
+        metrics = self._rates.since_last()
+        if self._points.values:
+            metrics["memory/used_mib"] = self._points.values[-1].mib
+        if gpu := self._gpus.use(self._tree.pids()):
+            self._gpu.append(gpu)
+            metrics |= {
+                "gpu/utilisation": gpu.utilisation,
+                "gpu/power_w": gpu.power_w,
+                "gpu/memory_used_mib": gpu.memory_bytes / MIB,
+            }
+        row = ResourceSample(time.time(), metrics)
+        self.rows.append(row)
+        self._resources.add(row)
+
+
+class Thinned(Generic[Timed]):
+    """Values over time, ``seconds`` apart or more: beyond ``most`` every second one goes, and twice as far apart."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self.values: list[Timed] = []
+        self._seconds, self._most = seconds, most
+
+    def add(self, value: Timed) -> None:
+        """Keep a value, unless it comes too soon after the last."""
+        if self.values and value.time - self.values[-1].time < 0.9 * self._seconds:
+            return
+        self.values.append(value)
+        if len(self.values) > self._most:
+            del self.values[1::2]
+            self._seconds *= 2
+
+
+class _Exact:
+    """Turns summed resident sets into true use by a correction that is renewed from PSS now and then.
+
+    The correction is what the processes share, so it holds for one set of processes only; and while a fork goes on to
+    write to the pages that it shares with its parent, the resident sets stay as they are but less and less is shared.
+    """
+
+    def __init__(self, tree: process_tree.Tree, core_share: float) -> None:
+        self.known = False
+        self.correction = 0  # bytes to add to the resident sets' sum; negative where pages are shared
+        self.workers: int | None = None  # bytes of the descendants; None = not known
+        self._tree, self._core_share = tree, core_share
+        self._due = -math.inf
+        self._settling = list(_SETTLING_SECONDS)
+
+    def expire(self) -> None:
+        """The set of processes is another: look at once, and again soon."""
+        self._due = -math.inf
+        self._settling = list(_SETTLING_SECONDS)
+
+    def look(self, *, now: bool = False) -> bool:
+        """Look exactly where it is due, or at once; False where it was due and processes went away meanwhile."""
+        started = time.monotonic()
+        if not now and started < self._due:
+            return True
+        exact = self._tree.proportional()
+        resident = self._tree.resident()
+        if resident.lost:
+            return False
+        ended = time.monotonic()
+        budget = (ended - started) / self._core_share
+        self._due = ended + (self._settling.pop(0) if self._settling else max(_STEADY_SECONDS, budget))
+        if exact:
+            self.known = True
+            self.correction = exact.total - resident.total
+            self.workers = exact.workers
+        return True
+
+
+@dataclass(frozen=True)
+class _Shm:
+    """What is in /dev/shm, whoever put it there."""
+
+    used: int  # bytes; 0 where there is no such folder
+    share: float  # of its size; NaN where there is none
+
+    @classmethod
+    def now(cls) -> "_Shm":
+        try:
+            shm = os.statvfs("/dev/shm")
+        except OSError:
+            return cls(0, math.nan)
+        used = shm.f_blocks - shm.f_bfree
+        return cls(used * shm.f_frsize, used / shm.f_blocks if shm.f_blocks else math.nan)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

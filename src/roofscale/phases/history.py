@@ -1,0 +1,159 @@
+"""Reads climbs back from the tracking server: the same plain data that the ladder made."""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from roofscale.config import FIELDS, RunConfig
+from roofscale.errors import ConfigError
+from roofscale.measurement import FORECAST, Measurement, Outcome
+from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult
+from roofscale.phases.judge import StepVerdict, Verdict
+from roofscale.phases.phase_file import Phase, Step, load_phase
+from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut
+from roofscale.tracking import RunRecord, Tracker
+
+SEARCHING = 3  # the phase whose search stands for itself too
+SEARCH_EXPERIMENT = "roofscale-search"  # of searches that stand for themselves
+_NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLflow's own, its config, or foreseen
+
+
+def experiment_name(phase: int) -> str:
+    """The MLflow experiment of a phase."""
+    return f"roofscale-phase{phase}"
+
+
+def newest_climb(phase: int) -> ClimbResult | None:
+    """The newest attempt at a phase that judged at least one step; None where the server has none."""
+    tracker = Tracker.find(experiment_name(phase))
+    if tracker is None:
+        return None
+    climbs = (read_climb(tracker, attempt) for attempt in tracker.attempts())
+    return next((climb for climb in climbs if climb and climb.results), None)
+
+
+def read_climb(tracker: Tracker, attempt: RunRecord) -> ClimbResult | None:
+    """Rebuild an attempt from its MLflow run and those of its steps; None where it does not say its plan."""
+    phase = _read_phase(tracker, attempt.run_id)
+    if phase is None:
+        return None
+    judged = [run for run in tracker.children(attempt.run_id) if "verdict" in run.tags]
+    results = []
+    for place, step in enumerate(phase.steps, 1):
+        runs = [run for run in judged if run.tags.get("place") == str(place)]
+        if result := _read_step(tracker, step, runs):
+            results.append(result)
+    notes = json.loads(attempt.tags.get("notes", "[]"))
+    return ClimbResult(
+        phase=phase,
+        attempt=Path(attempt.tags.get("attempt", "")),
+        run_id=attempt.run_id,
+        results=tuple(results),
+        interrupted="verdict" not in attempt.tags,
+        experiment=tracker.experiment,
+        created=attempt.tags.get("created", ""),
+        commit=attempt.tags.get("git_commit", ""),
+        notes=tuple(notes),
+        skipped=json.loads(attempt.tags.get("skipped", "{}")),
+    )
+
+
+def judged_runs(phase: int) -> list[RunRecord]:
+    """Every run of every attempt at a phase that has a verdict, those of the newest attempt first."""
+    tracker = Tracker.find(experiment_name(phase))
+    return judged_in(tracker) if tracker else []
+
+
+def judged_in(tracker: Tracker) -> list[RunRecord]:
+    """Every run in an experiment that has a verdict, those of the newest attempt first."""
+    return [run for run in _children(tracker) if "verdict" in run.tags]
+
+
+def trials_in(tracker: Tracker) -> list[RunRecord]:
+    """Every trial of every search in an experiment, those of the newest attempt first."""
+    return [trial for run in _children(tracker) if "search" in run.tags for trial in tracker.children(run.run_id)]
+
+
+def _children(tracker: Tracker) -> Iterator[RunRecord]:
+    """Of all attempts, those of the newest first."""
+    return (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
+
+
+def out_of_memory(phases: Iterable[int]) -> list[RuledOut]:
+    """The configs that really ran out of memory in any attempt at these phases."""
+    outcomes = set(map(str, OUT_OF_MEMORY))
+    return [
+        RuledOut(read_config(run), Outcome(run.tags["outcome"]), run.run_id, run.parent_id or "")
+        for phase in phases
+        for run in judged_runs(phase)
+        if run.tags.get("outcome") in outcomes and "ruled_out_by" not in run.tags
+    ]
+
+
+def read_config(run: RunRecord) -> RunConfig:
+    """The run config from a run's parameters; knobs that this version no longer has are left out."""
+    return RunConfig().with_overrides({key: value for key, value in run.params.items() if key in FIELDS})
+
+
+def _read_phase(tracker: Tracker, run_id: str) -> Phase | None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = tracker.download(run_id, "phase.yaml", Path(folder))
+        overlay = tracker.download(run_id, "overlay.yaml", Path(folder))
+        try:
+            return load_phase(file, overlay) if file else None
+        except ConfigError:  # written by a version with other words
+            return None
+
+
+def _read_step(tracker: Tracker, step: Step, runs: Sequence[RunRecord]) -> StepResult | None:
+    """The deciding run of a step with the others as its tries; None where the step has not come to its end."""
+    firsts = [run for run in runs if "repeat" not in run.tags]
+    results = {}
+    for run in firsts:
+        others = [other for other in runs if "repeat" in other.tags and _retreats(other) == _retreats(run)]
+        results[run.run_id] = _read_run(tracker, step, run, others)
+    deciding = next((run for run in firsts if run.tags.get("decides") == "true"), None)
+    if deciding is None:
+        return None
+    tries = tuple(result for run_id, result in results.items() if run_id != deciding.run_id)
+    decided = results[deciding.run_id]
+    return StepResult(**{**vars(decided), "tries": tries})
+
+
+def _retreats(run: RunRecord) -> int:
+    return int(run.tags.get("retreat", "0"))
+
+
+def _read_run(tracker: Tracker, step: Step, run: RunRecord, repeats: Sequence[RunRecord]) -> StepResult:
+    newest = repeats[-1] if repeats else run  # its verdict speaks for all seeds
+    retreat = None
+    if "retry_of" in run.tags:
+        retreat = Retreat(run.tags["retry_of"], Cause(run.tags["cause"]), run.tags["changed"])
+    return StepResult(
+        step=step,
+        config=read_config(run),
+        measurement=read_measurement(tracker, run),
+        verdict=_read_verdict(tracker, newest),
+        run_id=run.run_id,
+        folder=Path(run.tags.get("folder", "")),
+        repeats=tuple(read_measurement(tracker, repeat) for repeat in repeats),
+        retreat=retreat,
+        cause=Cause(run.tags["failure"]) if "failure" in run.tags else None,
+    )
+
+
+def read_measurement(tracker: Tracker, run: RunRecord) -> Measurement:
+    """The measurement that the run carries as an artifact; without it, what its metrics and tags say."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = tracker.download(run.run_id, "measurement.json", Path(folder))
+        if file:
+            return Measurement.load(file)
+    outcome = Outcome(run.tags.get("outcome", Outcome.CRASHED))
+    ours = {name: value for name, value in run.metrics.items() if not name.startswith(_NOT_MEASURED)}
+    return Measurement(outcome, run.tags.get("outcome_detail", ""), run.tags["fingerprint"], metrics=ours)
+
+
+def _read_verdict(tracker: Tracker, run: RunRecord) -> StepVerdict:
+    text = tracker.read_text(run.run_id, "verdict.json")
+    return StepVerdict.from_dict(json.loads(text)) if text else StepVerdict(Verdict(run.tags["verdict"]), ())

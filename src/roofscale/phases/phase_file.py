@@ -1,0 +1,314 @@
+"""What a phase file may say, and what it comes to: the steps of a phase with their resolved run configs.
+
+Precedence of a knob, lowest first: the starting config (defaults, or what an earlier phase learnt), the phase's
+``base``, the user's overrides, the step's own ``set``, an overlay's ``hold``. A user's override of a knob that some
+step sets is refused: it would either be undone or undo the ladder. Steps do not build on each other's ``set``; each
+stands on the phase's base. The **base step** is the first of the file.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roofscale import config as run_config
+from roofscale import invocation
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError, did_you_mean
+from roofscale.measurement import METRICS
+from roofscale.phases.criteria import CRITERIA
+from roofscale.phases.expectation import REFERENCES, Expectation
+from roofscale.phases.search.space import SearchSpec, read_search
+from roofscale.phases.yaml_source import Node, read_yaml
+
+ON_FAILURE = ("stop", "continue")  # after the remedies, where none of them passed
+ON_INSUFFICIENT = ("repeat", "continue", "stop")
+REQUIREMENTS = ("gate", "gpu")
+_DEFAULT_REPEATS = 2
+_DEFAULT_RETREATS = 2
+CONDITIONS = ("forecast_fits",)  # under which a step is run: unless its forecast says that its memory does not fit
+_SEED_STRIDE = 1000  # far apart, so that a repeat of seed 0 is not somebody's run of seed 1
+
+_POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats", "max_retreats")
+_PHASE_KEYS = ("phase", "name", "question", "needs", "requires", "base", "watch", "least_batch", "steps", *_POLICY_KEYS)
+_OVERLAY_KEYS = ("base", "hold", "decided_by", "search", *_POLICY_KEYS)
+_STEP_KEYS = ("name", "when", "set", "search", "expect", "criteria", "shown", *_POLICY_KEYS)
+_EXPECT_KEYS = ("value", "of", "tolerance")
+_DATASET = rf"(\*|{'|'.join(run_config.DATASETS)})"  # * stands for each data set trained on
+_DATASET_METRIC = re.compile(rf"val/{_DATASET}/(loss|(iou|f1|accuracy)(_[a-z]+)?)|forgetting/{_DATASET}")
+
+
+@dataclass(frozen=True)
+class CriterionSpec:
+    """A criterion that a step must meet, by its name in CRITERIA, with every limit filled in."""
+
+    name: str
+    limits: Mapping[str, float]
+    decides: bool = True  # whether the step's verdict hangs on it; else it is judged and shown only
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training run of a phase: what it changes, what it expects and how it is judged."""
+
+    name: str
+    set: Mapping[str, Any]  # overrides of the run config, as written in the file
+    expect: tuple[Expectation, ...]
+    criteria: tuple[CriterionSpec, ...]
+    on_failure: str  # of ON_FAILURE
+    on_insufficient: str  # of ON_INSUFFICIENT
+    max_repeats: int  # more runs under other seeds while the evidence is insufficient
+    max_retreats: int = _DEFAULT_RETREATS  # further runs, each with a remedy for the cause of the failure before it
+    search: SearchSpec | None = None  # finds the rest of what the step sets, before its run
+    when: str = ""  # of CONDITIONS; empty: it is run whatever the forecast says
+
+    @property
+    def most_repeats(self) -> int:
+        """How often it may be run again while the evidence is insufficient."""
+        return self.max_repeats if self.on_insufficient == "repeat" else 0
+
+    def changes(self) -> list[str]:
+        """What it changes on the phase's base: overrides as they would be written, and what it searches."""
+        written = RunConfig().with_overrides(self.set).written()
+        return [*(f"{key}={written[key]}" for key in self.set), *([str(self.search)] if self.search else [])]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase file, checked; the first step is the base step."""
+
+    number: int
+    name: str
+    question: str  # what the phase is to answer, one line
+    base: Mapping[str, Any]  # overrides that every step stands on
+    watch: tuple[str, ...]  # metrics to show for every step
+    steps: tuple[Step, ...]
+    said: Mapping[str, Any]  # the file and the overlay as plain values, comments left out
+    needs: int | None = None  # the phase whose last good config this one starts from
+    requires: tuple[str, ...] = ()  # of REQUIREMENTS, before anything runs
+    hold: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # an overlay's knobs that no step changes
+    least_batch: int = 0  # that the phase hands on, as far as it held, or the knee where that is larger; 0: the newest
+
+    def searching(self) -> "Phase":
+        """The phase cut down to its base step and the steps that search.
+
+        Raises:
+            ConfigError: no step of the phase searches.
+        """
+        kept = [step for step in self.steps if step is self.steps[0] or step.search]
+        if not any(step.search for step in kept):
+            raise ConfigError(
+                f"phase {self.number} ({self.name}): none of its steps has a 'search'; add one, such as search: "
+                "{space: {batch_size: [1, 24]}}."
+            )
+        names = [step.name for step in kept]
+        said = {**self.said, "steps": tuple(step for step in self.said["steps"] if step["name"] in names)}
+        return dataclasses.replace(self, steps=tuple(kept), said=said)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that name what the phase says."""
+        return hashlib.sha256(json.dumps(self.said, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file and the overlay say, as plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(self.said, default=str))
+        return plain
+
+    def documents(self) -> dict[str, str]:
+        """The phase file and the overlay as texts that ``load_phase`` reads, by file name; comments are gone."""
+        import yaml  # only a climb writes them
+
+        file = {key: value for key, value in self.said.items() if key != "overlay"}
+        parts = {"phase.yaml": file, "overlay.yaml": self.said["overlay"]}
+        return {name: yaml.safe_dump(part, sort_keys=False) for name, part in parts.items() if part}
+
+    def resolve(
+        self, config: RunConfig | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()
+    ) -> list[tuple[Step, RunConfig]]:
+        """Each step with the config it runs.
+
+        Args:
+            config: what the phase starts from; the defaults where None.
+            overrides: the user's, as ``key=value`` words or a mapping.
+
+        Raises:
+            ConfigError: an override that does not fit, or of a knob that a step sets itself.
+        """
+        self._refuse_undoing(overrides)
+        base = (config or RunConfig()).with_overrides(self.base).with_overrides(overrides)
+        return [(step, base.with_overrides(step.set).with_overrides(self.hold)) for step in self.steps]
+
+    def _refuse_undoing(self, overrides: Mapping[str, Any] | Sequence[str]) -> None:
+        keys = overrides if isinstance(overrides, Mapping) else [word.partition("=")[0].strip() for word in overrides]
+        for key in keys:
+            values = {step.name: step.set[key] for step in self.steps if key in step.set}
+            if values:
+                rungs = ", ".join(f"{name} {value}" for name, value in values.items())
+                raise ConfigError(
+                    f"{key} cannot be overridden in phase {self.number}: its steps set it ({rungs}), and changing "
+                    "that is what they are about. Edit the phase file, or run one config with: "
+                    f"{invocation.command('train')}."
+                )
+
+
+Plan = Sequence[tuple[Step, RunConfig]]  # what ``Phase.resolve`` gives
+
+
+def plan_fingerprint(phase: Phase, plan: Plan) -> str:
+    """Twelve hex digits that name a phase with the configs of its steps; another data_root is another plan."""
+    said = json.dumps([phase.fingerprint, *(config.as_dict() for _, config in plan)])
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def repeat_config(config: RunConfig, repeat: int) -> RunConfig:
+    """The config of a step's ``repeat``-th further run, from 1: the same under another seed."""
+    seed = (config.seed + repeat * _SEED_STRIDE) % 2**31
+    return dataclasses.replace(config, seed=seed)
+
+
+def load_phase(file: Path, overlay: Path | None = None) -> Phase:
+    """Read a phase file; an overlay's base and policies win over those of the phase and of its steps.
+
+    Raises:
+        ConfigError: an unreadable file, or a wrong key, value, metric, criterion, limit or knob, with file and line.
+    """
+    root = read_yaml(file)
+    content = root.mapping("key of a phase file", _PHASE_KEYS)
+    over = read_yaml(overlay).mapping("key of an overlay", _OVERLAY_KEYS) if overlay else {}
+    for key in ("phase", "name", "steps"):
+        if key not in content:
+            raise root.error(f"a phase file needs the key {key!r}.")
+    steps = tuple(_read_step(node, content, over) for node in content["steps"].items("steps"))
+    _check_steps(content["steps"], steps)
+    return Phase(
+        number=content["phase"].whole("phase", low=0),
+        name=content["name"].text("name"),
+        question=content["question"].text("question") if "question" in content else "",
+        base={**_read_overrides(content.get("base")), **_read_overrides(over.get("base"))},
+        watch=tuple(_read_metric(node) for node in content["watch"].items("watch")) if "watch" in content else (),
+        steps=steps,
+        said={**root.plain(), "overlay": {key: node.plain() for key, node in over.items()}},
+        needs=content["needs"].whole("needs", low=1) if "needs" in content else None,
+        requires=_read_requirements(content.get("requires")),
+        hold=_read_overrides(over.get("hold")),
+        least_batch=content["least_batch"].whole("least_batch", low=1) if "least_batch" in content else 0,
+    )
+
+
+def _read_requirements(node: Node | None) -> tuple[str, ...]:
+    return () if node is None else tuple(item.choice("requires", REQUIREMENTS) for item in node.items("requires"))
+
+
+def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) -> Step:
+    content = node.mapping("key of a step", _STEP_KEYS)
+    if "name" not in content:
+        raise node.error("a step needs a 'name'.")
+    policy = {k: v for said in (phase, content, over) for k, v in said.items() if k in _POLICY_KEYS}
+    return Step(
+        name=content["name"].text("name"),
+        set=_read_overrides(content.get("set")),
+        expect=_read_expectations(content.get("expect")),
+        criteria=_read_criteria(content.get("criteria"), content.get("shown"), over.get("decided_by")),
+        on_failure=policy["on_failure"].choice("on_failure", ON_FAILURE) if "on_failure" in policy else "stop",
+        on_insufficient=(
+            policy["on_insufficient"].choice("on_insufficient", ON_INSUFFICIENT)
+            if "on_insufficient" in policy
+            else "stop"
+        ),
+        max_repeats=policy["max_repeats"].whole("max_repeats", low=0) if "max_repeats" in policy else _DEFAULT_REPEATS,
+        max_retreats=(
+            policy["max_retreats"].whole("max_retreats", low=0) if "max_retreats" in policy else _DEFAULT_RETREATS
+        ),
+        search=read_search(content.get("search"), over.get("search")),
+        when=content["when"].choice("when", CONDITIONS) if "when" in content else "",
+    )
+
+
+def _check_steps(node: Node, steps: tuple[Step, ...]) -> None:
+    """What only shows when all steps are seen: names, and what can be compared or judged at all."""
+    seen: set[str] = set()
+    if not steps:
+        raise node.error("a phase needs at least one step.")
+    for index, (where, step) in enumerate(zip(node.items("steps"), steps, strict=True)):
+        if step.name in seen:
+            raise where.error(f"two steps are called {step.name!r}; give each its own name.")
+        seen.add(step.name)
+        if not any(spec.decides for spec in step.criteria):
+            raise where.error(
+                f"step {step.name!r} has no criteria that decide, so nothing could ever fail; ask at least 'completes'."
+            )
+        if index == 0 and any(expectation.of != "absolute" for expectation in step.expect):
+            raise where.error(
+                f"step {step.name!r} is the first: it has nothing before it to compare with; use 'of: absolute'."
+            )
+
+
+def _read_overrides(node: Node | None) -> dict[str, Any]:
+    """Overrides as written, each checked on its own so that the error has its line."""
+    if node is None:
+        return {}
+    overrides = {}
+    for key, child in node.mapping("knob of the run config", run_config.FIELDS).items():
+        try:
+            RunConfig().with_overrides({key: child.plain()})
+        except ConfigError as error:
+            raise child.error(str(error)) from error
+        overrides[key] = child.plain()
+    return overrides
+
+
+def _read_metric(node: Node, name: str | None = None) -> str:
+    name = node.text("metric") if name is None else name
+    if name not in METRICS and not _DATASET_METRIC.fullmatch(name):
+        known = (*METRICS, *(f"val/{d}/{m}" for d in run_config.DATASETS for m in ("loss", "iou", "f1", "accuracy")))
+        raise node.error(f"{name!r} is no metric.{did_you_mean(name, known)}")
+    return name
+
+
+def _read_expectations(node: Node | None) -> tuple[Expectation, ...]:
+    return () if node is None else tuple(_read_expectation(k, v) for k, v in node.mapping("expect").items())
+
+
+def _read_expectation(metric: str, node: Node) -> Expectation:
+    _read_metric(node, metric)
+    content = node.mapping("key of an expectation", _EXPECT_KEYS)
+    for key in _EXPECT_KEYS:
+        if key not in content:
+            raise node.error(
+                f"the expectation of {metric} needs {key!r}; write it like "
+                "{value: 2.0, of: previous, tolerance: 0.3}."
+            )
+    value, tolerance = (content[key].number(key) for key in ("value", "tolerance"))
+    if value <= 0:
+        raise content["value"].error(f"value: expected a number above 0, found {value:g}.")
+    if not 0 < tolerance < 1:
+        raise content["tolerance"].error(
+            f"tolerance: expected a share between 0 and 1, such as 0.3, found {tolerance:g}."
+        )
+    return Expectation(metric, content["of"].choice("of", REFERENCES), value, tolerance)
+
+
+def _read_criteria(decide: Node | None, shown: Node | None, decided_by: Node | None) -> tuple[CriterionSpec, ...]:
+    specs = [
+        _read_criterion(name, child, decides=node is decide)
+        for node in (decide, shown)
+        if node is not None
+        for name, child in node.mapping("criterion", CRITERIA).items()
+    ]
+    if decided_by is None:
+        return tuple(specs)
+    deciding = {item.choice("decided_by", tuple(CRITERIA)) for item in decided_by.items("decided_by")}
+    return tuple(dataclasses.replace(spec, decides=spec.decides and spec.name in deciding) for spec in specs)
+
+
+def _read_criterion(name: str, node: Node, decides: bool) -> CriterionSpec:
+    limits = CRITERIA[name].limits
+    if not limits and node.value not in (None, {}):
+        raise node.error(f"the criterion {name!r} has no limits to set; write '{name}:' and nothing behind it.")
+    given = {key: child.number(key) for key, child in node.mapping(f"limit of {name}", limits).items()}
+    return CriterionSpec(name, {key: given.get(key, limit.default) for key, limit in limits.items()}, decides)

@@ -1,0 +1,153 @@
+"""Which trials need not be run, because it is known beforehand that they leave their memory."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from scipy import stats
+
+from roofscale import compute
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.forecast import host_memory
+from roofscale.forecast.fit import MAX_SHARE, Fit
+from roofscale.forecast.host_memory import HostModel, Kind, Point
+from roofscale.forecast.results import GpuForecast
+from roofscale.measurement import Outcome, foreseen
+from roofscale.phases.retreat import at_least_as_large
+from roofscale.phases.search.trial_result import SKIPPED, Tried
+from roofscale.stats.intervals import CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Room:
+    """The memory that there is, and what peaks were measured in it before the search."""
+
+    memory_mib: float  # of the host
+    shm_free_mib: float | None = None  # None: not known, and then it is no limit
+    kind: Kind | None = None  # as the host trains it; None on a GPU, where the GPU's memory decides
+    points: tuple[Point, ...] = ()  # peaks of host memory on record
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What is known of memory before a trial: from larger ones that left theirs, and from forecasts."""
+
+    room: Room
+    tried: Sequence[Tried]
+
+    def skip(self, config: RunConfig) -> Tried | None:
+        """A config that need not be run, with the reason; None where it has to be."""
+        return self._as_large(config) or self._foreseen_host(config) or self._foreseen_gpu(config)
+
+    def covers(self, config: RunConfig) -> bool:
+        """Whether host memory can be forecast at all, as far as this config."""
+        if self._model is None:
+            return False
+        try:
+            self._model.forecast(config, self.room.memory_mib)
+        except ConfigError:
+            return False
+        return True
+
+    def within(self, config: RunConfig) -> float:
+        """Probability that a config stays within MAX_SHARE of its memory, as foreseen; 1 where nothing is."""
+        return min(self._within_host(config), _within_gpu(config))
+
+    def foreseen(self, config: RunConfig) -> dict[str, float]:
+        """The metrics ``forecast/...`` of a trial that is about to begin, with what a whole training would take."""
+        metrics: dict[str, float] = {}
+        if self.covers(config):
+            assert self._model
+            peak = self._model.peak(config)
+            metrics |= foreseen("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
+        if gpu := _gpu_forecast(config):
+            metrics |= gpu.metrics()
+        return metrics
+
+    def _within_host(self, config: RunConfig) -> float:
+        if self._model is None:
+            return 1.0
+        peak = self._model.peak(config)
+        # The interval is a Student's t, scaled (Draper and Smith, see ``forecast.host_memory``).
+        scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + CONFIDENCE) / 2, self._model.freedom)
+        return float(stats.t.cdf((MAX_SHARE * self.room.memory_mib - peak.mib) / scale, self._model.freedom))
+
+    def _as_large(self, config: RunConfig) -> Tried | None:
+        """Memory grows with every knob that is searched, so what is as large as one that left it leaves it too."""
+        for one in self.tried:
+            if one.over > 0 and one.outcome != SKIPPED and at_least_as_large(config, one.config):
+                knobs = f"batch_size={one.config.batch_size} num_workers={one.config.num_workers}"
+                what = "ran out of memory" if one.pace is None else f"took {one.share:.0%} of the memory"
+                return Tried(config, SKIPPED, one.share, why=f"at least as large as {knobs}, which {what}")
+        return None
+
+    def _foreseen_host(self, config: RunConfig) -> Tried | None:
+        if self._model is None:
+            return None
+        room = self.room
+        try:
+            forecast = self._model.forecast(config, room.memory_mib, room.shm_free_mib)
+        except ConfigError:  # too far from what was measured: to be tried
+            return None
+        if forecast.fit is not Fit.TOO_LARGE:
+            return None
+        peak, shared = forecast.peak, forecast.parts.shared
+        if peak.low_mib > MAX_SHARE * room.memory_mib or not room.shm_free_mib:
+            why = (
+                f"forecast {peak.mib:,.0f} MiB ({peak.low_mib:,.0f} to {peak.high_mib:,.0f}), over {MAX_SHARE:.0%} of "
+                f"{room.memory_mib:,.0f}"
+            )
+            return Tried(config, SKIPPED, peak.mib / room.memory_mib, why=why)
+        why = f"needs up to {shared:,.0f} MiB of shared memory, of which {room.shm_free_mib:,.0f} are free"
+        return Tried(config, SKIPPED, shared / room.shm_free_mib, why=why)
+
+    def _foreseen_gpu(self, config: RunConfig) -> Tried | None:
+        forecast = _gpu_forecast(config)
+        if forecast is None or forecast.fit is not Fit.TOO_LARGE:
+            return None
+        why = (
+            f"forecast {forecast.total_mib:,.0f} MiB of GPU memory ({forecast.low_mib:,.0f} to "
+            f"{forecast.high_mib:,.0f}), over {MAX_SHARE:.0%} of {forecast.usable_mib:,.0f}"
+        )
+        return Tried(config, SKIPPED, forecast.share, why=why)
+
+    @cached_property
+    def _model(self) -> HostModel | None:
+        kind = self.room.kind
+        if kind is None:
+            return None
+        try:
+            return host_memory.fit_host(kind, [*self.room.points, *_points(kind, self.tried)])
+        except ConfigError:  # too little was measured so far
+            return None
+
+
+def _gpu_forecast(config: RunConfig) -> GpuForecast | None:
+    """What a config takes of its GPU; None where it has none. Loader processes take nothing of it."""
+    return _gpu_forecast_of(dataclasses.replace(config, num_workers=0, prefetch_factor=1))
+
+
+@cache
+def _gpu_forecast_of(config: RunConfig) -> GpuForecast | None:
+    from roofscale.forecast.gpu_memory import foresee  # imports PyTorch
+
+    return foresee(config, compute.get(config.compute))
+
+
+def _within_gpu(config: RunConfig) -> float:
+    forecast = _gpu_forecast(config)
+    if forecast is None:
+        return 1.0
+    # The interval's half width as that of a normal one.
+    deviation = (forecast.high_mib - forecast.total_mib) / stats.norm.ppf((1 + CONFIDENCE) / 2)
+    return float(stats.norm.cdf((MAX_SHARE * forecast.usable_mib - forecast.total_mib) / deviation))
+
+
+def _points(kind: Kind, tried: Iterable[Tried]) -> Iterable[Point]:
+    """The trials' own peaks. Those of earlier phases are on record, and are not counted twice."""
+    for one in tried:
+        if one.outcome == Outcome.OK and one.samples and math.isfinite(one.peak_mib):
+            yield Point(one.config, kind, one.peak_mib, one.run_id, one.copied_mib)

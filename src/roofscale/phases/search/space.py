@@ -1,0 +1,101 @@
+"""What a phase file may say of a search."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
+from roofscale.phases.yaml_source import Node
+
+KNOBS = ("batch_size", "num_workers", "prefetch_factor")  # the smallest config has the least of the first, then ...
+
+_KEYS = ("space", "max_trials", "precision", "tolerance")
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """A space of integers, and when a search of it has seen enough."""
+
+    space: Mapping[str, tuple[int, int]]  # knob -> least and most
+    max_trials: int = 24  # trained at most; what is skipped does not count
+    precision: float = 0.03  # a trial ends once its samples/s is known to within this share
+    tolerance: float = 0.05  # a config this close to the fastest is as good
+
+    def __str__(self) -> str:
+        ranges = ", ".join(f"{knob} {low} to {high}" for knob, (low, high) in self.space.items())
+        return f"searched: {ranges}, in at most {self.max_trials} trials"
+
+    def place(self, config: RunConfig, values: Mapping[str, int]) -> RunConfig:
+        """A config moved to a point of the space; without loader processes nothing is prefetched, whatever it says."""
+        moved = config.with_overrides(dict(values))
+        return dataclasses.replace(moved, prefetch_factor=config.prefetch_factor) if not moved.num_workers else moved
+
+    def holds(self, config: RunConfig) -> bool:
+        """Whether a config lies in the space; prefetch counts only where there are loader processes."""
+        idle = () if config.num_workers else ("prefetch_factor",)
+        return all(low <= getattr(config, k) <= high for k, (low, high) in self.space.items() if k not in idle)
+
+    def values(self, config: RunConfig) -> dict[str, int]:
+        """Where a config lies, each knob drawn into its range."""
+        return {k: min(max(getattr(config, k), low), high) for k, (low, high) in self.space.items()}
+
+    def corner(self, config: RunConfig) -> RunConfig:
+        """The largest config of the space."""
+        return self.place(config, {knob: high for knob, (_, high) in self.space.items()})
+
+    def configs(self, config: RunConfig) -> Iterator[RunConfig]:
+        """Every different config of the space, smallest first."""
+        ranges = ([(knob, value) for value in range(low, high + 1)] for knob, (low, high) in self.space.items())
+        yield from dict.fromkeys(self.place(config, dict(values)) for values in itertools.product(*ranges))
+
+
+def read_search(node: Node | None, over: Node | None = None) -> SearchSpec | None:
+    """The search of a step, where it has one; an overlay's values win.
+
+    Raises:
+        ConfigError: a wrong key, knob or value, with file and line.
+    """
+    if node is None:
+        return None
+    content = {
+        **node.mapping("key of a search", _KEYS),
+        **(over.mapping("key of a search", _KEYS) if over else {}),
+    }
+    if "space" not in content:
+        raise node.error("a search needs a 'space', such as {batch_size: [1, 24], num_workers: [0, 4]}.")
+    given: dict[str, Any] = {"space": _read_space(content["space"])}
+    if "max_trials" in content:
+        given["max_trials"] = content["max_trials"].whole("max_trials", low=1)
+    for key in ("precision", "tolerance"):
+        if key in content:
+            given[key] = _share(key, content[key])
+    return SearchSpec(**given)
+
+
+def _share(key: str, node: Node) -> float:
+    value = node.number(key)
+    if not 0 < value < 1:
+        raise node.error(f"{key}: expected a share between 0 and 1, such as 0.05, found {value:g}.")
+    return value
+
+
+def _read_space(node: Node) -> dict[str, tuple[int, int]]:
+    given = node.mapping("knob that can be searched", KNOBS)
+    if "batch_size" not in given:
+        raise node.error("space: expected a range of batch_size at least, such as batch_size: [1, 24].")
+    return {knob: _read_range(knob, given[knob]) for knob in KNOBS if knob in given}
+
+
+def _read_range(knob: str, node: Node) -> tuple[int, int]:
+    ends = [end.whole(knob, low=0) for end in node.items(knob)]
+    if len(ends) != 2 or ends[0] > ends[1]:
+        raise node.error(f"{knob}: expected its least and its most value, such as [1, 24], found {ends}.")
+    for value in ends:
+        try:
+            RunConfig().with_overrides({knob: value})
+        except ConfigError as error:
+            raise node.error(str(error)) from error
+    return ends[0], ends[1]

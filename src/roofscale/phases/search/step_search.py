@@ -1,0 +1,219 @@
+"""Conducts the search of a step: storage, MLflow run and folder around it, and the way back after a kill."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+import sqlalchemy
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+
+from roofscale import compute
+from roofscale.addresses import require_quoted, without_credentials, without_secrets
+from roofscale.config import RunConfig
+from roofscale.errors import ConfigError, RecordError, RoofscaleError, one_line
+from roofscale.files import read_record, write_json
+from roofscale.measurement import Outcome
+from roofscale.phases.climb import Stopped
+from roofscale.phases.crew import Crew
+from roofscale.phases.search.choice import Choice
+from roofscale.phases.search.memory_guard import Room
+from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.study import Search, open_study, tried_in
+from roofscale.phases.search.trial_result import Tried
+from roofscale.phases.search.trial_runner import Spectator, Trials
+from roofscale.runners import Runner
+from roofscale.runners.supervise import Listener
+from roofscale.tracking import TrackedRun, Tracker
+
+CHOICE = "choice.json"
+_JOURNAL = "study.journal"
+# A worker that was killed stops to beat; so much later its trial is queued again.
+_HEARTBEAT_SECONDS = 10
+_GRACE_SECONDS = 60
+_ORDER = "roofscale"  # user attribute of a study: all that another worker needs to take part
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that a search came to."""
+
+    spec: SearchSpec
+    study: optuna.Study
+    tried: tuple[Tried, ...]
+    choice: Choice | None  # None: no trial stayed within its memory
+
+
+class Audience(Spectator, Protocol):
+    """Whoever follows a search."""
+
+    def sharing(self, study_name: str) -> None:
+        """Other workers can join this study from now on."""
+        ...
+
+    def searched(self, found: Found, run: TrackedRun) -> None:
+        """The search is over; its MLflow run is still open for figures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Conductor:
+    """Searches on behalf of a step."""
+
+    tracker: Tracker
+    make_runner: Callable[[Path, Listener], Runner]
+    audience: Audience
+    tags: Mapping[str, str]  # of every run
+    room_of: Callable[[RunConfig], Room]
+    known: Callable[[SearchSpec, RunConfig], list[Tried]]  # earlier runs of the same work
+    crew: Crew = field(default_factory=Crew)  # how many trials may go on at a time
+    storage_url: str = ""  # of an Optuna RDB storage that several workers share; empty: a file of one's own
+
+    def choose(self, spec: SearchSpec, config: RunConfig, folder: Path, parent: TrackedRun) -> dict[str, int]:
+        """Search, or read what an earlier process has chosen; the chosen overrides, none where nothing fits.
+
+        Raises:
+            Stopped: a trial was interrupted; the same command goes on from there.
+            ConfigError: the storage cannot be opened.
+        """
+        file = folder / CHOICE
+        if file.exists():
+            return read_record(file, lambda content: dict(content["overrides"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        study = study_in(self.storage_url, folder, f"roofscale-{parent.run_id}-{folder.name}", config.seed)
+        run = self._open(study, spec, config, parent, folder.name)
+        if self.storage_url:
+            self.audience.sharing(study.study_name)
+        try:
+            choice = self._search(study, spec, config, folder, run, self.known(spec, config)).run()
+        except Stopped:
+            run.finish(Outcome.INTERRUPTED)
+            raise
+        self.audience.searched(Found(spec, study, tuple(tried_in(study, spec, config)), choice), run)
+        values = {knob: getattr(choice.chosen.config, knob) for knob in spec.space} if choice else {}
+        why = str(choice or "no trial stayed within its memory")
+        write_json(file, {"overrides": values, "why": why})
+        run.artifact(file)
+        run.tags({"choice": why})
+        run.finish(Outcome.OK)
+        return values
+
+    def join(self, study_name: str, folder: Path) -> None:
+        """Take part in a study that another process conducts, until no trial is left.
+
+        Raises:
+            ConfigError: there is no such study.
+            Stopped: a trial was interrupted; another worker takes it up.
+        """
+        storage = open_storage(self.storage_url, folder)
+        try:
+            order = optuna.load_study(study_name=study_name, storage=storage).user_attrs[_ORDER]
+        except KeyError:
+            names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+            raise ConfigError(f"--join {study_name}: no such study of Roofscale there; there are: {names}.") from None
+        config = RunConfig().with_overrides(order["config"])
+        spec = SearchSpec(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
+        study = open_study(storage, study_name, config.seed + os.getpid())
+        run = self.tracker.open(order["run_id"])
+        self._search(study, spec, config, folder / f"worker-{os.getpid()}", run).run()
+
+    def _search(
+        self,
+        study: optuna.Study,
+        spec: SearchSpec,
+        config: RunConfig,
+        folder: Path,
+        run: TrackedRun,
+        known: Sequence[Tried] | None = None,
+    ) -> Search:
+        return Search(
+            spec=spec,
+            base=config,
+            room=self.room_of(config),
+            usd_per_hour=compute.get(config.compute).usd_per_hour,
+            study=study,
+            trials=Trials(self.tracker, run, folder, self.make_runner, self.audience, self.tags),
+            known=known or (),
+            leads=known is not None,
+            shared=bool(self.storage_url),
+            crew=self.crew,
+        )
+
+    def _open(
+        self, study: optuna.Study, spec: SearchSpec, config: RunConfig, parent: TrackedRun, name: str
+    ) -> TrackedRun:
+        """The search's own MLflow run, which the trials are children of; the one from before, where there is one."""
+        known: dict[str, Any] | None = study.user_attrs.get(_ORDER)
+        again = self.tracker.resume(known["run_id"]) if known else None
+        if again and not self.storage_url:
+            self.tracker.close_lost(again.run_id)
+        if again:
+            return again
+        run = self.tracker.start(f"search {name}", {**self.tags, "search": study.study_name}, parent)
+        order = {"config": config.as_dict(), "run_id": run.run_id, "spec": {**vars(spec), "space": dict(spec.space)}}
+        study.set_user_attr(_ORDER, order)
+        return run
+
+
+def study_in(url: str, folder: Path, name: str, seed: int) -> optuna.Study:
+    """Open a study in the storage of ``open_storage``, or go on with one that is there.
+
+    Raises:
+        RecordError: the file in ``folder`` is damaged.
+        ConfigError: as ``open_storage`` does.
+    """
+    try:
+        return open_study(open_storage(url, folder), name, seed)
+    except Exception as error:  # Optuna asserts, and decodes, as it reads its journal
+        if url or isinstance(error, RoofscaleError | OSError):
+            raise
+        raise RecordError(
+            f"{folder / _JOURNAL}: damaged ({type(error).__name__}: {one_line(error)}). Move its folder away, and the "
+            "same command searches anew."
+        ) from error
+
+
+def open_storage(url: str, folder: Path) -> BaseStorage:
+    """An RDB storage that several workers can share, or, without a URL, a file in ``folder``.
+
+    Raises:
+        ConfigError: the database cannot be reached, lacks its driver, or was made by another version of Optuna. The
+            URL may hold a password: not repeated.
+    """
+    if not url:
+        return JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
+    require_storage(url)
+    try:
+        return RDBStorage(
+            url,
+            heartbeat_interval=_HEARTBEAT_SECONDS,
+            grace_period=_GRACE_SECONDS,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+    except Exception as error:  # SQLAlchemy's, its driver's, or that of a driver which is not installed
+        raise _unusable(url, error) from None
+
+
+def require_storage(url: str) -> None:
+    """Look at the URL of a storage, and at its driver; nothing is asked of the database.
+
+    Raises:
+        ConfigError: no database of its kind can be opened from here.
+    """
+    require_quoted("--storage", url)
+    try:
+        sqlalchemy.create_engine(url)
+    except Exception as error:  # SQLAlchemy's, or that of a driver which is not installed
+        raise _unusable(url, error) from None
+
+
+def _unusable(url: str, error: Exception) -> ConfigError:
+    why = without_secrets(one_line(error).replace(url, without_credentials(url))).partition("(Background on this")[0]
+    return ConfigError(
+        f"--storage {without_credentials(url)}: it cannot be opened ({type(error).__name__}: {why.strip()}); expected "
+        "a URL of SQLAlchemy such as postgresql+psycopg2://user@host/database, its driver installed, and the database "
+        "there, as this version of Optuna makes it."
+    )

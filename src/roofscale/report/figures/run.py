@@ -1,0 +1,161 @@
+"""Figures of one run, drawn from its measurement; none is drawn without evidence.
+
+Each returns a matplotlib figure, or None where the run did not get far enough to show anything.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from roofscale.data.sample import CHANNELS
+from roofscale.forecast.allocator import MIB
+from roofscale.forecast.fit import MAX_SHARE
+from roofscale.forecast.results import GpuForecast
+from roofscale.measurement import Measurement
+from roofscale.report.figures import style
+
+if TYPE_CHECKING:
+    from roofscale.forecast.gpu_memory import Held  # imports PyTorch
+
+
+def loss_figure(measurement: Measurement) -> Figure | None:
+    """Training loss of each batch, its running median, and the validation loss of each data set."""
+    if len(measurement.steps) < 2:
+        return None
+    figure, axes = style.new_axes("Loss", "optimiser step", "BCE + Dice")
+    steps, losses = zip(*((record.step, record.loss) for record in measurement.steps), strict=True)
+    axes.plot(steps, losses, ".", color="0.75", label="training, each batch")
+    axes.plot(steps, running_median(losses), color=style.MEASURED, label="training, running median")
+    for name in dict.fromkeys(v.dataset for v in measurement.validations):
+        found = [v for v in measurement.validations if v.dataset == name]
+        colour, said = style.dataset_colour(name), [v.metrics["loss"] for v in found]
+        axes.plot([v.step for v in found], said, "o-", color=colour, label=f"validation, {name}")
+        constant = float(np.mean(found[-1].constant_losses))
+        axes.axhline(constant, ls=":", color=colour, label=f"best constant, {name}")
+    axes.set_ylim(0, highest_loss(measurement))
+    axes.legend(frameon=False)
+    return figure
+
+
+def highest_loss(measurement: Measurement) -> float:
+    """Where an axis of losses should end. The untrained net's validation loss may lie above: it can be so far off that
+    nothing else would be seen."""
+    trained = (v.metrics.get("loss", math.nan) for v in measurement.validations if v.step > 0)
+    seen = [loss for loss in (*(step.loss for step in measurement.steps), *trained) if math.isfinite(loss)]
+    return 1.1 * max(seen, default=1.0)
+
+
+def running_median(values: Sequence[float]) -> list[float]:
+    """The median of each value and a tenth of all values on either side."""
+    width = max(1, len(values) // 10)
+    return [float(np.median(values[max(0, i - width) : i + width + 1])) for i in range(len(values))]
+
+
+def memory_figure(measurement: Measurement, limit_mib: float) -> Figure | None:
+    """Host memory of the process tree over the run, with the compute's limit and 80 % of it."""
+    if len(measurement.memory) < 2:
+        return None
+    figure, axes = style.new_axes("Host memory", "seconds since the start", "MiB")
+    start = measurement.memory[0].time
+    times, levels = zip(*((point.time - start, point.mib) for point in measurement.memory), strict=True)
+    axes.plot(times, levels, color=style.MEASURED)
+    peak = measurement.metric("memory/peak_mib")
+    axes.axhline(peak, ls=":", color=style.MEASURED, label=f"peak {peak:,.0f} MiB")
+    # A limit far above would press the curve flat; then it is said, not drawn.
+    if peak > 0.3 * limit_mib:
+        axes.axhline(limit_mib, color=style.LINE, label=f"limit {limit_mib:,.0f} MiB")
+        axes.axhline(style.MEMORY_LINE * limit_mib, color=style.LINE, ls="--", label="80 % of it")
+    else:
+        axes.plot([], [], " ", label=f"limit {limit_mib:,.0f} MiB, 80 % of it {style.MEMORY_LINE * limit_mib:,.0f} MiB")
+    axes.set_ylim(0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def throughput_figure(measurement: Measurement) -> Figure | None:
+    """Samples a second of each step, and the part of its time spent waiting for the loader."""
+    records = measurement.steps
+    if len(records) < 2:
+        return None
+    figure, axes = style.new_axes("Throughput", "optimiser step", "samples/s")
+    sizes = np.diff([0, *(record.samples for record in records)])
+    steps = [record.step for record in records]
+    axes.plot(steps, [n / r.seconds for n, r in zip(sizes, records, strict=True)], ".-", color=style.MEASURED)
+    axes.set_ylim(0)
+    waiting = axes.twinx()
+    waiting.fill_between(steps, [r.wait_seconds / r.seconds for r in records], color=style.WAITING, alpha=0.25, lw=0)
+    waiting.set(ylim=(0, 1), ylabel="share of the step spent waiting for the loader")
+    return figure
+
+
+def sheet_figure(sheet: Mapping[str, Any]) -> Figure:
+    """Image, target and prediction of the labelled channels side by side, a row a sample.
+
+    Args:
+        sheet: ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W), ``ids`` (N,),
+            ``labelled`` (K,) bool.
+    """
+    rows, labelled = len(sheet["ids"]), sheet["labelled"]
+    columns = 1 + 2 * sum(labelled)
+    figure = Figure(figsize=(2.6 * columns, 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row, name in enumerate(sheet["ids"]):
+        cells = iter(grid[row])
+        _cell(next(cells), sheet["image"][row], str(name), row)
+        for channel, known in enumerate(labelled):
+            if known:
+                _cell(next(cells), sheet["target"][row, channel], f"target: {CHANNELS[channel]}", row)
+                _cell(next(cells), sheet["probability"][row, channel].astype(float), "prediction", row)
+    return figure
+
+
+def _cell(axes: Any, picture: Any, title: str, row: int) -> None:
+    axes.imshow(picture, **({"cmap": "gray", "vmin": 0, "vmax": 1} if picture.ndim == 2 else {}))
+    axes.set_axis_off()
+    if row == 0 or picture.ndim == 3:
+        axes.set_title(title, fontsize=9)
+
+
+def run_figures(measurement: Measurement) -> dict[str, Figure]:
+    """All figures that the measurement can carry, by file name."""
+    share, peak = measurement.metric("memory/share"), measurement.metric("memory/peak_mib")
+    limit = peak / share if share and not math.isnan(share) else math.nan
+    drawn = {
+        "loss.png": loss_figure(measurement),
+        "memory.png": memory_figure(measurement, limit),
+        "throughput.png": throughput_figure(measurement),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+_CREATOR = "roofscale"
+_HEAD_BYTES = 4096  # hold the metadata of either format
+
+
+def gpu_memory_figure(found: GpuForecast, timeline: Sequence["Held"]) -> Figure:
+    """What is allocated and reserved after each birth and death of two training steps, with the GPU's limit."""
+    config = found.config
+    title = f"GPU memory, forecast: {config.encoder}, {config.image_size} px, batch {config.batch_size}"
+    figure, axes = style.new_axes(title, "births and deaths of tensors over two training steps", "MiB")
+    events = range(len(timeline))
+    axes.fill_between(events, [p.allocated / MIB for p in timeline], color=style.MEASURED, lw=0, label="allocated")
+    axes.plot(events, [p.reserved / MIB for p in timeline], color=style.WAITING, label="reserved")
+    axes.axhline(MAX_SHARE * found.usable_mib, color=style.LINE, ls="--", label=f"{MAX_SHARE:.0%} of what is usable")
+    axes.set_ylim(0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def write_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as .svg or .png, with our name in it."""
+    figure.savefig(file, metadata={"Software" if file.suffix.lower() == ".png" else "Creator": _CREATOR})
+
+
+def is_figure(file: Path) -> bool:
+    """Whether a file is one that ``write_figure`` has written."""
+    with file.open("rb") as stream:
+        return _CREATOR.encode() in stream.read(_HEAD_BYTES)

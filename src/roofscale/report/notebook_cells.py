@@ -1,0 +1,207 @@
+"""What stands in the cells of the notebook that Roofscale keeps up to date, each known by its tag."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from roofscale.config import FIELDS, RunConfig
+from roofscale.measurement import Outcome
+from roofscale.phases.climb import StepResult
+from roofscale.phases.gate import GateReport
+from roofscale.phases.judge import Verdict
+from roofscale.phases.phase_file import Phase
+from roofscale.report.format import cause_words, code, number
+from roofscale.report.phase_status import Climbs, at_words, config_words, current, next_phase, step_words
+
+Rows = Sequence[Sequence[str]]
+
+_TITLE = """\
+# Launch the next phase, look back on the last
+
+Cells whose tag begins with `roofscale-` are kept up to date by `roofscale report` and by every climb; reload the
+notebook after one. Put cells of your own wherever you like: they stay as they are. Use the environment that Roofscale
+is installed in; running all cells launches nothing."""
+
+_SETUP = """\
+import os
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's wish for widgets that nothing here needs
+
+# MLflow's own database and the phase files are looked for in the project's folder.
+here = Path.cwd()
+os.chdir(next((folder for folder in (here, *here.parents) if (folder / "MLproject").exists()), here))
+print("project:", Path.cwd())"""
+
+_FIGURES = """\
+# How fast, how large and how well fed each passed step ran, from the newest attempt at each phase.
+import matplotlib.pyplot as plt
+
+from roofscale.phases.history import newest_climb
+from roofscale.report.phase_status import step_words
+
+climbs = [climb for climb in map(newest_climb, range(1, 6)) if climb]
+passed = [
+    (climb.phase.number, step_words(result), result.measurement)
+    for climb in climbs
+    for result in climb.results
+    if result.verdict.verdict == "passed"
+]
+panels = {"speed/samples_per_s": "samples/s", "memory/mib_per_sample": "MiB a sample", "speed/data_stall": "data stall"}
+if passed:
+    names, colours = [f"{phase} {step}" for phase, step, _ in passed], [f"C{phase}" for phase, _, _ in passed]
+    figure, row = plt.subplots(1, len(panels), figsize=(12, 1.5 + 0.3 * len(passed)), sharey=True, layout="constrained")
+    for axes, (metric, label) in zip(row, panels.items()):
+        bars = axes.barh(names, [measurement.metric(metric) for *_, measurement in passed], color=colours)
+        axes.bar_label(bars, fmt="{:.3g}", padding=3)
+        axes.margins(x=0.15)
+        axes.set(xlabel=label, xlim=(0, None))
+    row[0].invert_yaxis()
+    plt.show()
+else:
+    print("Nothing to draw: the tracking server has no passed step. Climb one: roofscale phase 1")"""
+
+_LAUNCH = """\
+# Phase {number} ({name}) starts from the last good configuration; what you have set otherwise goes with it.
+import shlex
+import subprocess
+import sys
+
+from roofscale.config import FIELDS, RunConfig
+
+LAUNCH = False  # True: running this cell launches the phase
+
+last_good = RunConfig().with_overrides({last_good})
+wanted = last_good.with_overrides({{knob: globals()[knob] for knob in FIELDS if knob in globals()}})
+changed = wanted.changed_from(last_good)
+options = {{"compute": changed.pop("compute", ""), "set": shlex.join(f"{{k}}={{v}}" for k, v in changed.items())}}
+command = [sys.executable, "-m", "mlflow", "run", ".", "-e", "phase{number}", "--env-manager", "local"]
+for name, value in options.items():
+    command += ["-P", f"{{name}}={{value}}"] if value else []
+print(shlex.join(command))
+if LAUNCH:
+    # `mlflow run` takes the first python of the path: let it be this one.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    print("exit code", subprocess.run(command, env={{**os.environ, "PATH": path}}).returncode)"""
+
+_NO_LAUNCH = 'print("Every phase has been climbed; nothing is left to launch.")'
+
+_COMPARE = """\
+# Every judged run, fastest first. To sort and filter otherwise, go on from `comparison` in a cell of your own.
+import mlflow
+import pandas
+from IPython.display import display
+
+columns = {
+    "tags.phase": "phase", "tags.step": "step", "tags.verdict": "verdict", "tags.outcome": "outcome",
+    "params.max_samples": "samples", "params.batch_size": "batch", "params.num_workers": "workers",
+    "params.image_size": "px", "metrics.memory/mib_per_sample": "MiB a sample", "metrics.memory/share": "memory share",
+    "metrics.speed/samples_per_s": "samples/s", "metrics.speed/data_stall": "data stall", "run_id": "MLflow run",
+}
+experiments = mlflow.search_experiments(filter_string="name LIKE 'roofscale-phase%'")
+runs = mlflow.search_runs([e.experiment_id for e in experiments]) if experiments else pandas.DataFrame()
+comparison = runs.reindex(columns=list(columns)).rename(columns=columns).dropna(subset=["step", "verdict"])
+for name in ("phase", "samples", "batch", "workers", "px"):
+    comparison[name] = pandas.to_numeric(comparison[name])
+comparison = comparison.sort_values("samples/s", ascending=False).reset_index(drop=True)
+if comparison.empty:
+    print("Nothing to compare: the tracking server has no judged run. Climb a phase: roofscale phase 1")
+else:
+    display(comparison.style.format(precision=3, na_rep="-").hide(axis="index"))"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell that Roofscale keeps up to date."""
+
+    tag: str
+    kind: str  # markdown or code
+    source: str  # of a table: what stands above it
+    headers: tuple[str, ...] = ()  # of a table
+    rows: Mapping[int, Rows] = field(default_factory=dict)  # of a table, by phase
+
+
+def wanted_cells(climbs: Climbs, phases: Sequence[Phase], gate: GateReport | None) -> list[Cell]:
+    """All of them, in order."""
+    return [
+        Cell("roofscale-title", "markdown", _TITLE),
+        Cell("roofscale-setup", "code", _SETUP),
+        Cell("roofscale-parameters", "code", _parameters(climbs)),
+        _successes(climbs),
+        _failures(climbs),
+        Cell("roofscale-figures", "code", _FIGURES),
+        Cell("roofscale-gate", "markdown", _gate(gate)),
+        Cell("roofscale-launch", "code", _launch(climbs, phases)),
+        Cell("roofscale-comparison", "code", _COMPARE),
+    ]
+
+
+def _parameters(climbs: Climbs) -> str:
+    """The last good knobs as plain assignments, which papermill can inject others after."""
+    found = current(climbs)
+    origin, config = "No step has passed yet: these are the defaults.", RunConfig()
+    if found:
+        climb, good = found
+        origin = f"The last good of phase {climb.phase.number}: {step_words(good)}, MLflow run {good.run_id}."
+        config = good.config
+    lines = [
+        f"# {origin}",
+        "# This cell is rewritten. To set a knob otherwise (data_root, too), assign it in a cell of your own below.",
+        *(
+            f"{knob} = {value!r}  # {FIELDS[knob].metadata['meaning']}"
+            for knob, value in config.as_dict().items()
+            if knob != "data_root"  # the next phase finds its data as this one did
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _successes(climbs: Climbs) -> Cell:
+    rows = {n: [_success(n, r) for r in climb.results if _passed(r)] for n, climb in sorted(climbs.items())}
+    headers = ("phase", "step", "configuration", "samples/s", "MiB a sample", "memory", "data stall", "MLflow run")
+    return Cell("roofscale-successes", "markdown", "## Successful configurations", headers, rows)
+
+
+def _success(phase: int, result: StepResult) -> tuple[str, ...]:
+    names = ("speed/samples_per_s", "memory/mib_per_sample", "memory/share", "speed/data_stall")
+    measured = (number(result.measurement.metric(name)) for name in names)
+    return (str(phase), step_words(result), code(config_words(result.config)), *measured, code(result.run_id))
+
+
+def _failures(climbs: Climbs) -> Cell:
+    rows = {
+        n: [_failure(n, run) for run in climb.all_runs() if not _passed(run)] for n, climb in sorted(climbs.items())
+    }
+    headers = ("phase", "step", "at", "outcome", "verdict", "cause", "what was seen", "MLflow run")
+    return Cell("roofscale-failures", "markdown", "## Failed attempts", headers, rows)
+
+
+def _failure(phase: int, run: StepResult) -> tuple[str, ...]:
+    wanting = "; ".join(f"{c.name}: {c.evidence}" for c in run.verdict.criteria if c.verdict is not Verdict.PASSED)
+    seen = wanting if run.measurement.outcome is Outcome.OK else run.measurement.detail
+    came_to = (run.measurement.outcome.value, run.verdict.verdict.words, cause_words(run.cause) if run.cause else "")
+    return (str(phase), run.step.name, code(at_words(run)), *came_to, seen, code(run.run_id))
+
+
+def _passed(run: StepResult) -> bool:
+    return run.verdict.verdict is Verdict.PASSED
+
+
+def _gate(gate: GateReport | None) -> str:
+    if gate is None:
+        state = "not asked yet (`roofscale gate`)."
+    elif gate.open:
+        state = "open."
+    else:
+        missing = "; ".join(f"{c.name} ({code(c.remedy)})" for c in gate.conditions if not c.met)
+        state = f"closed. Missing: {missing}."
+    return f"## Next phase\n\nThe gate before the GPU: {state}"
+
+
+def _launch(climbs: Climbs, phases: Sequence[Phase]) -> str:
+    coming, found = next_phase(phases, climbs), current(climbs)
+    if coming is None:
+        return _NO_LAUNCH
+    changed = found[1].config.changed_from(RunConfig()) if found else {}
+    changed.pop("data_root", None)
+    return _LAUNCH.format(number=coming.number, name=coming.name, last_good=changed)

@@ -1,0 +1,145 @@
+"""A climb as one HTML page that needs nothing beside it: pictures and style are inside, and it reads well in print."""
+
+import base64
+import io
+import math
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from matplotlib.figure import Figure
+
+from roofscale.files import write_text
+from roofscale.measurement import Measurement
+from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.judge import Verdict
+from roofscale.phases.phase_file import Phase
+from roofscale.report import format
+from roofscale.report.figures import style
+from roofscale.report.figures.phase import CAPTIONS, phase_figures
+from roofscale.report.phase_status import at_words, config_words, step_words, watched
+from roofscale.report.recommendations import advise
+from roofscale.stats.intervals import CONFIDENCE
+
+REPORT = "report.html"  # in MLflow
+UI = "http://127.0.0.1:5000"  # where `make ui` serves MLflow
+_SHARPNESS = 150  # dots an inch of a picture in pixels: 1200 across
+
+
+def write_phase_html(climb: ClimbResult, folder: Path, following: Phase | None = None) -> Path:
+    """Write the report into a folder as ``phase<number>.html``; return the file."""
+    file = folder / f"phase{climb.phase.number}.html"
+    write_text(file, phase_html(climb, following))
+    return file
+
+
+def phase_html(climb: ClimbResult, following: Phase | None = None, ui: str = UI) -> str:
+    """The report of a climb.
+
+    Args:
+        climb: the attempt.
+        following: the phase after it, where there is one.
+        ui: address of the MLflow server that the run ids link to.
+    """
+    runs = list(climb.all_runs())
+    return _template().render(
+        climb=climb,
+        phase=climb.phase,
+        runs=runs,
+        outcome="interrupted" if climb.interrupted else climb.verdict.words,
+        headline=_headline(climb),
+        left_out=climb.left_out,
+        setbacks=[run for run in runs if run.retreat or run.verdict.verdict is not Verdict.PASSED],
+        compared=climb.comparisons,
+        advice=advise(climb, following),
+        watched=watched(climb),
+        facts={
+            name: ", ".join(_distinct(run.measurement.facts.get(name, "") for run in runs)) for name in format.FACTS
+        },
+        figures={name: _data_uri(figure) for name, figure in phase_figures(climb).items()},
+        captions=CAPTIONS,
+        colours={verdict.value: colour for verdict, colour in style.VERDICT_COLOUR.items()},
+        confidence=CONFIDENCE,
+        ui=ui.rstrip("/"),
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("roofscale.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": format.number,
+        "heading": format.metric_heading,
+        "cause": format.cause_words,
+        "expectation": format.expectation_words,
+        "limits": format.limits_words,
+        "config": config_words,
+        "at": at_words,
+        "step": step_words,
+        "minutes": _minutes,
+        "percent": _percent,
+        "worst": _worst,
+        "over_seeds": _over_seeds,
+    }
+    return environment.get_template("phase.html.jinja")
+
+
+def _headline(climb: ClimbResult) -> str:
+    """How many steps passed, and how."""
+    passed = [result for result in climb.results if result.verdict.verdict is Verdict.PASSED]
+    with_remedy = sum(result.retreat is not None for result in passed)
+    runs = sum(len(run.measurements) for run in climb.all_runs())
+    said = f"{len(passed)} of {len(climb.phase.steps)} steps passed"
+    said += f", {with_remedy} of them with a remedy" if with_remedy else ""
+    return f"{said}. It took {runs} run{'' if runs == 1 else 's'} and {_minutes(climb.all_runs())} min."
+
+
+def _measurements(runs: Iterable[StepResult]) -> list[Measurement]:
+    """Of all seeds."""
+    return [measurement for run in runs for measurement in run.measurements]
+
+
+def _minutes(runs: Iterable[StepResult]) -> str:
+    seconds = (measurement.metric("speed/run_seconds") for measurement in _measurements(runs))
+    return f"{math.fsum(filter(math.isfinite, seconds)) / 60:.1f}"
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.0%}"
+
+
+def _worst(runs: Iterable[StepResult], metric: str) -> float:
+    """The largest value over all seeds, NaN where there is none."""
+    return max((m.metric(metric) for m in _measurements(runs) if metric in m.metrics), default=math.nan)
+
+
+def _over_seeds(run: StepResult, metric: str) -> str:
+    """The value, or over several seeds the smallest to the largest."""
+    known = sorted(m.metric(metric) for m in _measurements([run]) if math.isfinite(m.metric(metric)))
+    return " to ".join(_distinct(format.number(value) for value in (known[0], known[-1]))) if known else "-"
+
+
+def _distinct(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(filter(None, words)))
+
+
+def _data_uri(figure: Figure) -> str:
+    """The figure as a picture within the page: lines, or pixels where a crowd of points makes these smaller."""
+    pictures = {}
+    with matplotlib.rc_context({"svg.hashsalt": "roofscale"}):  # the same climb gives the same page
+        kinds: dict[str, dict[str, Any]] = {"svg+xml": {"metadata": {"Date": None}}, "png": {"dpi": _SHARPNESS}}
+        for kind, options in kinds.items():
+            stream = io.BytesIO()
+            figure.savefig(stream, format=kind.removesuffix("+xml"), transparent=True, **options)
+            pictures[kind] = stream.getvalue()
+    kind = min(pictures, key=lambda kind: len(pictures[kind]))
+    return f"data:image/{kind};base64,{base64.b64encode(pictures[kind]).decode()}"

@@ -1,0 +1,155 @@
+"""What a climb recommends for what comes next: each rule says nothing unless the measurements say it."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from roofscale.phases.climb import ClimbResult, StepResult, find_knee
+from roofscale.phases.criteria import CRITERIA
+from roofscale.phases.judge import Verdict
+from roofscale.phases.phase_file import Phase
+from roofscale.phases.retreat import ADVICE
+from roofscale.report.figures.scaling import by_value, mean, points
+from roofscale.report.format import cause_words, code, number
+from roofscale.report.phase_status import carries, step_words
+from roofscale.stats.intervals import BUSY
+
+_NEAR = CRITERIA["knee"].limits["tolerance"].default
+_MARGIN = CRITERIA["memory_margin"].limits["max_share"].default
+_STALL = CRITERIA["data_stall"].limits["max_share"].default
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One recommendation and what was measured that speaks for it."""
+
+    say: str
+    because: str
+
+
+def advise(climb: ClimbResult, following: Phase | None = None) -> tuple[Advice, ...]:
+    """All recommendations that follow from a climb, the most important first."""
+    found = [_go_on(climb, following)]
+    for rule in _RULES:
+        found += rule(climb)
+    return tuple(found)
+
+
+def _go_on(climb: ClimbResult, following: Phase | None) -> Advice:
+    """Whether to go on, and with which command."""
+    again = code(f"roofscale phase {climb.phase.number}")
+    stuck = [r for r in climb.results if r.verdict.verdict is not Verdict.PASSED]
+    why = "; ".join(f"{r.step.name} {r.verdict.verdict.words}" for r in stuck) or "all steps passed"
+    if climb.interrupted:
+        done = f"{len(climb.results)} of {len(climb.phase.steps)} steps were judged"
+        return Advice(f"Run {again} again; it goes on where it stopped.", done)
+    if climb.last_good is None:
+        return Advice(f"Do not go on: mend what the issues name, then run {again}.", f"no step passed ({why})")
+    if not carries(climb):
+        return Advice(f"Mend what the issues name, then run {again}.", f"{why}, and the phase stopped there")
+    if following is None:
+        return Advice("Nothing is left to climb.", f"{why}, and no phase file follows")
+    onward = f"Go on with phase {following.number}, {following.name}: {code(f'roofscale phase {following.number}')}."
+    return Advice(f"{onward} It starts from {step_words(climb.last_good)}.", why)
+
+
+def _mend(climb: ClimbResult) -> Iterator[Advice]:
+    """What a person can do about a failure that no remedy has mended."""
+    for result in climb.results:
+        if result.verdict.verdict is Verdict.FAILED and result.cause in ADVICE:
+            failed = (c.evidence for c in result.verdict.criteria if c.verdict is Verdict.FAILED)
+            seen = next(failed, result.measurement.detail)
+            say = ADVICE[result.cause]
+            yield Advice(f"{say[0].upper()}{say[1:]}.", f"step {result.step.name}, {cause_words(result.cause)}: {seen}")
+
+
+def _knee(climb: ClimbResult) -> Iterator[Advice]:
+    """The batch that the criterion of that name has told."""
+    if found := find_knee(climb.results):
+        likes = f"This hardware likes `batch_size={found.numbers['batch_size']:g}` best"
+        onward = f"; at least {climb.phase.least_batch} is handed on, for the gate" if climb.phase.least_batch else ""
+        yield Advice(f"{likes}{onward}.", found.evidence)
+
+
+def _workers(climb: ClimbResult) -> Iterator[Advice]:
+    """The fewest loader processes that come near the best throughput, where several counts were tried."""
+    tried = by_value(point for point in points(climb, "num_workers") if point.alike and point.ended_well)
+    rates = {int(count): mean(runs, "speed/samples_per_s") for count, runs in tried.items()}
+    if len(rates) > 1 and all(map(math.isfinite, rates.values())):
+        fewest = next(count for count, rate in rates.items() if rate >= (1 - _NEAR) * max(rates.values()))
+        listed = ", ".join(f"{count}: {number(rate)}" for count, rate in rates.items())
+        because = f"{fewest} is the smallest within {_NEAR:.0%} of the best (samples/s by workers {listed})"
+        yield _take(climb, "num_workers", fewest, because)
+
+
+def _starved(climb: ClimbResult) -> Iterator[Advice]:
+    """More loader processes where training waits for them, and no other count was tried."""
+    good = climb.last_good
+    if good is None or points(climb, "num_workers"):
+        return
+    stall, wait = (good.measurement.metric(f"speed/{name}") for name in ("data_stall", "loader_wait"))
+    if min(stall, wait) > _STALL:
+        yield Advice(
+            f"Raise `num_workers` (now {good.config.num_workers}).",
+            f"step {good.step.name} spent {wait:.0%} of its time waiting, and a cached batch saves {stall:.0%}",
+        )
+
+
+def _take(climb: ClimbResult, knob: str, value: int, because: str) -> Advice:
+    kept = climb.last_good is not None and getattr(climb.last_good.config, knob) == value
+    return Advice(f"{'Keep' if kept else 'Take'} {code(f'{knob}={value}')} for what comes next.", because)
+
+
+def _headroom(climb: ClimbResult) -> Iterator[Advice]:
+    """Whether twice the batch would keep its memory margin, by the peak and the MiB a sample of the last good."""
+    good = climb.last_good
+    if good is None or any(run.config.batch_size > good.config.batch_size for run in climb.all_runs()):
+        return  # what was measured needs no extrapolation
+    run, batch = good.measurement, good.config.batch_size
+    peak, share, each = (run.metric(f"memory/{name}") for name in ("peak_mib", "share", "mib_per_sample"))
+    foreseen = (peak + batch * each) * share / peak if peak else math.nan
+    if math.isfinite(foreseen):
+        fits = foreseen < _MARGIN
+        yield Advice(
+            f"Host memory {'leaves room for' if fits else 'does not allow'} `batch_size={2 * batch}`: about "
+            f"{foreseen:.0%} of what there is, by extrapolation (limit {_MARGIN:.0%}).",
+            f"step {good.step.name} peaked at {number(peak)} MiB, {share:.0%}, with {number(each)} MiB a sample",
+        )
+
+
+def _busy(climb: ClimbResult) -> Iterator[Advice]:
+    """Times that were measured on a machine that did other work."""
+    busy = {r.step.name: max(_all(r, "cpu/others"), default=0.0) for r in climb.results}
+    busy = {name: share for name, share in busy.items() if share > BUSY}
+    if busy:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in busy.items())
+        yield Advice(
+            "Measure speed again on a quiet machine before relying on it.",
+            f"share of the machine that went to other work: {shares} (over {BUSY:.0%} proves nothing about time)",
+        )
+
+
+def _broken(climb: ClimbResult) -> Iterator[Advice]:
+    """Samples that could not be read."""
+    most = max((n for r in climb.results for n in _all(r, "train/skipped_samples")), default=0.0)
+    if most:
+        yield Advice(
+            "Mend the data before training on more of it: `roofscale data check FOLDER` names every file.",
+            f"up to {most:.0f} broken samples were left out of a run",
+        )
+
+
+def _all(result: StepResult, metric: str) -> list[float]:
+    values = [run.metric(metric) for run in result.measurements]
+    return [value for value in values if math.isfinite(value)]
+
+
+_RULES: tuple[Callable[[ClimbResult], Iterator[Advice]], ...] = (
+    _mend,
+    _knee,
+    _workers,
+    _starved,
+    _headroom,
+    _busy,
+    _broken,
+)

@@ -1,0 +1,1 @@
+"""Statistics of curves and rates: pure functions, nothing of files or processes."""
