@@ -19,6 +19,7 @@ from tests.runners.sagemaker_settings import CONFIG, SETTINGS
 from roofscale.cli import main
 from roofscale.config import RunConfig
 from roofscale.measurement import METRICS
+from roofscale.phases.criteria import CRITERIA
 from roofscale.runners.sagemaker import request
 from roofscale.runners.sagemaker.job import Job
 
@@ -104,6 +105,23 @@ def test_the_documents_of_a_climb(tmp_path: Path, tracking_store: None, monkeypa
 
 def test_the_metrics() -> None:
     hold("metrics.txt", "".join(f"{name}\t{info.unit}\t{info.meaning}\n" for name, info in METRICS.items()))
+
+
+def criteria_table() -> str:
+    """Render the criteria as a Markdown table: name, meaning, limits with their defaults, and whether one decides."""
+    rows = ["| criterion | passes when | limits with their defaults | kind |", "|---|---|---|---|"]
+    for name, criterion in CRITERIA.items():
+        limits = "<br>".join(f"`{key}` {one.default:g}: {one.meaning}" for key, one in criterion.limits.items())
+        kind = "finding" if criterion.finding else "decides"
+        rows.append(f"| `{name}` | {criterion.meaning} | {limits} | {kind} |")
+    return "\n".join(rows)
+
+
+def test_the_list_of_criteria(root: Path) -> None:
+    page = root / "docs" / "criteria.md"
+    before_and_table, end, after = page.read_text(encoding="utf-8").partition("<!-- criteria: end -->")
+    before, begin, _ = re.split(r"(<!-- criteria: begin.*-->\n)", before_and_table)
+    hold(str(page), f"{before}{begin}{criteria_table()}\n{end}{after}")
 
 
 def test_the_fingerprints() -> None:
