@@ -17,6 +17,7 @@ from tests import criteria_cases
 from tests.criteria_cases import Case, Random
 from tests.curves import loss_curve, memory_curve, validation_losses
 
+from roofscale.report.format import markdown
 from roofscale.stats import curves
 from roofscale.stats.curves import Finding, Values, Verdict
 from roofscale.stats.leak import no_leak
@@ -81,16 +82,11 @@ def rates(case: Case, count: int, trials: int) -> dict[str, float]:
 
 def table(rows: dict[str, dict[int, dict[str, float]]]) -> str:
     """Markdown: for each length the share that failed, and that is undecided."""
-    lines = [
-        "| criterion, case | " + " | ".join(f"{n} steps" for n in LENGTHS) + " |",
-        "|---" * (len(LENGTHS) + 1) + "|",
+    cells = [
+        [name, *(f"{r[Verdict.FAILED]:.1%} ({r[Verdict.INSUFFICIENT_EVIDENCE]:.0%} undecided)" for r in found.values())]
+        for name, found in rows.items()
     ]
-    for name, by_length in rows.items():
-        cells = [
-            f"{r[Verdict.FAILED]:.1%} ({r[Verdict.INSUFFICIENT_EVIDENCE]:.0%} undecided)" for r in by_length.values()
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(["criterion, case", *(f"{n} steps" for n in LENGTHS)], cells)
 
 
 def main() -> None:

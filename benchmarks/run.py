@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from benchmarks.measure import ROOT, machine, scratch_folder
+from roofscale.report.format import markdown
 
 ALL = (
     "loader_speed",
@@ -60,13 +59,13 @@ def table(found: Mapping[str, Any]) -> str:
     where = f"{on['cpu']}, {on['cores']} cores, {'native bf16' if on['native_bf16'] else 'no native bf16'}"
     head = f"Measured on {where}, torch {on['torch']}, commit {on['commit']}, load before {on['load_before']:.1f}.\n\n"
     broken = "".join(f"\n\nBroken: {name}" for name in found["broken"])
-    return head + tabulate(rows, ("measure", "value", "target", "verdict", "rounds", "how"), "github") + broken + "\n"
+    return head + markdown(("measure", "value", "target", "verdict", "rounds", "how"), rows) + broken + "\n"
 
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     unit = "" if one["unit"] == "ratio" else one["unit"]
     value = "" if one["value"] is None else f"{one['value']:.3g} {unit}".strip()
-    target = "" if one["target"] is None else f"{'<=' if one['at_most'] else '>='} {one['target']:g}"
+    target = "" if one["target"] is None else f"at {'most' if one['at_most'] else 'least'} {one['target']:g}"
     spread = f"{one['spread'][0]:.3g} to {one['spread'][1]:.3g}" if one["spread"] else ""
     return one["measure"], value, target, one["verdict"], spread, one["note"]
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from benchmarks.measure import in_turns, machine, say_each
 from benchmarks.steps import in_fresh_process
 from roofscale.config import RunConfig
 from roofscale.forecast.gpu_memory import ALLOCATOR_VARIABLES
+from roofscale.report.format import markdown
 
 OUT = Path(__file__).parent / "results" / "switches.json"
 BASE = {"image_size": 256, "batch_size": 8, "threads": 1}  # as many px as a batch of two at 512
@@ -98,7 +97,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         ]
         first = row.get("first_step_seconds")
         rows.append((row["switch"], *cells, "" if first is None else f"{first:.1f}"))
-    return tabulate(rows, ("switch", "samples/s over the base", "peak memory over the base", "first step, s"), "github")
+    return markdown(("switch", "samples/s over the base", "peak memory over the base", "first step, s"), rows)
 
 
 def main(words: Sequence[str]) -> int:

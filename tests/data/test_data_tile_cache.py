@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -202,9 +203,10 @@ def test_two_runs_at_once_make_each_copy_once(tiles: tuple[airs.Tile, ...], tmp_
 
 def test_who_waits_says_so_and_may_give_up(tiles: tuple[airs.Tile, ...], tmp_path: Path) -> None:
     said: list[str] = []
-    with alone_in(tmp_path, Chore(1, said.append)) as alone:
+    with alone_in(tmp_path, Chore(1, said.append)) as alone, ThreadPoolExecutor(1) as pool:
         assert alone
-        assert copies_of(tiles, tmp_path, GIB, Chore(1, said.append, keep_on=lambda: False)) == {}
+        chore = Chore(1, said.append, keep_on=lambda: False)
+        assert pool.submit(copies_of, tiles, tmp_path, GIB, chore).result() == {}
     assert said == [f"another run is at work in {tmp_path}; waiting for it"]
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from roofscale import api
 from roofscale.commands import host_points
 from roofscale.commands.forecast_host import forecast_host
 from roofscale.commands.host_points import Probes, kind_here, recorded_points
@@ -78,6 +79,18 @@ def test_probes_are_made_once_and_serve_every_batch(runner, tmp_path: Path, caps
     assert forecast(tmp_path, capsys, larger)["fit"] == "too large"
     assert forecast(tmp_path, capsys, larger, probe=False)["peak"]["mib"] == pytest.approx(peak(larger))
     assert len(runner.ran) == 6
+
+
+def test_the_api_forecasts_from_what_the_command_has_measured(
+    runner, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--probe"):
+        api.forecast_host_memory(ASKED)
+    found = forecast(Path("runs"), capsys)
+    assert api.forecast_host_memory(ASKED) == api.MemoryForecast(
+        **found["peak"], limit_mib=16 * 1024, fit="fits", largest_batch=found["largest_batch"]
+    )
 
 
 def test_where_it_cannot_be_told_one_further_probe_is_made(runner, tmp_path: Path, capsys) -> None:

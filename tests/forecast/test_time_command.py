@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from roofscale import api
 from roofscale.commands import show, timed
 from roofscale.commands.forecast_gpu import forecast_gpu
 from roofscale.commands.forecast_time import forecast_time
@@ -58,6 +59,10 @@ def test_the_command_says_time_cost_and_where_it_has_them_from(on_record, capsys
     assert found["amounts"]["samples"] == {"rid": [1504, 188]}
     assert found["full_data"]["epoch_seconds"]["centre"] == pytest.approx(0.5 * 1504)
     assert found["full_data"]["parts"]["validation"] == pytest.approx(0.1 * 188 * 2)
+    run = found["run_seconds"]
+    assert api.forecast_time(BASE) == api.TimeForecast(
+        run["centre"], run["low"], run["high"], found["epoch_seconds"]["centre"], found["usd"]["centre"], found["basis"]
+    )
     forecast_time(BASE, to_json=False)
     said = capsys.readouterr().out
     assert "42 s (" in said

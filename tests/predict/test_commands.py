@@ -20,6 +20,7 @@ from rich.console import Console
 from tests.predict.pictures import PLACE, noise, read, write
 from tests.report import climbs
 
+from roofscale import api
 from roofscale import model as models
 from roofscale.cli import main
 from roofscale.commands.register import name_champion
@@ -78,6 +79,9 @@ def test_a_registered_model_predicts_a_picture(
     segmenter = Segmenter(CONFIG, mlflow.pytorch.load_model("models:/roofscale@champion").state_dict(), ["roof"], 128)
     assert np.array_equal(mask_HW, segmenter(whole_HWC[None])[0, 0, :90, :120] >= 0.5)
     assert 0 < said["share"] == mask_HW.mean() < 1
+    again_HW = api.predict_image("a.tif", tmp_path / "again.tif", model=store[1], threshold=0.4)
+    assert np.array_equal(again_HW, read(tmp_path / "again.tif")[0])
+    assert again_HW.mean() > 0.5 * mask_HW.mean()
     assert profile["crs"].to_epsg() == 2193
     assert (said["run_id"], said["model"]) == (store[1], "roofscale@champion")
     assert said["outlines"] == len(json.loads((tmp_path / "m.geojson").read_text())["features"]) > 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import textwrap
 from collections.abc import Mapping
@@ -82,6 +83,11 @@ def test_it_runs_from_the_first_cell_to_the_last(file: Path, tmp_path: Path, tra
     assert "exit code" not in put_out["roofscale-launch"]
     for text in ("batch-16", "host_oom", "text/html"):
         assert text in put_out["roofscale-comparison"]
+
+
+def test_it_imports_nothing_of_ours_but_the_api(file: Path) -> None:
+    text = "\n".join("".join(cell["source"]) for cell in update(file)["cells"] if cell["cell_type"] == "code")
+    assert set(re.findall(r"(?:from|import) (roofscale[\w.]*)", text)) == {"roofscale.api"}
 
 
 @pytest.mark.parametrize("tag", ["roofscale-figures", "roofscale-comparison"])

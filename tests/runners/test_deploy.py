@@ -16,9 +16,9 @@ import boto3
 import hcl2
 import pytest
 from moto.server import ThreadedMotoServer
+from tests.runners.aws_schema import problems
 
 from roofscale.runners.sagemaker import settings
-from roofscale.runners.sagemaker.shapes import problems
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from tests.runners.aws_schema import problems
 from tests.runners.sagemaker_settings import ROLE, FakeCloud
 
 from roofscale import cli
@@ -20,7 +21,6 @@ from roofscale.errors import ConfigError
 from roofscale.phases.phase_file import load_phase
 from roofscale.runners import registry
 from roofscale.runners.sagemaker.aws_errors import CloudError
-from roofscale.runners.sagemaker.shapes import problems
 from roofscale.stats.intervals import Interval
 
 IN_S3 = RunConfig(compute="ml.m5.xlarge", data_root="s3://roofs/data")

@@ -9,7 +9,6 @@ from rich.table import Table
 from roofscale import compute
 from roofscale.commands import timed
 from roofscale.config import RunConfig
-from roofscale.errors import ConfigError
 from roofscale.forecast.run_time import TimeForecast
 from roofscale.forecast.time_scaling import passes_of
 from roofscale.report.console import as_json, console
@@ -25,13 +24,7 @@ def forecast_time(config: RunConfig, to_json: bool) -> None:
         ConfigError: no run on record says anything of it.
     """
     runs = timed.timed_runs()
-    found = timed.foresee_time(config, runs)
-    full = timed.foresee_time(timed.everything(config), runs)
-    if found is None or full is None:
-        raise ConfigError(
-            f"encoder={config.encoder} decoder={config.decoder} precision={config.precision}: a forecast of time needs "
-            "a timed run of these, and none is on record. Make one: roofscale phase 1, whose first step is a short one."
-        )
+    found, full = timed.require_time(config, runs), timed.require_time(timed.everything(config), runs)
     if to_json:
         content = {
             "amounts": asdict(timed.counted(config)),

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -53,13 +54,27 @@ class Wish:
 
 
 def predict_image(image: Path, output: Path, geojson: Path | None, wish: Wish, to_json: bool) -> None:
+    """Write the mask of a picture, and its outlines where asked, and print what was found; see ``segment_image``."""
+    out = console(quiet=to_json)
+    found = segment_image(image, output, geojson, wish, out)
+    if to_json:
+        print(as_json(found))
+        return
+    out.print(f"{escape(str(output))}: {found['share']:.1%} {wish.channel}, {found['seconds']:.1f} s")
+    if geojson:
+        out.print(f"{escape(str(geojson))}: {found['outlines']} outlines")
+
+
+def segment_image(image: Path, output: Path, geojson: Path | None, wish: Wish, out: Console) -> dict[str, Any]:
     """Write the mask of a picture, and its outlines where asked.
+
+    Returns:
+        For a script: the files, the share of px that belong to the channel, the model and the windows, and seconds.
 
     Raises:
         ConfigError: the outputs cannot be what is asked for, or there is no such model.
         DataError: the picture cannot be used.
     """
-    out = console(quiet=to_json)
     with open_image(image) as opened:
         _check_outputs(image, output, geojson, opened.files)
         if geojson:
@@ -70,7 +85,7 @@ def predict_image(image: Path, output: Path, geojson: Path | None, wish: Wish, t
         with _bar(image.name, windows) as bar, new_mask(output, opened, wish.channel, _tags(model, wish)) as mask:
             shares = fill_mask(opened, cutting, mask, bar.update)
     outlines = write_outlines(output, geojson) if geojson else None
-    found = {
+    return {
         "mask": str(output),
         "share": shares.share,
         "geojson": str(geojson) if geojson else None,
@@ -78,12 +93,6 @@ def predict_image(image: Path, output: Path, geojson: Path | None, wish: Wish, t
         **_described(model, cutting),
         "seconds": time.perf_counter() - begun,
     }
-    if to_json:
-        print(as_json(found))
-        return
-    out.print(f"{escape(str(output))}: {shares.share:.1%} {wish.channel}, {found['seconds']:.1f} s")
-    if geojson:
-        out.print(f"{escape(str(geojson))}: {outlines} outlines")
 
 
 def evaluate_folder(folder: Path, part: str, wish: Wish, to_json: bool) -> None:

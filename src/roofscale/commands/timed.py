@@ -8,6 +8,7 @@ from typing import Any
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.data.locate import Amounts, amounts
+from roofscale.errors import ConfigError
 from roofscale.forecast.roofline_model import MEAN_ERROR
 from roofscale.forecast.run_time import TimeForecast, forecast_time
 from roofscale.forecast.time_scaling import Timed
@@ -66,6 +67,20 @@ def foresee_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast | Non
 
         found = forecast_time(config, where, runs, there, estimate=foresee_step(config, where))
     return found
+
+
+def require_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast:
+    """The forecast of a run as ``foresee_time`` makes it.
+
+    Raises:
+        ConfigError: no run on record says anything of it.
+    """
+    if found := foresee_time(config, runs):
+        return found
+    raise ConfigError(
+        f"encoder={config.encoder} decoder={config.decoder} precision={config.precision}: a forecast of time needs "
+        "a timed run of these, and none is on record. Make one: roofscale phase 1, whose first step is a short one."
+    )
 
 
 def counted(config: RunConfig) -> Amounts:

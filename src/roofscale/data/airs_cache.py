@@ -1,6 +1,6 @@
 """A folder of what can be made again from the data: who is at work in it, and names that change with the data."""
 
-import fcntl
+import contextlib
 import hashlib
 import math
 import os
@@ -8,12 +8,12 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import rasterio
+from filelock import FileLock, Timeout
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -22,7 +22,7 @@ from roofscale.data.airs import AirsSource, Tile, check_ids
 from roofscale.data.file_error import FileProblem
 from roofscale.data.leaks import located
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _SAY_SECONDS = 10.0
 
 
@@ -43,29 +43,24 @@ class Chore:
         return self.keep_on()
 
 
-@contextmanager
+@contextlib.contextmanager
 def alone_in(folder: Path, chore: Chore) -> Iterator[bool]:
     """Make a folder, and wait until no other process is at work in it; yields False where the chore ends before that.
 
-    The kernel frees the folder of a process that is killed.
+    The lock ends with its process, however that ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        alone = _taken(lock)
-        if not alone:
-            chore.say(f"another run is at work in {folder}; waiting for it")
-        while not alone and chore.keep_on():
-            time.sleep(_LOOK_SECONDS)
-            alone = _taken(lock)
-        yield alone
-
-
-def _taken(lock: IO[str]) -> bool:
+    lock = FileLock(folder / "lock", poll_interval=_POLL_SECONDS)
+    with contextlib.suppress(Timeout):
+        lock.acquire(blocking=False)
+    if not lock.is_locked:
+        chore.say(f"another run is at work in {folder}; waiting for it")
+        with contextlib.suppress(Timeout):
+            lock.acquire(cancel_check=lambda: not chore.keep_on())
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def file_state(*files: Path) -> str:

@@ -1,6 +1,5 @@
 """Unpack what was downloaded: a zip or tar archive, or Roofline's imdb.mat as it is. No member may leave the folder."""
 
-import fcntl
 import hashlib
 import json
 import lzma
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import h5py
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from roofscale.addresses import without_credentials
@@ -188,11 +188,11 @@ def _unpacked(name: str, archive: Path, folder: Path) -> int:
 @contextmanager
 def _alone(archive: Path) -> Iterator[None]:
     """Two processes must not append to one file."""
-    with archive.with_name(f"{archive.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{archive}: another process fetches this now. Wait for it, or end it.") from error
+    try:
+        held = FileLock(f"{archive}.lock").acquire(blocking=False)
+    except Timeout:
+        raise DataError(f"{archive}: another process fetches this now. Wait for it, or end it.") from None
+    with held:
         yield
 
 

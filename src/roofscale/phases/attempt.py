@@ -4,13 +4,14 @@
 the run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdict.json``. Attempts are only ever added.
 """
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from roofscale.config import RunConfig
 from roofscale.errors import EnvironmentFault
@@ -164,14 +165,14 @@ class Attempts:
         """
         for folder in (self.path, self.last_good_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(
-                    f"{self.path}: another process is climbing this phase; wait for it, or stop it first, or "
-                    "work in another folder."
-                ) from None
+        try:
+            held = FileLock(self.path / ".lock").acquire(blocking=False)
+        except Timeout:
+            raise Busy(
+                f"{self.path}: another process is climbing this phase; wait for it, or stop it first, or work in "
+                "another folder."
+            ) from None
+        with held:
             yield
 
 

@@ -205,6 +205,16 @@ def new_mask(path: Path, image: Raster, channel: str, tags: Mapping[str, str]) -
         partial.unlink(missing_ok=True)
 
 
+def read_mask(path: Path) -> Pixels:
+    """A mask that ``new_mask`` has written, as (H,W): 0, 1, or ``NODATA``.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _opened(path) as dataset, _reading(path):
+        return np.asarray(dataset.read(1))
+
+
 def is_mask(file: Path) -> bool:
     """Whether a file is a mask that ``new_mask`` has written."""
     try:

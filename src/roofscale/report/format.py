@@ -1,12 +1,10 @@
 """Tables and the words in them: on the terminal, in the strategy document, in the notebook and in MLflow."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
-from tabulate import tabulate
 
 from roofscale.measurement import METRICS
 from roofscale.phases.climb import Cause, StepResult
@@ -48,10 +46,10 @@ def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown without the padding that would double its length: MLflow cuts long descriptions off."""
-    cells = [[plain(cell).replace("|", "\\|") for cell in row] for row in rows]
-    table = tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
-    return re.sub(r"-{4,}", "---", re.sub(r" {2,}", " ", table))
+    """A table in Markdown, its cells not padded to columns: MLflow cuts long descriptions off."""
+    cells = [headers, *([plain(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    head, *body = (" ".join(f"| {cell}".rstrip() for cell in row) + " |" for row in cells)
+    return "\n".join([head, "|---" * len(headers) + "|", *body])
 
 
 def plain(text: str) -> str:

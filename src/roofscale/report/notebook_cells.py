@@ -37,29 +37,24 @@ _FIGURES = """\
 # How fast, how large and how well fed each passed step ran, from the newest attempt at each phase.
 import matplotlib.pyplot as plt
 
-from roofscale.phases.history import newest_climb
-from roofscale.report.phase_status import step_words
+from roofscale.api import read_steps
 
-climbs = [climb for climb in map(newest_climb, range(1, 6)) if climb]
-passed = [
-    (climb.phase.number, step_words(result), result.measurement)
-    for climb in climbs
-    for result in climb.results
-    if result.verdict.verdict == "passed"
-]
+steps = read_steps()
+passed = steps[steps["verdict"] == "passed"]
 panels = {"speed/samples_per_s": "samples/s", "memory/mib_per_sample": "MiB a sample", "speed/data_stall": "data stall"}
-if passed:
-    names, colours = [f"{phase} {step}" for phase, step, _ in passed], [f"C{phase}" for phase, _, _ in passed]
+if passed.empty:
+    print("Nothing to draw: the tracking server has no passed step. Climb one: roofscale phase 1")
+else:
+    names = [f"{one.phase} {one.step}" + (f" at {one.changed}" if one.changed else "") for one in passed.itertuples()]
+    colours = [f"C{phase}" for phase in passed["phase"]]
     figure, row = plt.subplots(1, len(panels), figsize=(12, 1.5 + 0.3 * len(passed)), sharey=True, layout="constrained")
     for axes, (metric, label) in zip(row, panels.items()):
-        bars = axes.barh(names, [measurement.metric(metric) for *_, measurement in passed], color=colours)
+        bars = axes.barh(names, passed.get(metric, float("nan")), color=colours)
         axes.bar_label(bars, fmt="{:.3g}", padding=3)
         axes.margins(x=0.15)
         axes.set(xlabel=label, xlim=(0, None))
     row[0].invert_yaxis()
-    plt.show()
-else:
-    print("Nothing to draw: the tracking server has no passed step. Climb one: roofscale phase 1")"""
+    plt.show()"""
 
 _LAUNCH = """\
 # Phase {number} ({name}) starts from the last good configuration; what you have set otherwise goes with it.
@@ -67,12 +62,12 @@ import shlex
 import subprocess
 import sys
 
-from roofscale.config import FIELDS, RunConfig
+from roofscale.api import RunConfig
 
 LAUNCH = False  # True: running this cell launches the phase
 
 last_good = RunConfig().with_overrides({last_good})
-wanted = last_good.with_overrides({{knob: globals()[knob] for knob in FIELDS if knob in globals()}})
+wanted = last_good.with_overrides({{knob: globals()[knob] for knob in last_good.as_dict() if knob in globals()}})
 changed = wanted.changed_from(last_good)
 options = {{"compute": changed.pop("compute", ""), "set": shlex.join(f"{{k}}={{v}}" for k, v in changed.items())}}
 command = [sys.executable, "-m", "mlflow", "run", ".", "-e", "phase{number}", "--env-manager", "local"]
@@ -88,22 +83,18 @@ _NO_LAUNCH = 'print("Every phase has been climbed; nothing is left to launch.")'
 
 _COMPARE = """\
 # Every judged run, fastest first. To sort and filter otherwise, go on from `comparison` in a cell of your own.
-import mlflow
-import pandas
 from IPython.display import display
 
+from roofscale.api import read_runs
+
 columns = {
-    "tags.phase": "phase", "tags.step": "step", "tags.verdict": "verdict", "tags.outcome": "outcome",
-    "params.max_samples": "samples", "params.batch_size": "batch", "params.num_workers": "workers",
-    "params.image_size": "px", "metrics.memory/mib_per_sample": "MiB a sample", "metrics.memory/share": "memory share",
-    "metrics.speed/samples_per_s": "samples/s", "metrics.speed/data_stall": "data stall", "run_id": "MLflow run",
+    "phase": "phase", "step": "step", "verdict": "verdict", "outcome": "outcome", "max_samples": "samples",
+    "batch_size": "batch", "num_workers": "workers", "image_size": "px", "memory/mib_per_sample": "MiB a sample",
+    "memory/share": "memory share", "speed/samples_per_s": "samples/s", "speed/data_stall": "data stall",
+    "run_id": "MLflow run",
 }
-experiments = mlflow.search_experiments(filter_string="name LIKE 'roofscale-phase%'")
-runs = mlflow.search_runs([e.experiment_id for e in experiments]) if experiments else pandas.DataFrame()
-comparison = runs.reindex(columns=list(columns)).rename(columns=columns).dropna(subset=["step", "verdict"])
-for name in ("phase", "samples", "batch", "workers", "px"):
-    comparison[name] = pandas.to_numeric(comparison[name])
-comparison = comparison.sort_values("samples/s", ascending=False).reset_index(drop=True)
+comparison = read_runs().reindex(columns=list(columns)).rename(columns=columns)
+comparison = comparison.sort_values("samples/s", ascending=False, ignore_index=True)
 if comparison.empty:
     print("Nothing to compare: the tracking server has no judged run. Climb a phase: roofscale phase 1")
 else:

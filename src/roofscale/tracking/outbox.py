@@ -1,14 +1,14 @@
 """What could not be sent, on disk until the tracking server has it.
 
 ``runs/outbox/<time>-<process>/`` belongs to one process: ``operations.jsonl`` names the server and then one operation a
-line, in order; numbered folders beside it hold the files that go with them. The folder is made with the first
-operation that is kept and removed once all are sent. Each operation may be sent twice without harm, so that no account
-is kept of how far a sending came. What a server has refused lies in a folder of its own, for ``roofscale sync``.
+line, in order; numbered folders hold the files that go with them, and the process holds ``lock`` as long as it keeps
+operations. The folder is made with the first operation that is kept and removed once all are sent. Each operation may
+be sent twice without harm, so that no account is kept of how far a sending came. What a server has refused lies in a
+folder of its own, for ``roofscale sync``.
 """
 
 import contextlib
 import datetime
-import fcntl
 import json
 import logging
 import os
@@ -18,7 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 _OPERATIONS = "operations.jsonl"
+_LOCK = "lock"
 _log = logging.getLogger(__name__)
 
 
@@ -43,12 +46,13 @@ def _counted(number: int, word: str) -> str:
 
 
 class Outbox:
-    """The operations that one process keeps; the lock on its file falls with the process, however it ends."""
+    """The operations that one process keeps; the lock on its folder falls with the process, however it ends."""
 
     def __init__(self, root: Path, server: str, refused: bool = False) -> None:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
         self.folder = root / (f"{name}-refused" if refused else name)
         self._header = {"server": server, "refused": refused}
+        self._lock = FileLock(self.folder / _LOCK, thread_local=False)  # the thread that sends begins, another leaves
         self._stream: IO[str] | None = None
         self._number = 0
 
@@ -73,19 +77,20 @@ class Outbox:
     def clear(self) -> None:
         """Remove everything: it is sent."""
         if self._stream is not None:
-            self.leave()
             _remove(self.folder)
+            self.leave()
 
     def leave(self) -> None:
         """Leave what is kept to ``roofscale sync`` or a later command."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+            self._lock.release()
 
     def _begin(self) -> IO[str]:
         self.folder.mkdir(parents=True)
+        self._lock.acquire()  # before the file is there that other processes look for
         stream = (self.folder / _OPERATIONS).open("w", encoding="utf-8", buffering=1)
-        fcntl.flock(stream, fcntl.LOCK_EX)
         stream.write(json.dumps(self._header) + "\n")
         return stream
 
@@ -110,21 +115,24 @@ def left_behind(root: Path) -> Iterator[list[Left]]:
     with contextlib.ExitStack() as held:
         found = []
         for file in sorted(root.glob(f"*/{_OPERATIONS}")):
-            stream = held.enter_context(file.open(encoding="utf-8"))
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                try:
-                    found.append(_read(file.parent, stream))
-                except (LookupError, TypeError, ValueError) as error:
-                    _log.warning(
-                        f"{file}: damaged, or of another version of Roofscale ({type(error).__name__}: {error}); it is "
-                        "left as it is. Remove its folder to be rid of it."
-                    )
+            try:
+                held.enter_context(FileLock(file.with_name(_LOCK)).acquire(blocking=False))
+                found.append(_read(file))
+            except Timeout:  # its process still runs
+                continue
+            except FileNotFoundError:  # its process has just removed it; the lock's file made the folder again
+                _remove(file.parent)
+            except (LookupError, TypeError, ValueError) as error:
+                _log.warning(
+                    f"{file}: damaged, or of another version of Roofscale ({type(error).__name__}: {error}); it is "
+                    "left as it is. Remove its folder to be rid of it."
+                )
         yield found
 
 
-def _read(folder: Path, stream: IO[str]) -> Left:
-    whole = [line for line in stream if line.endswith("\n")]  # not the last line of a process that was killed in it
+def _read(file: Path) -> Left:
+    folder = file.parent
+    *whole, _ = file.read_text(encoding="utf-8").split("\n")  # a killed process leaves a part of a line at the end
     header, *lines = map(json.loads, whole or ['{"server": ""}'])
     for said in (header["server"], *(line[name] for line in lines for name in ("kind", "run_id"))):
         if not isinstance(said, str):

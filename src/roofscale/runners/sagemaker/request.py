@@ -6,14 +6,17 @@ shell, where a quote breaks the job or runs as code.
 
 import math
 import re
+from functools import cache
 from typing import Any
+
+import botocore.session
+from botocore.validate import ParamValidator
 
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker.job import Job
 from roofscale.runners.sagemaker.settings import Settings
-from roofscale.runners.sagemaker.shapes import problems
 
 S3 = "s3://"
 TAG = "roofscale:"  # how the keys of our own tags begin
@@ -45,7 +48,8 @@ def build(
         most_seconds: what a budget leaves for this job to run.
 
     Raises:
-        ConfigError: SageMaker would refuse the request; says every reason.
+        ConfigError: by the names, types and least lengths of botocore's model, SageMaker would refuse the request; says
+            every reason. Patterns and greatest lengths are left to the service, which refuses before any cost.
     """
     named = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
     request: dict[str, Any] = {
@@ -67,12 +71,20 @@ def build(
     }
     if settings.subnets:
         request["VpcConfig"] = {"Subnets": [*settings.subnets], "SecurityGroupIds": [*settings.security_groups]}
-    wrong = problems("CreateTrainingJob", request)
-    if wrong:
+    wrong = ParamValidator().validate(request, _request_shape())
+    if wrong.has_errors():
+        reasons = wrong.generate_report().replace("\n", "; ")
         raise ConfigError(
-            f"SageMaker would refuse the job {job.name}: {'; '.join(wrong)}. Correct the settings or the run config."
+            f"SageMaker would refuse the job {job.name}: {reasons}. Correct the settings or the run config."
         )
     return request
+
+
+@cache
+def _request_shape() -> Any:
+    """The service's own model of the request, as botocore ships it."""
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    return model.operation_model("CreateTrainingJob").input_shape
 
 
 def config_uri(settings: Settings, job: Job) -> str:

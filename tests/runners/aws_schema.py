@@ -1,7 +1,7 @@
-"""Checks a request against AWS's own published model of it: names, types, choices, lengths and patterns.
+"""Checks a request against AWS's published model of it: names, types, choices, lengths and patterns.
 
-botocore carries that model, but itself looks only at names and types: a value too long, or one of the wrong form, would
-come to light once the request was sent.
+botocore carries that model, but itself looks only at names, types and least lengths, and so does moto: without an
+account, nothing else tells whether the service would take our requests.
 """
 
 import re
