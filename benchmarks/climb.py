@@ -205,9 +205,12 @@ def _step(step: Mapping[str, Any], attempt: Path, number: int) -> dict[str, Any]
     runs = []
     for file in sorted(attempt.glob(f"{number:02d}-*/run.json")):
         run = StepFolder(file.parent)
-        if run.measured is None or run.verdict is None:
+        if run.finished_measurement is None or run.verdict is None:
             continue
-        measured, config = run.measured, file.parent / "config.json"  # without one it was ruled out, so not run
+        measured, config = (
+            run.finished_measurement,
+            file.parent / "config.json",
+        )  # without one it was ruled out, so not run
         runs.append(
             {
                 "run": file.parent.name,

@@ -127,7 +127,7 @@ def _write_events(file: Path) -> None:
 
 def _read_step(file: Path) -> None:
     folder = StepFolder(file.parent)
-    look = {"run.json": lambda: (folder.run_id, folder.config), "measurement.json": lambda: folder.measured,
+    look = {"run.json": lambda: (folder.run_id, folder.config), "measurement.json": lambda: folder.finished_measurement,
             "verdict.json": lambda: folder.verdict}  # fmt: skip
     look[file.name]()
 

@@ -1,4 +1,4 @@
-"""Does phase 1 pass healthy training and fail planted faults? Ten seeds each, through the real ladder.
+"""Does phase 1 pass healthy training and fail planted faults? Ten seeds each, through the real phase runner.
 
 ``python -m benchmarks.phase1_verdicts [--fault none|lr|masks|leak|loader] [--seeds 10] [--set "image_size=128 ..."]``
 writes one JSON line a seed to ``--out`` and prints the count; a seed that is there under the same settings is not
@@ -26,10 +26,10 @@ from roofscale.config import RunConfig
 from roofscale.data.sources import resolve_root
 from roofscale.measurement import Measurement
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.judge import Verdict
-from roofscale.phases.ladder import Ladder
 from roofscale.phases.phase_file import Step, load_phase
+from roofscale.phases.phase_runner import PhaseRunner
+from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import Listener, SilentListener
 
@@ -66,7 +66,7 @@ class _Silent:
         """Publish nothing."""
 
 
-def climb(folder: Path, overrides: dict[str, Any], fault: str, only: str) -> ClimbResult:
+def climb(folder: Path, overrides: dict[str, Any], fault: str, only: str) -> PhaseResult:
     """Climb phase 1, or ``only`` one step of it, once in a folder of its own, with a fault in the training process."""
     from roofscale.tracking import Tracker
 
@@ -77,16 +77,16 @@ def climb(folder: Path, overrides: dict[str, Any], fault: str, only: str) -> Cli
     phase = dataclasses.replace(phase, steps=tuple(step for step, _ in plan))  # it is complete with these
     command = (sys.executable, "-m", "benchmarks.faulty_train", fault)
     make: Callable[[Path, Listener], Callable[[RunConfig], Measurement]] = partial(LocalRunner, command=command)
-    ladder = Ladder(
+    phase_runner = PhaseRunner(
         phase=phase,
         plan=plan,
         tracker=Tracker(EXPERIMENT, folder),
         attempts=Attempts(folder, EXPERIMENT),
         make_runner=make,
-        audience=_Silent(),
+        observer=_Silent(),
         tags={},
     )
-    return ladder.climb()
+    return phase_runner.run_phase()
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def one(seed: int, fault: str, overrides: dict[str, Any], only: str) -> dict[str
         # Where nothing is said of artifacts, MLflow leaves them in the working folder.
         MlflowClient().create_experiment(EXPERIMENT, (folder / "artifacts").as_uri())
         climbed = climb(folder, settings, planted, only)
-    if climbed.interrupted:  # the ladder took the signal; without this the next seed would begin
+    if climbed.interrupted:  # the phase runner took the signal; without this the next seed would begin
         raise KeyboardInterrupt
     failed = {
         result.step.name: {c.name: c.evidence for c in result.verdict.criteria if c.verdict is not Verdict.PASSED}
@@ -123,7 +123,7 @@ def one(seed: int, fault: str, overrides: dict[str, Any], only: str) -> dict[str
     }
     remedies = {
         result.step.name: [
-            {"changed": run.retreat.changed if run.retreat else "", "failed": run.verdict.named(Verdict.FAILED)}
+            {"changed": run.fallback.changed if run.fallback else "", "failed": run.verdict.named(Verdict.FAILED)}
             for run in result.runs
         ]
         for result in climbed.results
@@ -136,14 +136,14 @@ def one(seed: int, fault: str, overrides: dict[str, Any], only: str) -> dict[str
             "remedies": remedies, "repeats": repeats}  # fmt: skip
 
 
-def _caught(climbed: ClimbResult, fault: str) -> bool:
+def _caught(climbed: PhaseResult, fault: str) -> bool:
     """Whether a run failed at a criterion that should catch the fault."""
     return any(CATCHES[fault] & set(run.verdict.named(Verdict.FAILED)) for run in climbed.all_runs())
 
 
-def _mended(climbed: ClimbResult, fault: str) -> bool:
+def _mended(climbed: PhaseResult, fault: str) -> bool:
     """Whether a step passed with that changed which takes the fault away."""
-    changed = {result.retreat.changed.partition("=")[0] for result in climbed.results if result.retreat}
+    changed = {result.fallback.changed.partition("=")[0] for result in climbed.results if result.fallback}
     return bool(changed & MENDED_BY.get(fault, set()))
 
 

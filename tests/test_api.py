@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from roofscale.phases.climb import ClimbResult
 from tests.report.climbs import passed_samples, rolled_back
 from tests.report.seeded import seed
 
@@ -11,7 +12,6 @@ from roofscale import api
 from roofscale.commands import phase as commands
 from roofscale.commands.order import Order
 from roofscale.config import FIELDS
-from roofscale.phases.climb import ClimbResult
 
 
 @pytest.fixture

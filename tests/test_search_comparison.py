@@ -12,8 +12,8 @@ from benchmarks.search_comparison.runs import FINAL_ROUNDS, NEAR_BEST, RIVALS, T
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
-from roofscale.phases.climb import Stopped
 from roofscale.phases.search.space import SearchSpec
+from roofscale.runners import RunInterrupted
 from roofscale.runners.local import MEASUREMENT, TRAIN
 from roofscale.stats.intervals import BUSY
 
@@ -151,7 +151,7 @@ def test_where_it_stays_busy_the_calmest_counts(machine, tmp_path):
 def test_an_interrupted_run_is_not_kept(machine, tmp_path):
     machine.outcome = Outcome.INTERRUPTED
     bench = Bench(tmp_path, SPEC)
-    with pytest.raises(Stopped):
+    with pytest.raises(RunInterrupted):
         list(bench.grid_runs(BASE))
     assert not list(tmp_path.rglob(MEASUREMENT))
     machine.outcome = Outcome.OK

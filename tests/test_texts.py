@@ -57,9 +57,9 @@ def test_a_damaged_record_is_named_and_no_traceback(content: str, tmp_path: Path
     folder = StepFolder(tmp_path)
     for name in ("measurement.json", "verdict.json", "run.json"):
         (tmp_path / name).write_text(content)
-    for look in (lambda: folder.measured, lambda: folder.verdict, lambda: folder.run_id, lambda: folder.config):
+    for name in ("finished_measurement", "verdict", "run_id", "config"):
         with pytest.raises(RecordError, match=r"damaged.*Move it away"):
-            look()
+            getattr(folder, name)
 
 
 def test_a_whole_record_comes_back(tmp_path: Path) -> None:

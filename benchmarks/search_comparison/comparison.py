@@ -54,7 +54,7 @@ def compare_searches(
 
     Raises:
         ConfigError: it would train on a GPU, or nothing fits.
-        Stopped: somebody asked a run to stop; the same command goes on from there.
+        RunInterrupted: somebody asked a run to stop; the same command goes on from there.
     """
     out = console(quiet=to_json)
     base = settle_data([base], cache, out)[0]

@@ -18,11 +18,11 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.climb import Stopped
 from roofscale.phases.search.choice import shown, size
 from roofscale.phases.search.space import KNOBS, SearchSpec
 from roofscale.phases.search.trial_runner import as_trial
 from roofscale.report.console import SECONDS_BETWEEN_LINES
+from roofscale.runners import RunInterrupted
 from roofscale.runners.build_measurement import samples_of
 from roofscale.runners.local import MEASUREMENT, TRAIN, LocalRunner
 from roofscale.stats.intervals import BUSY
@@ -165,7 +165,7 @@ class Bench:
         """Run, or read what was run before.
 
         Raises:
-            Stopped: it was interrupted.
+            RunInterrupted: it was interrupted.
         """
         if (folder / MEASUREMENT).exists():
             return Measurement.load(folder / MEASUREMENT)
@@ -175,7 +175,7 @@ class Bench:
             large.unlink()
         if measurement.outcome is Outcome.INTERRUPTED:
             (folder / MEASUREMENT).unlink()
-            raise Stopped(measurement.detail)
+            raise RunInterrupted(measurement.detail)
         return measurement
 
 

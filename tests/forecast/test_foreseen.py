@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.phases.test_ladder import Silent
+from tests.phases.test_phase_runner import Silent
 
 from roofscale.commands import foreseen as commands
 from roofscale.commands import timed
@@ -18,8 +18,8 @@ from roofscale.forecast.host_memory import Kind, Point, shared_mib
 from roofscale.forecast.run_time import training_samples, validated_samples
 from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.ladder import Ladder
 from roofscale.phases.phase_file import load_phase
+from roofscale.phases.phase_runner import PhaseRunner
 from roofscale.report.console import console
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import Tracker
@@ -89,8 +89,9 @@ def test_a_forecast_is_in_the_run_before_it_begins_and_learns_from_those_before(
     file = tmp_path / "phase.yaml"
     file.write_text(PHASE)
     phase = load_phase(file)
-    climbed = Ladder(phase, phase.resolve(BASE), tracker, Attempts(tmp_path / "runs", "tried"), make_runner, Audience(),
-                     {}, foresee=foreseen).climb()  # fmt: skip
+    attempts = Attempts(tmp_path / "runs", "tried")
+    plan = phase.resolve(BASE)
+    climbed = PhaseRunner(phase, plan, tracker, attempts, make_runner, Audience(), {}, forecast=foreseen).run_phase()
     assert seen[0] == {}, "nothing was known of the first"
     for result, known in zip(climbed.results[1:], seen[1:], strict=True):
         actual = result.measurement.metrics

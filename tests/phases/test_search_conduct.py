@@ -15,8 +15,8 @@ from roofscale.forecast.host_memory import Kind
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.history import trials_in
-from roofscale.phases.ladder import ClimbResult, Ladder, StepResult
 from roofscale.phases.phase_file import Step, load_phase
+from roofscale.phases.phase_runner import PhaseResult, PhaseRunner, StepResult
 from roofscale.phases.search.memory_guard import Room
 from roofscale.phases.search.step_search import CHOICE, Conductor, Found, open_storage
 from roofscale.phases.search.trial_result import Tried
@@ -92,22 +92,22 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def climb(tmp_path: Path, tracking_store: None) -> Callable[[Machine, Audience], ClimbResult]:
+def climb(tmp_path: Path, tracking_store: None) -> Callable[[Machine, Audience], PhaseResult]:
     tracker = Tracker("tried")
     (tmp_path / "phase.yaml").write_text(PHASE)
     phase = load_phase(tmp_path / "phase.yaml")
 
-    def climbed(machine: Machine, audience: Audience) -> ClimbResult:
+    def climbed(machine: Machine, audience: Audience) -> PhaseResult:
         room = Room(LIMIT_MIB, None, KIND)
         conductor = Conductor(tracker, machine, audience, {}, lambda _: room, lambda spec, config: [])
         attempts = Attempts(tmp_path / "runs", "tried")
         plan = phase.resolve(BASE)
-        return Ladder(phase, plan, tracker, attempts, machine, audience, {}, search=conductor).climb()
+        return PhaseRunner(phase, plan, tracker, attempts, machine, audience, {}, search=conductor).run_phase()
 
     return climbed
 
 
-def test_a_search_chooses_and_a_whole_run_confirms(climb: Callable[..., ClimbResult], tmp_path: Path) -> None:
+def test_a_search_chooses_and_a_whole_run_confirms(climb: Callable[..., PhaseResult], tmp_path: Path) -> None:
     machine, audience = Machine(), Audience()
     climbed = climb(machine, audience)
     whole = machine.ran[-1]
@@ -125,7 +125,7 @@ def test_a_search_chooses_and_a_whole_run_confirms(climb: Callable[..., ClimbRes
 
 
 def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
-    climb: Callable[..., ClimbResult],
+    climb: Callable[..., PhaseResult],
 ) -> None:
     machine, audience = Machine(), Audience()
     climbed = climb(machine, audience)
@@ -147,7 +147,7 @@ def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
     assert tracker.read_text(searched.run_id, CHOICE)
 
 
-def test_what_is_foreseen_of_a_trial_stands_beside_what_it_took(climb: Callable[..., ClimbResult]) -> None:
+def test_what_is_foreseen_of_a_trial_stands_beside_what_it_took(climb: Callable[..., PhaseResult]) -> None:
     climb(Machine(), Audience())
     trials = [trial for trial in trials_in(Tracker("tried")) if "skipped" not in trial.tags]
     foretold = list(pairs(trials))
@@ -155,7 +155,7 @@ def test_what_is_foreseen_of_a_trial_stands_beside_what_it_took(climb: Callable[
     assert all(abs(pair.error) < 0.02 for pair in foretold)  # the invented machine is of the forecast's own form
 
 
-def test_an_interrupted_search_goes_on_with_the_same_command(climb: Callable[..., ClimbResult]) -> None:
+def test_an_interrupted_search_goes_on_with_the_same_command(climb: Callable[..., PhaseResult]) -> None:
     first = Machine(stops_at=4)
     assert climb(first, Audience()).interrupted
     second = Machine()

@@ -15,12 +15,12 @@ from tests.phases.landscape import BASE, LIMIT_MIB, SPEC, Invented, best_rate, p
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast.host_memory import Kind
-from roofscale.phases.climb import Stopped
-from roofscale.phases.crew import Crew
 from roofscale.phases.search.step_search import open_storage
 from roofscale.phases.search.study import Search, open_study
 from roofscale.phases.search.trial_result import Tried
 from roofscale.phases.search.trial_runner import TrialFailed
+from roofscale.runners import RunInterrupted
+from roofscale.runners.job_pool import JobPool
 
 MOST = 3
 
@@ -50,7 +50,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def side_by_side(runner: Invented, study: optuna.Study | None = None, most: int = MOST) -> Search:
-    return dataclasses.replace(search(runner, study), crew=Crew(most))
+    return dataclasses.replace(search(runner, study), pool=JobPool(most))
 
 
 def test_as_good_a_choice_with_trials_at_the_same_time_and_none_twice() -> None:
@@ -79,8 +79,8 @@ def test_the_most_trials_are_kept_to() -> None:
 
 def test_a_stop_of_one_is_a_stop_of_all_and_the_same_study_goes_on(tmp_path: Path) -> None:
     study = open_study(open_storage("", tmp_path), "s", 0)
-    first = Slow(endings={BASE.batch_size: lambda: Stopped("asked to stop")})
-    with pytest.raises(Stopped):
+    first = Slow(endings={BASE.batch_size: lambda: RunInterrupted("asked to stop")})
+    with pytest.raises(RunInterrupted):
         side_by_side(first, study).run()
     ended = len(first.ran)
     assert ended <= MOST

@@ -14,11 +14,11 @@ from roofscale.errors import RoofscaleError
 from roofscale.forecast.fit import MAX_SHARE
 from roofscale.forecast.host_memory import Kind
 from roofscale.measurement import Outcome
-from roofscale.phases.climb import Stopped
 from roofscale.phases.search.step_search import open_storage
 from roofscale.phases.search.study import open_study
 from roofscale.phases.search.trial_result import SKIPPED, Tried
 from roofscale.phases.search.trial_runner import TrialFailed
+from roofscale.runners import RunInterrupted
 from roofscale.stats.intervals import Estimate
 
 
@@ -107,8 +107,8 @@ def test_an_interrupted_search_goes_on_and_runs_nothing_twice(tmp_path: Path) ->
     def opened() -> optuna.Study:
         return open_study(open_storage("", tmp_path), "kept", seed=0)
 
-    stopped = Invented(endings={4: lambda: Stopped("asked to")})  # batch 4 is one of the forecast's probes
-    with pytest.raises(Stopped):
+    stopped = Invented(endings={4: lambda: RunInterrupted("asked to")})  # batch 4 is one of the forecast's probes
+    with pytest.raises(RunInterrupted):
         search(stopped, opened()).run()
     resumed = Invented()
     choice = search(resumed, opened()).run()

@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult
 from roofscale.phases.judge import Verdict, judge
 from roofscale.phases.phase_file import Phase, load_phase
+from roofscale.phases.results import Cause, Fallback, PhaseResult, StepResult
 
 SAMPLES = """
 phase: 1
@@ -93,29 +93,29 @@ def run(
     outcome: Outcome = Outcome.OK,
     detail: str = "",
     cause: Cause | None = None,
-    retreat: Retreat | None = None,
+    fallback: Fallback | None = None,
     tries: tuple[StepResult, ...] = (),
     repeats: Sequence[Mapping[str, float]] = (),
 ) -> StepResult:
-    """A judged run of a step (``place`` from 0) at its own config, or at the one that its retreat changes."""
+    """A judged run of a step (``place`` from 0) at its own config, or at the one that its fallback changes."""
     step, config = phase.resolve()[place]
-    if retreat:
-        step, config = replace(step, expect=()), config.with_overrides([retreat.changed])
+    if fallback:
+        step, config = replace(step, expect=()), config.with_overrides([fallback.changed])
     runs = [Measurement(outcome, detail, config.fingerprint, metrics=m, facts=FACTS) for m in (metrics or {}, *repeats)]
     previous, base = (before[-1].measurements, before[0].measurements) if before else ((), ())
     verdict = judge(step, runs[0], previous, base, runs[1:])
-    run_id = f"{phase.number}{place}{len(tries)}{retreat.changed if retreat else ''}".replace("=", "").ljust(32, "0")
+    run_id = f"{phase.number}{place}{len(tries)}{fallback.changed if fallback else ''}".replace("=", "").ljust(32, "0")
     found = StepResult(
-        step, config, runs[0], verdict, run_id, Path("runs"), tuple(runs[1:]), retreat, cause, tries
+        step, config, runs[0], verdict, run_id, Path("runs"), tuple(runs[1:]), fallback, cause, tries
     )  # fmt: skip
     if verdict.verdict is Verdict.FAILED and cause is None:
         found = replace(found, cause=Cause.CRITERIA)
     return found
 
 
-def climb(phase: Phase, *results: StepResult, interrupted: bool = False, notes: tuple[str, ...] = ()) -> ClimbResult:
+def climb(phase: Phase, *results: StepResult, interrupted: bool = False, notes: tuple[str, ...] = ()) -> PhaseResult:
     """An attempt at a phase, with these results."""
-    return ClimbResult(
+    return PhaseResult(
         phase=phase,
         attempt=Path("runs/attempt"),
         run_id=f"parent{phase.number}",
@@ -128,20 +128,20 @@ def climb(phase: Phase, *results: StepResult, interrupted: bool = False, notes: 
     )
 
 
-def passed_samples() -> ClimbResult:
+def passed_samples() -> PhaseResult:
     """Phase 1, both steps passed."""
     plan = phase(SAMPLES)
     few = run(plan, 0, measured(2000, 1.5))
     return climb(plan, few, run(plan, 1, measured(2100, 1.4), before=[few]))
 
 
-def rolled_back() -> ClimbResult:
+def rolled_back() -> PhaseResult:
     """Phase 2: batch 8 took more memory than expected, and than it may; batch 16 ran out of it, 12 held, 14 did not."""
     plan = phase(BATCHES)
     four = run(plan, 0, measured(3000, 1.5))
     eight = run(plan, 1, measured(7000, 2.0), before=[four])
     burst = {"outcome": Outcome.HOST_OOM, "detail": "killed by the kernel, out of memory", "cause": Cause.HOST_OOM}
     asked = run(plan, 2, before=[four, eight], **burst)
-    twelve = run(plan, 2, measured(7900, 2.05), retreat=Retreat(asked.run_id, Cause.HOST_OOM, "batch_size=12"))
-    fourteen = run(plan, 2, retreat=Retreat(asked.run_id, Cause.HOST_OOM, "batch_size=14"), **burst)
+    twelve = run(plan, 2, measured(7900, 2.05), fallback=Fallback(asked.run_id, Cause.HOST_OOM, "batch_size=12"))
+    fourteen = run(plan, 2, fallback=Fallback(asked.run_id, Cause.HOST_OOM, "batch_size=14"), **burst)
     return climb(plan, four, eight, replace(twelve, tries=(asked, fourteen)))

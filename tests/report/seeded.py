@@ -1,4 +1,4 @@
-"""Puts a climb on the tracking server as the ladder leaves it there, without running anything."""
+"""Puts a climb on the tracking server as the phase runner leaves it there, without running anything."""
 
 import json
 from dataclasses import asdict
@@ -7,10 +7,10 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.results import PhaseResult, StepResult
 
 
-def seed(climb: ClimbResult, folder: Path) -> str:
+def seed(climb: PhaseResult, folder: Path) -> str:
     """Write a climb; artifacts go under ``folder``. Returns the parent's run id."""
     client = MlflowClient()
     known = client.get_experiment_by_name(climb.experiment)
@@ -35,9 +35,9 @@ def _seed_run(client: MlflowClient, experiment: str, parent: str, number: int, r
     tags |= {"fingerprint": run.config.fingerprint, "decides": str(decides).lower(), **measured.facts}
     tags |= {f"verdict.{c.name}": c.verdict for c in run.verdict.criteria}
     tags |= {"failure": run.cause} if run.cause else {}
-    if run.retreat:
-        tags |= {"retry_of": run.retreat.retry_of, "cause": run.retreat.cause, "changed": run.retreat.changed}
-        tags |= {"retreat": str(run.config.batch_size)}  # any number tells retreats apart
+    if run.fallback:
+        tags |= {"retry_of": run.fallback.retry_of, "cause": run.fallback.cause, "changed": run.fallback.changed}
+        tags |= {"retreat": str(run.config.batch_size)}  # any number tells fallbacks apart
     run_id = client.create_run(experiment, run_name=run.step.name).info.run_id
     client.log_batch(
         run_id,

@@ -7,8 +7,8 @@ import pytest
 from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Outcome
-from roofscale.phases.climb import Cause, ClimbResult
 from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
+from roofscale.phases.results import Cause, PhaseResult
 from roofscale.report.recommendations import advise
 
 SAMPLE_PLAN, BATCH_PLAN, GPU_PLAN = phase(SAMPLES), phase(BATCHES), phase(GPU)
@@ -22,7 +22,7 @@ steps:
 """)
 
 
-def said(found: ClimbResult) -> str:
+def said(found: PhaseResult) -> str:
     return "\n".join(f"{advice.say} {advice.because}" for advice in advise(found, GPU_PLAN))
 
 
@@ -52,7 +52,7 @@ def test_an_interrupted_phase_goes_on() -> None:
     assert "it goes on where it stopped. 1 of 2 steps" in found
 
 
-def told_knee(verdict: Verdict, batch: int) -> ClimbResult:
+def told_knee(verdict: Verdict, batch: int) -> PhaseResult:
     found = CriterionResult("knee", verdict, "told by the criterion", {"batch_size": float(batch)})
     (*first, last) = rolled_back().results
     return climb(BATCH_PLAN, *first, replace(last, verdict=StepVerdict(last.verdict.verdict, (found,))))

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from tests.report.climbs import BATCHES, climb, measured, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, StepRecord, Validation
-from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.judge import Verdict
+from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report.figures import style
 from roofscale.report.figures.phase import CAPTIONS, ladder_figure, phase_figures
 from roofscale.report.figures.run import run_figures, running_median
@@ -47,7 +47,7 @@ def lines(figure: Figure) -> dict[str, dict[float, float]]:
     }
 
 
-def memory(found: ClimbResult) -> dict[str, dict[float, float]]:
+def memory(found: PhaseResult) -> dict[str, dict[float, float]]:
     """What the figure of memory by batch shows."""
     return lines(phase_figures(found)["memory_by_batch.png"])
 
@@ -70,7 +70,7 @@ def timed(result: StepResult, seconds: Sequence[float], batch: int) -> StepResul
     return replace(result, measurement=replace(result.measurement, steps=steps))
 
 
-def batches(*metrics: dict[str, float]) -> ClimbResult:
+def batches(*metrics: dict[str, float]) -> PhaseResult:
     """Batch 4, 8 and 16 with these metrics; each step took as long as its batch over samples/s says."""
     results: list[StepResult] = []
     for place, found in enumerate(metrics):

@@ -8,7 +8,7 @@ import pytest
 from tests.report.climbs import BATCHES, climb, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Outcome, StepRecord
-from roofscale.phases.climb import ClimbResult
+from roofscale.phases.results import PhaseResult
 from roofscale.report.artifacts import publish_phase
 from roofscale.report.phase_html import phase_html, write_phase_html
 from roofscale.tracking import Tracker
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("found", [passed_samples(), rolled_back(), climb(phase(BATCHES))], ids=["1", "2", "nothing"])
-def test_a_page_needs_nothing_beside_it(found: ClimbResult) -> None:
+def test_a_page_needs_nothing_beside_it(found: PhaseResult) -> None:
     page = Page(phase_html(found))
     assert not page.tags & {"script", "link", "iframe"}
     assert all(link.startswith(("data:image/", "http://127.0.0.1:5000/#/runs/")) for link in page.links)

@@ -20,8 +20,8 @@ from tests.report.seeded import seed
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.phases.climb import ClimbResult
 from roofscale.phases.gate import Condition, GateReport
+from roofscale.phases.results import PhaseResult
 from roofscale.report.notebook import update_notebook
 
 PLANS = [phase(text) for text in (SAMPLES, BATCHES, GPU)]
@@ -36,7 +36,7 @@ MINE = {
 }
 
 
-def update(file: Path, climbs: Mapping[int, ClimbResult] = BOTH, gate: GateReport | None = None) -> dict[str, Any]:
+def update(file: Path, climbs: Mapping[int, PhaseResult] = BOTH, gate: GateReport | None = None) -> dict[str, Any]:
     update_notebook(file, climbs, PLANS, gate)
     nbformat.validate(nbformat.read(file, as_version=4))
     return json.loads(file.read_text())

@@ -8,8 +8,8 @@ from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_s
 
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
-from roofscale.phases.climb import Cause, ClimbResult
 from roofscale.phases.gate import Condition, GateReport
+from roofscale.phases.results import Cause, PhaseResult
 from roofscale.report.phase_section import DESCRIPTION_LENGTH, description, phase_section
 from roofscale.report.strategy import strategy_document
 from roofscale.report.user_blocks import block, read_regions
@@ -17,7 +17,7 @@ from roofscale.report.user_blocks import block, read_regions
 PLANS = [phase(text) for text in (SAMPLES, BATCHES, GPU)]
 
 
-def document(climbs: Mapping[int, ClimbResult], old: str = "", gate: GateReport | None = None) -> str:
+def document(climbs: Mapping[int, PhaseResult], old: str = "", gate: GateReport | None = None) -> str:
     return strategy_document(PLANS, climbs, gate, old)
 
 

@@ -1,15 +1,21 @@
 """``roofscale report``: from the tracking server to the documents, through the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 from tests.report.climbs import BATCHES, SAMPLES, passed_samples, rolled_back
 from tests.report.seeded import seed
 
 from roofscale.cli import main
+from roofscale.commands.order import Order
+from roofscale.commands.phase import publish_result
 from roofscale.phases.history import newest_climb
+from roofscale.report.phase_section import description, phase_section
+from roofscale.tracking import Tracker, get_run
 
 
 @pytest.fixture
@@ -92,3 +98,17 @@ def test_a_document_that_cannot_be_read_is_left_alone_and_so_are_the_others(
     assert done.exit_code == 2
     assert name in done.output
     assert written(project) == before
+
+
+def test_a_climb_is_described_in_mlflow_as_the_report_describes_it(project: Path) -> None:
+    seed(rolled_back(), project)
+    climb = newest_climb(2)
+    assert climb
+    order = Order((), project / "nowhere", project / "runs", project / "data")
+    noted = replace(climb, notes=("the phase file was edited",))  # after the attempt began
+    publish_result(noted, Tracker(climb.experiment, project / "runs"), order, Console(quiet=True))
+    again = newest_climb(2)
+    assert again
+    assert again.notes == noted.notes
+    section = description(phase_section(again, None), "STRATEGY.md")
+    assert get_run(climb.run_id).tags["mlflow.note.content"] == section

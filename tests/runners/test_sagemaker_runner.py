@@ -19,8 +19,8 @@ from roofscale.data.sources import data_fingerprint, open_sources
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome, ResourceSample
-from roofscale.phases.crew import Crew
 from roofscale.runners.events import Event
+from roofscale.runners.job_pool import JobPool
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.registry import chosen
 from roofscale.runners.sagemaker.job import Spending, of_run
@@ -226,10 +226,10 @@ class ManyJobs(FakeCloud):
 @pytest.mark.parametrize(("on_interrupt", "stopped"), [("stop", 3), ("detach", 0)])
 def test_ctrl_c_stops_all_jobs_or_lets_go_of_them(folder: Path, on_interrupt: str, stopped: int) -> None:
     jobs = session(cloud := ManyJobs(), on_interrupt=on_interrupt)
-    crew = Crew(3, jobs.interrupt)
+    pool = JobPool(3, jobs.interrupt)
     folders = [folder.with_name(f"0{number}-step") for number in (1, 2, 3)]
-    with crew.at_work():
-        found = [crew.start(partial(SageMakerRunner(place, session=jobs), CONFIG)) for place in folders]
+    with pool.running():
+        found = [pool.submit(partial(SageMakerRunner(place, session=jobs), CONFIG)) for place in folders]
         until = time.monotonic() + 20
         while len(jobs.running) < 3 and time.monotonic() < until:
             time.sleep(0.01)

@@ -9,11 +9,11 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.run_time import sum_of
 from roofscale.phases import starting_config
-from roofscale.phases.climb import StepResult
+from roofscale.phases.fallback import ADVICE
 from roofscale.phases.history import newest_climb
 from roofscale.phases.judge import Role, Verdict
 from roofscale.phases.phase_file import Phase
-from roofscale.phases.retreat import ADVICE
+from roofscale.phases.results import StepResult
 from roofscale.report.phase_status import carries
 from roofscale.stats.intervals import CONFIDENCE
 

@@ -1,5 +1,6 @@
 """The commands that climb: one phase, or all of them in order."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,14 +24,13 @@ from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.phases import starting_config
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.climb import ClimbResult, StepResult
-from roofscale.phases.crew import Crew
+from roofscale.phases.fallback import ADVICE
 from roofscale.phases.gate import CPU_PHASES
 from roofscale.phases.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name, newest_climb, out_of_memory
 from roofscale.phases.judge import Verdict
-from roofscale.phases.ladder import Ladder
 from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint
-from roofscale.phases.retreat import ADVICE
+from roofscale.phases.phase_runner import PhaseRunner
+from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.provenance import git_state
 from roofscale.report.artifacts import publish_phase, publish_run
 from roofscale.report.console import ProgressBar, as_json, console
@@ -38,6 +38,7 @@ from roofscale.report.format import verdict_table
 from roofscale.report.phase_section import description, phase_section
 from roofscale.report.phase_status import batch_words, carries
 from roofscale.runners import registry
+from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker, get_run, require_answer
 
@@ -51,7 +52,7 @@ _EXIT = {
 }
 
 
-def exit_code(climbed: ClimbResult) -> int:
+def exit_code(climbed: PhaseResult) -> int:
     """The exit code of a climb's verdict."""
     return ExitCode.INTERRUPTED if climbed.interrupted else _EXIT[climbed.verdict]
 
@@ -68,7 +69,7 @@ def preview(phase: Phase, order: Order) -> None:
         said = f"To be climbed first: {needs.numbered(first)}; shown here from the defaults."
     plan = phase.resolve(good, order.words_for(phase))
     attempts = Attempts(order.runs, experiment_name(phase.number))
-    folders = [attempts.coming / f"{place:02d}-{step.name}" for place, (step, _) in enumerate(plan, 1)]
+    folders = [attempts.next_folder / f"{place:02d}-{step.name}" for place, (step, _) in enumerate(plan, 1)]
     requests = requests_of(order.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
     show.print_plan(phase, plan, said, order.to_json, requests)
 
@@ -79,7 +80,7 @@ def preview_all(order: Order) -> None:
         preview(order.load(number), order)
 
 
-def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbResult | None:
+def climb_phase(number: int, order: Order, file: Path | None = None) -> PhaseResult | None:
     """Climb a phase, and leave its results on the terminal, in MLflow and in the documents.
 
     What it stands on is climbed first, where none of that is on record.
@@ -91,14 +92,14 @@ def climb_phase(number: int, order: Order, file: Path | None = None) -> ClimbRes
     return _climb_and_publish(lambda: order.load(number, file), order, Attempts(order.runs, experiment_name(number)))
 
 
-def climb_search(order: Order, file: Path | None = None) -> ClimbResult | None:
+def climb_search(order: Order, file: Path | None = None) -> PhaseResult | None:
     """Climb the base step and the searching steps of phase 3, which then has its last good config from it."""
     last_good_of = experiment_name(SEARCHING)
     attempts = Attempts(order.runs, SEARCH_EXPERIMENT, last_good_of)
     return _climb_and_publish(lambda: order.load(SEARCHING, file).searching(), order, attempts)
 
 
-def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attempts) -> ClimbResult | None:
+def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attempts) -> PhaseResult | None:
     phase, out = read(), console(quiet=order.to_json)
     require_answer()
     _publish_what_a_kill_left(order, out)
@@ -132,18 +133,18 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     notes = [f"forced although {unmet}"] if unmet else []
     tracker = Tracker(attempts.experiment, order.runs)
     climbed = _climb(phase, plan, good if phase.needs else None, attempts, tracker, order, out, notes)
-    _publish(_with_edit_noted(climbed, read), tracker, order, out)
+    publish_result(_with_edit_noted(climbed, read), tracker, order, out)
     return climbed
 
 
-def climb_missing(order: Order) -> ClimbResult | None:
+def climb_missing(order: Order) -> PhaseResult | None:
     """Climb the CPU phases that were not climbed to their end; return the one that ends this, if one does."""
     require_answer()
     first = [order.load(number) for number in CPU_PHASES if not needs.is_climbed(number, order.runs)]
     return _climb_first(first, "The gate", order, console(quiet=order.to_json))
 
 
-def _climb_first(first: Sequence[Phase], who: str, order: Order, out: Console) -> ClimbResult | None:
+def _climb_first(first: Sequence[Phase], who: str, order: Order, out: Console) -> PhaseResult | None:
     """Climb what a phase, or the gate, stands on; return the phase that nothing can stand on, None where all carry."""
     if first:
         out.print(f"{who} stands on {needs.numbered(first)}, not climbed to the end yet: climbed first.")
@@ -170,29 +171,29 @@ def _climb(
     order: Order,
     out: Console,
     notes: Sequence[str],
-) -> ClimbResult:
+) -> PhaseResult:
     tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out, order.runner)
     where = registry.chosen(order.runner)
-    crew = Crew(where.most, where.interrupt)
+    pool = JobPool(where.most, where.interrupt)
     around = order.around if order.asked else None
-    ladder = Ladder(
+    phase_runner = PhaseRunner(
         phase=phase,
         plan=plan,
         tracker=tracker,
         attempts=attempts,
         make_runner=where.make,
-        audience=_Onlooker(out, foreseen),
+        observer=_Onlooker(out, foreseen),
         tags=tags,
-        good=good,
-        ruled_out=() if order.fresh else out_of_memory(PHASES),
+        last_good=good,
+        known_out_of_memory=() if order.fresh else out_of_memory(PHASES),
         notes=notes,
-        foresee=foreseen,
-        settle=partial(_settle_more, [config for _, config in plan], order, out),
-        search=_conductor(phase, tracker, order, out, tags, where.make, crew),
-        crew=crew,
+        forecast=foreseen,
+        resolve_data=partial(_settle_more, [config for _, config in plan], order, out),
+        search=_conductor(phase, tracker, order, out, tags, where.make, pool),
+        pool=pool,
         parent_run=around.run_id if around and around.experiment_id == tracker.experiment_id else "",
     )
-    return ladder.climb(order.fresh)
+    return phase_runner.run_phase(order.fresh)
 
 
 def _settle_more(planned: Sequence[RunConfig], order: Order, out: Console, config: RunConfig) -> RunConfig | None:
@@ -212,24 +213,27 @@ def _conductor(
     out: Console,
     tags: Mapping[str, str],
     make_runner: registry.MakeRunner,
-    crew: Crew,
+    pool: JobPool,
 ) -> "Conductor | None":
     if not any(step.search for step in phase.steps):
         return None
     from roofscale.commands.search import conductor  # seconds of imports
 
-    return conductor(tracker, make_runner, out, tags, order.storage, crew, order.runner)
+    return conductor(tracker, make_runner, out, tags, order.storage, pool, order.runner)
 
 
-def _publish(climbed: ClimbResult, tracker: Tracker, order: Order, out: Console) -> None:
-    """Close MLflow's parent run with what the attempt came to, and write it up.
+def publish_result(climbed: PhaseResult, tracker: Tracker, order: Order, out: Console) -> None:
+    """Close the parent run in MLflow with the result of the attempt, then write the documents of all phases.
 
     Raises:
-        TrackingError: the server is away; what the attempt came to was shown and is kept.
+        TrackingError: the server is away; the result was printed and is kept.
     """
     parent = tracker.open(climbed.run_id)
     coming = _following(climbed.phase.number, order)
     try:
+        # The parent run's description and report are rendered from memory, not from the server as the documents below
+        # are, so that the outbox keeps them while the server is away; with the notes the server has the same data.
+        parent.tags({"notes": json.dumps(climbed.notes)})
         parent.describe(description(phase_section(climbed, coming), STRATEGY))
         if not climbed.interrupted:
             parent.tags({"verdict": climbed.verdict})
@@ -259,7 +263,8 @@ def _publish_what_a_kill_left(order: Order, out: Console) -> None:
         open_runs = [run for content in ended if (run := get_run(content["run_id"])) and run.status == "RUNNING"]
         climbed = newest_climb(number) if open_runs else None
         if climbed and climbed.run_id == open_runs[0].run_id:
-            _publish(climbed, Tracker(attempts.experiment, order.runs), replace(order, asked=False, around=None), out)
+            tracker = Tracker(attempts.experiment, order.runs)
+            publish_result(climbed, tracker, replace(order, asked=False, around=None), out)
 
 
 def _following(number: int, order: Order) -> Phase | None:
@@ -279,7 +284,7 @@ def _write_up(order: Order, out: Console) -> list[Path]:
         return []
 
 
-def _with_edit_noted(climbed: ClimbResult, read: Callable[[], Phase]) -> ClimbResult:
+def _with_edit_noted(climbed: PhaseResult, read: Callable[[], Phase]) -> PhaseResult:
     """The verdict belongs to the plan as it stood when the climb began; say so where the file says otherwise now."""
     try:
         same = read().fingerprint == climbed.phase.fingerprint
@@ -310,14 +315,14 @@ class _Onlooker:
         self._out.print(f"  {result.verdict.verdict.words}: {escape(needs.wanting(result))}")
 
 
-def _print_climb(out: Console, climbed: ClimbResult, tracker: Tracker, to_json: bool) -> None:
+def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: bool) -> None:
     if to_json:
         print(as_json(climb_as_dict(climbed)))
         return
     out.print()
     out.print(verdict_table(f"Phase {climbed.phase.number}: {climbed.verdict.words}", climbed.results))
     for result in climbed.results:
-        for line in _retreat_lines(result):
+        for line in _fallback_lines(result):
             out.print(escape(line))
     for name, why in climbed.skipped.items():
         out.print(escape(f"{name}: {why}."))
@@ -330,10 +335,10 @@ def _print_climb(out: Console, climbed: ClimbResult, tracker: Tracker, to_json: 
     print_where(out, tracker, climbed.attempt)
 
 
-def _retreat_lines(result: StepResult) -> list[str]:
+def _fallback_lines(result: StepResult) -> list[str]:
     """What was rolled back in a step, and what a person can do about a failure that no remedy mends."""
     lines = [
-        f"{result.step.name}: {run.retreat.changed if run.retreat else 'as asked for'}: {run.verdict.verdict.words}"
+        f"{result.step.name}: {run.fallback.changed if run.fallback else 'as asked for'}: {run.verdict.verdict.words}"
         + (f" ({run.cause})" if run.cause else "")
         for run in (result.runs if result.tries else ())
     ]
@@ -341,7 +346,7 @@ def _retreat_lines(result: StepResult) -> list[str]:
     return [*lines, f"{result.step.name}: {advice}."] if advice else lines
 
 
-def climb_as_dict(climbed: ClimbResult) -> dict[str, object]:
+def climb_as_dict(climbed: PhaseResult) -> dict[str, object]:
     """A climb for a script: verdict, where it lies, and each run of each step."""
     return {
         "phase": climbed.phase.number,
@@ -357,10 +362,10 @@ def climb_as_dict(climbed: ClimbResult) -> dict[str, object]:
                 "run_id": result.run_id,
                 "outcome": result.measurement.outcome,
                 **result.verdict.as_dict(),
-                "changed": result.retreat.changed if result.retreat else "",
+                "changed": result.fallback.changed if result.fallback else "",
                 "cause": result.cause,
                 "tries": [
-                    {"run_id": run.run_id, "changed": run.retreat.changed if run.retreat else "", "cause": run.cause}
+                    {"run_id": run.run_id, "changed": run.fallback.changed if run.fallback else "", "cause": run.cause}
                     for run in result.tries
                 ],
                 "metrics": result.measurement.metrics,
@@ -379,7 +384,7 @@ def climb_all(order: Order) -> int:
         The exit code of the first that did not pass. A last phase that this machine cannot run is said, and is no
         failure of the others.
     """
-    climbs: list[ClimbResult] = []
+    climbs: list[PhaseResult] = []
     orders = {phase.number: order.in_climb(phase) for phase in map(order.load, PHASES)}
     for number, its in orders.items():
         phase = order.load(number)

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.markup import escape
 
-from roofscale.phases.climb import ClimbResult
 from roofscale.phases.judge import Verdict
+from roofscale.phases.results import PhaseResult
 from roofscale.report.console import as_json, console
 from roofscale.tracking import CHAMPION, Tracker, register, tracking_uri
 
@@ -19,7 +19,7 @@ def register_run(run_id: str, alias: str, name: str, to_json: bool) -> None:
     console().print(f"{escape(named)} is {escape(model.named)}, of run {model.run.run_id} ({escape(tracking_uri())}).")
 
 
-def name_champion(climbed: ClimbResult, tracker: Tracker, out: Console) -> None:
+def name_champion(climbed: PhaseResult, tracker: Tracker, out: Console) -> None:
     """Make the model of a phase's last step the champion, if all of the phase passed.
 
     A server that is away is told later, like everything else that is logged.

@@ -48,7 +48,7 @@ def train_once(
         run = tracker.start(config.fingerprint, {**git_state(Path.cwd()), "fingerprint": config.fingerprint})
         run.params(config)
         run.foreseen(Foreseen(runs, out, runner)(config))
-        folder.begin(run.run_id, config)
+        folder.set_run(run.run_id, config)
     with run.system_metrics():
         listener = Listeners(run, ProgressBar("train"))
         measurement = registry.chosen(runner).make(folder.path, listener)(config)

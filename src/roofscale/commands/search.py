@@ -14,7 +14,6 @@ from roofscale.commands.host_points import kind_for, recorded_points
 from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.phases.crew import Crew
 from roofscale.phases.criteria.evidence import PACE_KNOBS
 from roofscale.phases.history import SEARCH_EXPERIMENT, experiment_name, judged_in, read_config, read_measurement
 from roofscale.phases.search.choice import shown
@@ -27,6 +26,7 @@ from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, console
 from roofscale.report.figures.search import optuna_figures, pareto_figure
 from roofscale.runners import registry
+from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.stats.intervals import BUSY
 from roofscale.tracking import RunRecord, TrackedRun, Tracker, require_answer
@@ -42,12 +42,12 @@ def conductor(
     out: Console,
     tags: Mapping[str, str],
     url: str,
-    crew: Crew,
+    pool: JobPool,
     runner: str,
 ) -> Conductor:
     """Whoever searches on behalf of a climb."""
     room = partial(room_of, runner=runner)
-    return Conductor(tracker, make_runner, SearchOnlooker(out), tags, room, known_runs, crew, url)
+    return Conductor(tracker, make_runner, SearchOnlooker(out), tags, room, known_runs, pool, url)
 
 
 def room_of(config: RunConfig, runner: str) -> Room:
@@ -143,6 +143,6 @@ def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str
     folder = runs / SEARCH_EXPERIMENT / "joined"
     folder.mkdir(parents=True, exist_ok=True)
     where = registry.chosen(runner)
-    crew = Crew(where.most, where.interrupt)
-    conductor(tracker, where.make, out, git_state(Path.cwd()), storage, crew, runner).join(study, folder)
+    pool = JobPool(where.most, where.interrupt)
+    conductor(tracker, where.make, out, git_state(Path.cwd()), storage, pool, runner).join(study, folder)
     tracker.close()

@@ -1,4 +1,4 @@
-"""What an attempt at a phase leaves on disk, so that the same command goes on where a kill left it.
+"""Files of an attempt at a phase: with them the same command resumes the attempt after a kill.
 
 ``runs/<experiment>/<attempt>/attempt.json`` names the plan and the MLflow run; each step has a folder beside it with
 the run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdict.json``. Attempts are only ever added.
@@ -20,8 +20,8 @@ from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.judge import StepVerdict
 
 
-class Busy(EnvironmentFault):
-    """Another process is climbing this phase."""
+class PhaseLocked(EnvironmentFault):
+    """Another process is running this phase."""
 
 
 @dataclass(frozen=True)
@@ -32,39 +32,41 @@ class StepFolder:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run that the step was begun under."""
+        """Id of the step's MLflow run; None if it has not been opened."""
         file = self.path / "run.json"
-        return read_record(file, lambda said: str(said["run_id"])) if file.exists() else None
+        return read_record(file, lambda content: str(content["run_id"])) if file.exists() else None
 
     @property
     def config(self) -> RunConfig | None:
-        """The config that the run was begun with; None where it is still to begin."""
+        """Config of the run; None if it has not begun."""
         file = self.path / "run.json"
-        return read_record(file, lambda said: RunConfig().with_overrides(said["config"])) if file.exists() else None
+        if not file.exists():
+            return None
+        return read_record(file, lambda content: RunConfig().with_overrides(content["config"]))
 
-    def begin(self, run_id: str, config: RunConfig) -> None:
-        """Make the folder, and note the MLflow run and the config, so that a resumed step goes on with them."""
+    def set_run(self, run_id: str, config: RunConfig) -> None:
+        """Make the folder and record the MLflow run and the config, which a resumed step uses again."""
         self.path.mkdir(exist_ok=True)
         write_json(self.path / "run.json", {"run_id": run_id, "config": config.as_dict()})
 
     @property
     def verdict(self) -> StepVerdict | None:
-        """The verdict, or None where the step is still to be run or under way."""
+        """Verdict of the step; None if it has not been judged."""
         file = self.path / "verdict.json"
         return read_record(file, StepVerdict.from_dict) if file.exists() else None
 
-    def judge(self, verdict: StepVerdict) -> None:
-        """Note the verdict; with it the step is done."""
+    def set_verdict(self, verdict: StepVerdict) -> None:
+        """Record the verdict, which ends the step."""
         write_json(self.path / "verdict.json", verdict.as_dict())
 
     @property
     def measurement(self) -> Measurement:
-        """What the run yielded."""
+        """Measurement of the run."""
         return Measurement.load(self.path / "measurement.json")
 
     @property
-    def measured(self) -> Measurement | None:
-        """What a run yielded that came to its end, perhaps while nobody was there to judge it; None where none did."""
+    def finished_measurement(self) -> Measurement | None:
+        """Measurement of a run that ended, also one without a verdict (the launcher was killed); else None."""
         ended = (self.path / "measurement.json").exists() and self.measurement.outcome is not Outcome.INTERRUPTED
         return self.measurement if ended else None
 
@@ -89,19 +91,19 @@ class Attempt:
         """Add or replace fields."""
         write_json(self.path / "attempt.json", {**self.content, **fields})
 
-    def keep_notes(self, notes: Sequence[str]) -> tuple[str, ...]:
-        """Note what a reader of the verdict has to know; return all that was noted since the attempt began."""
-        kept = tuple(dict.fromkeys([*self.content.get("notes", ()), *notes]))
-        self.update(notes=list(kept))
-        return kept
+    def add_notes(self, notes: Sequence[str]) -> tuple[str, ...]:
+        """Add remarks to be shown with the verdict; return all of this attempt."""
+        all_notes = tuple(dict.fromkeys([*self.content.get("notes", ()), *notes]))
+        self.update(notes=list(all_notes))
+        return all_notes
 
-    def step(self, number: int, name: str, retreat: int = 0, repeat: int = 0) -> StepFolder:
-        """The folder of a step's first run, or of a further one (with a remedy, under another seed)."""
-        further = (f"-retreat{retreat}" if retreat else "") + (f"-repeat{repeat}" if repeat else "")
-        return StepFolder(self.path / f"{number:02d}-{name}{further}")
+    def step(self, number: int, name: str, fallback: int = 0, repeat: int = 0) -> StepFolder:
+        """Return the folder of a step's first run, or of its n-th fallback and repeat."""
+        suffix = (f"-retreat{fallback}" if fallback else "") + (f"-repeat{repeat}" if repeat else "")
+        return StepFolder(self.path / f"{number:02d}-{name}{suffix}")
 
     def search(self, number: int, name: str) -> Path:
-        """The folder of the search that a step begins with; made by the search."""
+        """Return the folder of a step's search; the search makes it."""
         return self.path / f"{number:02d}-{name}.search"
 
     @property
@@ -115,8 +117,8 @@ class Attempts:
 
     Args:
         runs: the folder of all runs.
-        experiment: MLflow's.
-        last_good_of: the experiment whose last good config these attempts change; their own where empty.
+        experiment: the name in MLflow.
+        last_good_of: the experiment whose last good config these attempts replace; empty: their own.
     """
 
     def __init__(self, runs: Path, experiment: str, last_good_of: str = "") -> None:
@@ -129,46 +131,46 @@ class Attempts:
         return [Attempt(file.parent) for file in sorted(self.path.glob("*/attempt.json"))]
 
     def unfinished(self, plan: str) -> Attempt | None:
-        """The newest attempt, if it is at this very plan and was not brought to an end."""
+        """Return the newest attempt if it has this plan and is not finished; else None."""
         newest = self.all()[-1:]
         return next((a for a in newest if a.content["plan"] == plan and not a.content.get("verdict")), None)
 
     def is_finished(self, plan: str) -> bool:
-        """Whether the newest attempt is at this very plan and was brought to an end."""
+        """Whether the newest attempt has this plan and is finished."""
         return any(a.content["plan"] == plan and bool(a.content.get("verdict")) for a in self.all()[-1:])
 
     @property
-    def coming(self) -> Path:
-        """The folder that the next attempt would have."""
+    def next_folder(self) -> Path:
+        """Folder of the next attempt."""
         numbers = [int(folder.name) for folder in self.path.glob("[0-9]*") if folder.name.isdecimal()]
         return self.path / f"{max(numbers, default=0) + 1:03d}"
 
-    def new(self, plan: str, run_id: str, created: str, steps: list[str], said: Mapping[str, Any]) -> Attempt:
-        """Begin the next attempt at a plan (its fingerprint) of a phase file (what it says)."""
-        folder = self.coming
+    def new(self, plan: str, run_id: str, created: str, steps: list[str], phase_file: Mapping[str, Any]) -> Attempt:
+        """Create the next attempt at a plan (its fingerprint) of a phase file (its content)."""
+        folder = self.next_folder
         folder.mkdir(parents=True)
-        content = {"plan": plan, "run_id": run_id, "created": created, "steps": steps, "said": said}
+        content = {"plan": plan, "run_id": run_id, "created": created, "steps": steps, "said": phase_file}
         write_json(folder / "attempt.json", content)
         return Attempt(folder)
 
     @property
     def last_good_file(self) -> Path:
-        """The resolved config of the newest passed step, which rollback returns to."""
+        """File with the resolved config of the last good step."""
         return self._last_good
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the phase for this process; the lock falls with it, however it ends.
+        """Lock the phase for this process; the system releases the lock however the process ends.
 
         Raises:
-            Busy: another process holds it.
+            PhaseLocked: another process holds it.
         """
         for folder in (self.path, self.last_good_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(self.path / ".lock").acquire(blocking=False)
         except Timeout:
-            raise Busy(
+            raise PhaseLocked(
                 f"{self.path}: another process is climbing this phase; wait for it, or stop it first, or work in "
                 "another folder."
             ) from None
@@ -177,7 +179,7 @@ class Attempts:
 
 
 def _whole_attempt(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of an attempt's file, whose parts are of the types that they were written with."""
+    """Check the types in the content of an attempt's file."""
     kinds = {"plan": str, "run_id": str, "created": str, "steps": list, "said": dict}
     for name, kind in kinds.items():
         if not isinstance(content[name], kind):
@@ -186,11 +188,11 @@ def _whole_attempt(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between two phase files, as they were read: one line for each key or step."""
-    steps = [{step["name"]: step for step in said.get("steps", ())} for said in (before, after)]
-    lines = _differences((), *({k: v for k, v in said.items() if k != "steps"} for said in (before, after)))
+    """Describe how two phase files differ, one line for each key or step."""
+    steps = [{step["name"]: step for step in phase.get("steps", ())} for phase in (before, after)]
+    lines = _differences((), *({k: v for k, v in phase.items() if k != "steps"} for phase in (before, after)))
     for name in dict.fromkeys([*steps[0], *steps[1]]):
-        old, new = (said.get(name) for said in steps)
+        old, new = (by_name.get(name) for by_name in steps)
         if old is None or new is None:
             lines.append(f"step {name} was {'added' if old is None else 'taken out'}")
         else:
@@ -199,7 +201,7 @@ def plan_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 
 def _differences(path: tuple[str, ...], before: Any, after: Any) -> list[str]:
-    """One line for each value that differs, at its place in nested mappings."""
+    """Return one line for each value that differs, with its path in nested mappings."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = dict.fromkeys([*before, *after])
         return [line for key in keys for line in _differences((*path, key), before.get(key), after.get(key))]

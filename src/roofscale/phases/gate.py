@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from roofscale import invocation
 from roofscale.config import DATASETS
-from roofscale.phases.retreat import OUT_OF_MEMORY
+from roofscale.phases.fallback import OUT_OF_MEMORY
 from roofscale.tracking import RunRecord
 
 # The mission's numbers.

@@ -1,4 +1,4 @@
-"""Reads climbs back from the tracking server: the same plain data that the ladder made."""
+"""Read results of phases back from the tracking server: the same plain data that the phase runner made."""
 
 import json
 import tempfile
@@ -8,10 +8,10 @@ from pathlib import Path
 from roofscale.config import FIELDS, RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import FORECAST, Measurement, Outcome
-from roofscale.phases.climb import Cause, ClimbResult, Retreat, StepResult
+from roofscale.phases.fallback import OUT_OF_MEMORY, KnownOutOfMemory
 from roofscale.phases.judge import StepVerdict, Verdict
 from roofscale.phases.phase_file import Phase, Step, load_phase
-from roofscale.phases.retreat import OUT_OF_MEMORY, RuledOut
+from roofscale.phases.results import Cause, Fallback, PhaseResult, StepResult
 from roofscale.tracking import RunRecord, Tracker
 
 SEARCHING = 3  # the phase whose search stands for itself too
@@ -24,7 +24,7 @@ def experiment_name(phase: int) -> str:
     return f"roofscale-phase{phase}"
 
 
-def newest_climb(phase: int) -> ClimbResult | None:
+def newest_climb(phase: int) -> PhaseResult | None:
     """The newest attempt at a phase that judged at least one step; None where the server has none."""
     tracker = Tracker.find(experiment_name(phase))
     if tracker is None:
@@ -33,7 +33,7 @@ def newest_climb(phase: int) -> ClimbResult | None:
     return next((climb for climb in climbs if climb and climb.results), None)
 
 
-def read_climb(tracker: Tracker, attempt: RunRecord) -> ClimbResult | None:
+def read_climb(tracker: Tracker, attempt: RunRecord) -> PhaseResult | None:
     """Rebuild an attempt from its MLflow run and those of its steps; None where it does not say its plan."""
     phase = _read_phase(tracker, attempt.run_id)
     if phase is None:
@@ -45,7 +45,7 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> ClimbResult | None:
         if result := _read_step(tracker, step, runs):
             results.append(result)
     notes = json.loads(attempt.tags.get("notes", "[]"))
-    return ClimbResult(
+    return PhaseResult(
         phase=phase,
         attempt=Path(attempt.tags.get("attempt", "")),
         run_id=attempt.run_id,
@@ -80,11 +80,11 @@ def _children(tracker: Tracker) -> Iterator[RunRecord]:
     return (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
 
 
-def out_of_memory(phases: Iterable[int]) -> list[RuledOut]:
+def out_of_memory(phases: Iterable[int]) -> list[KnownOutOfMemory]:
     """The configs that really ran out of memory in any attempt at these phases."""
     outcomes = set(map(str, OUT_OF_MEMORY))
     return [
-        RuledOut(read_config(run), Outcome(run.tags["outcome"]), run.run_id, run.parent_id or "")
+        KnownOutOfMemory(read_config(run), Outcome(run.tags["outcome"]), run.run_id, run.parent_id or "")
         for phase in phases
         for run in judged_runs(phase)
         if run.tags.get("outcome") in outcomes and "ruled_out_by" not in run.tags
@@ -111,7 +111,7 @@ def _read_step(tracker: Tracker, step: Step, runs: Sequence[RunRecord]) -> StepR
     firsts = [run for run in runs if "repeat" not in run.tags]
     results = {}
     for run in firsts:
-        others = [other for other in runs if "repeat" in other.tags and _retreats(other) == _retreats(run)]
+        others = [other for other in runs if "repeat" in other.tags and _fallbacks(other) == _fallbacks(run)]
         results[run.run_id] = _read_run(tracker, step, run, others)
     deciding = next((run for run in firsts if run.tags.get("decides") == "true"), None)
     if deciding is None:
@@ -121,15 +121,15 @@ def _read_step(tracker: Tracker, step: Step, runs: Sequence[RunRecord]) -> StepR
     return StepResult(**{**vars(decided), "tries": tries})
 
 
-def _retreats(run: RunRecord) -> int:
+def _fallbacks(run: RunRecord) -> int:
     return int(run.tags.get("retreat", "0"))
 
 
 def _read_run(tracker: Tracker, step: Step, run: RunRecord, repeats: Sequence[RunRecord]) -> StepResult:
     newest = repeats[-1] if repeats else run  # its verdict speaks for all seeds
-    retreat = None
+    fallback = None
     if "retry_of" in run.tags:
-        retreat = Retreat(run.tags["retry_of"], Cause(run.tags["cause"]), run.tags["changed"])
+        fallback = Fallback(run.tags["retry_of"], Cause(run.tags["cause"]), run.tags["changed"])
     return StepResult(
         step=step,
         config=read_config(run),
@@ -138,7 +138,7 @@ def _read_run(tracker: Tracker, step: Step, run: RunRecord, repeats: Sequence[Ru
         run_id=run.run_id,
         folder=Path(run.tags.get("folder", "")),
         repeats=tuple(read_measurement(tracker, repeat) for repeat in repeats),
-        retreat=retreat,
+        fallback=fallback,
         cause=Cause(run.tags["failure"]) if "failure" in run.tags else None,
     )
 

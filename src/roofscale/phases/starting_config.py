@@ -8,8 +8,8 @@ from roofscale.errors import ConfigError
 from roofscale.files import read_record
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.history import experiment_name, read_config
-from roofscale.phases.ladder import last_good_aliases
 from roofscale.phases.phase_file import Phase
+from roofscale.phases.phase_runner import last_good_aliases
 from roofscale.tracking import aliased, tracking_uri
 
 

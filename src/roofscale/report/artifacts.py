@@ -8,8 +8,8 @@ import numpy as np
 from roofscale.config import RunConfig
 from roofscale.errors import RecordError
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.climb import ClimbResult
 from roofscale.phases.phase_file import Phase
+from roofscale.phases.results import PhaseResult
 from roofscale.report.figures.phase import phase_figures
 from roofscale.report.figures.run import run_figures, sheet_figure
 from roofscale.report.phase_html import REPORT, UI, phase_html
@@ -31,7 +31,7 @@ def write_model(config: RunConfig, weights: Path, folder: Path) -> None:
 _log = logging.getLogger(__name__)
 
 
-def publish_phase(parent: TrackedRun, climb: ClimbResult, following: Phase | None = None) -> None:
+def publish_phase(parent: TrackedRun, climb: PhaseResult, following: Phase | None = None) -> None:
     """Log the figures and the report of a climb in its parent run.
 
     Args:

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from roofscale.measurement import METRICS
-from roofscale.phases.climb import Cause, StepResult
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.judge import Verdict
+from roofscale.phases.results import Cause, StepResult
 
 # What a reader has to know of where and on what a run was made; names of a measurement's facts.
 FACTS = (

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from roofscale.config import FIELDS, RunConfig
 from roofscale.measurement import Outcome
-from roofscale.phases.climb import StepResult
 from roofscale.phases.gate import GateReport
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
+from roofscale.phases.results import StepResult
 from roofscale.report.format import cause_words, code, number
 from roofscale.report.phase_status import Climbs, at_words, config_words, current, next_phase, step_words
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from roofscale.files import write_text
 from roofscale.measurement import Measurement
-from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
+from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report import format
 from roofscale.report.figures import style
 from roofscale.report.figures.phase import CAPTIONS, phase_figures
@@ -29,14 +29,14 @@ UI = "http://127.0.0.1:5000"  # where `make ui` serves MLflow
 _SHARPNESS = 150  # dots an inch of a picture in pixels: 1200 across
 
 
-def write_phase_html(climb: ClimbResult, folder: Path, following: Phase | None = None) -> Path:
+def write_phase_html(climb: PhaseResult, folder: Path, following: Phase | None = None) -> Path:
     """Write the report into a folder as ``phase<number>.html``; return the file."""
     file = folder / f"phase{climb.phase.number}.html"
     write_text(file, phase_html(climb, following))
     return file
 
 
-def phase_html(climb: ClimbResult, following: Phase | None = None, ui: str = UI) -> str:
+def phase_html(climb: PhaseResult, following: Phase | None = None, ui: str = UI) -> str:
     """The report of a climb.
 
     Args:
@@ -52,7 +52,7 @@ def phase_html(climb: ClimbResult, following: Phase | None = None, ui: str = UI)
         outcome="interrupted" if climb.interrupted else climb.verdict.words,
         headline=_headline(climb),
         left_out=climb.left_out,
-        setbacks=[run for run in runs if run.retreat or run.verdict.verdict is not Verdict.PASSED],
+        setbacks=[run for run in runs if run.fallback or run.verdict.verdict is not Verdict.PASSED],
         compared=climb.comparisons,
         advice=advise(climb, following),
         watched=watched(climb),
@@ -93,10 +93,10 @@ def _template() -> Template:
     return environment.get_template("phase.html.jinja")
 
 
-def _headline(climb: ClimbResult) -> str:
+def _headline(climb: PhaseResult) -> str:
     """How many steps passed, and how."""
     passed = [result for result in climb.results if result.verdict.verdict is Verdict.PASSED]
-    with_remedy = sum(result.retreat is not None for result in passed)
+    with_remedy = sum(result.fallback is not None for result in passed)
     runs = sum(len(run.measurements) for run in climb.all_runs())
     said = f"{len(passed)} of {len(climb.phase.steps)} steps passed"
     said += f", {with_remedy} of them with a remedy" if with_remedy else ""

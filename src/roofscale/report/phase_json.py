@@ -3,10 +3,10 @@
 from typing import Any
 
 from roofscale.config import RunConfig
-from roofscale.phases.climb import ClimbResult, StepResult
+from roofscale.phases.results import PhaseResult, StepResult
 
 
-def climb_record(climb: ClimbResult) -> dict[str, Any]:
+def climb_record(climb: PhaseResult) -> dict[str, Any]:
     """Plain values; NaN where something was not measured."""
     good = climb.last_good
     return {
@@ -48,8 +48,8 @@ def _run(run: StepResult, decides: bool) -> dict[str, Any]:
         "decides": decides,
         "run_id": run.run_id,
         "config": _config(run),
-        "retry_of": run.retreat.retry_of if run.retreat else None,
-        "changed": run.retreat.changed if run.retreat else None,
+        "retry_of": run.fallback.retry_of if run.fallback else None,
+        "changed": run.fallback.changed if run.fallback else None,
         "outcome": run.measurement.outcome,
         "detail": run.measurement.detail,
         "cause": run.cause,

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from roofscale.measurement import Outcome
-from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.criteria import Comparison
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
+from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report.format import FACTS, cause_words, code, expectation_words, markdown, metric_heading, number, plain
 from roofscale.report.phase_status import at_words, config_words, step_words, watched
 from roofscale.report.recommendations import advise
@@ -19,7 +19,7 @@ from roofscale.report.recommendations import advise
 DESCRIPTION_LENGTH = 8000  # most characters of a tag, and so of a run's description, that MLflow takes
 
 
-def phase_section(climb: ClimbResult, following: Phase | None) -> str:
+def phase_section(climb: PhaseResult, following: Phase | None) -> str:
     """What became of a phase, as a page that stands alone.
 
     Args:
@@ -50,12 +50,12 @@ def description(section: str, whole: str) -> str:
     return section[: section.rindex("\n", 0, DESCRIPTION_LENGTH - len(pointer))] + pointer
 
 
-def outcome_words(climb: ClimbResult) -> str:
+def outcome_words(climb: PhaseResult) -> str:
     """What a climb came to, in words."""
     return "interrupted" if climb.interrupted else climb.verdict.words
 
 
-def _head(climb: ClimbResult) -> str:
+def _head(climb: PhaseResult) -> str:
     where = [f"Attempt of {climb.created}" if climb.created else "", f"MLflow experiment {code(climb.experiment)}"]
     where += [f"run {code(climb.run_id)}", f"commit {code(climb.commit)}" if climb.commit else "commit not known"]
     facts = {name: _fact(climb, name) for name in FACTS}
@@ -70,12 +70,12 @@ def _head(climb: ClimbResult) -> str:
     )
 
 
-def _fact(climb: ClimbResult, name: str) -> str:
+def _fact(climb: PhaseResult, name: str) -> str:
     found = (run.measurement.facts.get(name, "") for run in climb.all_runs())
     return "; ".join(dict.fromkeys(value for value in found if value))
 
 
-def _runs(climb: ClimbResult) -> str:
+def _runs(climb: PhaseResult) -> str:
     """Every run in the order in which it was made; the step's name stands bold at the one that decides."""
     rows = []
     for result in climb.results:
@@ -84,7 +84,7 @@ def _runs(climb: ClimbResult) -> str:
             rows.append(
                 (
                     f"**{run.step.name}**" if run is result else run.step.name,
-                    code(at_words(run)) + (f" (for {cause_words(run.retreat.cause)})" if run.retreat else ""),
+                    code(at_words(run)) + (f" (for {cause_words(run.fallback.cause)})" if run.fallback else ""),
                     run.measurement.outcome.value,
                     run.verdict.verdict.words + seeds,
                     code(run.run_id),
@@ -94,7 +94,7 @@ def _runs(climb: ClimbResult) -> str:
     return markdown(("step", "changes", "outcome", "verdict", "MLflow run"), rows)
 
 
-def _expected(climb: ClimbResult) -> str:
+def _expected(climb: PhaseResult) -> str:
     rows = [
         (
             c.step,
@@ -139,7 +139,7 @@ def _over_seeds(result: StepResult, name: str) -> str:
     return " to ".join(dict.fromkeys(number(value) for value in (known[0], known[-1]))) if known else "-"
 
 
-def _issues(climb: ClimbResult) -> str:
+def _issues(climb: PhaseResult) -> str:
     rows = [row for run in climb.all_runs() for row in _issues_of(run)]
     rows += [(name, "", "not run", why) for name, why in climb.skipped.items()]
     if left := ", ".join(step.name for step in climb.left_out):
@@ -161,7 +161,7 @@ def _issues_of(run: StepResult) -> Iterator[tuple[str, str, str, str]]:
         yield *where, "broken samples", f"{skipped:.0f} were left out (on_bad_sample=skip)"
 
 
-def _solutions(climb: ClimbResult) -> str:
+def _solutions(climb: PhaseResult) -> str:
     lines: list[str] = []
     good = "what the phase stands on"
     for result in climb.results:
@@ -176,18 +176,18 @@ def _solutions_of(result: StepResult, good: str) -> Iterator[str]:
     name = result.step.name
     for run in result.runs:
         came_to = run.verdict.verdict.words
-        if run.retreat:
-            yield f"{name}: for {cause_words(run.retreat.cause)}, {code(run.retreat.changed)} was tried: {came_to}."
+        if run.fallback:
+            yield f"{name}: for {cause_words(run.fallback.cause)}, {code(run.fallback.changed)} was tried: {came_to}."
         if run.repeats:
             seeds = len(run.measurements)
             yield f"{name}: for want of evidence, {code(at_words(run)) or 'it'} was run under {seeds} seeds: {came_to}."
     if result.verdict.sound is Verdict.FAILED:
         yield f"{name}: rolled back to {good}."
-    elif result.retreat:
-        yield f"{name}: kept {code(result.retreat.changed)}, and the phase went on from it."
+    elif result.fallback:
+        yield f"{name}: kept {code(result.fallback.changed)}, and the phase went on from it."
 
 
-def _recommendation(climb: ClimbResult, following: Phase | None) -> str:
+def _recommendation(climb: PhaseResult, following: Phase | None) -> str:
     good = climb.last_good
     kept = (
         [f"Last good: {code(config_words(good.config))} ({step_words(good)}, run {code(good.run_id)})."] if good else []
@@ -196,7 +196,7 @@ def _recommendation(climb: ClimbResult, following: Phase | None) -> str:
     return "\n".join(f"- {line}" for line in [*kept, *lines])
 
 
-def _evidence(climb: ClimbResult) -> str:
+def _evidence(climb: PhaseResult) -> str:
     rows = [
         (
             step_words(run) if place == 0 else "",

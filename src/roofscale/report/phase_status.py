@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from roofscale.config import RunConfig
-from roofscale.phases.climb import ClimbResult, StepResult, find_knee
 from roofscale.phases.phase_file import Phase
+from roofscale.phases.results import PhaseResult, StepResult, find_knee
 
-Climbs = Mapping[int, ClimbResult]  # the newest climb of each phase that the server has one of
+Climbs = Mapping[int, PhaseResult]  # the newest climb of each phase that the server has one of
 
 
-def current(climbs: Climbs) -> tuple[ClimbResult, StepResult] | None:
+def current(climbs: Climbs) -> tuple[PhaseResult, StepResult] | None:
     """The last good of the highest phase that has one: the configuration to go on with."""
     found = ((climb, climb.last_good) for _, climb in sorted(climbs.items(), reverse=True))
     return next(((climb, good) for climb, good in found if good), None)
@@ -20,7 +20,7 @@ def next_phase(phases: Sequence[Phase], climbs: Climbs) -> Phase | None:
     return next((p for p in phases if p.number not in climbs or not carries(climbs[p.number])), None)
 
 
-def carries(climb: ClimbResult) -> bool:
+def carries(climb: PhaseResult) -> bool:
     """Whether the next phase can stand on a climb: every step was judged, and there is a last good."""
     return climb.complete and climb.last_good is not None
 
@@ -45,16 +45,16 @@ def at_words(result: StepResult) -> str:
     """What a run changed on its phase's base: the step's own overrides, and the remedy that it took."""
     written = result.config.written()
     searched = result.step.search.space if result.step.search else ()
-    knobs = [*result.step.set, *searched, *([result.retreat.changed.partition("=")[0]] if result.retreat else [])]
+    knobs = [*result.step.set, *searched, *([result.fallback.changed.partition("=")[0]] if result.fallback else [])]
     return " ".join(f"{key}={written[key]}" for key in dict.fromkeys(knobs))
 
 
 def step_words(result: StepResult) -> str:
     """The name of a step, with the remedy that a run of it took."""
-    return result.step.name + (f" at {result.retreat.changed}" if result.retreat else "")
+    return result.step.name + (f" at {result.fallback.changed}" if result.fallback else "")
 
 
-def batch_words(climb: ClimbResult) -> str:
+def batch_words(climb: PhaseResult) -> str:
     """Which batch a phase hands on, and which this hardware likes best; empty where the phase does not ask for one."""
     if not climb.phase.least_batch or climb.last_good is None:
         return ""
@@ -65,7 +65,7 @@ def batch_words(climb: ClimbResult) -> str:
     return f"Batch {climb.last_good.config.batch_size} is handed on; {likes}{why}."
 
 
-def watched(climb: ClimbResult) -> list[str]:
+def watched(climb: PhaseResult) -> list[str]:
     """The metrics that the phase watches; ``val/*/iou`` stands for that of each data set trained on."""
     names = dict.fromkeys(name for result in climb.results for name in result.config.datasets)
     return [metric.replace("*", name) for metric in climb.phase.watch for name in (names if "*" in metric else ("",))]

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from roofscale.phases.climb import ClimbResult, StepResult, find_knee
 from roofscale.phases.criteria import CRITERIA
+from roofscale.phases.fallback import ADVICE
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
-from roofscale.phases.retreat import ADVICE
+from roofscale.phases.results import PhaseResult, StepResult, find_knee
 from roofscale.report.figures.scaling import by_value, mean, points
 from roofscale.report.format import cause_words, code, number
 from roofscale.report.phase_status import carries, step_words
@@ -27,7 +27,7 @@ class Advice:
     because: str
 
 
-def advise(climb: ClimbResult, following: Phase | None = None) -> tuple[Advice, ...]:
+def advise(climb: PhaseResult, following: Phase | None = None) -> tuple[Advice, ...]:
     """All recommendations that follow from a climb, the most important first."""
     found = [_go_on(climb, following)]
     for rule in _RULES:
@@ -35,7 +35,7 @@ def advise(climb: ClimbResult, following: Phase | None = None) -> tuple[Advice, 
     return tuple(found)
 
 
-def _go_on(climb: ClimbResult, following: Phase | None) -> Advice:
+def _go_on(climb: PhaseResult, following: Phase | None) -> Advice:
     """Whether to go on, and with which command."""
     again = code(f"roofscale phase {climb.phase.number}")
     stuck = [r for r in climb.results if r.verdict.verdict is not Verdict.PASSED]
@@ -53,7 +53,7 @@ def _go_on(climb: ClimbResult, following: Phase | None) -> Advice:
     return Advice(f"{onward} It starts from {step_words(climb.last_good)}.", why)
 
 
-def _mend(climb: ClimbResult) -> Iterator[Advice]:
+def _mend(climb: PhaseResult) -> Iterator[Advice]:
     """What a person can do about a failure that no remedy has mended."""
     for result in climb.results:
         if result.verdict.verdict is Verdict.FAILED and result.cause in ADVICE:
@@ -63,7 +63,7 @@ def _mend(climb: ClimbResult) -> Iterator[Advice]:
             yield Advice(f"{say[0].upper()}{say[1:]}.", f"step {result.step.name}, {cause_words(result.cause)}: {seen}")
 
 
-def _knee(climb: ClimbResult) -> Iterator[Advice]:
+def _knee(climb: PhaseResult) -> Iterator[Advice]:
     """The batch that the criterion of that name has told."""
     if found := find_knee(climb.results):
         likes = f"This hardware likes `batch_size={found.numbers['batch_size']:g}` best"
@@ -71,7 +71,7 @@ def _knee(climb: ClimbResult) -> Iterator[Advice]:
         yield Advice(f"{likes}{onward}.", found.evidence)
 
 
-def _workers(climb: ClimbResult) -> Iterator[Advice]:
+def _workers(climb: PhaseResult) -> Iterator[Advice]:
     """The fewest loader processes that come near the best throughput, where several counts were tried."""
     tried = by_value(point for point in points(climb, "num_workers") if point.alike and point.ended_well)
     rates = {int(count): mean(runs, "speed/samples_per_s") for count, runs in tried.items()}
@@ -82,7 +82,7 @@ def _workers(climb: ClimbResult) -> Iterator[Advice]:
         yield _take(climb, "num_workers", fewest, because)
 
 
-def _starved(climb: ClimbResult) -> Iterator[Advice]:
+def _starved(climb: PhaseResult) -> Iterator[Advice]:
     """More loader processes where training waits for them, and no other count was tried."""
     good = climb.last_good
     if good is None or points(climb, "num_workers"):
@@ -95,12 +95,12 @@ def _starved(climb: ClimbResult) -> Iterator[Advice]:
         )
 
 
-def _take(climb: ClimbResult, knob: str, value: int, because: str) -> Advice:
+def _take(climb: PhaseResult, knob: str, value: int, because: str) -> Advice:
     kept = climb.last_good is not None and getattr(climb.last_good.config, knob) == value
     return Advice(f"{'Keep' if kept else 'Take'} {code(f'{knob}={value}')} for what comes next.", because)
 
 
-def _headroom(climb: ClimbResult) -> Iterator[Advice]:
+def _headroom(climb: PhaseResult) -> Iterator[Advice]:
     """Whether twice the batch would keep its memory margin, by the peak and the MiB a sample of the last good."""
     good = climb.last_good
     if good is None or any(run.config.batch_size > good.config.batch_size for run in climb.all_runs()):
@@ -117,7 +117,7 @@ def _headroom(climb: ClimbResult) -> Iterator[Advice]:
         )
 
 
-def _busy(climb: ClimbResult) -> Iterator[Advice]:
+def _busy(climb: PhaseResult) -> Iterator[Advice]:
     """Times that were measured on a machine that did other work."""
     busy = {r.step.name: max(_all(r, "cpu/others"), default=0.0) for r in climb.results}
     busy = {name: share for name, share in busy.items() if share > BUSY}
@@ -129,7 +129,7 @@ def _busy(climb: ClimbResult) -> Iterator[Advice]:
         )
 
 
-def _broken(climb: ClimbResult) -> Iterator[Advice]:
+def _broken(climb: PhaseResult) -> Iterator[Advice]:
     """Samples that could not be read."""
     most = max((n for r in climb.results for n in _all(r, "train/skipped_samples")), default=0.0)
     if most:
@@ -144,7 +144,7 @@ def _all(result: StepResult, metric: str) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-_RULES: tuple[Callable[[ClimbResult], Iterator[Advice]], ...] = (
+_RULES: tuple[Callable[[PhaseResult], Iterator[Advice]], ...] = (
     _mend,
     _knee,
     _workers,

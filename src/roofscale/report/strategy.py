@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from roofscale.config import FIELDS, RunConfig
-from roofscale.phases.climb import Cause, ClimbResult
 from roofscale.phases.criteria import CRITERIA
+from roofscale.phases.fallback import ADVICE
 from roofscale.phases.gate import GateReport
 from roofscale.phases.phase_file import Phase, Step
-from roofscale.phases.retreat import ADVICE
+from roofscale.phases.results import Cause, PhaseResult
 from roofscale.report import user_blocks
 from roofscale.report.calibration import Calibration, calibration_table
 from roofscale.report.format import cause_words, code, expectation_words, limits_words, markdown, plain
@@ -29,7 +29,7 @@ _DOWN = (
     "a configuration that ran out of memory."
 )
 _LESS = "less of what the step has raised (batch, image or samples), else a smaller batch"
-_REMEDIES = {  # in words, what ``phases.retreat`` does
+_REMEDIES = {  # in words, what ``phases.fallback`` does
     Cause.HOST_OOM: _LESS,
     Cause.CUDA_OOM: _LESS,
     Cause.OVER_MARGIN: _LESS,
@@ -175,7 +175,7 @@ def _standing(phases: Sequence[Phase], climbs: Climbs, kept: Mapping[int, str]) 
     return markdown(("phase", "name", "stands at", "last good step", "MLflow run"), rows) + command
 
 
-def _state(climb: ClimbResult, climbs: Climbs) -> str:
+def _state(climb: PhaseResult, climbs: Climbs) -> str:
     state = f"{outcome_words(climb)}, {len(climb.results)} of {len(climb.phase.steps)} steps"
     older = stale(climb.phase.number, climbs)
     return f"{state}; phase {older} was climbed again since" if older else state

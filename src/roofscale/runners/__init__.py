@@ -6,3 +6,7 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 
 Runner = Callable[[RunConfig], Measurement]
+
+
+class RunInterrupted(Exception):
+    """A run ended by the user, a full disk or a fault of the service; it is not judged. The message says why."""

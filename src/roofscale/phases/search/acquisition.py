@@ -15,7 +15,7 @@ from scipy import stats
 
 from roofscale.config import RunConfig
 from roofscale.forecast.fit import MAX_SHARE
-from roofscale.phases.retreat import at_least_as_large
+from roofscale.phases.fallback import needs_at_least_memory_of
 from roofscale.phases.search.choice import choose, size
 from roofscale.phases.search.gaussian_process import Surface, Values
 from roofscale.phases.search.space import SearchSpec
@@ -55,7 +55,7 @@ def propose(
             al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
         seed: of what is random.
     """
-    left = [one for one in left if not any(t.over > 0 and at_least_as_large(one, t.config) for t in tried)]
+    left = [one for one in left if not any(t.over > 0 and needs_at_least_memory_of(one, t.config) for t in tried)]
     if not left:
         return None
     choice = choose(tried, spec, seed)

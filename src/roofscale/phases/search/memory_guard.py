@@ -16,7 +16,7 @@ from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host_memory import HostModel, Kind, Point
 from roofscale.forecast.results import GpuForecast
 from roofscale.measurement import Outcome, foreseen
-from roofscale.phases.retreat import at_least_as_large
+from roofscale.phases.fallback import needs_at_least_memory_of
 from roofscale.phases.search.trial_result import SKIPPED, Tried
 from roofscale.stats.intervals import CONFIDENCE
 
@@ -78,7 +78,7 @@ class Foresight:
     def _as_large(self, config: RunConfig) -> Tried | None:
         """Memory grows with every knob that is searched, so what is as large as one that left it leaves it too."""
         for one in self.tried:
-            if one.over > 0 and one.outcome != SKIPPED and at_least_as_large(config, one.config):
+            if one.over > 0 and one.outcome != SKIPPED and needs_at_least_memory_of(config, one.config):
                 knobs = f"batch_size={one.config.batch_size} num_workers={one.config.num_workers}"
                 what = "ran out of memory" if one.pace is None else f"took {one.share:.0%} of the memory"
                 return Tried(config, SKIPPED, one.share, why=f"at least as large as {knobs}, which {what}")

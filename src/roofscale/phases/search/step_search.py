@@ -17,15 +17,14 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, RecordError, RoofscaleError, one_line
 from roofscale.files import read_record, write_json
 from roofscale.measurement import Outcome
-from roofscale.phases.climb import Stopped
-from roofscale.phases.crew import Crew
 from roofscale.phases.search.choice import Choice
 from roofscale.phases.search.memory_guard import Room
 from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.study import Search, open_study, tried_in
 from roofscale.phases.search.trial_result import Tried
 from roofscale.phases.search.trial_runner import Spectator, Trials
-from roofscale.runners import Runner
+from roofscale.runners import RunInterrupted, Runner
+from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker
 
@@ -69,14 +68,14 @@ class Conductor:
     tags: Mapping[str, str]  # of every run
     room_of: Callable[[RunConfig], Room]
     known: Callable[[SearchSpec, RunConfig], list[Tried]]  # earlier runs of the same work
-    crew: Crew = field(default_factory=Crew)  # how many trials may go on at a time
+    pool: JobPool = field(default_factory=JobPool)  # how many trials may go on at a time
     storage_url: str = ""  # of an Optuna RDB storage that several workers share; empty: a file of one's own
 
     def choose(self, spec: SearchSpec, config: RunConfig, folder: Path, parent: TrackedRun) -> dict[str, int]:
         """Search, or read what an earlier process has chosen; the chosen overrides, none where nothing fits.
 
         Raises:
-            Stopped: a trial was interrupted; the same command goes on from there.
+            RunInterrupted: a trial was interrupted; the same command goes on from there.
             ConfigError: the storage cannot be opened.
         """
         file = folder / CHOICE
@@ -89,7 +88,7 @@ class Conductor:
             self.audience.sharing(study.study_name)
         try:
             choice = self._search(study, spec, config, folder, run, self.known(spec, config)).run()
-        except Stopped:
+        except RunInterrupted:
             run.finish(Outcome.INTERRUPTED)
             raise
         self.audience.searched(Found(spec, study, tuple(tried_in(study, spec, config)), choice), run)
@@ -106,7 +105,7 @@ class Conductor:
 
         Raises:
             ConfigError: there is no such study.
-            Stopped: a trial was interrupted; another worker takes it up.
+            RunInterrupted: a trial was interrupted; another worker takes it up.
         """
         storage = open_storage(self.storage_url, folder)
         try:
@@ -139,7 +138,7 @@ class Conductor:
             known=known or (),
             leads=known is not None,
             shared=bool(self.storage_url),
-            crew=self.crew,
+            pool=self.pool,
         )
 
     def _open(

@@ -20,13 +20,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast.probes import first_probes
-from roofscale.phases.crew import Crew
 from roofscale.phases.search.acquisition import LEAST_PACES, propose
 from roofscale.phases.search.choice import Choice, choose
 from roofscale.phases.search.memory_guard import Foresight, Room
 from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_result import SKIPPED, Tried, worth
 from roofscale.phases.search.trial_runner import TrialFailed, as_trial
+from roofscale.runners.job_pool import JobPool
 
 TRIED = "tried"
 _TOLD = "told"  # user attribute of a trial that an earlier run stands for
@@ -45,7 +45,7 @@ class TrialRunner(Protocol):
         """Run ``trial``, which is short, and say what that tells of ``config``; what was foreseen goes on record first.
 
         Raises:
-            Stopped: it was interrupted; nothing of it counts.
+            RunInterrupted: it was interrupted; nothing of it counts.
             TrialFailed: it ended otherwise than well or for want of memory.
         """
         ...
@@ -69,7 +69,7 @@ class Search:
         known: runs of earlier phases, told to the study and not repeated.
         shared: whether other processes may have trials under way in the same study.
         leads: whether this process conducts the search, rather than only taking part in it.
-        crew: how many trials this process may have under way.
+        pool: how many trials this process may have under way.
     """
 
     spec: SearchSpec
@@ -81,7 +81,7 @@ class Search:
     known: Sequence[Tried] = ()
     shared: bool = False
     leads: bool = True
-    crew: Crew = field(default_factory=Crew)
+    pool: JobPool = field(default_factory=JobPool)
     _failed: list[str] = field(default_factory=list, init=False)
     _exhausted: int = field(default=-1, init=False)  # what was tried when nothing more was worth a trial
     _asking: threading.Lock = field(default_factory=threading.Lock, init=False)  # held by who decides what is next
@@ -92,14 +92,14 @@ class Search:
         """Search to the end; the choice, None where no trial stayed within its memory.
 
         Raises:
-            Stopped: a trial was interrupted; the same study goes on from there.
+            RunInterrupted: a trial was interrupted; the same study goes on from there.
             RoofscaleError: several trials failed for other reasons than memory.
         """
         if self.leads:
             self._tell_known()
             self._take_up()
             self._enqueue(self.base, "what the search stands on")
-        self.crew.everybody(self._work)
+        self.pool.run_on_all(self._work)
         if self.leads:
             self._put_edge_on_record()
         return self.choice()
@@ -244,7 +244,7 @@ class Search:
 
     def _running(self) -> list[FrozenTrial]:
         """Trials of other workers."""
-        alone = self.crew.most == 1 and not self.shared
+        alone = self.pool.max_jobs == 1 and not self.shared
         return [] if alone else self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _give_time(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from roofscale.config import RunConfig
 from roofscale.forecast.fit import MAX_SHARE
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.retreat import OUT_OF_MEMORY
+from roofscale.phases.fallback import OUT_OF_MEMORY
 from roofscale.runners.build_measurement import warm
 from roofscale.stats.intervals import RUN_SPREAD, Estimate, log_pace
 

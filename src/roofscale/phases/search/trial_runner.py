@@ -11,11 +11,10 @@ from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast import host_memory
 from roofscale.measurement import FIRST_PASS_ONLY, Measurement, Outcome
-from roofscale.phases.climb import Stopped
-from roofscale.phases.retreat import OUT_OF_MEMORY
+from roofscale.phases.fallback import OUT_OF_MEMORY
 from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_result import Tried, measured
-from roofscale.runners import Runner
+from roofscale.runners import RunInterrupted, Runner
 from roofscale.runners.supervise import Listener, Listeners
 from roofscale.stats.intervals import BRIEF_SPREAD
 from roofscale.tracking import TrackedRun, Tracker
@@ -85,7 +84,7 @@ class Trials:
         for large in (*folder.glob("*.pt"), *folder.glob("*.npz")):
             large.unlink()
         if measurement.outcome is Outcome.INTERRUPTED:
-            raise Stopped(measurement.detail)
+            raise RunInterrupted(measurement.detail)
         if measurement.outcome is not Outcome.OK and measurement.outcome not in OUT_OF_MEMORY:
             raise TrialFailed(f"{name} ended as {measurement.outcome}: {measurement.detail} See {folder}/stderr.log.")
         tried = measured(config, measurement, run.run_id, lacking, BRIEF_SPREAD)

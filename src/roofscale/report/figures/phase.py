@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.climb import ClimbResult, StepResult
 from roofscale.phases.criteria import COMPARED
 from roofscale.phases.judge import Verdict
+from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report.figures import style
 from roofscale.report.figures.run import highest_loss, running_median
 from roofscale.report.figures.scaling import GPU, HOST, memory_by_batch, stall_by_workers, throughput_by_batch
@@ -32,7 +32,7 @@ CAPTIONS: Mapping[str, str] = types.MappingProxyType(  # file name: what a reade
 )
 
 
-def phase_figures(climb: ClimbResult) -> dict[str, Figure]:
+def phase_figures(climb: PhaseResult) -> dict[str, Figure]:
     """The figures that the climb carries evidence for, by file name, in the order of CAPTIONS."""
     drawn = {
         "ladder.png": ladder_figure([climb]),
@@ -65,7 +65,7 @@ class _Rung:
         return self.run.measurements if self.run else ()
 
 
-def ladder_figure(climbs: Sequence[ClimbResult]) -> Figure | None:
+def ladder_figure(climbs: Sequence[PhaseResult]) -> Figure | None:
     """Every run as a rung in the colour of its verdict, lowest first, with its time and its peak memory beside it."""
     rungs = [rung for climb in climbs for rung in _rungs(climb)]
     if not any(rung.run for rung in rungs):
@@ -86,10 +86,10 @@ def ladder_figure(climbs: Sequence[ClimbResult]) -> Figure | None:
     return figure
 
 
-def _rungs(climb: ClimbResult) -> Iterator[_Rung]:
+def _rungs(climb: PhaseResult) -> Iterator[_Rung]:
     for result in climb.results:
-        for run in sorted(result.runs, key=lambda run: run.retreat is not None):  # what the step asks for comes first
-            yield _Rung(f"↳ {run.retreat.changed}" if run.retreat else result.step.name, run)
+        for run in sorted(result.runs, key=lambda run: run.fallback is not None):  # what the step asks for comes first
+            yield _Rung(f"↳ {run.fallback.changed}" if run.fallback else result.step.name, run)
     for step in climb.phase.steps[len(climb.results) :]:
         yield _Rung(step.name)
     yield _Rung(f"Phase {climb.phase.number}: {climb.phase.name}", heading=True)
@@ -99,7 +99,7 @@ def _draw_rungs(axes: Any, rungs: Sequence[_Rung]) -> None:
     for place, rung in enumerate(rungs):
         if rung.heading:
             continue
-        width = _RETREAT_WIDTH if rung.run and rung.run.retreat else _WIDTH
+        width = _RETREAT_WIDTH if rung.run and rung.run.fallback else _WIDTH
         if rung.run:
             axes.barh(place, width, height=0.5, color=style.VERDICT_COLOUR[rung.run.verdict.verdict])
         else:
@@ -153,7 +153,7 @@ def _write_beside(axes: Any, place: int, end: float, said: str) -> None:
     axes.annotate(said, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=9, bbox=paper)
 
 
-def expected_figure(climb: ClimbResult) -> Figure | None:
+def expected_figure(climb: PhaseResult) -> Figure | None:
     """Every expectation that was measured: the measurement over the expected value, in the bar of its tolerance."""
     found = [row for row in climb.comparisons if math.isfinite(row.measured)][::-1]  # the first row comes out on top
     if not found:
@@ -188,7 +188,7 @@ def _legend(verdicts: Iterable[Verdict]) -> list[Any]:
 _PANEL = 2.7  # inches of height
 
 
-def loss_by_dataset(climb: ClimbResult) -> Figure | None:
+def loss_by_dataset(climb: PhaseResult) -> Figure | None:
     """Loss over the steps of every run that saw several data sets, one panel a run; None where no run did."""
     chosen = {
         result.step.name: result.measurement

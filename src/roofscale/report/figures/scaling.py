@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.climb import ClimbResult
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.criteria.evidence import largest
 from roofscale.phases.criteria.speed import BatchPoint, knee
 from roofscale.phases.judge import Verdict
+from roofscale.phases.results import PhaseResult
 from roofscale.report.figures import style
 from roofscale.runners.build_measurement import warm
 from roofscale.stats.intervals import CONFIDENCE, Interval, interval, log_pace
@@ -52,7 +52,7 @@ class Point:
         return self.measurement.metric(name)
 
 
-def points(climb: ClimbResult, knob: str) -> list[Point]:
+def points(climb: PhaseResult, knob: str) -> list[Point]:
     """Every run over a knob; none where the runs that are otherwise alike do not have two values of it."""
     runs = list(climb.all_runs())
     common = Counter(_rest(run.config, knob) for run in runs).most_common(1)
@@ -108,7 +108,7 @@ HOST = Memory("Host memory", "memory/peak_mib", "memory/share", Outcome.HOST_OOM
 GPU = Memory("GPU memory", "gpu/memory_peak_mib", "gpu/memory_share", Outcome.CUDA_OOM)
 
 
-def memory_by_batch(climb: ClimbResult, memory: Memory) -> Figure | None:
+def memory_by_batch(climb: PhaseResult, memory: Memory) -> Figure | None:
     """Peak memory against the batch size: each run a point, the limit with 80 % of it, and a straight line."""
     found = [point for point in points(climb, "batch_size") if point.was_run]
     held = [point for point in found if point.ended_well and math.isfinite(point.metric(memory.peak))]
@@ -169,7 +169,7 @@ def _draw_limit(axes: Any, limit: float, highest: float) -> None:
         axes.plot([], [], " ", label=f"far above: limit {limit:,.0f} MiB, 80 % of it {line:,.0f} MiB")
 
 
-def throughput_by_batch(climb: ClimbResult) -> Figure | None:
+def throughput_by_batch(climb: PhaseResult) -> Figure | None:
     """Samples a second against the batch size with its interval, and the knee."""
     grouped = by_value(point for point in points(climb, "batch_size") if point.alike and point.ended_well)
     rates = {batch: rate for batch, runs in grouped.items() if (rate := _rate(runs))}
@@ -216,7 +216,7 @@ def _fullest(run: Measurement) -> float:
     return max(run.metric("memory/share"), run.metrics.get("gpu/memory_share", 0.0))
 
 
-def stall_by_workers(climb: ClimbResult) -> Figure | None:
+def stall_by_workers(climb: PhaseResult) -> Figure | None:
     """Data stall, the wait for the loader and CPU utilisation against the number of loader processes."""
     grouped = by_value(point for point in points(climb, "num_workers") if point.alike and point.ended_well)
     if len(grouped) < 2:
@@ -234,7 +234,7 @@ def stall_by_workers(climb: ClimbResult) -> Figure | None:
     return figure
 
 
-def _limit_of(climb: ClimbResult, criterion: str, limit: str) -> float:
+def _limit_of(climb: PhaseResult, criterion: str, limit: str) -> float:
     """What the phase allows; the criterion's default where no step asks for it."""
     specs = (spec for step in climb.phase.steps for spec in step.criteria if spec.name == criterion)
     return next((spec.limits[limit] for spec in specs), CRITERIA[criterion].limits[limit].default)

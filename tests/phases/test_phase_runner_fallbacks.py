@@ -1,4 +1,4 @@
-"""The ladder after a step that did not pass: remedies by cause, what is never run, and the way back through MLflow."""
+"""The phase runner after a step that did not pass: fallbacks by cause, what is never run, reading back."""
 
 import json
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import pytest
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.climb import Cause, ClimbResult
 from roofscale.phases.history import newest_climb, out_of_memory
 from roofscale.phases.judge import Verdict
-from roofscale.phases.ladder import Ladder
 from roofscale.phases.phase_file import load_phase
+from roofscale.phases.phase_runner import PhaseRunner
+from roofscale.phases.results import Cause, PhaseResult
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import Tracker, get_run
 
@@ -68,8 +68,8 @@ class Machine:
 
 
 @pytest.fixture
-def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
-    def climbed(machine: Machine, text: str = PHASE, **options: Any) -> ClimbResult:
+def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
+    def climbed(machine: Machine, text: str = PHASE, **options: Any) -> PhaseResult:
         file = tmp_path / "phase.yaml"
         file.write_text(text)
         phase = load_phase(file)
@@ -77,8 +77,8 @@ def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
         fresh = options.pop("fresh", False)
         attempts = Attempts(tmp_path / "runs", "roofscale-phase2")
         tags = {"git_commit": "abc"}
-        ladder = Ladder(phase, phase.resolve(), tracker, attempts, machine, Silent(), tags, **options)
-        found = ladder.climb(fresh)
+        phase_runner = PhaseRunner(phase, phase.resolve(), tracker, attempts, machine, Silent(), tags, **options)
+        found = phase_runner.run_phase(fresh)
         Tracker("roofscale-phase2").resume(found.run_id).tags({"verdict": found.verdict})
         return found
 
@@ -90,7 +90,7 @@ def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
     [(16, [8, 16], 16), (14, [8, 16, 12, 14], 14), (12, [8, 16, 12, 14], 12), (11, [8, 16, 12, 10], 10)],
 )
 def test_what_does_not_fit_is_bisected_and_the_largest_that_does_is_kept(
-    climb: Callable[..., ClimbResult], tmp_path: Path, full: int, ran: list[int], kept: int
+    climb: Callable[..., PhaseResult], tmp_path: Path, full: int, ran: list[int], kept: int
 ) -> None:
     machine = Machine(full)
     climbed = climb(machine)
@@ -101,16 +101,16 @@ def test_what_does_not_fit_is_bisected_and_the_largest_that_does_is_kept(
     assert last_good["config"]["batch_size"] == kept
 
 
-def test_nothing_smaller_holds_and_the_last_good_stays(climb: Callable[..., ClimbResult], tmp_path: Path) -> None:
+def test_nothing_smaller_holds_and_the_last_good_stays(climb: Callable[..., PhaseResult], tmp_path: Path) -> None:
     climbed = climb(Machine(8))
     larger = climbed.results[1]
     assert (larger.verdict.verdict, larger.cause, larger.config.batch_size) == (Verdict.FAILED, Cause.HOST_OOM, 16)
-    assert [run.retreat.changed for run in larger.tries] == ["batch_size=12", "batch_size=10"]
+    assert [run.fallback.changed for run in larger.tries] == ["batch_size=12", "batch_size=10"]
     assert climbed.verdict is Verdict.FAILED
     assert json.loads((tmp_path / "runs/roofscale-phase2/last_good.json").read_text())["step"] == "base"
 
 
-def test_a_run_over_its_margin_retreats_like_one_that_died(climb: Callable[..., ClimbResult]) -> None:
+def test_a_run_over_its_margin_falls_back_like_one_that_died(climb: Callable[..., PhaseResult]) -> None:
     machine = Machine(99, whole=18)
     climbed = climb(machine)
     assert machine.batches == [8, 16, 12, 14]  # 89, 67 and 78 % of the memory
@@ -118,7 +118,7 @@ def test_a_run_over_its_margin_retreats_like_one_that_died(climb: Callable[..., 
     assert out_of_memory([2]) == []  # it did not run out: only a margin was passed
 
 
-def test_each_try_is_a_run_of_its_own_that_says_why(climb: Callable[..., ClimbResult]) -> None:
+def test_each_try_is_a_run_of_its_own_that_says_why(climb: Callable[..., PhaseResult]) -> None:
     larger = climb(Machine(11)).results[1]
     (asked, twelve), ten = larger.tries, larger
     assert get_run(asked.run_id).tags["failure"] == "host_oom"
@@ -130,12 +130,12 @@ def test_each_try_is_a_run_of_its_own_that_says_why(climb: Callable[..., ClimbRe
     assert ten.verdict.comparisons == ()  # expected of 16, not of 10
 
 
-def test_what_ran_out_of_memory_is_never_run_again_nor_anything_larger(climb: Callable[..., ClimbResult]) -> None:
+def test_what_ran_out_of_memory_is_never_run_again_nor_anything_larger(climb: Callable[..., PhaseResult]) -> None:
     climb(Machine(11))
     known = out_of_memory([2])
     assert sorted(one.config.batch_size for one in known) == [12, 16]
     again = Machine(11)
-    climbed = climb(again, fresh=True, ruled_out=known)
+    climbed = climb(again, fresh=True, known_out_of_memory=known)
     assert again.batches == [8, 10, 11]  # 12 and 16 are known, so that 10 is the middle below 12
     asked = climbed.results[1].tries[0]
     assert "not run: at least as large" in asked.measurement.detail
@@ -143,19 +143,19 @@ def test_what_ran_out_of_memory_is_never_run_again_nor_anything_larger(climb: Ca
     assert sorted(one.config.batch_size for one in out_of_memory([2])) == [12, 16]  # what was not run proves nothing
 
 
-def test_a_diverged_run_is_retried_at_a_lower_rate_with_the_same_batch(climb: Callable[..., ClimbResult]) -> None:
+def test_a_diverged_run_is_retried_at_a_lower_rate_with_the_same_batch(climb: Callable[..., PhaseResult]) -> None:
     machine = Machine(8, Outcome.DIVERGED)
     climb(machine)
     assert [(c.batch_size, round(c.lr, 6)) for c in machine.ran] == [(8, 1e-3), (16, 1e-3), (16, 333e-6), (16, 111e-6)]
 
 
-def test_broken_data_is_not_retried(climb: Callable[..., ClimbResult]) -> None:
+def test_broken_data_is_not_retried(climb: Callable[..., PhaseResult]) -> None:
     machine = Machine(8, Outcome.DATA_ERROR)
     assert climb(machine).results[1].cause is Cause.DATA_ERROR
     assert machine.batches == [8, 16]
 
 
-def test_a_climb_is_read_back_from_the_server_as_it_was(climb: Callable[..., ClimbResult]) -> None:
+def test_a_climb_is_read_back_from_the_server_as_it_was(climb: Callable[..., PhaseResult]) -> None:
     climbed = climb(Machine(11))
     found = newest_climb(2)
     assert found is not None
@@ -163,14 +163,14 @@ def test_a_climb_is_read_back_from_the_server_as_it_was(climb: Callable[..., Cli
         assert getattr(found, field) == getattr(climbed, field), field
     assert found.phase.fingerprint == climbed.phase.fingerprint
     for mine, theirs in zip(climbed.all_runs(), found.all_runs(), strict=True):
-        for field in ("config", "run_id", "retreat", "cause"):
+        for field in ("config", "run_id", "fallback", "cause"):
             assert getattr(theirs, field) == getattr(mine, field), field
         assert repr(theirs.verdict) == repr(mine.verdict)  # NaN is unlike itself
         assert theirs.measurement.outcome == mine.measurement.outcome
         assert dict(theirs.measurement.metrics) == dict(mine.measurement.metrics)
 
 
-def test_an_edited_plan_is_said_in_the_next_verdict(climb: Callable[..., ClimbResult]) -> None:
+def test_an_edited_plan_is_said_in_the_next_verdict(climb: Callable[..., PhaseResult]) -> None:
     assert climb(Machine(99)).notes == ()
     (note,) = climb(Machine(99), PHASE.replace("value: 2.0", "value: 1.9")).notes
     assert "attempt 001" in note

@@ -1,4 +1,4 @@
-"""Remedies through the ladder, each with a planted cause in simulated runs, and what a phase then goes on from."""
+"""Remedies in the phase runner, each with a planted cause in simulated runs, and the last good config after them."""
 
 import json
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from tests.simulated import Part, mixed, simulate
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, foreseen
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.climb import Cause, ClimbResult, find_knee
 from roofscale.phases.history import newest_climb
 from roofscale.phases.judge import Verdict
-from roofscale.phases.ladder import Ladder
 from roofscale.phases.phase_file import load_phase
+from roofscale.phases.phase_runner import PhaseRunner
+from roofscale.phases.results import Cause, PhaseResult, find_knee
 from roofscale.report.phase_status import batch_words
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import Tracker, get_run
@@ -48,8 +48,8 @@ Run = Callable[[RunConfig], Measurement]
 
 
 @pytest.fixture
-def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
-    def climbed(run: Run, text: str, overrides: dict[str, Any] | None = None, **options: Any) -> ClimbResult:
+def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
+    def climbed(run: Run, text: str, overrides: dict[str, Any] | None = None, **options: Any) -> PhaseResult:
         file = tmp_path / "phase.yaml"
         file.write_text(text)
         phase = load_phase(file)
@@ -67,7 +67,7 @@ def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
         experiment = f"roofscale-phase{phase.number}"
         attempts = Attempts(tmp_path / "runs", experiment)
         plan = phase.resolve(overrides=overrides or {})
-        found = Ladder(phase, plan, Tracker(experiment), attempts, make, Silent(), {}, **options).climb()
+        found = PhaseRunner(phase, plan, Tracker(experiment), attempts, make, Silent(), {}, **options).run_phase()
         Tracker(experiment).resume(found.run_id).tags({"verdict": found.verdict})
         climbed.ran = ran
         return found
@@ -112,14 +112,14 @@ PLANTED: dict[str, tuple[Run, str, dict[str, Any], Cause, str]] = {
 
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_planted_cause_has_its_remedy_and_the_phase_goes_on_from_it(
-    climb: Callable[..., ClimbResult], tmp_path: Path, planted: str
+    climb: Callable[..., PhaseResult], tmp_path: Path, planted: str
 ) -> None:
     run, criterion, overrides, cause, changed = PLANTED[planted]
     found = climb(run, PHASE.replace("CRITERION", criterion), overrides)
     first, second = found.results
     knob, _, value = changed.partition("=")
     assert found.verdict is Verdict.PASSED
-    assert [(one.cause, one.retreat) for one in first.tries] == [(cause, None)]
+    assert [(one.cause, one.fallback) for one in first.tries] == [(cause, None)]
     tags = get_run(first.run_id).tags
     assert (tags["retry_of"], tags["cause"], tags["changed"]) == (first.tries[0].run_id, cause, changed)
     assert second.tries == ()  # it starts with the remedy
@@ -132,22 +132,22 @@ def test_a_planted_cause_has_its_remedy_and_the_phase_goes_on_from_it(
     assert again.results[0].tries[0].cause is cause
 
 
-def test_a_remedy_that_does_not_help_fails_the_step_and_is_not_carried_on(climb: Callable[..., ClimbResult]) -> None:
+def test_a_remedy_that_does_not_help_fails_the_step_and_is_not_carried_on(climb: Callable[..., PhaseResult]) -> None:
     def never(config: RunConfig) -> Measurement:
         return slow_learner(config.with_overrides({"epochs": 1}))
 
     found = climb(never, PHASE.replace("CRITERION", "learning"))
     assert [result.config.epochs for result in found.results] == [1, 1]
-    assert [[one.retreat.changed for one in result.tries] for result in found.results] == [["epochs=2"]] * 2
+    assert [[one.fallback.changed for one in result.tries] for result in found.results] == [["epochs=2"]] * 2
     assert found.verdict is Verdict.FAILED
     assert found.last_good is None
 
 
-def test_samples_that_are_not_there_are_not_asked_for(climb: Callable[..., ClimbResult]) -> None:
+def test_samples_that_are_not_there_are_not_asked_for(climb: Callable[..., PhaseResult]) -> None:
     repeating = PHASE.replace("CRITERION", "learning").replace(
         "steps:", "on_insufficient: repeat\nmax_repeats: 1\nsteps:"
     )
-    found = climb(hardly_validated, repeating, {"val_samples": 15}, settle=lambda _: None)
+    found = climb(hardly_validated, repeating, {"val_samples": 15}, resolve_data=lambda _: None)
     assert all(result.tries == () for result in found.results)
     assert [len(result.repeats) for result in found.results] == [1, 1]  # seeds are all that can tell more
     assert found.verdict is Verdict.INSUFFICIENT_EVIDENCE
@@ -202,7 +202,7 @@ FASTER = {2: 0.5, 4: 0.4, 8: 0.3, 16: 0.2}
     ],
 )
 def test_the_batch_that_the_gate_asks_for_is_handed_on_or_the_knee_where_that_is_larger(
-    climb: Callable[..., ClimbResult], tmp_path: Path, paces: dict[int, float], shares: dict[int, float],
+    climb: Callable[..., PhaseResult], tmp_path: Path, paces: dict[int, float], shares: dict[int, float],
     handed_on: int, knee: int | None,
 ) -> None:  # fmt: skip
     found = climb(machine(paces, shares), BATCHES)
@@ -217,7 +217,7 @@ def test_the_batch_that_the_gate_asks_for_is_handed_on_or_the_knee_where_that_is
 
 
 def test_a_batch_that_is_no_faster_is_a_finding_and_keeps_no_other_from_passing(
-    climb: Callable[..., ClimbResult],
+    climb: Callable[..., PhaseResult],
 ) -> None:
     found = climb(machine(SLOWER), BATCHES)
     assert [result.verdict.verdict for result in found.results] == ["passed", "failed", "passed", "passed"]
@@ -226,16 +226,16 @@ def test_a_batch_that_is_no_faster_is_a_finding_and_keeps_no_other_from_passing(
     assert unsound.verdict is Verdict.FAILED
 
 
-def test_a_step_whose_forecast_does_not_fit_is_left_out_with_the_reason(climb: Callable[..., ClimbResult]) -> None:
+def test_a_step_whose_forecast_does_not_fit_is_left_out_with_the_reason(climb: Callable[..., PhaseResult]) -> None:
     def foresee(config: RunConfig) -> dict[str, float]:
         peak = 900.0 * config.batch_size  # 14,400 of 16,384 MiB at 16
         return foreseen("host_peak_mib", peak, 0.95 * peak, 1.05 * peak)
 
-    found = climb(machine(FASTER), BATCHES, foresee=foresee)
+    found = climb(machine(FASTER), BATCHES, forecast=foresee)
     assert max(config.batch_size for config in climb.ran) == 8
     assert "13,680 MiB, over 80% of 16,384" in found.skipped["batch-16"]
     assert found.complete
     assert found.verdict is Verdict.PASSED
     assert newest_climb(2).skipped == found.skipped
-    again = climb(machine(FASTER), BATCHES, foresee=lambda config: {})
+    again = climb(machine(FASTER), BATCHES, forecast=lambda config: {})
     assert not again.skipped  # nothing says that it does not fit

@@ -1,4 +1,4 @@
-"""The ladder with runs that are told what to yield: what it runs, repeats, stops at and takes up again."""
+"""The phase runner with prepared results: what it runs, repeats, stops at and resumes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,10 +9,10 @@ import pytest
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.attempt import Attempts, Busy
+from roofscale.phases.attempt import Attempts, PhaseLocked
 from roofscale.phases.judge import Verdict
-from roofscale.phases.ladder import ClimbResult, Ladder, StepResult
 from roofscale.phases.phase_file import Step, load_phase
+from roofscale.phases.phase_runner import PhaseResult, PhaseRunner, StepResult
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import TrackedRun, Tracker
 
@@ -69,27 +69,27 @@ class Told:
 
 
 @pytest.fixture
-def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
+def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
     tracker = Tracker("tried")
 
     def climbed(
         told: Told, on_failure: str = "stop", on_insufficient: str = "stop", data_root: str = "", **options: Any
-    ) -> ClimbResult:
+    ) -> PhaseResult:
         file = tmp_path / "phase.yaml"
         file.write_text(PHASE % (on_failure, on_insufficient))
         phase = load_phase(file)
         attempts = Attempts(tmp_path / "runs", "tried")
         plan = phase.resolve(overrides={"data_root": data_root})
-        return Ladder(phase, plan, tracker, attempts, told, Silent(), {}).climb(**options)
+        return PhaseRunner(phase, plan, tracker, attempts, told, Silent(), {}).run_phase(**options)
 
     return climbed
 
 
-def steps(climbed: ClimbResult) -> dict[str, Verdict]:
+def steps(climbed: PhaseResult) -> dict[str, Verdict]:
     return {result.step.name: result.verdict.verdict for result in climbed.results}
 
 
-def test_every_step_runs_once_where_all_is_well(climb: Callable[..., ClimbResult], tmp_path: Path) -> None:
+def test_every_step_runs_once_where_all_is_well(climb: Callable[..., PhaseResult], tmp_path: Path) -> None:
     told = Told({})
     climbed = climb(told)
     assert climbed.verdict is Verdict.PASSED
@@ -100,7 +100,7 @@ def test_every_step_runs_once_where_all_is_well(climb: Callable[..., ClimbResult
 
 
 def test_a_failed_step_stops_the_climb_and_leaves_the_last_good(
-    climb: Callable[..., ClimbResult], tmp_path: Path
+    climb: Callable[..., PhaseResult], tmp_path: Path
 ) -> None:
     told = Told({4: [FULL]})
     climbed = climb(told)
@@ -109,13 +109,13 @@ def test_a_failed_step_stops_the_climb_and_leaves_the_last_good(
     assert json.loads((tmp_path / "runs" / "tried" / "last_good.json").read_text())["step"] == "one"
 
 
-def test_a_failed_step_is_passed_over_where_the_phase_says_continue(climb: Callable[..., ClimbResult]) -> None:
+def test_a_failed_step_is_passed_over_where_the_phase_says_continue(climb: Callable[..., PhaseResult]) -> None:
     climbed = climb(Told({4: [Outcome.HOST_OOM]}), on_failure="continue")
     assert climbed.verdict is Verdict.FAILED
     assert list(steps(climbed)) == ["one", "two", "three"]
 
 
-def test_insufficient_evidence_is_repeated_under_other_seeds_and_bounded(climb: Callable[..., ClimbResult]) -> None:
+def test_insufficient_evidence_is_repeated_under_other_seeds_and_bounded(climb: Callable[..., PhaseResult]) -> None:
     told = Told({4: [UNKNOWN]})
     climbed = climb(told, on_insufficient="repeat")
     seeds = [seed for samples, seed in told.ran if samples == 4]
@@ -126,12 +126,12 @@ def test_insufficient_evidence_is_repeated_under_other_seeds_and_bounded(climb: 
     assert climbed.verdict is Verdict.INSUFFICIENT_EVIDENCE
 
 
-def test_insufficient_evidence_stops_or_goes_on_as_the_phase_says(climb: Callable[..., ClimbResult]) -> None:
+def test_insufficient_evidence_stops_or_goes_on_as_the_phase_says(climb: Callable[..., PhaseResult]) -> None:
     assert list(steps(climb(Told({4: [UNKNOWN]}), on_insufficient="stop"))) == ["one", "two"]
     assert list(steps(climb(Told({4: [UNKNOWN]}), on_insufficient="continue"))) == ["one", "two", "three"]
 
 
-def test_an_interrupted_climb_goes_on_where_it_stopped(climb: Callable[..., ClimbResult]) -> None:
+def test_an_interrupted_climb_goes_on_where_it_stopped(climb: Callable[..., PhaseResult]) -> None:
     told = Told({4: [Outcome.INTERRUPTED, HEALTHY]})
     first = climb(told)
     assert first.interrupted
@@ -143,7 +143,7 @@ def test_an_interrupted_climb_goes_on_where_it_stopped(climb: Callable[..., Clim
     assert [r.measurement.outcome for r in second.results] == [Outcome.OK] * 3
 
 
-def test_a_finished_attempt_or_a_changed_plan_begins_a_new_one(climb: Callable[..., ClimbResult]) -> None:
+def test_a_finished_attempt_or_a_changed_plan_begins_a_new_one(climb: Callable[..., PhaseResult]) -> None:
     folders = [climb(Told({})).attempt, climb(Told({})).attempt]
     stopped = Told({4: [Outcome.INTERRUPTED]})
     folders += [climb(stopped).attempt, climb(stopped).attempt]
@@ -152,14 +152,14 @@ def test_a_finished_attempt_or_a_changed_plan_begins_a_new_one(climb: Callable[.
     assert [folder.name for folder in folders] == ["001", "002", "003", "003", "004", "005", "006"]
 
 
-def test_a_second_ladder_on_the_same_phase_is_turned_away(climb: Callable[..., ClimbResult], tmp_path: Path) -> None:
+def test_a_second_runner_of_the_same_phase_is_turned_away(climb: Callable[..., PhaseResult], tmp_path: Path) -> None:
     told = Told({})
-    with Attempts(tmp_path / "runs", "tried").lock(), pytest.raises(Busy, match="another process"):
+    with Attempts(tmp_path / "runs", "tried").lock(), pytest.raises(PhaseLocked, match="another process"):
         climb(told)
     assert told.ran == []
 
 
-def test_a_run_that_died_is_failed_in_mlflow_with_its_outcome(climb: Callable[..., ClimbResult]) -> None:
+def test_a_run_that_died_is_failed_in_mlflow_with_its_outcome(climb: Callable[..., PhaseResult]) -> None:
     climbed = climb(Told({4: [Outcome.HOST_OOM]}))
     run = Tracker("tried").client.get_run(climbed.results[-1].run_id)
     assert run.info.status == "FAILED"

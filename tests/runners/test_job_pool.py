@@ -1,4 +1,4 @@
-"""Several things at a time: how many, in which thread, and what becomes of the others when one ends badly."""
+"""The job pool: how many jobs run at a time, in which thread, and what an error in one does to the others."""
 
 import signal
 import threading
@@ -6,20 +6,20 @@ import time
 
 import pytest
 
-from roofscale.phases.climb import Stopped
-from roofscale.phases.crew import Crew
+from roofscale.runners import RunInterrupted
+from roofscale.runners.job_pool import JobPool
 
 SOON = 20.0  # seconds; nobody waits so long where all is well
 
 
-def test_one_at_a_time_is_done_by_whoever_asks() -> None:
-    crew = Crew()
-    with crew.at_work():
-        assert crew.start(threading.get_ident).result() == threading.get_ident()
+def test_a_pool_of_one_works_in_the_thread_of_the_caller() -> None:
+    pool = JobPool()
+    with pool.running():
+        assert pool.submit(threading.get_ident).result() == threading.get_ident()
 
 
-def test_as_many_as_are_wanted_and_no_more() -> None:
-    crew, together = Crew(3), threading.Barrier(3)
+def test_max_jobs_run_at_a_time_and_no_more() -> None:
+    pool, together = JobPool(3), threading.Barrier(3)
     now, most = [], []
 
     def work() -> None:
@@ -28,13 +28,13 @@ def test_as_many_as_are_wanted_and_no_more() -> None:
         together.wait(SOON)  # breaks unless three are here at once
         now.pop()
 
-    with crew.at_work():
-        for future in [crew.start(work) for _ in range(6)]:
+    with pool.running():
+        for future in [pool.submit(work) for _ in range(6)]:
             future.result()
     assert max(most) == 3
 
 
-def test_everybody_works_to_the_end_and_the_first_error_is_told() -> None:
+def test_all_work_to_the_end_and_the_first_error_is_raised() -> None:
     done = []
 
     def work() -> None:
@@ -43,25 +43,25 @@ def test_everybody_works_to_the_end_and_the_first_error_is_told() -> None:
             raise ValueError("second")
 
     with pytest.raises(ValueError, match="second"):
-        Crew(4).everybody(work)
+        JobPool(4).run_on_all(work)
     assert len(done) == 4
 
 
-@pytest.mark.parametrize(("error", "asked"), [(ValueError("broken"), 1), (Stopped("no instance free"), 0)])
+@pytest.mark.parametrize(("error", "asked"), [(ValueError("broken"), 1), (RunInterrupted("no instance free"), 0)])
 def test_an_error_stops_the_others_and_a_run_that_was_stopped_does_not(error: Exception, asked: int) -> None:
-    crew = Crew(2)
+    pool = JobPool(2)
     ended, queued = [], []
 
     def long() -> None:
         until = time.monotonic() + (SOON if asked else 0.2)
-        while time.monotonic() < until and not crew.interrupt.count:
+        while time.monotonic() < until and not pool.interrupt.count:
             time.sleep(0.01)
-        ended.append(crew.interrupt.count)
+        ended.append(pool.interrupt.count)
 
     def block() -> None:
-        with crew.at_work():
+        with pool.running():
             for work in (long, long, lambda: queued.append(1)):
-                crew.start(work)
+                pool.submit(work)
             raise error
 
     with pytest.raises(type(error)):
@@ -71,17 +71,17 @@ def test_an_error_stops_the_others_and_a_run_that_was_stopped_does_not(error: Ex
 
 
 def test_ctrl_c_reaches_all() -> None:
-    crew, heard = Crew(2), threading.Barrier(3)
+    pool, heard = JobPool(2), threading.Barrier(3)
     before = signal.getsignal(signal.SIGINT)  # ignored, where a shell has started this in the background
 
     def work() -> None:
-        while not crew.interrupt.count:
+        while not pool.interrupt.count:
             time.sleep(0.01)
         heard.wait(SOON)
 
-    with crew.at_work():
+    with pool.running():
         for _ in range(2):
-            crew.start(work)
+            pool.submit(work)
         signal.raise_signal(signal.SIGINT)
         heard.wait(SOON)
     assert signal.getsignal(signal.SIGINT) == before

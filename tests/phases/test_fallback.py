@@ -1,4 +1,4 @@
-"""After a step that did not pass: the cause that is read from the evidence, and the remedy that follows from it."""
+"""After a step that did not pass: the cause read from the evidence, and the fallback that follows from it."""
 
 import pytest
 from hypothesis import given
@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, Validation
-from roofscale.phases.climb import Cause
+from roofscale.phases.fallback import DIMENSIONS, MEMORY_CAUSES, find_cause, needs_at_least_memory_of, next_fallback
 from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
-from roofscale.phases.retreat import DIMENSIONS, SIZES, at_least_as_large, find_cause, remedy
+from roofscale.phases.results import Cause
 
 
 def config(**knobs):
@@ -70,62 +70,62 @@ def batches(*sizes, **knobs):
     ],
 )
 def test_a_batch_that_does_not_fit_is_bisected(failed, held, expected):
-    found = remedy(Cause.HOST_OOM, batches(*failed), batches(*held))
+    found = next_fallback(Cause.HOST_OOM, batches(*failed), batches(*held))
     assert (found[0].batch_size if found else None) == expected
     assert found is None or found[1] == f"batch_size={expected}"
 
 
 def test_the_workers_go_before_the_batch_and_what_they_prepare_before_that():
     good, wanted = config(num_workers=2, batch_size=8), config(num_workers=6, batch_size=8)
-    assert remedy(Cause.WORKERS_MEMORY, [wanted], [good])[1] == "num_workers=4"
+    assert next_fallback(Cause.WORKERS_MEMORY, [wanted], [good])[1] == "num_workers=4"
     close = config(num_workers=3, batch_size=8)
-    assert remedy(Cause.WORKERS_MEMORY, [close], [good])[1] == "prefetch_factor=1"
+    assert next_fallback(Cause.WORKERS_MEMORY, [close], [good])[1] == "prefetch_factor=1"
     least = config(num_workers=3, batch_size=8, prefetch_factor=1)
-    assert remedy(Cause.WORKERS_MEMORY, [least], [good])[1] == "batch_size=4"
+    assert next_fallback(Cause.WORKERS_MEMORY, [least], [good])[1] == "batch_size=4"
 
 
 def test_a_full_shared_memory_asks_for_less_prefetch_then_fewer_workers():
     wanted = config(num_workers=4, prefetch_factor=2)
-    assert remedy(Cause.SHM_FULL, [wanted], [config()])[1] == "prefetch_factor=1"
+    assert next_fallback(Cause.SHM_FULL, [wanted], [config()])[1] == "prefetch_factor=1"
     again = wanted.with_overrides({"prefetch_factor": 1})
-    assert remedy(Cause.SHM_FULL, [wanted, again], [config()])[1] == "num_workers=3"
+    assert next_fallback(Cause.SHM_FULL, [wanted, again], [config()])[1] == "num_workers=3"
 
 
 def test_an_image_that_does_not_fit_stays_a_multiple_of_32():
-    found = remedy(Cause.CUDA_OOM, [config(image_size=1024)], [config(image_size=512)])
+    found = next_fallback(Cause.CUDA_OOM, [config(image_size=1024)], [config(image_size=512)])
     assert found[1] == "image_size=768"
 
 
 def test_divergence_lowers_the_learning_rate_at_the_same_batch():
-    first = remedy(Cause.DIVERGED, [config(lr=0.09, batch_size=8)], [config()])
+    first = next_fallback(Cause.DIVERGED, [config(lr=0.09, batch_size=8)], [config()])
     assert (first[0].lr, first[0].batch_size) == (pytest.approx(0.03), 8)
-    second = remedy(Cause.DIVERGED, [config(lr=0.09, batch_size=8), first[0]], [config()])
+    second = next_fallback(Cause.DIVERGED, [config(lr=0.09, batch_size=8), first[0]], [config()])
     assert second[0].lr == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("hopeless", [Cause.DATA_ERROR, Cause.LEAK, Cause.CRITERIA, Cause.TIMEOUT, Cause.CRASHED])
-def test_what_no_remedy_mends_is_not_retried(hopeless):
-    assert remedy(hopeless, batches(16), batches(8)) is None
+def test_a_cause_without_a_fallback_is_not_retried(hopeless):
+    assert next_fallback(hopeless, batches(16), batches(8)) is None
 
 
 def test_what_is_forgotten_is_trained_together_once():
     asked = config(datasets=["rid", "airs"])
-    mixed, changed = remedy(Cause.FORGETTING, [asked], [])
+    mixed, changed = next_fallback(Cause.FORGETTING, [asked], [])
     assert (mixed.schedule, changed) == ("mixed", "schedule=mixed")
-    assert remedy(Cause.FORGETTING, [asked, mixed], []) is None
+    assert next_fallback(Cause.FORGETTING, [asked, mixed], []) is None
 
 
 def test_what_does_not_learn_is_trained_twice_as_long_once():
-    longer, changed = remedy(Cause.NOT_LEARNING, [config(epochs=3)], [])
+    longer, changed = next_fallback(Cause.NOT_LEARNING, [config(epochs=3)], [])
     assert (longer.epochs, changed) == (6, "epochs=6")
-    assert remedy(Cause.NOT_LEARNING, [config(epochs=3), longer], []) is None
+    assert next_fallback(Cause.NOT_LEARNING, [config(epochs=3), longer], []) is None
 
 
 def test_a_slow_loader_gets_more_processes_up_to_the_cores_and_then_prepares_more_ahead():
     asked = config(num_workers=0, compute="ml.m5.xlarge")
     failed = [asked]
     for _ in range(5):
-        failed.append(remedy(Cause.LOADER_BOUND, failed, [])[0])
+        failed.append(next_fallback(Cause.LOADER_BOUND, failed, [])[0])
     assert [(one.num_workers, one.prefetch_factor) for one in failed] == [
         (0, 2),
         (1, 2),
@@ -138,8 +138,8 @@ def test_a_slow_loader_gets_more_processes_up_to_the_cores_and_then_prepares_mor
 
 def test_a_second_remedy_stands_on_the_first():
     asked = config(datasets=["rid", "airs"], batch_size=16)
-    mixed, _ = remedy(Cause.FORGETTING, [asked], [config(batch_size=8)])
-    smaller, changed = remedy(Cause.HOST_OOM, [asked, mixed], [config(batch_size=8)])
+    mixed, _ = next_fallback(Cause.FORGETTING, [asked], [config(batch_size=8)])
+    smaller, changed = next_fallback(Cause.HOST_OOM, [asked, mixed], [config(batch_size=8)])
     assert (smaller.schedule, smaller.batch_size, changed) == ("mixed", 12, "batch_size=12")
 
 
@@ -148,9 +148,9 @@ def test_too_few_steps_are_doubled_by_more_passes():
     unsure = StepVerdict(Verdict.INSUFFICIENT_EVIDENCE, (lacking,))
     assert find_cause(unsure, Measurement(Outcome.OK, "", "0" * 12), config(), None) is Cause.FEW_STEPS
     assert find_cause(unsure, Measurement(Outcome.INTERRUPTED, "", "0" * 12), config(), None) is None
-    longer, changed = remedy(Cause.FEW_STEPS, [config(batch_size=16)], [])
+    longer, changed = next_fallback(Cause.FEW_STEPS, [config(batch_size=16)], [])
     assert (longer.epochs, changed) == (2, "epochs=2")
-    assert remedy(Cause.FEW_STEPS, [config(), longer], [])[1] == "epochs=4"
+    assert next_fallback(Cause.FEW_STEPS, [config(), longer], [])[1] == "epochs=4"
 
 
 def test_too_few_validation_samples_are_doubled_while_there_are_more():
@@ -165,7 +165,7 @@ def test_too_few_validation_samples_are_doubled_while_there_are_more():
 
     assert of(20) is Cause.FEW_VALIDATION_SAMPLES
     assert of(12) is None  # the data set has no more
-    assert remedy(Cause.FEW_VALIDATION_SAMPLES, [config(val_samples=20)], [])[1] == "val_samples=40"
+    assert next_fallback(Cause.FEW_VALIDATION_SAMPLES, [config(val_samples=20)], [])[1] == "val_samples=40"
 
 
 def test_a_bottleneck_that_is_the_loader_is_told_from_another():
@@ -185,24 +185,24 @@ sizes = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@given(wanted=sizes, good=sizes, known=st.lists(sizes, max_size=4), why=st.sampled_from(SIZES))
-def test_a_retreat_is_smaller_and_never_as_large_as_what_ran_out_of_memory(wanted, good, known, why):
+@given(wanted=sizes, good=sizes, known=st.lists(sizes, max_size=4), why=st.sampled_from(MEMORY_CAUSES))
+def test_a_fallback_is_smaller_and_never_as_large_as_what_ran_out_of_memory(wanted, good, known, why):
     failed, ruled_out = [config(**wanted)], [config(**one) for one in known]
     for _ in range(8):
-        found = remedy(why, failed, [config(**good)], ruled_out)
+        found = next_fallback(why, failed, [config(**good)], ruled_out)
         if found is None:
             return
         tried = found[0]
         assert tried not in failed
         assert all(getattr(tried, knob) <= getattr(failed[0], knob) for knob in DIMENSIONS)
-        assert not any(at_least_as_large(tried, one) for one in ruled_out)
+        assert not any(needs_at_least_memory_of(tried, one) for one in ruled_out)
         failed.append(tried)
 
 
 def test_only_alike_configs_are_compared_by_size():
     small, large = config(batch_size=8), config(batch_size=16, image_size=1024)
-    assert at_least_as_large(large, small)
-    assert at_least_as_large(small, small)
-    assert not at_least_as_large(small, large)
-    assert not at_least_as_large(large.with_overrides({"encoder": "resnet18"}), small)
-    assert not at_least_as_large(large.with_overrides({"num_workers": 0}), small)
+    assert needs_at_least_memory_of(large, small)
+    assert needs_at_least_memory_of(small, small)
+    assert not needs_at_least_memory_of(small, large)
+    assert not needs_at_least_memory_of(large.with_overrides({"encoder": "resnet18"}), small)
+    assert not needs_at_least_memory_of(large.with_overrides({"num_workers": 0}), small)

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.phases.test_ladder import FULL, HEALTHY, PHASE, Silent, Told, steps
+from tests.phases.test_phase_runner import FULL, HEALTHY, PHASE, Silent, Told, steps
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.climb import ClimbResult
-from roofscale.phases.crew import Crew
 from roofscale.phases.judge import Verdict
-from roofscale.phases.ladder import Ladder
 from roofscale.phases.phase_file import load_phase
+from roofscale.phases.phase_runner import PhaseRunner
+from roofscale.phases.results import PhaseResult
+from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import Tracker
 
@@ -42,20 +42,22 @@ class Together(Told):
 
 
 @pytest.fixture
-def climb(tmp_path: Path, tracking_store: None) -> Callable[..., ClimbResult]:
+def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
     tracker = Tracker("tried")
 
-    def climbed(told: Told, text: str, most: int = 3) -> ClimbResult:
+    def climbed(told: Told, text: str, most: int = 3) -> PhaseResult:
         file = tmp_path / "phase.yaml"
         file.write_text(text)
         phase = load_phase(file)
         attempts = Attempts(tmp_path / "runs", "tried")
-        return Ladder(phase, phase.resolve(), tracker, attempts, told, Silent(), {}, crew=Crew(most)).climb()
+        return PhaseRunner(
+            phase, phase.resolve(), tracker, attempts, told, Silent(), {}, pool=JobPool(most)
+        ).run_phase()
 
     return climbed
 
 
-def test_steps_that_are_run_in_any_case_run_at_the_same_time(climb: Callable[..., ClimbResult]) -> None:
+def test_steps_that_are_run_in_any_case_run_at_the_same_time(climb: Callable[..., PhaseResult]) -> None:
     told = Together((2, 4, 8), {4: [FULL]})
     climbed = climb(told, CONTINUING % ("continue", "continue"))
     assert steps(climbed) == {"one": Verdict.PASSED, "two": Verdict.FAILED, "three": Verdict.PASSED}
@@ -65,14 +67,14 @@ def test_steps_that_are_run_in_any_case_run_at_the_same_time(climb: Callable[...
     assert {run.status for run in runs} == {"FINISHED"}
 
 
-def test_a_step_that_may_stop_the_climb_is_waited_for(climb: Callable[..., ClimbResult]) -> None:
+def test_a_step_that_may_stop_the_climb_is_waited_for(climb: Callable[..., PhaseResult]) -> None:
     told = Together((2,), {4: [FULL]})
     climbed = climb(told, PHASE % ("stop", "stop"))
     assert steps(climbed) == {"one": Verdict.PASSED, "two": Verdict.FAILED}
     assert told.ran == [(2, 0), (4, 0)]
 
 
-def test_repeats_wait_for_a_verdict_while_later_steps_go_on(climb: Callable[..., ClimbResult]) -> None:
+def test_repeats_wait_for_a_verdict_while_later_steps_go_on(climb: Callable[..., PhaseResult]) -> None:
     told = Together((2, 8), {4: [{}]})
     climbed = climb(told, CONTINUING % ("continue", "repeat"))
     assert list(steps(climbed).values()) == [Verdict.PASSED, Verdict.INSUFFICIENT_EVIDENCE, Verdict.PASSED]
@@ -80,7 +82,7 @@ def test_repeats_wait_for_a_verdict_while_later_steps_go_on(climb: Callable[...,
     assert len(seeds) == len(set(seeds)) == 3
 
 
-def test_what_was_measured_and_not_yet_judged_is_not_run_again(climb: Callable[..., ClimbResult]) -> None:
+def test_what_was_measured_and_not_yet_judged_is_not_run_again(climb: Callable[..., PhaseResult]) -> None:
     told = Together((2, 4, 8), {2: [Outcome.INTERRUPTED, HEALTHY]})
     text = CONTINUING % ("continue", "continue")
     assert climb(told, text).interrupted
@@ -91,7 +93,7 @@ def test_what_was_measured_and_not_yet_judged_is_not_run_again(climb: Callable[.
     assert {run.status for run in Tracker("tried").children(climbed.run_id)} == {"FINISHED"}
 
 
-def test_what_has_begun_counts_although_a_smaller_one_ran_out_of_memory(climb: Callable[..., ClimbResult]) -> None:
+def test_what_has_begun_counts_although_a_smaller_one_ran_out_of_memory(climb: Callable[..., PhaseResult]) -> None:
     text = (CONTINUING % ("continue", "continue")).replace("max_samples", "batch_size")
     ran: list[int] = []
     both = threading.Barrier(3)

@@ -1,0 +1,429 @@
+"""Run a phase: measure and judge its steps; repeat, fall back or stop as the phase file says.
+
+Three levels, from top to bottom: ``run_phase`` goes through the steps of the plan, ``run_step`` brings one step to its
+verdict with its search, its repeats and its fallbacks, and ``run_once`` makes one run: open the MLflow run, hand the
+config to a runner, judge the measurement, write the verdict. After a kill at any point the same command resumes there.
+"""
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from roofscale import compute
+from roofscale.config import RunConfig
+from roofscale.files import write_json
+from roofscale.measurement import FORECAST, Measurement, Outcome
+from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
+from roofscale.phases.criteria import Rung
+from roofscale.phases.fallback import (
+    MEMORY_CAUSES,
+    OUT_OF_MEMORY,
+    KnownOutOfMemory,
+    find_cause,
+    needs_at_least_memory_of,
+    next_fallback,
+)
+from roofscale.phases.judge import StepVerdict, Verdict, judge
+from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint, repeat_config
+from roofscale.phases.results import Cause, Fallback, PhaseResult, StepResult, select_last_good
+from roofscale.runners import RunInterrupted, Runner
+from roofscale.runners.events import EventTail
+from roofscale.runners.job_pool import JobPool
+from roofscale.runners.local import EVENTS, MEASUREMENT
+from roofscale.runners.supervise import Listener, Listeners
+from roofscale.tracking import TrackedRun, Tracker
+
+if TYPE_CHECKING:
+    from roofscale.phases.search.step_search import Conductor  # Optuna and scikit-learn: only where a phase searches
+
+
+_Measured = tuple[TrackedRun, Measurement]  # the MLflow run is still open
+
+
+class PhaseObserver(Protocol):
+    """Reporter of a phase while it runs, such as the terminal."""
+
+    def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
+        """A run of a step begins; return the listener for its events."""
+        ...
+
+    def judged(self, result: StepResult, run: TrackedRun) -> None:
+        """A run has its verdict; its MLflow run is still open for figures and the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """One config to run at a step: the planned one, a fallback, or either of them repeated under another seed."""
+
+    number: int  # of the step in its phase, from 1
+    step: Step
+    config: RunConfig
+    earlier: tuple[StepResult, ...] = ()  # the steps before
+    fallback: Fallback | None = None
+    fallbacks: int = 0  # tried up to this request, itself included
+    repeat: int = 0  # of this config, 0 for the first seed
+
+    def with_searched(self, values: Mapping[str, Any]) -> "StepRequest":
+        """Return the request at the values that the step's search chose."""
+        step = replace(self.step, set={**self.step.set, **values})
+        return replace(self, step=step, config=self.config.with_overrides(values))
+
+    def with_fallback(self, config: RunConfig, fallback: Fallback) -> "StepRequest":
+        """Return the request at a fallback; without expectations, which hold for the planned config only."""
+        step = replace(self.step, expect=())
+        return replace(self, step=step, config=config, fallback=fallback, fallbacks=self.fallbacks + 1)
+
+    def with_repeat(self, repeat: int) -> "StepRequest":
+        """Return the n-th repeat under a seed of its own; 0 is this request itself."""
+        return replace(self, config=repeat_config(self.config, repeat), repeat=repeat) if repeat else self
+
+    def judge(self, measurements: Sequence[Measurement]) -> StepVerdict:
+        """Judge the runs of this config, one a seed, against the steps before."""
+        first, *repeats = measurements
+        previous, base = (self.earlier[-1].measurements, self.earlier[0].measurements) if self.earlier else ((), ())
+        history = [Rung(result.config, result.measurements) for result in self.earlier]
+        return judge(self.step, first, previous, base, repeats, config=self.config, history=history)
+
+
+@dataclass
+class PhaseRunner:
+    """Runs one phase, with everything that it needs from outside."""
+
+    phase: Phase
+    plan: Plan
+    tracker: Tracker
+    attempts: Attempts
+    make_runner: Callable[[Path, Listener], Runner]
+    observer: PhaseObserver
+    tags: Mapping[str, str]  # of every run: commit, data
+    last_good: RunConfig | None = None  # of the phase that this one starts from
+    known_out_of_memory: Sequence[KnownOutOfMemory] = ()  # measured in earlier attempts
+    notes: Sequence[str] = ()  # remarks to be shown with the verdict
+    forecast: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics of a run before it begins
+    resolve_data: Callable[[RunConfig], RunConfig | None] = lambda config: config  # of a fallback; None: no more data
+    search: "Conductor | None" = None  # for the steps that search
+    pool: JobPool = field(default_factory=JobPool)  # how many runs may go on at a time
+    parent_run: str = ""  # an empty MLflow run of this experiment that a new attempt takes over
+    _attempt: Attempt = field(init=False)
+    _parent: TrackedRun = field(init=False)  # of all runs of the attempt
+    _out_of_memory: list[KnownOutOfMemory] = field(default_factory=list, init=False)
+    _started: dict[Path, tuple[RunConfig, Future[_Measured]]] = field(default_factory=dict, init=False)
+    _kept_changes: dict[str, Any] = field(default_factory=dict, init=False)  # by fallbacks that earlier steps needed
+
+    def run_phase(self, fresh: bool = False) -> PhaseResult:
+        """Run all steps, or, unless ``fresh``, those that the newest attempt at this plan has not finished.
+
+        Raises:
+            PhaseLocked: another process runs this phase.
+        """
+        with self.attempts.lock():
+            changes = self._plan_changes()
+            attempt, parent = self._attempt, self._parent = self._open_attempt(fresh)
+            notes = attempt.add_notes([*self.notes, *changes])
+            parent.tags({"attempt": str(attempt.path), "notes": json.dumps(notes)})
+            self._out_of_memory = [known for known in self.known_out_of_memory if known.attempt != parent.run_id]
+            skipped: dict[str, str] = dict(attempt.content.get("skipped", {}))
+            results: list[StepResult] = []
+            interrupted = False
+            try:
+                with self.pool.running():
+                    for number, (step, _) in enumerate(self.plan, 1):
+                        config = self._config(number)
+                        if step.name not in skipped and (reason := self._skip_reason(number, config)):
+                            skipped[step.name] = reason
+                            attempt.update(skipped=skipped)
+                            parent.tags({"skipped": json.dumps(skipped)})
+                        if step.name in skipped:
+                            continue
+                        self._start_independent(number)
+                        result = self.run_step(StepRequest(number, step, config, tuple(results)))
+                        results.append(result)
+                        if result.fallback:
+                            changed = result.config.changed_from(result.runs[0].config)
+                            self._kept_changes |= {knob: getattr(result.config, knob) for knob in changed}
+                        if last_good := select_last_good(self.phase, results):
+                            self._record_last_good(last_good)
+                        policy = {Verdict.FAILED: step.on_failure, Verdict.INSUFFICIENT_EVIDENCE: step.on_insufficient}
+                        if policy.get(result.verdict.sound) == "stop":  # a finding stops no phase
+                            break
+            except RunInterrupted as error:
+                interrupted = True
+                notes = (*notes, str(error))
+            phase_result = PhaseResult(
+                phase=self.phase,
+                attempt=attempt.path,
+                run_id=parent.run_id,
+                results=tuple(results),
+                interrupted=interrupted,
+                experiment=self.tracker.experiment,
+                created=attempt.content["created"],
+                commit=self.tags.get("git_commit", ""),
+                notes=notes,
+                skipped=skipped,
+            )
+            if not interrupted:
+                attempt.update(verdict=phase_result.verdict)
+            return phase_result
+
+    def run_step(self, request: StepRequest) -> StepResult:
+        """Bring a step to its verdict: search its config if it has a search, run it, fall back while it does not pass.
+
+        The last run that passed decides the step, which after a lack of memory is the largest that fits; if none
+        passed, the run of the planned config decides.
+
+        Raises:
+            RunInterrupted: a run or a trial was interrupted; nothing of it was judged.
+        """
+        if request.step.search:
+            assert self.search, "a phase with a search needs its Conductor"
+            folder = self._attempt.search(request.number, request.step.name)
+            values = self.search.choose(request.step.search, request.config, folder, self._parent)
+            request = request.with_searched(values)
+        passed_before = (r.config for r in reversed(request.earlier) if r.verdict.verdict is Verdict.PASSED)
+        last_good = next(passed_before, self.last_good)
+        planned = newest = self._run_repeats(request, last_good)
+        results, failed, passed = [planned], [planned.config], [last_good] if last_good else []
+        while planned.cause and len(results) <= request.step.max_retreats:
+            cause = newest.cause or planned.cause
+            fallback = next_fallback(cause, failed, passed, [known.config for known in self._out_of_memory])
+            config = self.resolve_data(fallback[0]) if fallback else None
+            if not fallback or config is None:
+                break
+            request = request.with_fallback(config, Fallback(planned.run_id, cause, fallback[1]))
+            newest = self._run_repeats(request, last_good)
+            results.append(newest)
+            (passed if newest.verdict.verdict is Verdict.PASSED else failed).append(config)
+            if cause not in MEMORY_CAUSES and not newest.cause:  # memory is bisected further after a run that passed
+                break
+        deciding = next((result for result in reversed(results) if result.verdict.verdict is Verdict.PASSED), planned)
+        self.tracker.open(deciding.run_id).tags({"decides": "true"})
+        return replace(deciding, step=planned.step, tries=tuple(run for run in results if run is not deciding))
+
+    def _run_repeats(self, request: StepRequest, last_good: RunConfig | None) -> StepResult:
+        """Run one config, and repeat it under other seeds while a deciding criterion has insufficient evidence.
+
+        A finding is not repeated, as no next step waits for it; nor is a run that needs more validation samples, as
+        another seed validates on the same few.
+        """
+        results: list[StepResult] = []
+        for repeat in range(request.step.most_repeats + 1):
+            newest = self.run_once(request.with_repeat(repeat), [result.measurement for result in results])
+            results.append(newest)
+            cause = find_cause(newest.verdict, newest.measurement, request.config, last_good)
+            if cause is Cause.FEW_VALIDATION_SAMPLES:
+                fallback = next_fallback(cause, [request.config], ())
+                if not (fallback and self.resolve_data(fallback[0])):
+                    cause = None  # the data set has no more samples, so that only seeds add evidence
+            if cause or newest.verdict.sound is not Verdict.INSUFFICIENT_EVIDENCE:
+                break
+        first, *repeats = results
+        if newest.measurement.outcome in OUT_OF_MEMORY:
+            known = KnownOutOfMemory(request.config, newest.measurement.outcome, newest.run_id)
+            self._out_of_memory.append(known)
+        tags: dict[str, str] = {"verdict": newest.verdict.verdict, **({"failure": cause} if cause else {})}
+        if repeats:  # the first run has the verdict from before its repeats
+            tags["repeats"] = str(len(repeats))
+        self.tracker.open(first.run_id).tags(tags)
+        measurements = tuple(result.measurement for result in repeats)
+        return replace(first, verdict=newest.verdict, repeats=measurements, fallback=request.fallback, cause=cause)
+
+    def run_once(self, request: StepRequest, before: Sequence[Measurement] = ()) -> StepResult:
+        """Make one run, from its start to its verdict; a run that an earlier process has judged is only read.
+
+        Args:
+            request: what to run.
+            before: the measurements of the same config under earlier seeds, which are judged together with this one.
+
+        Raises:
+            RunInterrupted: the run was interrupted; it was not judged.
+        """
+        folder = self._folder(request)
+        recorded = folder.verdict
+        if recorded and folder.run_id:
+            return StepResult(request.step, request.config, folder.measurement, recorded, folder.run_id, folder.path)
+        _, future = self._started.pop(folder.path, (None, None))
+        if future is None:
+            future = self.pool.submit(partial(self._measure, request, self._known_too_large(request.config)))
+        run, measurement = future.result()
+        run.summary(measurement)
+        if measurement.outcome is Outcome.INTERRUPTED:
+            run.finish(measurement.outcome)
+            raise RunInterrupted(f"{request.step.name}: {measurement.detail}")
+        verdict = request.judge([*before, measurement])
+        run.tags({"verdict": verdict.verdict, **{f"verdict.{c.name}": c.verdict for c in verdict.criteria}})
+        run.tags({f"evidence.{c.name}": c.evidence for c in verdict.criteria})
+        run.text(json.dumps(verdict.as_dict(), indent=1), "verdict.json")
+        result = StepResult(
+            request.step, request.config, measurement, verdict, run.run_id, folder.path, fallback=request.fallback
+        )
+        self.observer.judged(result, run)
+        run.finish(measurement.outcome)
+        folder.set_verdict(verdict)
+        return result
+
+    def _measure(self, request: StepRequest, known: KnownOutOfMemory | None) -> _Measured:
+        """Open the MLflow run and hand the config to the runner; in a thread of the pool.
+
+        A run that ``known`` proves too large is not made, and one that an earlier process has finished is only read.
+        """
+        folder = self._folder(request)
+        is_new = folder.run_id is None
+        run, note = self._open_run(folder, request)
+        measurement = folder.finished_measurement
+        if known and is_new:
+            measurement = _not_run(request.config, known)
+            measurement.save(folder.path / MEASUREMENT)
+            run.tags({"ruled_out_by": known.run_id})
+        elif measurement is None:
+            listener = self.observer.begin(request.step, request.config, note)
+            with run.system_metrics():
+                measurement = self.make_runner(folder.path, Listeners(run, listener))(request.config)
+        return run, measurement
+
+    def _open_run(self, folder: StepFolder, request: StepRequest) -> tuple[TrackedRun, str]:
+        """Open the MLflow run of a request, or open it again after a kill; with a note on how it differs."""
+        reopened = self.tracker.resume(folder.run_id) if folder.run_id else None
+        if reopened:
+            for event in EventTail(folder.path / EVENTS).read():  # a kill may have lost what was not yet sent
+                reopened.event(event)
+            return reopened, "taken up again"
+        tags = {
+            **self.tags,
+            "phase": str(self.phase.number),
+            "place": str(request.number),
+            "step": request.step.name,
+            "fingerprint": request.config.fingerprint,
+            "folder": str(folder.path),
+            **({"searched": str(request.step.search)} if request.step.search else {}),
+        }
+        notes = []
+        if request.fallback:
+            tags |= {
+                "retreat": str(request.fallbacks),
+                "retry_of": request.fallback.retry_of,
+                "cause": request.fallback.cause,
+                "changed": request.fallback.changed,
+            }
+            notes.append(f"{request.fallback.changed} after {request.fallback.cause}")
+        if request.repeat:
+            tags["repeat"] = str(request.repeat)
+            notes.append(f"repeat {request.repeat}, seed {request.config.seed}")
+        run = self.tracker.start(" ".join([request.step.name, *(f"({note})" for note in notes)]), tags, self._parent)
+        run.params(request.config)
+        run.foreseen(self.forecast(request.config))
+        folder.set_run(run.run_id, request.config)
+        return run, ", ".join(notes)
+
+    def _folder(self, request: StepRequest) -> StepFolder:
+        return self._attempt.step(request.number, request.step.name, request.fallbacks, request.repeat)
+
+    def _known_too_large(self, config: RunConfig) -> KnownOutOfMemory | None:
+        """Return a config that ran out of memory and is no larger in any dimension; None if there is none."""
+        return next((known for known in self._out_of_memory if needs_at_least_memory_of(config, known.config)), None)
+
+    def _plan_changes(self) -> list[str]:
+        """Describe how the phase file differs from the one of the newest attempt, if that one has results."""
+        for newest in self.attempts.all()[-1:]:
+            before = newest.content.get("said")
+            if before and newest.has_verdicts and (lines := plan_changes(before, self.phase.as_json())):
+                return [f"the plan was changed after attempt {newest.path.name} had results: {'; '.join(lines)}"]
+        return []
+
+    def _open_attempt(self, fresh: bool) -> tuple[Attempt, TrackedRun]:
+        """Open the unfinished attempt at this plan, or a new one, with its parent run in MLflow."""
+        fingerprint = plan_fingerprint(self.phase, self.plan)
+        attempt = None if fresh else self.attempts.unfinished(fingerprint)
+        parent = self.tracker.resume(attempt.content["run_id"]) if attempt else None
+        if attempt and parent:
+            self.tracker.close_lost(parent.run_id)  # also a run that was opened and not yet recorded on disk
+        else:
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            name = f"phase{self.phase.number} attempt {len(self.attempts.all()) + 1}"
+            tags = {
+                **self.tags,
+                "phase": str(self.phase.number),
+                "phase_name": self.phase.name,
+                "plan": fingerprint,
+                "created": created,
+            }
+            adopted = self.tracker.adopt(self.parent_run, name, tags) if self.parent_run else None
+            parent = adopted or self.tracker.start(name, tags)
+            names = [step.name for step, _ in self.plan]
+            attempt = self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json())
+        for name, text in self.phase.documents().items():  # of a resumed attempt too: the kill may have come before
+            parent.text(text, name)
+        return attempt, parent
+
+    def _config(self, number: int) -> RunConfig:
+        """Return a step's config: the one that it was begun with, else the planned one with earlier fallbacks kept."""
+        step, planned = self.plan[number - 1]
+        folder = self._attempt.step(number, step.name)
+        if folder.path in self._started:
+            return self._started[folder.path][0]
+        kept = {knob: value for knob, value in self._kept_changes.items() if knob not in step.set}
+        return folder.config or planned.with_overrides(kept)
+
+    def _skip_reason(self, number: int, config: RunConfig) -> str:
+        """Why a step is skipped: its forecast does not fit. Empty if it fits, has no condition or was begun."""
+        step, _ = self.plan[number - 1]
+        was_begun = self._attempt.step(number, step.name).run_id is not None
+        return "" if not step.when or was_begun else _too_large(step, config, self.forecast(config))
+
+    def _start_independent(self, number: int) -> None:
+        """Start the runs of this step and of those after it that are made whatever the verdicts before them are.
+
+        A step depends on the one before if that may stop the phase, and on its own search for its config. Repeats and
+        fallbacks depend on a verdict. All are judged in the order of the plan.
+        """
+        if self.pool.max_jobs == 1:
+            return
+        for later, (step, _) in enumerate(self.plan[number - 1 :], number):
+            if step.when and later > number:
+                break
+            request = StepRequest(later, step, self._config(later))
+            folder = self._folder(request)
+            is_due = step.search is None and folder.verdict is None and folder.path not in self._started
+            if is_due and not self._known_too_large(request.config):
+                future = self.pool.submit(partial(self._measure, request, None))
+                self._started[folder.path] = request.config, future
+            if step.search or "stop" in (step.on_failure, step.on_insufficient):
+                break
+
+    def _record_last_good(self, result: StepResult) -> None:
+        """Write the last good config to its file and to MLflow."""
+        content = {"config": result.config.as_dict(), "step": result.step.name, "run_id": result.run_id}
+        write_json(self.attempts.last_good_file, content)
+        self._parent.tags({"last_good": result.step.name, "last_good_run": result.run_id})
+        self.tracker.open(result.run_id).promote(*last_good_aliases(self.phase.number))
+
+
+def last_good_aliases(phase: int) -> tuple[str, str]:
+    """Return the aliases of a last good model in MLflow's registry: of this phase, and of the newest phase."""
+    return f"phase{phase}-last-good", "last-good"
+
+
+def _not_run(config: RunConfig, known: KnownOutOfMemory) -> Measurement:
+    """Return the measurement of a run that is not made, as a smaller one has run out of memory."""
+    size = f"batch_size={known.config.batch_size} num_workers={known.config.num_workers}"
+    detail = (
+        f"not run: at least as large in every dimension as run {known.run_id} ({size} "
+        f"image_size={known.config.image_size}), which ended as {known.outcome}; --fresh forgets that"
+    )
+    return Measurement(known.outcome, detail, config.fingerprint)
+
+
+def _too_large(step: Step, config: RunConfig, foreseen: Mapping[str, float]) -> str:
+    """Why a config does not fit, by its forecast: its peak is certainly over the step's margin; empty where it may."""
+    most = next((spec.limits["max_share"] for spec in step.criteria if spec.name == "memory_margin"), 1.0)
+    where = compute.get(config.compute)
+    for quantity, gib in (("host_peak_mib", where.memory_gib), ("gpu_peak_mib", where.gpu_memory_gib)):
+        low = foreseen.get(f"{FORECAST}{quantity}_low", 0.0)
+        if low > most * gib * 1024:
+            return f"not run: forecast of at least {low:,.0f} MiB, over {most:.0%} of {gib * 1024:,.0f}"
+    return ""
