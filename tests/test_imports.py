@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src" / "roofscale"
 
 # Left to right: a module imports from its own unit and from those to its left, nothing else.
-ORDER = ("errors", "addresses", "files", "invocation", "torch_compat", "cgroup", "provenance",
+ORDER = ("errors", "addresses", "files", "invocation", "torch_compat", "cgroup", "memory_margin", "provenance",
          "config", "measurement", "compute", "stats", "data", "model", "monitoring", "train", "predict", "tracking",
          "runners", "forecast", "phases", "report", "commands", "cli", "api", "__main__")  # fmt: skip
 LONGEST_FILE = 600  # lines

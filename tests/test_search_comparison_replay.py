@@ -10,9 +10,9 @@ from benchmarks.search_comparison.replay import METHODS, TRIALS, Contest, Played
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.fit import MAX_SHARE
 from roofscale.forecast.host_memory import Kind, shared_mib
 from roofscale.measurement import Outcome
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.search.choice import size
 from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_runner import as_trial
@@ -64,7 +64,7 @@ def test_the_spread_is_that_within_configs(grid):
 
 
 def test_the_best_is_the_fastest_that_fits(grid, contest):
-    able = [c for c in SPEC.configs(BASE) if peak(c) * 1.005 <= MAX_SHARE * contest.memory_mib]
+    able = [c for c in SPEC.configs(BASE) if peak(c) * 1.005 <= MEMORY_MARGIN * contest.memory_mib]
     assert grid.best(contest.memory_mib) == size(min(able, key=pace))
 
 

@@ -26,7 +26,7 @@ from roofscale.commands.host_points import kind_here
 from roofscale.commands.run import settle_data
 from roofscale.config import RunConfig
 from roofscale.files import write_json
-from roofscale.forecast.fit import MAX_SHARE
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.search.space import KNOBS, SearchSpec
 from roofscale.provenance import git_state
 from roofscale.report.console import as_json, console
@@ -105,7 +105,7 @@ def _said_of_grid(contest: Contest) -> str:
     return (
         f"Grid: {len(grid.runs)} configs, measured in {runs} runs; those of one differ by {grid.pace_spread:.1%} "
         f"in pace and {grid.peak_spread:.1%} in memory. Of {limit:,.0f} MiB {over} run out, and {fit} stay within "
-        f"{MAX_SHARE:.0%}. The best of these: {_named(best)}, {grid.rate(best):.3g} samples/s."
+        f"{MEMORY_MARGIN:.0%}. The best of these: {_named(best)}, {grid.rate(best):.3g} samples/s."
     )
 
 

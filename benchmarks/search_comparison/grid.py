@@ -16,8 +16,8 @@ import numpy as np
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.fit import MAX_SHARE
 from roofscale.measurement import Measurement
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.search.choice import size
 from roofscale.phases.search.trial_runner import lacking_mib
 from roofscale.runners.build_measurement import samples_of
@@ -108,8 +108,8 @@ class Grid:
         return float(np.mean([run.whole_mib for run in self.runs[place]]))
 
     def fits(self, place: Place, memory_mib: float) -> bool:
-        """Whether a whole training stays within MAX_SHARE of the memory."""
-        return self.peak_mib(place) <= MAX_SHARE * memory_mib
+        """Whether a whole training stays within MEMORY_MARGIN of the memory."""
+        return self.peak_mib(place) <= MEMORY_MARGIN * memory_mib
 
     def best(self, memory_mib: float) -> Place:
         """The fastest of those that fit.
@@ -120,7 +120,7 @@ class Grid:
         able = [place for place in self.runs if self.fits(place, memory_mib)]
         if not able:
             raise ConfigError(
-                f"no config of the space stays within {MAX_SHARE:.0%} of {memory_mib:,.0f} MiB; the smallest takes "
+                f"no config of the space stays within {MEMORY_MARGIN:.0%} of {memory_mib:,.0f} MiB; the smallest takes "
                 f"{min(map(self.peak_mib, self.runs)):,.0f}. Give the compute more, such as compute=local:2."
             )
         return max(able, key=self.rate)

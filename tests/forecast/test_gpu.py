@@ -12,9 +12,9 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import trace
 from roofscale.forecast.allocator import MIB, Settings
-from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.gpu_memory import GpuForecaster, Terms, remedies, resolve_precision
 from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
+from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 
 GPU = compute.get("ml.g5.xlarge")
 NO_TERMS = Terms(context_mib=0, workspace_mib=0, cublas_mib=0, spread=0.1, calibrated_on="")
@@ -60,18 +60,25 @@ def test_several_processes_keep_the_gradients_in_buckets(knob: str) -> None:
 
 
 def test_the_verdict_is_that_of_the_whole_interval() -> None:
-    limit = MAX_SHARE * 22 * 1024
+    limit = MEMORY_MARGIN * 22 * 1024
     for batch in range(1, 30):
         found = forecaster().at(batch)
-        expected = Fit.FITS if found.high_mib <= limit else Fit.TOO_LARGE if found.low_mib > limit else Fit.UNCERTAIN
-        assert found.fit is expected
-    assert {forecaster().at(batch).fit for batch in range(1, 30)} == set(Fit)
+        beyond = MemoryFit.TOO_LARGE if found.low_mib > limit else MemoryFit.UNCERTAIN
+        assert found.fit() is (MemoryFit.FITS if found.high_mib <= limit else beyond)
+    assert {forecaster().at(batch).fit() for batch in range(1, 30)} == set(MemoryFit)
+
+
+def test_another_margin_lets_more_fit() -> None:
+    made = forecaster()
+    over = made.at(next(batch for batch in range(1, 40) if made.at(batch).fit() is MemoryFit.TOO_LARGE))
+    assert over.fit(over.low_mib / over.usable_mib) is MemoryFit.UNCERTAIN
+    assert over.fit(over.high_mib / over.usable_mib) is MemoryFit.FITS
 
 
 @pytest.mark.parametrize("for_sure", [True, False])
 def test_the_largest_batch_is_the_one_that_trying_all_of_them_finds(for_sure: bool) -> None:
     made = forecaster()
-    limit = MAX_SHARE * 22 * 1024
+    limit = MEMORY_MARGIN * 22 * 1024
     holding = [b for b in range(1, 40) if (made.at(b).high_mib if for_sure else made.at(b).total_mib) <= limit]
     assert made.largest_batch(for_sure=for_sure) == max(holding)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
-from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host_memory import LEAST_SPREAD, SCALE_SPREAD, Kind, Point, fit_host, shared_mib
 from roofscale.forecast.probes import first_probes
+from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 
 SIZES = tuple(itertools.product((1, 2, 4), (0, 2)))
 
@@ -153,15 +153,25 @@ def test_forked_workers_keep_the_weights_and_in_a_second_pass_all_of_the_state()
     assert fit_host(kind(), [*points, longer]).peak(config(4, 4)).mib == pytest.approx(peak(4, 4) + 100)
 
 
-@pytest.mark.parametrize(("gib", "fit"), [(32, Fit.FITS), (2, Fit.TOO_LARGE), (10.4, Fit.UNCERTAIN)])
-def test_the_verdict_is_where_the_interval_lies(gib: float, fit: Fit) -> None:
+@pytest.mark.parametrize(("gib", "fit"), [(32, MemoryFit.FITS), (2, MemoryFit.TOO_LARGE), (10.4, MemoryFit.UNCERTAIN)])
+def test_the_verdict_is_where_the_interval_lies(gib: float, fit: MemoryFit) -> None:
     assert model().forecast(config(16, 2), gib * 1024).fit is fit
 
 
+def test_another_margin_lets_more_fit() -> None:
+    asked = config(16, 2)
+    memory = 1.01 * model().peak(asked).high_mib / 0.9
+    assert model().forecast(asked, memory, max_share=0.9).fit is MemoryFit.FITS
+    assert model().forecast(asked, memory).fit is not MemoryFit.FITS
+    assert model().forecast(asked, memory, max_share=0.9).largest_batch == 16
+    assert model().forecast(asked, memory).largest_batch < 16
+
+
 @pytest.mark.parametrize(
-    ("times", "fit"), [(0.9, Fit.TOO_LARGE), (1.1, Fit.UNCERTAIN), (1.3, Fit.FITS), (None, Fit.FITS)]
+    ("times", "fit"),
+    [(0.9, MemoryFit.TOO_LARGE), (1.1, MemoryFit.UNCERTAIN), (1.3, MemoryFit.FITS), (None, MemoryFit.FITS)],
 )
-def test_a_full_dev_shm_is_a_limit_of_its_own(times: float | None, fit: Fit) -> None:
+def test_a_full_dev_shm_is_a_limit_of_its_own(times: float | None, fit: MemoryFit) -> None:
     asked = config(8, 4)
     free = None if times is None else shared_mib(asked) * times
     assert model().forecast(asked, 64 * 1024, free).fit is fit
@@ -186,7 +196,7 @@ def test_no_other_cheap_probe_narrows_the_interval_more(asked: tuple[int, int]) 
 
 def test_a_probe_that_would_not_fit_itself_is_not_proposed() -> None:
     best = model().next_probe(config(8, 4), 3000)
-    assert model().peak(config(best.batch_size, best.num_workers)).high_mib <= MAX_SHARE * 3000
+    assert model().peak(config(best.batch_size, best.num_workers)).high_mib <= MEMORY_MARGIN * 3000
     assert model().next_probe(config(8, 4), 100) is None
 
 
@@ -199,13 +209,13 @@ def test_a_probe_that_would_not_fit_itself_is_not_proposed() -> None:
 def test_the_largest_batch_fits_and_the_next_one_does_not(memory_mib, shm_mib, workers, noise) -> None:
     found = model(noise=np.array(noise))
 
-    def fit(size: int) -> Fit:
+    def fit(size: int) -> MemoryFit:
         return found.forecast(config(size, workers), memory_mib, shm_mib).fit
 
     forecast = found.forecast(config(1, workers), memory_mib, shm_mib)
     assert 0 <= forecast.largest_batch <= forecast.furthest_batch == 16
-    assert forecast.largest_batch == 0 or fit(forecast.largest_batch) is Fit.FITS
-    assert forecast.largest_batch == 16 or fit(forecast.largest_batch + 1) is not Fit.FITS
+    assert forecast.largest_batch == 0 or fit(forecast.largest_batch) is MemoryFit.FITS
+    assert forecast.largest_batch == 16 or fit(forecast.largest_batch + 1) is not MemoryFit.FITS
 
 
 @given(size=st.integers(1, 300), workers=st.integers(0, 40))

@@ -239,3 +239,24 @@ def test_a_step_whose_forecast_does_not_fit_is_left_out_with_the_reason(climb: C
     assert newest_climb(2).skipped == found.skipped
     again = climb(machine(FASTER), BATCHES, forecast=lambda config: {})
     assert not again.skipped  # nothing says that it does not fit
+
+
+def test_the_margin_of_the_phase_file_rules_the_verdict_the_forecast_and_the_knee(
+    climb: Callable[..., ClimbResult],
+) -> None:
+    def foresee(config: RunConfig) -> dict[str, float]:
+        peak = 900.0 * config.batch_size  # at least 13,680 of 16,384 MiB at 16: 83 %
+        return foreseen("host_peak_mib", peak, 0.95 * peak, 1.05 * peak)
+
+    run = machine(FASTER, {16: 0.85})
+    wider = BATCHES.replace("memory_margin: ,", "memory_margin: {max_share: 0.9},").replace(
+        "memory_margin: }", "memory_margin: {max_share: 0.9}}"
+    )
+    found = climb(run, wider, foresee=foresee)
+    assert not found.skipped
+    assert found.verdict is Verdict.PASSED
+    assert find_knee(found.results).numbers["batch_size"] == 16
+    assert found.last_good.config.batch_size == 16
+    refused = climb(run, BATCHES.replace("name: batches", "name: again"), foresee=lambda config: {})
+    assert refused.verdict is Verdict.FAILED
+    assert find_knee(refused.results).numbers["batch_size"] == 8

@@ -215,6 +215,26 @@ def test_what_is_only_shown_decides_nothing_and_has_its_limits(tmp_path):
     assert (smooth.name, smooth.decides, smooth.limits["max_roughness"]) == ("smooth", False, 0.2)
 
 
+def test_a_limit_of_memory_that_a_step_leaves_out_is_its_memory_margin(tmp_path):
+    steps = """\
+phase: 2
+name: margins
+steps:
+  - {name: default, criteria: {completes: , knee: , balanced: }}
+  - {name: wider, criteria: {memory_margin: {max_share: 0.9}, balanced: }, shown: {knee: }}
+  - {name: own, criteria: {memory_margin: {max_share: 0.9}, knee: {max_share: 0.7}}}
+  - {name: unset, criteria: {memory_margin: }}
+"""
+    default, wider, own, unset = load_phase(write(tmp_path, steps)).steps
+    assert [step.memory_margin for step in (default, wider, own, unset)] == [0.8, 0.9, 0.9, 0.8]
+    for step, margin in ((default, 0.8), (wider, 0.9)):
+        limits = {spec.name: spec.limits for spec in step.criteria}
+        assert limits["knee"] == {"tolerance": 0.05, "max_share": margin}
+        assert (limits["balanced"]["max_memory_share"], limits["balanced"]["max_shm_share"]) == (margin, margin)
+        assert (limits["balanced"]["max_stall"], limits["balanced"]["min_gpu_p95"]) == (0.2, 0.7)
+    assert {spec.name: spec.limits["max_share"] for spec in own.criteria} == {"memory_margin": 0.9, "knee": 0.7}
+
+
 TIMED = {"faster", "knee", "utilisation_up"}  # criteria that hold a run's times or use against another run's
 
 

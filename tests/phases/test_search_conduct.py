@@ -19,7 +19,7 @@ from roofscale.phases.phase_file import Step, load_phase
 from roofscale.phases.phase_runner import PhaseResult, PhaseRunner, StepResult
 from roofscale.phases.search.memory_guard import Room
 from roofscale.phases.search.step_search import CHOICE, Conductor, Found, open_storage
-from roofscale.phases.search.trial_result import Tried
+from roofscale.phases.search.trial_result import SKIPPED, Tried
 from roofscale.report.calibration import pairs
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import TrackedRun, Tracker
@@ -92,12 +92,12 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def climb(tmp_path: Path, tracking_store: None) -> Callable[[Machine, Audience], PhaseResult]:
+def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
     tracker = Tracker("tried")
-    (tmp_path / "phase.yaml").write_text(PHASE)
-    phase = load_phase(tmp_path / "phase.yaml")
 
-    def climbed(machine: Machine, audience: Audience) -> PhaseResult:
+    def climbed(machine: Machine, audience: Audience, text: str = PHASE) -> PhaseResult:
+        (tmp_path / "phase.yaml").write_text(text)
+        phase = load_phase(tmp_path / "phase.yaml")
         room = Room(LIMIT_MIB, None, KIND)
         conductor = Conductor(tracker, machine, audience, {}, lambda _: room, lambda spec, config: [])
         attempts = Attempts(tmp_path / "runs", "tried")
@@ -122,6 +122,19 @@ def test_a_search_chooses_and_a_whole_run_confirms(climb: Callable[..., PhaseRes
     good = json.loads((tmp_path / "runs/tried/last_good.json").read_text())
     assert good["config"]["batch_size"] == whole.batch_size
     assert result.step.set == {knob: getattr(whole, knob) for knob in ("batch_size", "num_workers", "prefetch_factor")}
+
+
+def test_the_margin_of_the_phase_file_rules_the_search(climb: Callable[..., PhaseResult]) -> None:
+    machine, audience = Machine(), Audience()
+    climbed = climb(machine, audience, PHASE.replace("0.8", "0.9"))
+    (found,) = audience.found
+    assert found.choice
+    assert 0.8 < found.choice.chosen.share <= 0.9  # which is the knee of this machine under 90 %
+    assert climbed.verdict is Verdict.PASSED
+    skipped = [one for one in found.tried if one.outcome == SKIPPED]
+    assert skipped
+    assert min(peak_mib(one.config) for one in skipped) > 0.9 * LIMIT_MIB
+    assert any("over 90% of 960" in one.why for one in skipped)
 
 
 def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(

@@ -6,9 +6,9 @@ import pytest
 from tests.phases.landscape import BASE, KIND, LIMIT_MIB, SPEC, peak_mib, tensors_mib
 
 from roofscale.config import RunConfig
-from roofscale.forecast.fit import MAX_SHARE
 from roofscale.forecast.host_memory import Kind, Point
 from roofscale.measurement import Outcome
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.search.memory_guard import Foresight, Room
 from roofscale.phases.search.trial_result import SKIPPED, Tried
 from roofscale.stats.intervals import Estimate
@@ -46,7 +46,7 @@ def test_the_probability_falls_as_the_peak_nears_the_limit(points: tuple[Point, 
     likely = [sight.within(at(batch, 1)) for batch in range(1, 10)]
     assert likely == sorted(likely, reverse=True)
     assert (likely[0] > 0.99, likely[-1] < 0.01) == (True, True)
-    edge = next(batch for batch in range(1, 10) if peak_mib(at(batch, 1)) > MAX_SHARE * LIMIT_MIB)
+    edge = next(batch for batch in range(1, 10) if peak_mib(at(batch, 1)) > MEMORY_MARGIN * LIMIT_MIB)
     assert likely[edge - 2] > 0.5 > likely[edge - 1]
 
 

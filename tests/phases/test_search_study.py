@@ -11,9 +11,9 @@ from optuna.trial import TrialState
 from tests.phases.landscape import BASE, LIMIT_MIB, SPEC, Invented, best_rate, peak_mib, rate, search, tensors_mib
 
 from roofscale.errors import RoofscaleError
-from roofscale.forecast.fit import MAX_SHARE
 from roofscale.forecast.host_memory import Kind
 from roofscale.measurement import Outcome
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.search.step_search import open_storage
 from roofscale.phases.search.study import open_study
 from roofscale.phases.search.trial_result import SKIPPED, Tried
@@ -37,7 +37,7 @@ def test_it_finds_the_knee_in_few_trials_and_runs_none_out_of_memory() -> None:
     assert max(len(runner.ran) for runner in runners) <= 16  # of 112
     assert sum(runner.died for runner in runners) <= 1
     within = [peak_mib(choice.chosen.config) / LIMIT_MIB for choice in choices if choice]
-    assert max(within) <= MAX_SHARE * 1.03  # the peaks vary by 1 %
+    assert max(within) <= MEMORY_MARGIN * 1.03  # the peaks vary by 1 %
 
 
 def test_what_is_known_to_be_too_large_is_pruned_with_the_reason() -> None:
@@ -53,7 +53,7 @@ def test_what_is_known_to_be_too_large_is_pruned_with_the_reason() -> None:
         assert trial.intermediate_values[0] < 0  # penalised by how far over it is
         assert trial.constraints["memory"] > 0
     truth = [peak_mib(one.config) / LIMIT_MIB for one in runner.skipped]
-    assert min(truth) > MAX_SHARE
+    assert min(truth) > MEMORY_MARGIN
 
 
 def test_a_peak_over_the_limit_is_worth_less_the_further_over_it_is() -> None:
@@ -70,7 +70,7 @@ def test_the_pace_of_a_slower_trial_is_not_measured_to_the_end() -> None:
     runner = Invented()
     search(runner).run()
     assert runner.trials[0].stop_below == 0.0  # nothing to be slower than
-    best = max(rate(config) for config in runner.ran if peak_mib(config) < MAX_SHARE * LIMIT_MIB)
+    best = max(rate(config) for config in runner.ran if peak_mib(config) < MEMORY_MARGIN * LIMIT_MIB)
     assert 0.9 * best < runner.trials[-1].stop_below < best
     assert {trial.stop_precision for trial in runner.trials} == {SPEC.precision}
 

@@ -11,10 +11,10 @@ from rich.table import Table
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.files import require_output
-from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.gpu_memory import GpuForecaster, remedies
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import MEAN_ERROR, StepEstimate
+from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.report.console import as_json, console
 
 _SHOWN_MODULES = 8
@@ -29,7 +29,7 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
     forecaster = GpuForecaster(config, compute.get(config.compute))
     found = forecaster.at(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
-    lighter = remedies(forecaster, sure) if found.fit is not Fit.FITS else []
+    lighter = remedies(forecaster, sure) if found.fit() is not MemoryFit.FITS else []
     if figure is not None:
         drawn = run.gpu_memory_figure(found, forecaster.timeline(config.batch_size))
         run.write_figure(drawn, figure)
@@ -40,7 +40,7 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
         _print(console(), forecaster, found, sure, expected, lighter)
         if figure is not None:
             console().print(f"Memory over two training steps: {escape(str(figure))}")
-    return 0 if found.fit is Fit.FITS else 1
+    return 0 if found.fit() is MemoryFit.FITS else 1
 
 
 def _step(forecaster: GpuForecaster) -> StepEstimate:
@@ -48,8 +48,8 @@ def _step(forecaster: GpuForecaster) -> StepEstimate:
 
 
 def _as_dict(found: GpuForecast) -> dict[str, Any]:
-    names = ("total_mib", "low_mib", "high_mib", "share", "fit")
-    return {**asdict(found), "config": found.config.as_dict(), **{name: getattr(found, name) for name in names}}
+    derived = {name: getattr(found, name) for name in ("total_mib", "low_mib", "high_mib", "share")}
+    return {**asdict(found), "config": found.config.as_dict(), **derived, "fit": found.fit()}
 
 
 def _print(
@@ -67,7 +67,7 @@ def _print(
     )
     out.print(_totals(found))
     out.print(_parts(found))
-    out.print(f"Largest batch under {MAX_SHARE:.0%}: {sure} for sure, {expected} as expected.")
+    out.print(f"Largest batch under {MEMORY_MARGIN:.0%}: {sure} for sure, {expected} as expected.")
     if lighter:
         out.print(_remedies(lighter))
     step = _step(forecaster)
@@ -83,14 +83,14 @@ def _print(
 
 
 def _totals(found: GpuForecast) -> Table:
-    styles = {Fit.FITS: "green", Fit.TOO_LARGE: "bold red", Fit.UNCERTAIN: "yellow"}
+    styles = {MemoryFit.FITS: "green", MemoryFit.TOO_LARGE: "bold red", MemoryFit.UNCERTAIN: "yellow"}
     table = Table("what", "MiB", "interval", "of usable", title="GPU memory, forecast", title_justify="left")
     table.add_row("allocated, peak", f"{found.allocated_mib:,.0f}", "", f"{found.allocated_mib / found.usable_mib:.0%}")
     table.add_row("reserved, peak", f"{found.reserved_mib:,.0f}", "", f"{found.reserved_mib / found.usable_mib:.0%}")
     table.add_row("context (assumed)" if not found.calibrated_on else "context", f"{found.context_mib:,.0f}", "", "")
     interval = f"{found.low_mib:,.0f} to {found.high_mib:,.0f}"
     table.add_row("[bold]total[/]", f"[bold]{found.total_mib:,.0f}[/]", interval, f"[bold]{found.share:.0%}[/]")
-    table.add_row(f"under {MAX_SHARE:.0%}?", "", f"[{styles[found.fit]}]{found.fit}[/]", "")
+    table.add_row(f"under {MEMORY_MARGIN:.0%}?", "", f"[{styles[found.fit()]}]{found.fit()}[/]", "")
     return table
 
 
@@ -108,8 +108,8 @@ def _parts(found: GpuForecast) -> Table:
 
 
 def _remedies(lighter: list[tuple[str, GpuForecast]]) -> Table:
-    table = Table("set", "total, MiB", "of usable", f"under {MAX_SHARE:.0%}?", title="What would take less",
+    table = Table("set", "total, MiB", "of usable", f"under {MEMORY_MARGIN:.0%}?", title="What would take less",
                   title_justify="left")  # fmt: skip
     for words, forecast in lighter:
-        table.add_row(words, f"{forecast.total_mib:,.0f}", f"{forecast.share:.0%}", forecast.fit)
+        table.add_row(words, f"{forecast.total_mib:,.0f}", f"{forecast.share:.0%}", forecast.fit())
     return table

@@ -14,13 +14,13 @@ from roofscale.commands.host_points import Probes, Stopped, kind_here, recorded_
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, ExitCode
 from roofscale.forecast import host_memory
-from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host_memory import HostForecast, HostModel, Point
 from roofscale.forecast.probes import as_probe
+from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.report.console import as_json, console
 from roofscale.stats.intervals import CONFIDENCE
 
-_STYLE = {Fit.FITS: "green", Fit.TOO_LARGE: "bold red", Fit.UNCERTAIN: "yellow"}
+_STYLE = {MemoryFit.FITS: "green", MemoryFit.TOO_LARGE: "bold red", MemoryFit.UNCERTAIN: "yellow"}
 
 
 def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_json: bool) -> int:
@@ -62,7 +62,7 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
         print(as_json(_content(config, model, forecast)))
     else:
         _print_forecast(out, config, model, forecast)
-    return 0 if forecast.fit is Fit.FITS else 1
+    return 0 if forecast.fit is MemoryFit.FITS else 1
 
 
 def _worth_making(
@@ -75,7 +75,7 @@ def _worth_making(
         forecast = host_memory.fit_host(probes.kind, points).forecast(config, *limits)
     except ConfigError:  # too little came of those that were made
         return []
-    best = forecast.next_probe if forecast.fit is Fit.UNCERTAIN else None
+    best = forecast.next_probe if forecast.fit is MemoryFit.UNCERTAIN else None
     return [as_probe(config, best.batch_size, best.num_workers)] if best else []
 
 
@@ -120,7 +120,7 @@ def _print_forecast(out: Console, config: RunConfig, model: HostModel, forecast:
     table.add_row("peak", f"{peak.mib:,.0f} MiB {interval}")
     shares = f"{peak.mib * share:.0%} ({peak.low_mib * share:.0%} to {peak.high_mib * share:.0%})"
     table.add_row("share", f"{shares} of {forecast.memory_mib:,.0f} MiB")
-    table.add_row(f"under {MAX_SHARE:.0%}?", f"[{_STYLE[forecast.fit]}]{forecast.fit}[/]")
+    table.add_row(f"under {MEMORY_MARGIN:.0%}?", f"[{_STYLE[forecast.fit]}]{forecast.fit}[/]")
     table.add_row("largest batch", _largest(forecast), end_section=True)
     for name, text in _parts(config, forecast).items():
         table.add_row(name, text)
@@ -134,9 +134,9 @@ def _print_forecast(out: Console, config: RunConfig, model: HostModel, forecast:
 
 def _largest(forecast: HostForecast) -> str:
     if not forecast.largest_batch:
-        return f"none stays under {MAX_SHARE:.0%} with confidence"
+        return f"none stays under {MEMORY_MARGIN:.0%} with confidence"
     beyond = ", and no forecast goes further" if forecast.largest_batch == forecast.furthest_batch else ""
-    return f"{forecast.largest_batch} stays under {MAX_SHARE:.0%} with confidence{beyond}"
+    return f"{forecast.largest_batch} stays under {MEMORY_MARGIN:.0%} with confidence{beyond}"
 
 
 def _parts(config: RunConfig, forecast: HostForecast) -> dict[str, str]:
@@ -167,7 +167,7 @@ def _next_probe(forecast: HostForecast) -> str:
     return (
         f"batch_size={probe.batch_size} num_workers={probe.num_workers} would narrow the interval from "
         f"+-{peak.high_mib - peak.mib:,.0f} to +-{probe.reach_mib:,.0f} MiB"
-        f"{'; --probe runs it' if forecast.fit is Fit.UNCERTAIN else ''}"
+        f"{'; --probe runs it' if forecast.fit is MemoryFit.UNCERTAIN else ''}"
     )
 
 

@@ -311,7 +311,7 @@ class _Onlooker:
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """Publish the step, say how it went, and let what follows be foreseen by it."""
         self._foreseen.learn(result.config, result.measurement, result.run_id)
-        publish_run(run, result.config, result.measurement, result.folder)
+        publish_run(run, result.config, result.measurement, result.folder, result.step.memory_margin)
         self._out.print(f"  {result.verdict.verdict.words}: {escape(needs.wanting(result))}")
 
 

@@ -86,7 +86,7 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Se
         criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
         then = f"failed: remedy, {step.max_retreats} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
         changes = "\n".join(step.changes())
-        words = _time_and_cost(forecast) + _gpu_memory(gpu)
+        words = _time_and_cost(forecast) + _gpu_memory(step, gpu)
         table.add_row(step.name, changes, expects, criteria, then, words, end_section=True)
     out.print(table)
     for line in foreseen.lines(plan):
@@ -142,7 +142,7 @@ class _Foreseen:
                 "config": config.as_dict(),
                 "forecast": timed.as_dict(forecast),
                 "trial_seconds": trials and asdict(trials),
-                "gpu_memory": {"total_mib": gpu.total_mib, "share": gpu.share, "fit": gpu.fit} if gpu else None,
+                "gpu_memory": _gpu_as_dict(step, gpu) if gpu else None,
             }
             for (step, config), forecast, gpu, trials in zip(plan, self.times, self.gpus, self.trials, strict=True)
         ]
@@ -194,10 +194,14 @@ def _gpu_forecasts(plan: Plan) -> list[GpuForecast | None]:
     return [foresee(config, where) for (_, config), where in zip(plan, computes, strict=True)]
 
 
-def _gpu_memory(gpu: GpuForecast | None) -> str:
+def _gpu_as_dict(step: Step, gpu: GpuForecast) -> dict[str, Any]:
+    return {"total_mib": gpu.total_mib, "share": gpu.share, "fit": gpu.fit(step.memory_margin)}
+
+
+def _gpu_memory(step: Step, gpu: GpuForecast | None) -> str:
     if gpu is None:
         return ""
-    return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n(+-{gpu.spread:.0%}): {gpu.fit}"
+    return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n(+-{gpu.spread:.0%}): {gpu.fit(step.memory_margin)}"
 
 
 def _full_words(config: RunConfig, full: TimeForecast) -> str:

@@ -22,10 +22,10 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
-from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import StepEstimate, estimate_step
 from roofscale.forecast.trace import CONVOLUTION, PARTS, Trace, trace_training
+from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.train.prefetch import BATCHES_ON_GPU
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
@@ -150,14 +150,14 @@ class GpuForecaster:
         return list(self._replay(self._trace_at(batch), self._batches_bytes(batch)))
 
     def largest_batch(self, *, for_sure: bool = True) -> int:
-        """The largest batch whose interval (or, unless ``for_sure``, whose centre) stays under MAX_SHARE; 0 for none.
+        """The largest batch whose interval (or, unless ``for_sure``, whose centre) stays within the margin; 0 for none.
 
         By doubling and bisection: memory grows with the batch.
         """
 
         def holds(batch: int) -> bool:
             found = self.at(batch)
-            return found.fit is Fit.FITS if for_sure else found.share <= MAX_SHARE
+            return found.fit() is MemoryFit.FITS if for_sure else found.share <= MEMORY_MARGIN
 
         low, high = 0, 1
         while high <= LARGEST_BATCH and holds(high):
@@ -337,6 +337,6 @@ def _in_parts(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
     cut = forecaster.in_parts(max(2, now))
     sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), most + 1))
     for parts in (math.ceil(batch / size) for size in sizes):
-        if (found := cut.in_parts(parts).at(batch)).fit is Fit.FITS:
+        if (found := cut.in_parts(parts).at(batch)).fit() is MemoryFit.FITS:
             return [(f"micro_batches={parts}", found)]
     return []

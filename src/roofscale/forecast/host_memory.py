@@ -22,7 +22,7 @@ from scipy import stats
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
-from roofscale.forecast.fit import MAX_SHARE, Fit, fit_of
+from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit, memory_fit
 from roofscale.stats.intervals import CONFIDENCE
 
 Values = npt.NDArray[np.float64]
@@ -163,7 +163,7 @@ class Probe:
 class HostForecast:
     """What a run will take of a compute's memory."""
 
-    fit: Fit
+    fit: MemoryFit
     peak: Peak
     memory_mib: float  # of the compute
     shm_free_mib: float | None  # None: not known
@@ -224,22 +224,29 @@ class HostModel:
     freedom: int  # degrees of freedom of the spread
     copied_mib: float
 
-    def forecast(self, config: RunConfig, memory_mib: float, shm_free_mib: float | None = None) -> HostForecast:
+    def forecast(
+        self,
+        config: RunConfig,
+        memory_mib: float,
+        shm_free_mib: float | None = None,
+        max_share: float = MEMORY_MARGIN,
+    ) -> HostForecast:
         """Foresee a run of this kind.
 
         Args:
             config: of the run.
             memory_mib: of its compute.
             shm_free_mib: what /dev/shm has left there; None = not known, and then it is no limit.
+            max_share: of the memory, and of /dev/shm, that the run may take.
 
         Raises:
             ConfigError: the config lies too far from what was measured; says what would be needed.
         """
         self._check_range(config)
-        limits = memory_mib, shm_free_mib
+        limits = memory_mib, shm_free_mib, max_share
         furthest = FURTHEST_BATCH * max(point.config.batch_size for point in self.points)
         sizes = (dataclasses.replace(config, batch_size=size) for size in range(1, furthest + 1))
-        fitting = [size.batch_size for size in sizes if self._fit(size, *limits) is Fit.FITS]
+        fitting = [size.batch_size for size in sizes if self._fit(size, *limits) is MemoryFit.FITS]
         return HostForecast(
             fit=self._fit(config, *limits),
             peak=self.peak(config),
@@ -248,7 +255,7 @@ class HostModel:
             parts=self.parts(config),
             largest_batch=max(fitting, default=0),
             furthest_batch=furthest,
-            next_probe=self.next_probe(config, memory_mib),
+            next_probe=self.next_probe(config, memory_mib, max_share),
         )
 
     def parts(self, config: RunConfig) -> Parts:
@@ -270,7 +277,7 @@ class HostModel:
         row = self._row(config)
         return float(row @ self.inverse @ row)
 
-    def next_probe(self, config: RunConfig, memory_mib: float) -> Probe | None:
+    def next_probe(self, config: RunConfig, memory_mib: float, max_share: float = MEMORY_MARGIN) -> Probe | None:
         """The cheap run, not made yet, after which the variance at ``config`` would be smallest (c-optimality).
 
         A further run adds its row to the normal matrix, so the inverse changes by the Sherman-Morrison formula.
@@ -278,7 +285,7 @@ class HostModel:
         mib = self.peak(config).mib
         row = self._row(config)
         found = []
-        for candidate in self._candidates(config, memory_mib):
+        for candidate in self._candidates(config, max_share * memory_mib):
             its_row = self._row(candidate)
             moved = self.inverse @ its_row
             weight = self.peak(candidate).mib ** 2 + its_row @ moved
@@ -287,24 +294,24 @@ class HostModel:
             found.append(Probe(candidate.batch_size, candidate.num_workers, reach))
         return min(found, key=lambda probe: probe.reach_mib, default=None)
 
-    def _candidates(self, config: RunConfig, memory_mib: float) -> Iterator[RunConfig]:
-        """Runs that are no larger than the one asked about, of at most eight samples, and that will fit."""
+    def _candidates(self, config: RunConfig, most_mib: float) -> Iterator[RunConfig]:
+        """Runs that are no larger than the one asked about, of at most eight samples, and under ``most_mib``."""
         made = {(point.config.batch_size, point.config.num_workers) for point in self.points}
         workers = (0, 2, 4) if self.coefficients.size > 2 else (config.num_workers,)
         for size, count in itertools.product((1, 2, 4, 8), workers):
             candidate = dataclasses.replace(config, batch_size=size, num_workers=count)
-            cheap = size <= config.batch_size and self.peak(candidate).high_mib <= MAX_SHARE * memory_mib
+            cheap = size <= config.batch_size and self.peak(candidate).high_mib <= most_mib
             if cheap and (size, count) not in made:
                 yield candidate
 
-    def _fit(self, config: RunConfig, memory_mib: float, shm_free_mib: float | None) -> Fit:
+    def _fit(self, config: RunConfig, memory_mib: float, shm_free_mib: float | None, max_share: float) -> MemoryFit:
         peak, shared = self.peak(config), shared_mib(config)
-        memory = fit_of(peak.low_mib, peak.high_mib, memory_mib)
-        if shm_free_mib is None or memory is Fit.TOO_LARGE:
+        memory = memory_fit(peak.low_mib, peak.high_mib, memory_mib, max_share)
+        if shm_free_mib is None or memory is MemoryFit.TOO_LARGE:
             return memory
         if shared > shm_free_mib:
-            return Fit.TOO_LARGE
-        return memory if shared <= MAX_SHARE * shm_free_mib else Fit.UNCERTAIN
+            return MemoryFit.TOO_LARGE
+        return memory if shared <= max_share * shm_free_mib else MemoryFit.UNCERTAIN
 
     def _reach(self, mib: float, leverage: float, freedom: int) -> float:
         share = (1 + CONFIDENCE) / 2

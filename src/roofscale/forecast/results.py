@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from roofscale.config import RunConfig
-from roofscale.forecast.fit import Fit, fit_of
 from roofscale.measurement import foreseen
+from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit, memory_fit
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,9 @@ class GpuForecast:
         """Of the GPU's usable memory."""
         return self.total_mib / self.usable_mib
 
-    @property
-    def fit(self) -> Fit:
-        """Whether it stays under MAX_SHARE of what is usable."""
-        return fit_of(self.low_mib, self.high_mib, self.usable_mib)
+    def fit(self, max_share: float = MEMORY_MARGIN) -> MemoryFit:
+        """Whether it stays within ``max_share`` of what is usable."""
+        return memory_fit(self.low_mib, self.high_mib, self.usable_mib, max_share)
 
     def metrics(self) -> dict[str, float]:
         """What a run logs of this beforehand, to be held against what it reports of itself."""

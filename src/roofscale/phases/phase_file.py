@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from roofscale import invocation
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, did_you_mean
 from roofscale.measurement import METRICS
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.expectation import REFERENCES, Expectation
 from roofscale.phases.search.space import SearchSpec, read_search
@@ -65,6 +66,12 @@ class Step:
     max_retreats: int = _DEFAULT_RETREATS  # further runs, each with a remedy for the cause of the failure before it
     search: SearchSpec | None = None  # finds the rest of what the step sets, before its run
     when: str = ""  # of CONDITIONS; empty: it is run whatever the forecast says
+
+    @property
+    def memory_margin(self) -> float:
+        """The share of the memory that its runs and trials may take, as measured and as forecast: the max_share of its
+        criterion memory_margin, or MEMORY_MARGIN."""
+        return _memory_margin((spec.name, spec.limits) for spec in self.criteria)
 
     @property
     def most_repeats(self) -> int:
@@ -294,21 +301,34 @@ def _read_expectation(metric: str, node: Node) -> Expectation:
 
 
 def _read_criteria(decide: Node | None, shown: Node | None, decided_by: Node | None) -> tuple[CriterionSpec, ...]:
-    specs = [
-        _read_criterion(name, child, decides=node is decide)
+    asked = [
+        (name, _read_limits(name, child), node is decide)
         for node in (decide, shown)
         if node is not None
         for name, child in node.mapping("criterion", CRITERIA).items()
     ]
+    margin = _memory_margin((name, given) for name, given, _ in asked)
+    specs = tuple(CriterionSpec(name, _all_limits(name, given, margin), decides) for name, given, decides in asked)
     if decided_by is None:
-        return tuple(specs)
+        return specs
     deciding = {item.choice("decided_by", tuple(CRITERIA)) for item in decided_by.items("decided_by")}
     return tuple(dataclasses.replace(spec, decides=spec.decides and spec.name in deciding) for spec in specs)
 
 
-def _read_criterion(name: str, node: Node, decides: bool) -> CriterionSpec:
+def _read_limits(name: str, node: Node) -> dict[str, float]:
     limits = CRITERIA[name].limits
     if not limits and node.value not in (None, {}):
         raise node.error(f"the criterion {name!r} has no limits to set; write '{name}:' and nothing behind it.")
-    given = {key: child.number(key) for key, child in node.mapping(f"limit of {name}", limits).items()}
-    return CriterionSpec(name, {key: given.get(key, limit.default) for key, limit in limits.items()}, decides)
+    return {key: child.number(key) for key, child in node.mapping(f"limit of {name}", limits).items()}
+
+
+def _memory_margin(criteria: Iterable[tuple[str, Mapping[str, float]]]) -> float:
+    """The max_share that is set for memory_margin, given criteria by name with their limits, or MEMORY_MARGIN."""
+    found = (limits["max_share"] for name, limits in criteria if name == "memory_margin" and "max_share" in limits)
+    return next(found, MEMORY_MARGIN)
+
+
+def _all_limits(name: str, given: Mapping[str, float], margin: float) -> dict[str, float]:
+    """All limits of a criterion, given those that the file sets."""
+    limits = CRITERIA[name].limits.items()
+    return {key: given.get(key, margin if limit.is_memory_margin else limit.default) for key, limit in limits}

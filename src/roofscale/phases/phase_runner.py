@@ -183,7 +183,8 @@ class PhaseRunner:
         if request.step.search:
             assert self.search, "a phase with a search needs its Conductor"
             folder = self._attempt.search(request.number, request.step.name)
-            values = self.search.choose(request.step.search, request.config, folder, self._parent)
+            margin = request.step.memory_margin
+            values = self.search.choose(request.step.search, request.config, folder, self._parent, margin)
             request = request.with_searched(values)
         passed_before = (r.config for r in reversed(request.earlier) if r.verdict.verdict is Verdict.PASSED)
         last_good = next(passed_before, self.last_good)
@@ -420,8 +421,7 @@ def _not_run(config: RunConfig, known: KnownOutOfMemory) -> Measurement:
 
 def _too_large(step: Step, config: RunConfig, foreseen: Mapping[str, float]) -> str:
     """Why a config does not fit, by its forecast: its peak is certainly over the step's margin; empty where it may."""
-    most = next((spec.limits["max_share"] for spec in step.criteria if spec.name == "memory_margin"), 1.0)
-    where = compute.get(config.compute)
+    most, where = step.memory_margin, compute.get(config.compute)
     for quantity, gib in (("host_peak_mib", where.memory_gib), ("gpu_peak_mib", where.gpu_memory_gib)):
         low = foreseen.get(f"{FORECAST}{quantity}_low", 0.0)
         if low > most * gib * 1024:

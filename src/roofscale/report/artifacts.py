@@ -8,6 +8,7 @@ import numpy as np
 from roofscale.config import RunConfig
 from roofscale.errors import RecordError
 from roofscale.measurement import Measurement, Outcome
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult
 from roofscale.report.figures.phase import phase_figures
@@ -45,9 +46,23 @@ def publish_phase(parent: TrackedRun, climb: PhaseResult, following: Phase | Non
     parent.text(phase_html(climb, following, uri if uri.startswith("http") else UI), REPORT)
 
 
-def publish_run(run: TrackedRun, config: RunConfig, measurement: Measurement, folder: Path) -> None:
-    """Log figures, prediction sheets, the measurement, and the best model of a run that went well."""
-    for name, figure in run_figures(measurement).items():
+def publish_run(
+    run: TrackedRun,
+    config: RunConfig,
+    measurement: Measurement,
+    folder: Path,
+    max_share: float = MEMORY_MARGIN,
+) -> None:
+    """Log figures, prediction sheets, the measurement, and the best model of a run that went well.
+
+    Args:
+        run: its MLflow run.
+        config: of the run.
+        measurement: of the run.
+        folder: of the run.
+        max_share: of the memory that the run may take; a line in its figure.
+    """
+    for name, figure in run_figures(measurement, max_share).items():
         run.figure(figure, f"figures/{name}")
     for dataset in config.datasets:
         sheet = folder / f"sheet-{dataset}.npz"

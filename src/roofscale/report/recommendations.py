@@ -15,7 +15,6 @@ from roofscale.report.phase_status import carries, step_words
 from roofscale.stats.intervals import BUSY
 
 _NEAR = CRITERIA["knee"].limits["tolerance"].default
-_MARGIN = CRITERIA["memory_margin"].limits["max_share"].default
 _STALL = CRITERIA["data_stall"].limits["max_share"].default
 
 
@@ -109,10 +108,10 @@ def _headroom(climb: PhaseResult) -> Iterator[Advice]:
     peak, share, each = (run.metric(f"memory/{name}") for name in ("peak_mib", "share", "mib_per_sample"))
     foreseen = (peak + batch * each) * share / peak if peak else math.nan
     if math.isfinite(foreseen):
-        fits = foreseen < _MARGIN
+        margin = good.step.memory_margin
         yield Advice(
-            f"Host memory {'leaves room for' if fits else 'does not allow'} `batch_size={2 * batch}`: about "
-            f"{foreseen:.0%} of what there is, by extrapolation (limit {_MARGIN:.0%}).",
+            f"Host memory {'leaves room for' if foreseen < margin else 'does not allow'} `batch_size={2 * batch}`: "
+            f"about {foreseen:.0%} of what there is, by extrapolation (limit {margin:.0%}).",
             f"step {good.step.name} peaked at {number(peak)} MiB, {share:.0%}, with {number(each)} MiB a sample",
         )
 

@@ -37,6 +37,7 @@ class Limit:
 
     default: float
     meaning: str  # unit and source included
+    is_memory_margin: bool = False  # if unset, the step's Step.memory_margin
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from roofscale.measurement import Measurement
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.criteria.evidence import (
     Criterion,
     Evidence,
@@ -271,7 +272,7 @@ CRITERIA = {
     "memory_margin": Criterion(
         "the peak stays under a share of the compute's memory, host and GPU each",
         memory_margin,
-        {"max_share": Limit(0.80, "share of the memory; a fifth is kept for what the samples did not see")},
+        {"max_share": Limit(MEMORY_MARGIN, "share of the memory; a fifth is kept for what the samples did not see")},
     ),
     "data_stall": Criterion(
         "the loader keeps up with training",
@@ -295,8 +296,8 @@ CRITERIA = {
         {
             "max_stall": Limit(0.20, "share of a step's time spent waiting for the loader"),
             "max_io_wait": Limit(0.50, "share of the machine's time, over half of training (Debugger: IOBottleneck)"),
-            "max_memory_share": Limit(0.80, "share of the memory, host and GPU each"),
-            "max_shm_share": Limit(0.80, "share of /dev/shm, as of the memory"),
+            "max_memory_share": Limit(MEMORY_MARGIN, "share of the memory, host and GPU each", is_memory_margin=True),
+            "max_shm_share": Limit(MEMORY_MARGIN, "share of /dev/shm, as of the memory", is_memory_margin=True),
             "min_gpu_p95": Limit(0.70, "95th percentile of the GPU's use (Debugger: LowGPUUtilization)"),
             "max_outliers": Limit(0.05, "share of steps over 3 sigma (Debugger: StepOutlier counts ten)"),
         },

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.criteria.evidence import (
     PACE_KNOBS,
     Criterion,
@@ -71,7 +72,7 @@ class BatchPoint:
     memory_share: float  # peak over the compute's memory, the larger of host and GPU
 
 
-def knee(points: Sequence[BatchPoint], tolerance: float = 0.05, max_share: float = 0.80) -> BatchPoint | None:
+def knee(points: Sequence[BatchPoint], tolerance: float = 0.05, max_share: float = MEMORY_MARGIN) -> BatchPoint | None:
     """The smallest batch within ``tolerance`` of the best throughput, among those under ``max_share`` of the memory.
 
     None where no batch is under it, or none was measured.
@@ -156,7 +157,7 @@ CRITERIA = {
         find_knee,
         {
             "tolerance": Limit(0.05, "share of the best throughput that a smaller batch may lack"),
-            "max_share": Limit(0.80, "share of the compute's memory that the batch may peak at"),
+            "max_share": Limit(MEMORY_MARGIN, "share of the compute's memory at the peak", is_memory_margin=True),
         },
         finding=True,
     ),

@@ -14,7 +14,6 @@ import numpy as np
 from scipy import stats
 
 from roofscale.config import RunConfig
-from roofscale.forecast.fit import MAX_SHARE
 from roofscale.phases.fallback import needs_at_least_memory_of
 from roofscale.phases.search.choice import choose, size
 from roofscale.phases.search.gaussian_process import Surface, Values
@@ -78,9 +77,13 @@ def propose(
 
 def _within_by_trials(tried: Sequence[Tried], left: Sequence[RunConfig], spec: SearchSpec, seed: int) -> Values:
     """The probability of staying within the memory as the trials alone tell it, whatever a forecast may say."""
-    shares = [(t.config, math.log(t.share), _PEAK_SPREAD**2) for t in tried if t.outcome != SKIPPED and t.share > 0]
+    shares = [
+        (t.config, math.log(t.share / t.max_share), _PEAK_SPREAD**2)
+        for t in tried
+        if t.outcome != SKIPPED and t.share > 0
+    ]
     mean, deviation = Surface(shares, spec, seed).at(left)
-    found: Values = stats.norm.cdf((math.log(MAX_SHARE) - mean) / deviation)
+    found: Values = stats.norm.cdf(-mean / deviation)
     return found
 
 

@@ -12,10 +12,10 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import host_memory
-from roofscale.forecast.fit import MAX_SHARE, Fit
 from roofscale.forecast.host_memory import HostModel, Kind, Point
 from roofscale.forecast.results import GpuForecast
 from roofscale.measurement import Outcome, foreseen
+from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.phases.fallback import needs_at_least_memory_of
 from roofscale.phases.search.trial_result import SKIPPED, Tried
 from roofscale.stats.intervals import CONFIDENCE
@@ -29,6 +29,7 @@ class Room:
     shm_free_mib: float | None = None  # None: not known, and then it is no limit
     kind: Kind | None = None  # as the host trains it; None on a GPU, where the GPU's memory decides
     points: tuple[Point, ...] = ()  # peaks of host memory on record
+    max_share: float = MEMORY_MARGIN  # of each memory that a run may take
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Foresight:
         return True
 
     def within(self, config: RunConfig) -> float:
-        """Probability that a config stays within MAX_SHARE of its memory, as foreseen; 1 where nothing is."""
-        return min(self._within_host(config), _within_gpu(config))
+        """Probability that a config stays within the margin of its memory, as foreseen; 1 where nothing is."""
+        return min(self._within_host(config), _within_gpu(config, self.room.max_share))
 
     def foreseen(self, config: RunConfig) -> dict[str, float]:
         """The metrics ``forecast/...`` of a trial that is about to begin, with what a whole training would take."""
@@ -73,7 +74,8 @@ class Foresight:
         peak = self._model.peak(config)
         # The interval is a Student's t, scaled (Draper and Smith, see ``forecast.host_memory``).
         scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + CONFIDENCE) / 2, self._model.freedom)
-        return float(stats.t.cdf((MAX_SHARE * self.room.memory_mib - peak.mib) / scale, self._model.freedom))
+        most = self.room.max_share * self.room.memory_mib
+        return float(stats.t.cdf((most - peak.mib) / scale, self._model.freedom))
 
     def _as_large(self, config: RunConfig) -> Tried | None:
         """Memory grows with every knob that is searched, so what is as large as one that left it leaves it too."""
@@ -81,7 +83,7 @@ class Foresight:
             if one.over > 0 and one.outcome != SKIPPED and needs_at_least_memory_of(config, one.config):
                 knobs = f"batch_size={one.config.batch_size} num_workers={one.config.num_workers}"
                 what = "ran out of memory" if one.pace is None else f"took {one.share:.0%} of the memory"
-                return Tried(config, SKIPPED, one.share, why=f"at least as large as {knobs}, which {what}")
+                return self._skipped(config, one.share, f"at least as large as {knobs}, which {what}")
         return None
 
     def _foreseen_host(self, config: RunConfig) -> Tried | None:
@@ -89,30 +91,33 @@ class Foresight:
             return None
         room = self.room
         try:
-            forecast = self._model.forecast(config, room.memory_mib, room.shm_free_mib)
+            forecast = self._model.forecast(config, room.memory_mib, room.shm_free_mib, room.max_share)
         except ConfigError:  # too far from what was measured: to be tried
             return None
-        if forecast.fit is not Fit.TOO_LARGE:
+        if forecast.fit is not MemoryFit.TOO_LARGE:
             return None
         peak, shared = forecast.peak, forecast.parts.shared
-        if peak.low_mib > MAX_SHARE * room.memory_mib or not room.shm_free_mib:
+        if peak.low_mib > room.max_share * room.memory_mib or not room.shm_free_mib:
             why = (
-                f"forecast {peak.mib:,.0f} MiB ({peak.low_mib:,.0f} to {peak.high_mib:,.0f}), over {MAX_SHARE:.0%} of "
-                f"{room.memory_mib:,.0f}"
+                f"forecast {peak.mib:,.0f} MiB ({peak.low_mib:,.0f} to {peak.high_mib:,.0f}), over "
+                f"{room.max_share:.0%} of {room.memory_mib:,.0f}"
             )
-            return Tried(config, SKIPPED, peak.mib / room.memory_mib, why=why)
+            return self._skipped(config, peak.mib / room.memory_mib, why)
         why = f"needs up to {shared:,.0f} MiB of shared memory, of which {room.shm_free_mib:,.0f} are free"
-        return Tried(config, SKIPPED, shared / room.shm_free_mib, why=why)
+        return self._skipped(config, shared / room.shm_free_mib, why)
 
     def _foreseen_gpu(self, config: RunConfig) -> Tried | None:
         forecast = _gpu_forecast(config)
-        if forecast is None or forecast.fit is not Fit.TOO_LARGE:
+        if forecast is None or forecast.fit(self.room.max_share) is not MemoryFit.TOO_LARGE:
             return None
         why = (
             f"forecast {forecast.total_mib:,.0f} MiB of GPU memory ({forecast.low_mib:,.0f} to "
-            f"{forecast.high_mib:,.0f}), over {MAX_SHARE:.0%} of {forecast.usable_mib:,.0f}"
+            f"{forecast.high_mib:,.0f}), over {self.room.max_share:.0%} of {forecast.usable_mib:,.0f}"
         )
-        return Tried(config, SKIPPED, forecast.share, why=why)
+        return self._skipped(config, forecast.share, why)
+
+    def _skipped(self, config: RunConfig, share: float, why: str) -> Tried:
+        return Tried(config, SKIPPED, share, why=why, max_share=self.room.max_share)
 
     @cached_property
     def _model(self) -> HostModel | None:
@@ -137,13 +142,13 @@ def _gpu_forecast_of(config: RunConfig) -> GpuForecast | None:
     return foresee(config, compute.get(config.compute))
 
 
-def _within_gpu(config: RunConfig) -> float:
+def _within_gpu(config: RunConfig, max_share: float) -> float:
     forecast = _gpu_forecast(config)
     if forecast is None:
         return 1.0
     # The interval's half width as that of a normal one.
     deviation = (forecast.high_mib - forecast.total_mib) / stats.norm.ppf((1 + CONFIDENCE) / 2)
-    return float(stats.norm.cdf((MAX_SHARE * forecast.usable_mib - forecast.total_mib) / deviation))
+    return float(stats.norm.cdf((max_share * forecast.usable_mib - forecast.total_mib) / deviation))
 
 
 def _points(kind: Kind, tried: Iterable[Tried]) -> Iterable[Point]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,8 +71,17 @@ class Conductor:
     pool: JobPool = field(default_factory=JobPool)  # how many trials may go on at a time
     storage_url: str = ""  # of an Optuna RDB storage that several workers share; empty: a file of one's own
 
-    def choose(self, spec: SearchSpec, config: RunConfig, folder: Path, parent: TrackedRun) -> dict[str, int]:
+    def choose(
+        self, spec: SearchSpec, config: RunConfig, folder: Path, parent: TrackedRun, max_share: float
+    ) -> dict[str, int]:
         """Search, or read what an earlier process has chosen; the chosen overrides, none where nothing fits.
+
+        Args:
+            spec: the space.
+            config: what every trial stands on.
+            folder: of the search.
+            parent: the climb's MLflow run.
+            max_share: of its memory that a trial may take.
 
         Raises:
             RunInterrupted: a trial was interrupted; the same command goes on from there.
@@ -83,11 +92,12 @@ class Conductor:
             return read_record(file, lambda content: dict(content["overrides"]))
         folder.mkdir(parents=True, exist_ok=True)
         study = study_in(self.storage_url, folder, f"roofscale-{parent.run_id}-{folder.name}", config.seed)
-        run = self._open(study, spec, config, parent, folder.name)
+        run = self._open(study, spec, config, parent, folder.name, max_share)
         if self.storage_url:
             self.audience.sharing(study.study_name)
         try:
-            choice = self._search(study, spec, config, folder, run, self.known(spec, config)).run()
+            known = [replace(one, max_share=max_share) for one in self.known(spec, config)]
+            choice = self._search(study, spec, config, folder, run, max_share, known).run()
         except RunInterrupted:
             run.finish(Outcome.INTERRUPTED)
             raise
@@ -117,7 +127,7 @@ class Conductor:
         spec = SearchSpec(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
         study = open_study(storage, study_name, config.seed + os.getpid())
         run = self.tracker.open(order["run_id"])
-        self._search(study, spec, config, folder / f"worker-{os.getpid()}", run).run()
+        self._search(study, spec, config, folder / f"worker-{os.getpid()}", run, order["max_share"]).run()
 
     def _search(
         self,
@@ -126,15 +136,16 @@ class Conductor:
         config: RunConfig,
         folder: Path,
         run: TrackedRun,
+        max_share: float,
         known: Sequence[Tried] | None = None,
     ) -> Search:
         return Search(
             spec=spec,
             base=config,
-            room=self.room_of(config),
+            room=replace(self.room_of(config), max_share=max_share),
             usd_per_hour=compute.get(config.compute).usd_per_hour,
             study=study,
-            trials=Trials(self.tracker, run, folder, self.make_runner, self.audience, self.tags),
+            trials=Trials(self.tracker, run, folder, self.make_runner, self.audience, self.tags, max_share),
             known=known or (),
             leads=known is not None,
             shared=bool(self.storage_url),
@@ -142,7 +153,7 @@ class Conductor:
         )
 
     def _open(
-        self, study: optuna.Study, spec: SearchSpec, config: RunConfig, parent: TrackedRun, name: str
+        self, study: optuna.Study, spec: SearchSpec, config: RunConfig, parent: TrackedRun, name: str, max_share: float
     ) -> TrackedRun:
         """The search's own MLflow run, which the trials are children of; the one from before, where there is one."""
         known: dict[str, Any] | None = study.user_attrs.get(_ORDER)
@@ -152,7 +163,8 @@ class Conductor:
         if again:
             return again
         run = self.tracker.start(f"search {name}", {**self.tags, "search": study.study_name}, parent)
-        order = {"config": config.as_dict(), "run_id": run.run_id, "spec": {**vars(spec), "space": dict(spec.space)}}
+        said = {**vars(spec), "space": dict(spec.space)}
+        order = {"config": config.as_dict(), "run_id": run.run_id, "spec": said, "max_share": max_share}
         study.set_user_attr(_ORDER, order)
         return run
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from roofscale.config import RunConfig
-from roofscale.forecast.fit import MAX_SHARE
 from roofscale.measurement import Measurement, Outcome
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.fallback import OUT_OF_MEMORY
 from roofscale.runners.build_measurement import warm
 from roofscale.stats.intervals import RUN_SPREAD, Estimate, log_pace
@@ -29,11 +29,12 @@ class Tried:
     run_id: str = ""  # its MLflow run
     why: str = ""  # it ended or was skipped, one line
     samples: int = 0  # trained
+    max_share: float = MEMORY_MARGIN  # of the memory that it may take
 
     @property
     def over(self) -> float:
-        """How far the peak lies over MAX_SHARE of the memory, as a share of that; not above 0 where it is within."""
-        return self.share / MAX_SHARE - 1
+        """How far the peak lies over what it may take, as a share of that; not above 0 where it is within."""
+        return self.share / self.max_share - 1
 
     @property
     def feasible(self) -> bool:
@@ -72,6 +73,7 @@ def measured(
     run_id: str,
     lacking_mib: float = 0.0,
     between: float = RUN_SPREAD,
+    max_share: float = MEMORY_MARGIN,
 ) -> Tried:
     """What a run came to.
 
@@ -81,6 +83,7 @@ def measured(
         run_id: its MLflow run.
         lacking_mib: host memory that a whole training takes on top of what a short trial has shown.
         between: standard deviation of log pace between runs as long as this.
+        max_share: of the memory that it may take.
     """
     peak = measurement.metric("memory/peak_mib")
     host = measurement.metric("memory/share") * (1 + lacking_mib / peak)
@@ -96,4 +99,5 @@ def measured(
         run_id=run_id,
         why=measurement.detail,
         samples=measurement.steps[-1].samples if measurement.steps else 0,
+        max_share=max_share,
     )

@@ -11,6 +11,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast import host_memory
 from roofscale.measurement import FIRST_PASS_ONLY, Measurement, Outcome
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.fallback import OUT_OF_MEMORY
 from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_result import Tried, measured
@@ -65,6 +66,7 @@ class Trials:
     make_runner: Callable[[Path, Listener], Runner]
     spectator: Spectator
     tags: Mapping[str, str]
+    max_share: float = MEMORY_MARGIN  # of the memory that a trial may take
 
     def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
         """Run ``trial``, and say what that tells of ``config``; see ``study.TrialRunner``."""
@@ -87,7 +89,7 @@ class Trials:
             raise RunInterrupted(measurement.detail)
         if measurement.outcome is not Outcome.OK and measurement.outcome not in OUT_OF_MEMORY:
             raise TrialFailed(f"{name} ended as {measurement.outcome}: {measurement.detail} See {folder}/stderr.log.")
-        tried = measured(config, measurement, run.run_id, lacking, BRIEF_SPREAD)
+        tried = measured(config, measurement, run.run_id, lacking, BRIEF_SPREAD, self.max_share)
         self.spectator.tried(name, tried)
         return tried
 

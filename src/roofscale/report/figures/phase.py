@@ -143,7 +143,8 @@ def _draw_memory(axes: Any, rungs: Sequence[_Rung]) -> None:
         elif math.isfinite(share):
             axes.barh(place, 100 * share, height=0.3, color=style.BESIDE)
             _write_beside(axes, place, 100 * share, f"{share:.0%}")
-    axes.axvline(100 * style.MEMORY_LINE, color=style.LINE, ls="--", lw=1.2)
+    for margin in {rung.run.step.memory_margin for rung in rungs if rung.run}:
+        axes.axvline(100 * margin, color=style.LINE, ls="--", lw=1.2)
     axes.set(xlim=(0, 125), xticks=(0, 40, 80), xlabel="peak memory, %")
 
 

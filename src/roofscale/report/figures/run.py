@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from roofscale.data.sample import CHANNELS
 from roofscale.forecast.allocator import MIB
-from roofscale.forecast.fit import MAX_SHARE
 from roofscale.forecast.results import GpuForecast
 from roofscale.measurement import Measurement
+from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.report.figures import style
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def running_median(values: Sequence[float]) -> list[float]:
     return [float(np.median(values[max(0, i - width) : i + width + 1])) for i in range(len(values))]
 
 
-def memory_figure(measurement: Measurement, limit_mib: float) -> Figure | None:
-    """Host memory of the process tree over the run, with the compute's limit and 80 % of it."""
+def memory_figure(measurement: Measurement, limit_mib: float, max_share: float) -> Figure | None:
+    """Host memory of the process tree over the run, with the compute's limit and what of it the run may take."""
     if len(measurement.memory) < 2:
         return None
     figure, axes = style.new_axes("Host memory", "seconds since the start", "MiB")
@@ -65,12 +65,13 @@ def memory_figure(measurement: Measurement, limit_mib: float) -> Figure | None:
     axes.plot(times, levels, color=style.MEASURED)
     peak = measurement.metric("memory/peak_mib")
     axes.axhline(peak, ls=":", color=style.MEASURED, label=f"peak {peak:,.0f} MiB")
+    margin = f"{100 * max_share:g} % of it"
     # A limit far above would press the curve flat; then it is said, not drawn.
     if peak > 0.3 * limit_mib:
         axes.axhline(limit_mib, color=style.LINE, label=f"limit {limit_mib:,.0f} MiB")
-        axes.axhline(style.MEMORY_LINE * limit_mib, color=style.LINE, ls="--", label="80 % of it")
+        axes.axhline(max_share * limit_mib, color=style.LINE, ls="--", label=margin)
     else:
-        axes.plot([], [], " ", label=f"limit {limit_mib:,.0f} MiB, 80 % of it {style.MEMORY_LINE * limit_mib:,.0f} MiB")
+        axes.plot([], [], " ", label=f"limit {limit_mib:,.0f} MiB, {margin} {max_share * limit_mib:,.0f} MiB")
     axes.set_ylim(0)
     axes.legend(frameon=False)
     return figure
@@ -120,13 +121,13 @@ def _cell(axes: Any, picture: Any, title: str, row: int) -> None:
         axes.set_title(title, fontsize=9)
 
 
-def run_figures(measurement: Measurement) -> dict[str, Figure]:
+def run_figures(measurement: Measurement, max_share: float = MEMORY_MARGIN) -> dict[str, Figure]:
     """All figures that the measurement can carry, by file name."""
     share, peak = measurement.metric("memory/share"), measurement.metric("memory/peak_mib")
     limit = peak / share if share and not math.isnan(share) else math.nan
     drawn = {
         "loss.png": loss_figure(measurement),
-        "memory.png": memory_figure(measurement, limit),
+        "memory.png": memory_figure(measurement, limit, max_share),
         "throughput.png": throughput_figure(measurement),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
@@ -144,7 +145,9 @@ def gpu_memory_figure(found: GpuForecast, timeline: Sequence["Held"]) -> Figure:
     events = range(len(timeline))
     axes.fill_between(events, [p.allocated / MIB for p in timeline], color=style.MEASURED, lw=0, label="allocated")
     axes.plot(events, [p.reserved / MIB for p in timeline], color=style.WAITING, label="reserved")
-    axes.axhline(MAX_SHARE * found.usable_mib, color=style.LINE, ls="--", label=f"{MAX_SHARE:.0%} of what is usable")
+    axes.axhline(
+        MEMORY_MARGIN * found.usable_mib, color=style.LINE, ls="--", label=f"{MEMORY_MARGIN:.0%} of what is usable"
+    )
     axes.set_ylim(0)
     axes.legend(frameon=False)
     return figure

@@ -109,7 +109,7 @@ GPU = Memory("GPU memory", "gpu/memory_peak_mib", "gpu/memory_share", Outcome.CU
 
 
 def memory_by_batch(climb: PhaseResult, memory: Memory) -> Figure | None:
-    """Peak memory against the batch size: each run a point, the limit with 80 % of it, and a straight line."""
+    """Peak memory against the batch size: each run a point, the limit with the memory margin, and a straight line."""
     found = [point for point in points(climb, "batch_size") if point.was_run]
     held = [point for point in found if point.ended_well and math.isfinite(point.metric(memory.peak))]
     burst = [point.x for point in found if point.measurement.outcome is memory.exhausted]
@@ -123,7 +123,8 @@ def memory_by_batch(climb: PhaseResult, memory: Memory) -> Figure | None:
         red = style.VERDICT_COLOUR[Verdict.FAILED]
         axes.plot(burst, [limit] * len(burst), "X", ms=12, color=red, zorder=4, label="ran out of memory")
     _draw_fit(axes, [(point.x, point.metric(memory.peak)) for point in held if point.alike], batches[-1])
-    _draw_limit(axes, limit, limit if burst else max(point.metric(memory.peak) for point in held))
+    highest = limit if burst else max(point.metric(memory.peak) for point in held)
+    _draw_limit(axes, limit, _limit_of(climb, "memory_margin", "max_share"), highest)
     axes.set(ylim=(0, None), xticks=batches)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
@@ -159,14 +160,14 @@ def _draw_fit(axes: Any, pairs: Sequence[tuple[float, float]], up_to: float) -> 
     axes.plot(ends, base + slope * ends, "-", color=style.BESIDE, zorder=2, label=label)
 
 
-def _draw_limit(axes: Any, limit: float, highest: float) -> None:
-    """The memory that there was and 80 % of it; said and not drawn where it would press the points flat."""
-    line = style.MEMORY_LINE * limit
+def _draw_limit(axes: Any, limit: float, margin: float, highest: float) -> None:
+    """The memory that there was and its margin; said and not drawn where it would press the points flat."""
+    line, label = margin * limit, f"{100 * margin:g} % of it"
     if highest > 0.3 * limit:
         axes.axhline(limit, color=style.LINE, lw=1.2, label=f"limit {limit:,.0f} MiB")
-        axes.axhline(line, color=style.LINE, lw=1.2, ls="--", label=f"80 % of it, {line:,.0f} MiB")
+        axes.axhline(line, color=style.LINE, lw=1.2, ls="--", label=f"{label}, {line:,.0f} MiB")
     else:
-        axes.plot([], [], " ", label=f"far above: limit {limit:,.0f} MiB, 80 % of it {line:,.0f} MiB")
+        axes.plot([], [], " ", label=f"far above: limit {limit:,.0f} MiB, {label} {line:,.0f} MiB")
 
 
 def throughput_by_batch(climb: PhaseResult) -> Figure | None:

@@ -7,7 +7,6 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.visualization import matplotlib as plots
 
-from roofscale.forecast.fit import MAX_SHARE
 from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import Choice, shown
 from roofscale.phases.search.trial_result import SKIPPED, Tried
@@ -43,7 +42,7 @@ def pareto_figure(tried: Sequence[Tried], choice: Choice | None) -> Figure | Non
         if group:
             shares = [100 * min(_WIDEST, one.share) for one in group]
             axes.plot(shares, [0] * len(group), mark, ms=10, color=style.LINE, label=said)
-    axes.axvline(100 * MAX_SHARE, ls="--", color=style.LINE, lw=1)
+    axes.axvline(100 * ran[0].max_share, ls="--", color=style.LINE, lw=1)
     axes.set_ylim(0, None)
     axes.legend(frameon=False, fontsize=9)
     return figure

@@ -29,8 +29,6 @@ WAITING = "#882255"
 BESIDE = "0.55"  # what only stands beside: time and memory bars, fits
 LINE = "0.2"  # limits
 
-MEMORY_LINE = 0.80  # the share of the memory that a run should stay under
-
 
 def new_axes(title: str, x: str, y: str, height: float = HEIGHT) -> tuple[Figure, Any]:
     """A figure with one pair of axes, named, with their units."""
