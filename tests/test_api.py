@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from roofscale.phases.climb import ClimbResult
 from tests.report.climbs import passed_samples, rolled_back
 from tests.report.seeded import seed
 
@@ -12,6 +11,7 @@ from roofscale import api
 from roofscale.commands import phase as commands
 from roofscale.commands.order import Order
 from roofscale.config import FIELDS
+from roofscale.phases.results import PhaseResult
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_phase_is_run_in_the_projects_folder(
     monkeypatch.chdir(root)
     asked: list[tuple[int, Order]] = []
 
-    def climb(number: int, order: Order) -> ClimbResult:
+    def climb(number: int, order: Order) -> PhaseResult:
         asked.append((number, order))
         return passed_samples()
 

@@ -1,5 +1,6 @@
 """The run config: one spelling everywhere, strict keys, checked ranges, a stable fingerprint."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from roofscale import config
 from roofscale.config import FIELDS, RunConfig
 from roofscale.errors import ConfigError
+from roofscale.forecast import host_memory, time_scaling
+from roofscale.phases import retreat
 
 VALUES = st.fixed_dictionaries(
     {},
@@ -104,6 +107,22 @@ def test_the_fingerprint_names_what_is_computed_and_not_where() -> None:
         else:
             other = choices[-1] if choices and choices[-1] != value else f"{value}x" if not choices else choices[0]
         assert base.with_overrides({key: other}).fingerprint != base.fingerprint, key
+
+
+def test_a_knob_without_what_it_affects_is_refused() -> None:
+    with pytest.raises(TypeError, match="affects"):
+        config.knob(0, "a number")  # type: ignore[call-arg]
+
+
+def test_every_list_of_knobs_covers_what_they_affect() -> None:
+    step, loader, memory = (config.affecting(cost) for cost in ("step", "loader", "memory"))
+    assert {"ema", "precision", "compile"} <= step & memory
+    assert {"num_workers", "prefetch_factor"} == (loader & memory) - step
+    assert not {"lr", "seed", "epochs", "data_root"} & (step | loader | memory)
+    assert set(retreat.DIMENSIONS) <= memory, "what is compared by size"
+    assert {*time_scaling.DOUBLING, *time_scaling.OTHER} <= step | loader, "what a forecast of time has a spread for"
+    apart = {"batch_size", "compute", "processes", "instance_count"}  # compared by themselves, or one process
+    assert {field.name for field in dataclasses.fields(host_memory.Kind)} - {"malloc"} == step - apart
 
 
 def test_the_defaults_are_todays_training() -> None:

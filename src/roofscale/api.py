@@ -129,7 +129,7 @@ def read_steps(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
         {
             "phase": climb.phase.number,
             "step": step.step.name,
-            "changed": step.fallback.changed if step.retreat else "",
+            "changed": step.fallback.changed if step.fallback else "",
             "verdict": str(step.verdict.verdict),
             "outcome": str(step.measurement.outcome),
             "cause": str(step.cause or ""),

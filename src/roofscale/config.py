@@ -13,30 +13,41 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from roofscale.errors import ConfigError, did_you_mean, shown
 from roofscale.files import naming, read_yaml
 
 DATASETS = ("rid", "roofline", "airs")
 
-# Where a value only says where the same run finds the same pixels, not what it computes.
 # Decoders with a branch that pools the whole image before it normalises.
 _POOLING_DECODERS = frozenset({"deeplabv3", "deeplabv3plus", "pan", "upernet"})
-_NOT_IN_FINGERPRINT = frozenset({"data_root", "tile_cache_gib"})
+
+# What a knob affects: the peak memory of host or GPU, the seconds of a training step on a ready batch, the seconds that
+# the loader takes to make a batch ready. None of these: only the result, the data drawn or the length of the run.
+Cost = Literal["memory", "step", "loader"]
+_NONE: frozenset[Cost] = frozenset()
+_MEMORY: frozenset[Cost] = frozenset({"memory"})
+_LOADER: frozenset[Cost] = frozenset({"loader"})
+_STEP: frozenset[Cost] = frozenset({"memory", "step"})
 
 
 def knob(
     default: Any,
     meaning: str,
+    affects: frozenset[Cost],
     *,
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[str] = (),
+    in_fingerprint: bool = True,
 ) -> Any:
-    """A dataclass field with its meaning (unit included) and the values it takes."""
-    metadata = {"meaning": meaning, "low": low, "high": high, "choices": tuple(choices)}
-    return dataclasses.field(default=default, metadata=metadata)
+    """Declare a knob: its default, its meaning (unit included), the costs that it affects and the values it takes.
+
+    ``in_fingerprint`` is False where it only says where the same run finds the same pixels, not what it computes.
+    """
+    metadata = {"meaning": meaning, "affects": affects, "low": low, "high": high, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata={**metadata, "in_fingerprint": in_fingerprint})
 
 
 @dataclass(frozen=True)
@@ -48,96 +59,127 @@ class RunConfig:
     """
 
     # data
-    datasets: tuple[str, ...] = knob(("rid",), "data sets to train on, in this order", choices=DATASETS)
-    data_root: str = knob("", "folder with rid/, roofline/, airs/; empty: generated data")
+    datasets: tuple[str, ...] = knob(("rid",), "data sets to train on, in this order", _LOADER, choices=DATASETS)
+    data_root: str = knob("", "folder with rid/, roofline/, airs/; empty: generated data", _NONE, in_fingerprint=False)
     split: str = knob(
         "published",
         "who is in train, val and test: the published split, or a seeded one: random, or spatial, which keeps images "
         "that show the same ground or have the same pixels in one part",
+        _NONE,
         choices=("published", "random", "spatial"),
     )
-    split_number: int = knob(1, "which of RID's published splits; the seed of the others", low=1, high=5)
-    max_samples: int = knob(10, "training samples of each data set (AIRS: windows); 0 = all", low=0)
-    val_samples: int = knob(40, "validation samples of each data set; 0 = all", low=0)
-    image_size: int = knob(512, "side of the square training image, px; a multiple of 32", low=32, high=4096)
+    split_number: int = knob(1, "which of RID's published splits; the seed of the others", _NONE, low=1, high=5)
+    max_samples: int = knob(10, "training samples of each data set (AIRS: windows); 0 = all", _NONE, low=0)
+    val_samples: int = knob(40, "validation samples of each data set; 0 = all", _NONE, low=0)
+    image_size: int = knob(
+        512, "side of the square training image, px; a multiple of 32", _STEP | _LOADER, low=32, high=4096
+    )
     fit: str = knob(
-        "resize", "how an image of another size meets image_size: resize, or pad and crop", choices=("resize", "crop")
+        "resize",
+        "how an image of another size meets image_size: resize, or pad and crop",
+        _LOADER,
+        choices=("resize", "crop"),
     )
     augment: str = knob(
         "light",
         "training augmentations: none, light (flips, turns, brightness), heavy",
+        _LOADER,
         choices=("none", "light", "heavy"),
     )
     roof_sampling: float = knob(
         0.0,
         "share of the AIRS windows drawn for training that go by their roofs, the more roof the oftener; 0 = each once",
+        _LOADER,
         low=0.0,
         high=1.0,
     )
     tile_cache_gib: float = knob(
-        0.0, "disk for copies of AIRS tiles in a layout that windows are slow to read from, GiB; 0 = no copies", low=0.0
+        0.0,
+        "disk for copies of AIRS tiles in a layout that windows are slow to read from, GiB; 0 = no copies",
+        _LOADER,
+        low=0.0,
+        in_fingerprint=False,
     )
     on_bad_sample: str = knob(
-        "error", "a broken file: error names it and ends the run; skip counts and logs it", choices=("error", "skip")
+        "error",
+        "a broken file: error names it and ends the run; skip counts and logs it",
+        _NONE,
+        choices=("error", "skip"),
     )
     # model
-    encoder: str = knob("resnet34", "timm encoder name")
-    decoder: str = knob("unet", "segmentation-models-pytorch decoder name")
-    pretrained: bool = knob(False, "start the encoder from ImageNet weights (needs the model hub or its cache)")
+    encoder: str = knob("resnet34", "timm encoder name", _STEP)
+    decoder: str = knob("unet", "segmentation-models-pytorch decoder name", _STEP)
+    pretrained: bool = knob(
+        False, "start the encoder from ImageNet weights (needs the model hub or its cache)", _MEMORY
+    )
     # training
-    batch_size: int = knob(2, "samples per optimiser step per device", low=1)
-    processes: int = knob(1, "training processes on each machine, one a GPU; all take one step together", low=1)
-    instance_count: int = knob(1, "machines that train together, each with its processes; SageMaker only", low=1)
+    batch_size: int = knob(2, "samples per optimiser step per device", _STEP, low=1)
+    processes: int = knob(1, "training processes on each machine, one a GPU; all take one step together", _STEP, low=1)
+    instance_count: int = knob(1, "machines that train together, each with its processes; SageMaker only", _STEP, low=1)
     micro_batches: int = knob(
-        1, "parts, of a sample at least, that a batch is trained in: memory of a part, step of the whole batch", low=1
+        1,
+        "parts, of a sample at least, that a batch is trained in: memory of a part, step of the whole batch",
+        _STEP,
+        low=1,
     )
-    num_workers: int = knob(2, "loader processes of each training process; 0 loads in that itself", low=0)
-    prefetch_factor: int = knob(2, "batches each loader process prepares ahead", low=1)
-    epochs: int = knob(1, "passes over each data set", low=1)
+    num_workers: int = knob(
+        2, "loader processes of each training process; 0 loads in that itself", _MEMORY | _LOADER, low=0
+    )
+    prefetch_factor: int = knob(2, "batches each loader process prepares ahead", _MEMORY | _LOADER, low=1)
+    epochs: int = knob(1, "passes over each data set", _NONE, low=1)
     schedule: str = knob(
-        "sequential", "data sets one after the other, or mixed in each epoch", choices=("sequential", "mixed")
+        "sequential", "data sets one after the other, or mixed in each epoch", _NONE, choices=("sequential", "mixed")
     )
-    lr: float = knob(1e-3, "peak learning rate of AdamW", low=0.0)
-    lr_schedule: str = knob("onecycle", "how the learning rate moves over the run", choices=("onecycle", "constant"))
-    weight_decay: float = knob(1e-2, "AdamW's decoupled weight decay", low=0.0)
-    grad_clip: float = knob(1.0, "largest gradient norm, L2; 0 = no clipping", low=0.0)
+    lr: float = knob(1e-3, "peak learning rate of AdamW", _NONE, low=0.0)
+    lr_schedule: str = knob(
+        "onecycle", "how the learning rate moves over the run", _NONE, choices=("onecycle", "constant")
+    )
+    weight_decay: float = knob(1e-2, "AdamW's decoupled weight decay", _NONE, low=0.0)
+    grad_clip: float = knob(1.0, "largest gradient norm, L2; 0 = no clipping", _NONE, low=0.0)
     ema: float = knob(
         0.0,
         "decay a step of the weights' moving average, which is then what is validated and kept as the best; 0 = none",
+        _STEP,
         low=0.0,
         high=0.99999,
     )
     precision: str = knob(
         "auto",
         "arithmetic of the forward pass; auto: the fastest that the device computes natively",
+        _STEP,
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    channels_last: bool = knob(True, "NHWC memory format for the model and its input")
+    channels_last: bool = knob(True, "NHWC memory format for the model and its input", _STEP)
     activation_checkpointing: bool = knob(
-        False, "keep only some of the encoder's activations and compute the others again: less memory, more time"
+        False, "keep only some of the encoder's activations and compute the others again: less memory, more time", _STEP
     )
     compile: bool = knob(
         False,
         "compile the training step with torch.compile: minutes at the start, and a C++ compiler, or Triton on a GPU",
+        _STEP,
     )
-    seed: int = knob(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
-    checkpoint_seconds: float = knob(60.0, "seconds between checkpoints; one is also written at SIGTERM", low=0.0)
+    seed: int = knob(0, "seed of weights, order and augmentation", _NONE, low=0, high=2**31 - 1)
+    checkpoint_seconds: float = knob(
+        60.0, "seconds between checkpoints; one is also written at SIGTERM", _NONE, low=0.0
+    )
     # where and how long
-    compute: str = knob("local", "where the run executes and how much it has (see compute.yaml)")
+    compute: str = knob("local", "where the run executes and how much it has (see compute.yaml)", _STEP)
     threads: int = knob(
         0,
         "CPU threads of the training process; 0: as many as others leave of the compute's cores, followed in mid-run; "
         "a fixed number alone repeats a run to the last digit whatever else the machine does",
+        _STEP,
         low=0,
     )
-    timeout_seconds: float = knob(86400.0, "longest a run may take, seconds", low=1.0)
+    timeout_seconds: float = knob(86400.0, "longest a run may take, seconds", _NONE, low=1.0)
     stop_precision: float = knob(
         0.0,
         "only measure the pace: end once samples/s are known to within this share of them; 0 = train to the end",
+        _NONE,
         low=0.0,
         high=1.0,
     )
-    stop_below: float = knob(0.0, "with stop_precision: end once samples/s are certainly below this", low=0.0)
+    stop_below: float = knob(0.0, "with stop_precision: end once samples/s are certainly below this", _NONE, low=0.0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -203,7 +245,7 @@ class RunConfig:
     @property
     def fingerprint(self) -> str:
         """Twelve hex digits that name what this config computes, whatever machine or folder it runs in."""
-        what = {key: value for key, value in self.as_dict().items() if key not in _NOT_IN_FINGERPRINT}
+        what = {key: value for key, value in self.as_dict().items() if FIELDS[key].metadata["in_fingerprint"]}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -211,6 +253,14 @@ FIELDS: Mapping[str, "dataclasses.Field[Any]"] = types.MappingProxyType(
     {field.name: field for field in dataclasses.fields(RunConfig)}
 )
 _TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
+
+
+def affecting(*costs: Cost) -> frozenset[str]:
+    """The knobs that change at least one of these costs of a run.
+
+    Whatever compares runs by memory or pace, or forecasts one from others, takes its knobs from here.
+    """
+    return frozenset(key for key, field in FIELDS.items() if field.metadata["affects"].intersection(costs))
 
 
 def load(file: Path | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> RunConfig:

@@ -13,7 +13,7 @@ from roofscale.errors import ConfigError
 from roofscale.forecast import run_time as t
 from roofscale.forecast.roofline_model import ERROR, StepEstimate
 from roofscale.forecast.run_time import forecast_time, training_samples, validated_samples
-from roofscale.forecast.time_scaling import DOUBLING, OTHER, Bound, SampleTime, Timed, between_runs, deviation
+from roofscale.forecast.time_scaling import DOUBLING, WORKERS_OR_NONE, Bound, SampleTime, Timed, between_runs, deviation
 from roofscale.stats.intervals import RUN_SPREAD
 from roofscale.train.loop import passes
 
@@ -173,11 +173,31 @@ def test_the_further_it_is_scaled_the_wider_the_interval() -> None:
 
     assert reach() < reach(num_workers=4) < reach(batch_size=4) < reach(batch_size=16) < reach(image_size=1024)
     assert deviation(config(batch_size=8), 2, run) == pytest.approx(DOUBLING["batch_size"] * math.sqrt(2))
-    assert deviation(config(num_workers=0), 2, run) == OTHER["workers or none"]
+    assert deviation(config(num_workers=0), 2, run) == WORKERS_OR_NONE
     four = forecast_time(config(max_samples=50), HERE, [run], threads=4)
     assert four.seconds_per_sample == pytest.approx(0.5 / math.sqrt(2)), "between no gain and twice as fast"
     assert four.epoch_seconds.low < 0.5 * 50 / 2 < 0.5 * 50 < four.epoch_seconds.high
     assert four.scaled == ("threads 2 to 4",)
+
+
+@pytest.mark.parametrize(("knob", "value", "spread", "words"), [
+    ("ema", 0.99, 0.0503, "ema 0 to 0.99"),
+    ("prefetch_factor", 8, 0.08 * math.sqrt(2), "prefetch_factor 2 to 8"),
+    ("roof_sampling", 0.3, 0.05, "roof_sampling 0 to 0.3"),
+    ("tile_cache_gib", 200.0, -math.log(1 - 0.48) / math.sqrt(2), "tile_cache_gib 0 to 200"),
+])  # fmt: skip
+def test_a_knob_of_unknown_effect_widens_the_interval_of_a_run_without_it(knob, value, spread, words) -> None:
+    run = timed(max_samples=50)
+    changed = config(max_samples=50, **{knob: value})
+    without, with_it = (forecast_time(one, HERE, [run]) for one in (run.config, changed))
+    assert deviation(changed, 2, run) == pytest.approx(spread, rel=0.01)
+    assert with_it.run_seconds.centre == pytest.approx(without.run_seconds.centre)
+    assert with_it.run_seconds.low < without.run_seconds.low < without.run_seconds.high < with_it.run_seconds.high
+    assert with_it.scaled == (words,)
+
+
+def test_a_switch_whose_effect_nobody_measured_forbids_a_forecast() -> None:
+    assert forecast_time(config(max_samples=50, compile=True), HERE, [timed(max_samples=50)]) is None
 
 
 def test_the_spread_between_runs_is_pooled_with_what_was_known_before() -> None:

@@ -111,9 +111,10 @@ def test_the_knee_is_told_from_the_steps_of_the_phase() -> None:
 
 def test_a_knee_needs_two_batches_that_did_the_same_work() -> None:
     assert ask("knee", climb([run(0.5)], (2,))).verdict is INSUFFICIENT
-    small = RunConfig(image_size=256)
-    other = Evidence(run(0.5), config=RunConfig(batch_size=4), history=(Rung(small, (run(0.1, seed=1),)),))
-    assert ask("knee", other).verdict is INSUFFICIENT
+    for knobs in ({"image_size": 256}, {"fit": "crop"}, {"tile_cache_gib": 9}):
+        other = Rung(RunConfig().with_overrides(knobs), (run(0.1, seed=1),))
+        found = ask("knee", Evidence(run(0.5), config=RunConfig(batch_size=4), history=(other,)))
+        assert found.verdict is INSUFFICIENT, knobs
     assert ask("knee", Evidence(run(0.5))).verdict is INSUFFICIENT, "whose batch size nobody knows"
     died = Measurement(Outcome.HOST_OOM, "killed", "0" * 12, metrics={"memory/share": 1.0})
     assert ask("knee", climb([run(0.5), died], (2, 4))).verdict is INSUFFICIENT

@@ -242,7 +242,7 @@ def test_a_step_whose_forecast_does_not_fit_is_left_out_with_the_reason(climb: C
 
 
 def test_the_margin_of_the_phase_file_rules_the_verdict_the_forecast_and_the_knee(
-    climb: Callable[..., ClimbResult],
+    climb: Callable[..., PhaseResult],
 ) -> None:
     def foresee(config: RunConfig) -> dict[str, float]:
         peak = 900.0 * config.batch_size  # at least 13,680 of 16,384 MiB at 16: 83 %

@@ -15,6 +15,7 @@ from roofscale.forecast.host_memory import Kind
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.history import trials_in
+from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Step, load_phase
 from roofscale.phases.phase_runner import PhaseResult, PhaseRunner, StepResult
 from roofscale.phases.search.memory_guard import Room

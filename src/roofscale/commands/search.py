@@ -14,7 +14,7 @@ from roofscale.commands.host_points import kind_for, recorded_points
 from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.phases.criteria.evidence import PACE_KNOBS
+from roofscale.phases.criteria.evidence import SAME_WORK
 from roofscale.phases.history import SEARCH_EXPERIMENT, experiment_name, judged_in, read_config, read_measurement
 from roofscale.phases.search.choice import shown
 from roofscale.phases.search.memory_guard import Room
@@ -32,8 +32,6 @@ from roofscale.stats.intervals import BUSY
 from roofscale.tracking import RunRecord, TrackedRun, Tracker, require_answer
 
 _KNOWN_FROM = (*map(experiment_name, (1, 2, 3)), SEARCH_EXPERIMENT)  # whose runs train what a search tries
-# What decides the pace beside what is searched.
-_SAME_WORK = (*(knob for knob in PACE_KNOBS if knob != "batch_size"), "datasets", "data_root", "augment", "fit")
 
 
 def conductor(
@@ -79,7 +77,7 @@ def _known_in(tracker: Tracker, spec: SearchSpec, base: RunConfig) -> Iterator[T
 
 
 def _is_alike(run: RunRecord, config: RunConfig, base: RunConfig) -> bool:
-    same = all(getattr(config, knob) == getattr(base, knob) for knob in _SAME_WORK)
+    same = all(getattr(config, knob) == getattr(base, knob) for knob in (*SAME_WORK, "data_root"))
     return same and went_well(run) and run.metrics.get("cpu/others", 1.0) <= BUSY
 
 

@@ -23,7 +23,9 @@ def print_knobs(to_json: bool) -> None:
     """List every knob of the run config."""
     defaults = RunConfig().written()
     if to_json:
-        print(as_json({name: {"default": defaults[name], **field.metadata} for name, field in FIELDS.items()}))
+        shown = ("meaning", "low", "high", "choices")
+        knobs = {name: {key: field.metadata[key] for key in shown} for name, field in FIELDS.items()}
+        print(as_json({name: {"default": defaults[name], **knob} for name, knob in knobs.items()}))
         return
     table = Table("knob", "default", "meaning")
     for name, field in FIELDS.items():

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from roofscale.compute import Compute
-from roofscale.config import RunConfig
+from roofscale.config import RunConfig, affecting
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
@@ -31,20 +31,8 @@ from roofscale.train.prefetch import BATCHES_ON_GPU
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
 LARGEST_BATCH = 4096  # beyond this nobody asks
 _BEFORE_AMPERE = ("K80", "M60", "P100", "V100", "T4")  # compute capability below 8.0: no bf16
-# Beside the batch size.
-_DECISIVE = (
-    "encoder",
-    "decoder",
-    "image_size",
-    "precision",
-    "channels_last",
-    "activation_checkpointing",
-    "micro_batches",
-    "processes",
-    "instance_count",
-    "ema",
-    "compile",
-)
+# One trace serves every batch size; the compute is known by itself, and a GPU's step does not depend on CPU threads.
+_DECISIVE = affecting("step") - {"batch_size", "compute", "threads"}
 _TERMS = Path(__file__).with_name("gpu_terms.yaml")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from roofscale.config import RunConfig
+from roofscale.config import RunConfig, affecting
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit, memory_fit
@@ -38,17 +38,8 @@ SCALE_SPREAD = 0.04
 FURTHEST_BATCH = 4  # times the largest batch measured
 FURTHEST_WORKERS = 2  # times the most workers measured, but four at least
 _LEAST_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
-# Of the tensors, beside batch and precision.
-_DECISIVE = (
-    "encoder",
-    "decoder",
-    "image_size",
-    "channels_last",
-    "micro_batches",
-    "activation_checkpointing",
-    "ema",
-    "compile",
-)
+# Of the tensors of one process, beside batch and precision: each is a field of ``Kind``.
+_DECISIVE = affecting("step") - {"batch_size", "precision", "compute", "threads", "processes", "instance_count"}
 _MIB = 2**20
 
 

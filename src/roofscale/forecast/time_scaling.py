@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from roofscale.config import RunConfig
+from roofscale.config import RunConfig, affecting
 from roofscale.stats.intervals import CONFIDENCE, RUN_SPREAD
 
 LOADER_BOUND = 0.10  # share of a step that waits for the loader, from which it holds the model up; as data_stall has it
@@ -23,23 +23,28 @@ DOUBLING: Mapping[str, float] = {
     # Phase 2 on record (experiments/results/phase2.json, ResNet-34 at 512 px): 2 to 4, 8 and 16 samples a batch moved
     # it by -0.04, 0.10 and 0.26. Their root mean square.
     "batch_size": 0.16,
-    # Phase 3 on record: 2 to 4 workers moved it by -0.07; 1 to 2 by -0.08 (trials in benchmarks/results/2026-11-24).
-    "num_workers": 0.08,
     # Assumed. A step has parts that do not shrink with the image, so the area alone says too little for small ones.
     "image_size": 0.40,
+    # Phase 3 on record: 2 to 4 workers moved it by -0.07; 1 to 2 by -0.08 (trials in benchmarks/results/2026-11-24).
+    "num_workers": 0.08,
+    "prefetch_factor": 0.08,  # assumed: as of the workers, which prepare as many batches ahead
 }
 OTHER: Mapping[str, float] = {  # of a difference that is no matter of degree
-    "workers or none": 0.30,  # 0 against 2 loader processes moved it by 0.30 (benchmarks/results/2026-11-24)
     "augment": 0.40,  # assumed: the heavy one takes longer than the model's part of a small image
     "fit": 0.10,  # assumed
     "datasets": 0.05,  # phase 4 on record: Roofline and AIRS beside RID moved it by 0.00 and 0.04
+    "roof_sampling": 0.05,  # assumed: as many windows, and others, as with another data set
+    # Assumed. Without copies compressed strips stall a GPU's step by 48 % and other layouts by nothing (decision 0011):
+    # the root mean square of log(1 / 0.52) and 0.
+    "tile_cache_gib": 0.46,
+    "ema": 0.05,  # three rounds moved it by -0.07, -0.02 and 0.05 (benchmarks/results/switches.json); root mean square
     "compute": 0.20,  # assumed: another CPU
 }
-# Without these, seconds a sample cannot be carried over.
-ALIKE = ("encoder", "decoder", "channels_last", "micro_batches", "activation_checkpointing", "compile",
-         "processes", "instance_count")  # fmt: skip
-_MOVED_BY_DEGREE = ("batch_size", "image_size")
-_MOVED = ("augment", "fit", "datasets", "compute")
+WORKERS_OR_NONE = 0.30  # 0 against 2 loader processes moved it by 0.30 (benchmarks/results/2026-11-24)
+_TIMED = affecting("step", "loader")
+# How far these move it is not known, so seconds a sample cannot be carried over. Precision and threads are compared as
+# they ran.
+_ALIKE = _TIMED - {*DOUBLING, *OTHER, "precision", "threads"}
 
 
 class Bound(enum.StrEnum):
@@ -146,15 +151,14 @@ def core_gain(threads: int, run: Timed) -> tuple[float, float]:
 
 def deviation(config: RunConfig, threads: int, run: Timed) -> float:
     """Standard deviation of log seconds a sample that comes of the differences between a config and a measured run."""
-    by_degree = (DOUBLING[knob] ** 2 * _doublings(config, run.config, knob) for knob in _MOVED_BY_DEGREE)
-    other = (OTHER[knob] ** 2 for knob in _MOVED if getattr(config, knob) != getattr(run.config, knob))
-    cores = core_gain(threads, run)[1]
-    return math.sqrt(sum(by_degree) + sum(other) + cores**2 + _workers_variance(config, run.config))
+    by_degree = (_variance_by_degree(config, run.config, knob) for knob in DOUBLING)
+    other = (OTHER[knob] ** 2 for knob in OTHER if getattr(config, knob) != getattr(run.config, knob))
+    return math.sqrt(sum(by_degree) + sum(other) + core_gain(threads, run)[1] ** 2)
 
 
 def differences(config: RunConfig, threads: int, run: Timed) -> Iterator[str]:
     """What a forecast had to be scaled over, in words."""
-    for knob in (*_MOVED_BY_DEGREE, "num_workers", *_MOVED):
+    for knob in (*DOUBLING, *OTHER):
         ours, theirs = config.written()[knob], run.config.written()[knob]
         if ours != theirs:
             yield f"{knob} {theirs} to {ours}"
@@ -164,7 +168,7 @@ def differences(config: RunConfig, threads: int, run: Timed) -> Iterator[str]:
 
 def same_kind(config: RunConfig, gpu: str, run: Timed) -> bool:
     """Whether a run's seconds say anything: of the same net in the same arithmetic, on the same kind of processor."""
-    if any(getattr(config, knob) != getattr(run.config, knob) for knob in ALIKE):
+    if any(getattr(config, knob) != getattr(run.config, knob) for knob in _ALIKE):
         return False
     if config.precision not in (run.config.precision, run.precision):
         return False
@@ -180,8 +184,7 @@ def between_runs(runs: list[Timed]) -> tuple[float, float]:
     """
     groups: dict[tuple[object, ...], list[float]] = {}
     for run in runs:
-        alike = (*ALIKE, "precision", *_MOVED_BY_DEGREE, "num_workers", "threads", *_MOVED)
-        key = tuple(getattr(run.config, knob) for knob in alike)
+        key = tuple(getattr(run.config, knob) for knob in _TIMED)
         groups.setdefault(key, []).append(math.log(run.metrics["speed/seconds_per_sample"]))
     squares, freedom = 2 * RUN_SPREAD**2, 2
     for group in groups.values():
@@ -191,13 +194,10 @@ def between_runs(runs: list[Timed]) -> tuple[float, float]:
     return squares / freedom, float(freedom)
 
 
-def _doublings(config: RunConfig, other: RunConfig, knob: str) -> float:
-    return abs(math.log2(getattr(config, knob) / getattr(other, knob)))
-
-
-def _workers_variance(config: RunConfig, other: RunConfig) -> float:
-    if config.num_workers == other.num_workers:
+def _variance_by_degree(config: RunConfig, other: RunConfig, knob: str) -> float:
+    ours, theirs = getattr(config, knob), getattr(other, knob)
+    if ours == theirs:
         return 0.0
-    if not (config.num_workers and other.num_workers):
-        return OTHER["workers or none"] ** 2
-    return DOUBLING["num_workers"] ** 2 * _doublings(config, other, "num_workers")
+    if not (ours and theirs):  # only the workers may be none
+        return WORKERS_OR_NONE**2
+    return DOUBLING[knob] ** 2 * abs(math.log2(ours / theirs))

@@ -9,28 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roofscale import compute
-from roofscale.config import RunConfig
+from roofscale.config import RunConfig, affecting
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.judge import StepVerdict, Verdict
 from roofscale.phases.results import Cause
 
-# What decides how much memory a run needs; a config that differs in anything else cannot be compared by size.
-DIMENSIONS = ("batch_size", "image_size", "num_workers", "prefetch_factor")
-_SAME = (
-    "encoder",
-    "decoder",
-    "pretrained",
-    "precision",
-    "channels_last",
-    "micro_batches",
-    "activation_checkpointing",
-    "ema",
-    "compile",
-    "processes",
-    "instance_count",
-    "compute",
-    "threads",
-)
+DIMENSIONS = ("batch_size", "image_size", "num_workers", "prefetch_factor")  # the larger, the more memory
+_SAME = affecting("memory") - set(DIMENSIONS)  # configs that differ in these cannot be compared by size
 OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM, Outcome.SHM_FULL)
 
 _LR_FACTOR = 3  # two fallbacks lower the rate to a ninth, about one decade

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from roofscale.config import RunConfig
+from roofscale.config import RunConfig, affecting
 from roofscale.measurement import Measurement
 from roofscale.phases.expectation import Expectation
 from roofscale.stats.curves import Finding, Verdict, combine
@@ -12,23 +12,8 @@ from roofscale.stats.intervals import BUSY
 
 DRIFT = 1.2  # ratio of paces; half the tightest tolerance of a shipped phase file (0.20), either way
 
-# What a step on a cached batch costs depends on these, and on nothing else of the run config.
-PACE_KNOBS = (
-    "encoder",
-    "decoder",
-    "image_size",
-    "batch_size",
-    "precision",
-    "channels_last",
-    "micro_batches",
-    "activation_checkpointing",
-    "ema",
-    "compile",
-    "threads",
-    "processes",
-    "instance_count",
-    "compute",
-)
+# Runs that agree in these did the same work on each sample, in batches of whatever size, loaded by however many.
+SAME_WORK = affecting("step", "loader") - {"batch_size", "num_workers", "prefetch_factor"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +143,7 @@ def drifted(evidence: Evidence, runs: Sequence[Measurement]) -> str:
     paces: dict[object, list[float]] = {}
     for run in runs:
         config = evidence.config_of(run)
-        same = config and tuple(getattr(config, knob) for knob in PACE_KNOBS)
+        same = config and tuple(getattr(config, knob) for knob in affecting("step"))
         paces.setdefault(same, []).append(run.metric("speed/cached_seconds_per_sample"))
     drift = max((max(p) / min(p) for p in paces.values() if all(pace > 0 for pace in p)), default=math.nan)
     if not drift > DRIFT:

@@ -12,7 +12,7 @@ from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.criteria.evidence import (
-    PACE_KNOBS,
+    SAME_WORK,
     Criterion,
     Evidence,
     Limit,
@@ -26,9 +26,6 @@ from roofscale.phases.criteria.evidence import (
 from roofscale.phases.expectation import pace
 from roofscale.stats.curves import Finding, Verdict
 from roofscale.stats.intervals import BUSY, MIN_WINDOWS, Estimate, Interval, interval, minus, place
-
-# A knee is told from throughputs of the same work.
-_SAME_WORK = tuple(knob for knob in PACE_KNOBS if knob != "batch_size")
 
 
 def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
@@ -134,7 +131,7 @@ def _paces_by_batch(evidence: Evidence) -> dict[int, tuple[Estimate, float]]:
 
 
 def _work(config: RunConfig) -> tuple[object, ...]:
-    return tuple(getattr(config, knob) for knob in (*_SAME_WORK, "datasets", "augment"))
+    return tuple(getattr(config, knob) for knob in SAME_WORK)
 
 
 def _memory_share(run: Measurement) -> float:

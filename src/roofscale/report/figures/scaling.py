@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from roofscale.config import RunConfig
+from roofscale.config import RunConfig, affecting
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.criteria.evidence import largest
@@ -21,11 +21,7 @@ from roofscale.report.figures import style
 from roofscale.runners.build_measurement import warm
 from roofscale.stats.intervals import CONFIDENCE, Interval, interval, log_pace
 
-# Knobs that change neither the memory nor the speed of a step.
-_BESIDE = (
-    *("data_root", "split", "split_number", "max_samples", "val_samples", "epochs", "seed", "timeout_seconds"),
-    *("lr", "lr_schedule", "weight_decay", "grad_clip", "checkpoint_seconds"),
-)
+_COSTLY = affecting("memory", "step", "loader")
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def mean(runs: Sequence[Measurement], metric: str) -> float:
 
 
 def _rest(config: RunConfig, knob: str) -> tuple[str, ...]:
-    return tuple(value for key, value in config.written().items() if key != knob and key not in _BESIDE)
+    return tuple(value for key, value in config.written().items() if key != knob and key in _COSTLY)
 
 
 _FIT_FROM = 3  # different batches: a line through two of them fits anything
