@@ -1,7 +1,7 @@
 """The memory margin: the share of a memory that a run may take, and whether a forecast peak stays within it.
 
-A step of a phase file sets it by the limit ``max_share`` of its criterion ``memory_margin``. MEMORY_MARGIN holds where it
-sets none, and outside a phase.
+A step of a phase file sets it by the limit ``max_share`` of its criterion ``memory_margin``. MEMORY_MARGIN holds where
+it sets none, and outside a phase.
 """
 
 import enum
