@@ -11,7 +11,7 @@ from roofscale import config
 from roofscale.config import FIELDS, RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import host_memory, time_scaling
-from roofscale.phases import retreat
+from roofscale.phases import fallback
 
 VALUES = st.fixed_dictionaries(
     {},
@@ -119,7 +119,7 @@ def test_every_list_of_knobs_covers_what_they_affect() -> None:
     assert {"ema", "precision", "compile"} <= step & memory
     assert {"num_workers", "prefetch_factor"} == (loader & memory) - step
     assert not {"lr", "seed", "epochs", "data_root"} & (step | loader | memory)
-    assert set(retreat.DIMENSIONS) <= memory, "what is compared by size"
+    assert set(fallback.DIMENSIONS) <= memory, "what is compared by size"
     assert {*time_scaling.DOUBLING, *time_scaling.OTHER} <= step | loader, "what a forecast of time has a spread for"
     apart = {"batch_size", "compute", "processes", "instance_count"}  # compared by themselves, or one process
     assert {field.name for field in dataclasses.fields(host_memory.Kind)} - {"malloc"} == step - apart
