@@ -23,7 +23,7 @@ from roofscale.config import RunConfig  # noqa: E402
 from roofscale.data.airs import AirsSource  # noqa: E402
 from roofscale.data.loader import make_loader  # noqa: E402
 from roofscale.data.sampling import epoch_order  # noqa: E402
-from roofscale.data.sources import data_fingerprint, leak_notes, open_sources  # noqa: E402
+from roofscale.data.sources import data_fingerprint, leak_warnings, open_sources  # noqa: E402
 
 TILES = {"train": 857, "val": 94}
 TILE_PX, METRES_PER_PX = 10_000, 0.075
@@ -69,7 +69,7 @@ def _look(root: Path) -> dict[str, Any]:
 
     splits = open_sources(CONFIG, root)
     passed("index")
-    leak_notes(splits)
+    leak_warnings(splits)
     passed("leaks")
     data_fingerprint(splits)
     passed("fingerprint")

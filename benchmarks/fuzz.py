@@ -41,7 +41,7 @@ from roofscale.cli.options import words_of
 from roofscale.config import RunConfig, load
 from roofscale.data import folders, geotiff, rid, roofline
 from roofscale.data.check import check
-from roofscale.data.leaks import glance
+from roofscale.data.leaks import fingerprint
 from roofscale.errors import RoofscaleError
 from roofscale.files import write_json
 from roofscale.measurement import Measurement, Outcome
@@ -50,7 +50,7 @@ from roofscale.phases.phase_file import load_phase
 from roofscale.phases.search.step_search import study_in
 from roofscale.runners import events
 from roofscale.runners.sagemaker import settings as sagemaker
-from roofscale.tracking.outbox import Operation, Outbox, left_behind
+from roofscale.tracking.outbox import Operation, Outbox, abandoned_outboxes
 from roofscale.train import checkpoint
 
 WRITTEN = ROOT / "benchmarks" / "results" / "fuzz.json"
@@ -98,12 +98,12 @@ def _read_imdb(file: Path) -> None:
 
 
 def _read_image(file: Path) -> None:
-    glance(file)
+    fingerprint(file)
     geotiff.read_rgb(file)
 
 
 def _read_events(file: Path) -> None:
-    found = events.in_force(events.EventTail(file).read())
+    found = events.drop_superseded(events.EventTail(file).read())
     events.steps(found)
     events.validations(found)
 
@@ -156,7 +156,7 @@ def _outbox(file: Path) -> None:
 
 
 def _read_outbox(file: Path) -> None:
-    with left_behind(file.parent.parent) as found:
+    with abandoned_outboxes(file.parent.parent) as found:
         for left in found:
             assert isinstance(left.server, str)
 

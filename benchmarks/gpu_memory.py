@@ -22,7 +22,7 @@ from benchmarks.measure import machine, this_gpu
 from benchmarks.steps import in_fresh_process
 from roofscale.compute import Compute
 from roofscale.config import RunConfig
-from roofscale.forecast.gpu_memory import GpuForecaster, Terms
+from roofscale.forecast.gpu_memory import FixedCosts, GpuForecaster
 
 OUT = Path(__file__).parent / "results" / "gpu_memory.json"
 ENCODERS = ("resnet34", "efficientnet_b3", "convnext_tiny")
@@ -79,10 +79,10 @@ def cell(config: RunConfig, where: Compute) -> Cell | None:
     if measured is None:
         return None
     forecaster = GpuForecaster(config, where)
-    found, reserved = forecaster.at(config.batch_size), {}
+    found, reserved = forecaster.forecast(config.batch_size), {}
     for mib in WORKSPACES_MIB:
-        forecaster.terms = dataclasses.replace(Terms.load(), workspace_mib=mib)
-        reserved[f"{mib:g}"] = forecaster.at(config.batch_size).reserved_mib
+        forecaster.terms = dataclasses.replace(FixedCosts.load(), workspace_mib=mib)
+        reserved[f"{mib:g}"] = forecaster.forecast(config.batch_size).reserved_mib
     return Cell(config.as_dict(), measured["allocated_mib"], measured["peak_mib"], measured["context_mib"],
                 found.allocated_mib, reserved)  # fmt: skip
 

@@ -34,11 +34,11 @@ from roofscale.data.sources import DataSplit, open_sources
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import Settings
-from roofscale.forecast.gpu_memory import GpuForecaster, Terms
+from roofscale.forecast.gpu_memory import FixedCosts, GpuForecaster
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import estimate_step, peaks_of
 from roofscale.forecast.trace import trace_training
-from roofscale.train.device import choose
+from roofscale.train.device import select_device
 from roofscale.train.trainer import Trainer
 
 TILES = GenerateSpec(("airs",), airs_tiles=(2, 1, 0), airs_tile_px=4096)
@@ -66,7 +66,7 @@ def trained(way: str, config: RunConfig) -> float:
     """Samples/s of one pass, the steps that warm up left out."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    skip, steps = STEPS[choose(config).device.type]
+    skip, steps = STEPS[select_device(config).device.type]
     split = _split(config, steps)
     if way == "a cached-batch loop":
         return _cached_rate(config, split, skip, steps)
@@ -118,7 +118,7 @@ def device(base: RunConfig) -> Part:
     """A traced step's work, and the peaks that it is held against: measured here, and of the data sheet."""
     if base.threads:
         torch.set_num_threads(base.threads)  # as the step has
-    where = choose(base)
+    where = select_device(base)
     known = {"measured here": peaks.measured(where)}
     gpu = this_gpu().gpu if where.device.type == "cuda" else ""
     with contextlib.suppress(ConfigError):  # a device whose peaks nobody has entered
@@ -150,7 +150,7 @@ def _memory(base: RunConfig, switch: Switch, where: compute.Compute) -> dict[str
     """MiB foreseen; None where no forecast speaks of it."""
     config = switch.config(base)
     try:
-        found: GpuForecast = GpuForecaster(config, where, settings=Settings.parse(switch.allocator)).at(
+        found: GpuForecast = GpuForecaster(config, where, settings=Settings.parse(switch.allocator)).forecast(
             config.batch_size
         )
     except ConfigError:  # a compiled step
@@ -219,7 +219,7 @@ def _memory_errors(part: Part) -> Iterator[Result]:
         errors = [abs(foreseen["reserved_mib"] / mib - 1) for mib in taken] if foreseen else []
         said = f"{foreseen['reserved_mib']:,.0f} MiB foreseen for {part['gpu']}" if foreseen else "no forecast"
         measure = f"error of the forecast of reserved GPU memory, {name}"
-        found = _ratio(measure, Terms.load().spread, errors, f"{said}; none measured", said)
+        found = _ratio(measure, FixedCosts.load().spread, errors, f"{said}; none measured", said)
         yield replace(found, at_most=True, unit="share")
 
 

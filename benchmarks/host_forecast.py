@@ -45,7 +45,7 @@ def measure_encoder(
     begun = time.monotonic()
     probes.make(probes.lacking(largest, probes.points()), GENERATED, out)
     print(f"probes of {base.encoder}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    model = host_memory.fit_host(probes.kind, probes.points())
+    model = host_memory.fit_host_model(probes.kind, probes.points())
     for cell in cells:
         if time.monotonic() > until:
             return
@@ -90,7 +90,7 @@ def summary(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def command() -> str:
     """What was called, with the allocator's settings before it."""
-    return f"{malloc.settings()} python -m benchmarks.host_forecast {shlex.join(sys.argv[1:])}".strip()
+    return f"{malloc.allocator_settings()} python -m benchmarks.host_forecast {shlex.join(sys.argv[1:])}".strip()
 
 
 def main() -> int:

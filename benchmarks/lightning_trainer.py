@@ -15,8 +15,8 @@ from roofscale.data.loader import make_loader
 from roofscale.data.sample import Batch
 from roofscale.data.sources import DataSplit
 from roofscale.torch_compat import import_torchvision
-from roofscale.train.device import choose
-from roofscale.train.loop import Run
+from roofscale.train.device import select_device
+from roofscale.train.loop import TrainingLoop
 from roofscale.train.loss import mean_labelled, sample_losses
 from roofscale.train.trainer import Trainer
 from roofscale.train.validate import validate
@@ -94,7 +94,9 @@ def by_lightning(config: RunConfig, split: DataSplit, *, recipe: bool, skip: int
     if not recipe:
         config = config.with_overrides(PLAIN)
     loader = make_loader(config, [split.train], epoch=0, train=True)
-    fused = True if recipe and choose(config).precision != "fp16" else None  # one with a scaler cannot be clipped
+    fused = (
+        True if recipe and select_device(config).precision != "fp16" else None
+    )  # one with a scaler cannot be clipped
     module, watch = PlainModule(config, len(loader), fused=fused), Stopwatch(skip)
     with scratch_folder() as folder:
         asked = {"max_epochs": 1, "default_root_dir": folder, "callbacks": [watch], "devices": 1}
@@ -104,7 +106,7 @@ def by_lightning(config: RunConfig, split: DataSplit, *, recipe: bool, skip: int
 
 def _recipe(config: RunConfig) -> dict[str, Any]:
     beside = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trained = {"precision": _PRECISIONS[choose(config).precision], "gradient_clip_val": config.grad_clip or None}
+    trained = {"precision": _PRECISIONS[select_device(config).precision], "gradient_clip_val": config.grad_clip or None}
     return {**trained, **dict.fromkeys(beside, False)}
 
 
@@ -112,7 +114,7 @@ def by_us(config: RunConfig, split: DataSplit, *, skip: int = 0) -> Trained:
     """One epoch by our loop, events and all; its rate leaves out the first ``skip`` steps."""
     clock = _EventClock(skip)
     with scratch_folder() as folder:
-        run = Run(config, {split.train.name: split}, folder, clock, lambda: False)
+        run = TrainingLoop(config, {split.train.name: split}, folder, clock, lambda: False)
         run.fit()
     return Trained((len(split.train) - skip * config.batch_size) / clock.seconds, run.trainer.model)
 
@@ -166,7 +168,8 @@ class Contest:
         error = math.hypot(statistics.stdev(ours), statistics.stdev(theirs)) / math.sqrt(len(ours))
         same = "equal" if abs(gap) <= 2 * error else "NOT equal"
         return (
-            f"{choose(OURS).precision}; val IoU {statistics.fmean(ours):.3f} against {statistics.fmean(theirs):.3f}, "
+            f"{select_device(OURS).precision}; val IoU {statistics.fmean(ours):.3f} against "
+            f"{statistics.fmean(theirs):.3f}, "
             f"{same} within two standard errors ({2 * error:.3f}) of {len(ours)} seeds"
         )
 
@@ -174,7 +177,7 @@ class Contest:
 def measure() -> list[Result]:
     """By turns, one seed a round."""
     contest = Contest()
-    target = 2.0 if choose(OURS).precision != "fp32" else 1.25
+    target = 2.0 if select_device(OURS).precision != "fp32" else 1.25
     name = "samples/s over a plain Lightning Trainer"
     result = by_turns(name, contest.ours, contest.lightning, rounds=len(SEEDS), target=target)
     details = {**result.details, "val_iou": contest.iou, "lightning": lightning.__version__}

@@ -19,8 +19,8 @@ import torch
 
 from roofscale.compute import GIB, Compute
 from roofscale.config import RunConfig
-from roofscale.data.sources import DataSplit, open_sources, resolve_root
-from roofscale.forecast.roofline_model import known_gpu
+from roofscale.data.sources import DataSplit, open_sources, resolve_data_root
+from roofscale.forecast.roofline_model import gpu_from_driver_name
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ def in_own_process(module: str, *words: str, environment: Mapping[str, str] | No
 def this_gpu() -> Compute:
     """The GPU of this machine, by the name that the forecasts know it by."""
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
-    return Compute("this GPU", 0, 0, known_gpu(torch.cuda.get_device_name()), 1, memory)
+    return Compute("this GPU", 0, 0, gpu_from_driver_name(torch.cuda.get_device_name()), 1, memory)
 
 
 def machine() -> dict[str, Any]:
@@ -162,7 +162,7 @@ def machine() -> dict[str, Any]:
 
 def open_generated(config: RunConfig) -> dict[str, DataSplit]:
     """The generated data that a config without a data root stands for."""
-    root, _ = resolve_root(config, GENERATED)
+    root, _ = resolve_data_root(config, GENERATED)
     return open_sources(config, root)
 
 

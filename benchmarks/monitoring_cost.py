@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import GENERATED, Result, by_turns, run_alone, scratch_folder
 from roofscale.config import RunConfig
-from roofscale.data.sources import resolve_root
+from roofscale.data.sources import resolve_data_root
 from roofscale.files import write_json
 from roofscale.measurement import Outcome
 from roofscale.runners.local import EVENTS, TRAIN, LocalRunner
@@ -21,7 +21,7 @@ CONFIG = RunConfig(image_size=512, max_samples=60, val_samples=2, checkpoint_sec
 
 def measure() -> list[Result]:
     """By turns; the rate is that of the median step in the run's own events, the first step left out."""
-    root, _ = resolve_root(CONFIG, GENERATED)
+    root, _ = resolve_data_root(CONFIG, GENERATED)
     config = CONFIG.with_overrides({"data_root": str(root)})
     with scratch_folder() as store:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}/mlflow.db"
@@ -43,7 +43,7 @@ def _watched(config: RunConfig, tracker: Tracker) -> float:
         run = tracker.start("watched", {})
         with run.system_metrics():
             measurement = LocalRunner(folder, run)(config)
-        run.summary(measurement)
+        run.log_summary(measurement)
         run.finish(measurement.outcome)
         assert measurement.outcome is Outcome.OK, measurement.detail
         return _rate(config, folder)

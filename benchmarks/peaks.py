@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import torch
 
-from roofscale.forecast.roofline_model import Peaks
-from roofscale.train.device import Device
+from roofscale.forecast.roofline_model import GpuPeaks
+from roofscale.train.device import Execution
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SIDES = {"cuda": 8192, "cpu": 2048}  # of the matrices
@@ -14,7 +14,7 @@ _COPIED = {"cuda": 2**30, "cpu": 2**28}  # bytes, far beyond any cache
 _TRIES, _REPEATS = 5, 5
 
 
-def measured(where: Device) -> Peaks:
+def measured(where: Execution) -> GpuPeaks:
     """The peaks of this device in the precision of a run, each the best of some tries.
 
     The product's rate stands for every precision: a run is judged by its own. With fp32 on a GPU that is IEEE's, while
@@ -28,7 +28,7 @@ def measured(where: Device) -> Peaks:
     source = torch.zeros(count, dtype=torch.uint8, device=where.device)
     target = torch.empty_like(source)
     giga = 2 * count / _best_seconds(where.device, lambda: target.copy_(source)) / 1e9  # read and written
-    return Peaks(fp32=tera, tf32=tera, fp16=tera, bf16=tera, memory=giga, source="measured here")
+    return GpuPeaks(fp32=tera, tf32=tera, fp16=tera, bf16=tera, memory=giga, source="measured here")
 
 
 def _best_seconds(device: torch.device, work: Callable[[], object]) -> float:

@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 
 from benchmarks.measure import ROOT, scratch_folder
 from roofscale.config import RunConfig
-from roofscale.data.sources import resolve_root
+from roofscale.data.sources import resolve_data_root
 from roofscale.measurement import Measurement
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.judge import Verdict
@@ -72,7 +72,9 @@ def climb(folder: Path, overrides: dict[str, Any], fault: str, only: str) -> Pha
 
     phase = load_phase(ROOT / "experiments" / "phase1.yaml")
     plan = phase.resolve(overrides=overrides)
-    root, _ = resolve_root(max((config for _, config in plan), key=lambda c: c.max_samples), ROOT / "data/generated")
+    root, _ = resolve_data_root(
+        max((config for _, config in plan), key=lambda c: c.max_samples), ROOT / "data/generated"
+    )
     plan = [(step, c.with_overrides({"data_root": str(root)})) for step, c in plan if only in ("", step.name)]
     phase = dataclasses.replace(phase, steps=tuple(step for step, _ in plan))  # it is complete with these
     command = (sys.executable, "-m", "benchmarks.faulty_train", fault)
@@ -150,7 +152,7 @@ def _mended(climbed: PhaseResult, fault: str) -> bool:
 def _slow_read_seconds(settings: dict[str, Any]) -> float:
     """What each read must take so that all workers together deliver a tenth of what a healthy step consumes."""
     config = RunConfig().with_overrides({**settings, "max_samples": 10})
-    root, _ = resolve_root(config.with_overrides({"max_samples": 100}), ROOT / "data/generated")
+    root, _ = resolve_data_root(config.with_overrides({"max_samples": 100}), ROOT / "data/generated")
     with scratch_folder() as folder:
         healthy = LocalRunner(folder / "healthy")(config.with_overrides({"data_root": str(root)}))
     return LOADER_FACTOR * healthy.metric("speed/seconds_per_sample") * max(1, config.num_workers)

@@ -14,7 +14,7 @@ from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.measurement import Outcome
-from roofscale.predict.vectorize import write_outlines
+from roofscale.predict.vectorize import write_geojson
 
 SPEC = GenerateSpec(("airs",), airs_tiles=(1, 1, 0), airs_tile_px=10000)
 # Memory for the picture is asked about, not memory for the model: a small encoder answers in two minutes.
@@ -45,7 +45,7 @@ def measure() -> list[Result]:
         peaks["10000"] = _peak(_PREDICT, folder, "predict", str(whole), *words)
         label = whole.parents[1] / "label" / whole.name
         outlines = _peak(_OUTLINES, folder, str(label), "outlines.geojson")
-        count = write_outlines(label, folder / "outlines.geojson")
+        count = write_geojson(label, folder / "outlines.geojson")
     details = {"peak_mib": peaks, "outlines_peak_mib": outlines, "outlines": count, "config": CONFIG.as_dict()}
     return [
         Result(
@@ -74,7 +74,7 @@ def _log_model(folder: Path) -> str:
 
     os.chdir(folder)  # artifacts lie beside where the store is used from
     run = Tracker("predict", folder / "runs").start("untrained", {})
-    run.params(CONFIG)
+    run.log_params(CONFIG)
     run.model(partial(save_model, models.build(CONFIG), CONFIG.image_size))
     run.finish(Outcome.OK)
     return run.run_id

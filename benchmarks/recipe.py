@@ -17,7 +17,7 @@ from benchmarks.measure import ROOT, Result, machine, run_alone, scratch_folder
 from roofscale import config as configs
 from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources
-from roofscale.train.loop import Run
+from roofscale.train.loop import TrainingLoop
 
 SAMPLES = Path(os.environ.get("ROOFSCALE_REAL_SAMPLES", ROOT.parent / "shared" / "samples"))
 RECIPE = ROOT / "experiments" / "recipe.yaml"
@@ -38,7 +38,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     start = time.perf_counter()
     with scratch_folder() as folder:
-        Run(config, open_sources(config, SAMPLES), folder, listen, lambda: False).fit()
+        TrainingLoop(config, open_sources(config, SAMPLES), folder, listen, lambda: False).fit()
     return {"seed": config.seed, "iou": curve, "minutes": (time.perf_counter() - start) / 60}
 
 
@@ -50,7 +50,7 @@ def measure() -> list[Result]:
     runs = [train(config.with_overrides({"seed": seed})) for seed in SEEDS]
     last = [run["iou"][-1] for run in runs]
     note = f"mean of {len(last)} seeds, standard deviation {statistics.stdev(last):.3f}; {config.epochs} epochs"
-    details = {"config": config.changed_from(RunConfig()), "runs": runs}
+    details = {"config": config.diff(RunConfig()), "runs": runs}
     return [Result(NAME, statistics.fmean(last), AIM, "IoU", spread=(min(last), max(last)), note=note, details=details)]
 
 
@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> int:
     What the same recipe came to under other seeds stays in the file.
     """
     config = recipe(words)
-    changed = config.with_overrides({"seed": 0}).changed_from(RunConfig())
+    changed = config.with_overrides({"seed": 0}).diff(RunConfig())
     before = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {"config": None}
     runs = {run["seed"]: run for run in before["runs"]} if before["config"] == changed else {}
     for seed in SEEDS if not any(word.startswith("seed=") for word in words) else (config.seed,):

@@ -23,7 +23,7 @@ from roofscale.measurement import Measurement
 from roofscale.monitoring import process_tree
 from roofscale.runners.sagemaker import request
 from roofscale.runners.sagemaker.job import Job, new_key, tags_of
-from roofscale.runners.sagemaker.jobs_api import Cloud
+from roofscale.runners.sagemaker.jobs_api import SageMakerClient
 from roofscale.runners.sagemaker.settings import load
 
 ROUNDS = 3
@@ -86,12 +86,12 @@ def _submission(folder: Path, environment: Mapping[str, str]) -> tuple[list[floa
         settings = load()
         config = RunConfig().with_overrides([*SMALL, "data_root=s3://sim-bucket/none"])
         began = time.monotonic()
-        cloud = Cloud(settings)
+        cloud = SageMakerClient(settings)
 
         def submit(number: int) -> None:
             place = folder / "runs/roofscale-submission/001" / f"{number:02d}-one"
             job = Job(new_key(place))
-            asked = request.build(config, settings, job, tags_of(place))
+            asked = request.build_request(config, settings, job, tags_of(place))
             asked["AlgorithmSpecification"]["TrainingImage"] = "python-base"
             cloud.running(job.key)
             cloud.write(f"{request.config_uri(settings, job)}/config.json", json.dumps(config.as_dict()).encode())
@@ -111,7 +111,7 @@ def _memory(folder: Path, environment: Mapping[str, str], most: int) -> list[tup
         stdout=subprocess.PIPE,
     )
     peak = together = 0.0
-    tree = process_tree.watch(command.pid)
+    tree = process_tree.open_tree(command.pid)
     watcher = threading.Thread(target=command.communicate)  # or its pipe fills
     watcher.start()
     while watcher.is_alive():

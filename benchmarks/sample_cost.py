@@ -22,13 +22,13 @@ from benchmarks.tile_formats import AS_IT_CAME, SAMPLES, WIDTH, tile, write_tile
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.data import airs, rid, roofline
-from roofscale.data.airs_cache import Chore, copies_of
+from roofscale.data.airs_cache import CacheTask, cached_tiles
 from roofscale.data.augment import _pipeline, augment
 from roofscale.data.loader import make_loader
 from roofscale.data.sample import Sample
 from roofscale.data.sources import FileSource
 from roofscale.data.synthetic import GenerateSpec, generate
-from roofscale.forecast.gpu_memory import foresee_step
+from roofscale.forecast.gpu_memory import estimate_step_time
 from roofscale.forecast.roofline_model import ERROR
 
 SIDE, WORKERS, BATCH = 1024, 4, 16  # of phase 5
@@ -89,7 +89,7 @@ def _stalled(supplied: float, wanted: float) -> float:
 def _wanted(instance: str) -> tuple[float, float]:
     """Samples/s that phase 5 may train at: what a roofline foresees of its step, and the fast end of the interval."""
     config = RunConfig(image_size=SIDE, batch_size=BATCH, num_workers=WORKERS, compute=instance)
-    step = foresee_step(config, compute.get(instance))
+    step = estimate_step_time(config, compute.get(instance))
     rate = step.samples / step.seconds
     return rate, rate * math.exp(1.645 * ERROR)  # of the 90 % interval
 
@@ -107,7 +107,7 @@ def _sources(root: Path) -> Iterator[tuple[str, FileSource]]:
         image, label = write_tile(root / str(number), AS_IT_CAME[layout], pixels_HW4)
         source = airs.open_tiles([airs.Tile(image, label)], SIDE)
         yield f"AIRS, {layout}", source
-    yield "AIRS, copy", source.with_copies(copies_of(source.tiles, root / "copies", 2**40, Chore(1, print)))
+    yield "AIRS, copy", source.with_copies(cached_tiles(source.tiles, root / "copies", 2**40, CacheTask(1, print)))
 
 
 def _there(folder: Path | None) -> Path:

@@ -19,7 +19,7 @@ from benchmarks.measure import in_own_process, now
 from roofscale.compute import MIB
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
-from roofscale.train.prefetch import ahead
+from roofscale.train.prefetch import prefetch
 from roofscale.train.trainer import Trainer
 
 STEPS = 6  # timed, after the one that pays for set-up and for compiling; a rate is that of their median
@@ -64,7 +64,7 @@ def taken(config: RunConfig) -> dict[str, float]:
     clock = time.process_time if config.threads == 1 and not on_gpu else now
     started, laps = now(), [clock()]
     first = 0.0
-    for fetched in ahead(Repeated(random_batch(config), STEPS + 1), trainer.side):
+    for fetched in prefetch(Repeated(random_batch(config), STEPS + 1), trainer.side):
         trainer.step(fetched.batch)
         trainer.progress.step += 1
         laps.append(clock())

@@ -46,7 +46,7 @@ class Switch:
 
     def words(self, base: RunConfig) -> str:
         """Its name."""
-        changes = {**self.config(base).changed_from(base), **self.environment}
+        changes = {**self.config(base).diff(base), **self.environment}
         return " ".join(f"{key}={value}" for key, value in changes.items()) or "base"
 
 
@@ -105,7 +105,7 @@ def main(words: Sequence[str]) -> int:
     on, base = machine(), RunConfig().with_overrides(BASE).with_overrides(words)
     measured = rounds(base, ON_A_GPU if on["gpu"] else SWITCHES)
     found = effects(measured)
-    content = {"machine": on, "base": base.changed_from(RunConfig()), "effects": found, "rounds": measured}
+    content = {"machine": on, "base": base.diff(RunConfig()), "effects": found, "rounds": measured}
     OUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(found))
     return 0

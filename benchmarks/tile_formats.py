@@ -175,8 +175,8 @@ def _as_one_file(name: str, file: Path, options: dict[str, Any], pixels_HW4: Pix
     seconds = time.perf_counter() - start
 
     def read(row: int, col: int) -> Pixels:
-        with geotiff.opened(file) as dataset:
-            return geotiff.interleaved(dataset.read(window=Window(col, row, SIDE, SIDE)))
+        with geotiff.open_raster(file) as dataset:
+            return geotiff.to_hwc(dataset.read(window=Window(col, row, SIDE, SIDE)))
 
     return Way(name, read, _mib(file), seconds)
 

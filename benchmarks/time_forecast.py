@@ -19,9 +19,9 @@ from roofscale.commands.timed import timed_of
 from roofscale.compute import get
 from roofscale.config import RunConfig
 from roofscale.forecast.run_time import BUSY, forecast_time
-from roofscale.forecast.time_scaling import Timed, between_runs
-from roofscale.measurement import FORESEEN, Outcome
-from roofscale.report.calibration import Pair, calibrate
+from roofscale.forecast.time_scaling import TimingRecord, run_to_run_variance
+from roofscale.measurement import FORECAST_QUANTITIES, Outcome
+from roofscale.report.calibration import ForecastOutcome, calibrate
 from roofscale.report.console import ProgressBar, console
 from roofscale.runners.local import LocalRunner
 
@@ -30,7 +30,7 @@ STEPS = 8  # of a run at one image size
 WRITTEN = ROOT / "benchmarks" / "results" / "time_forecast.json"
 
 
-def recorded() -> Iterator[Timed]:
+def recorded() -> Iterator[TimingRecord]:
     """Every run of the climbs on record that ended well, repeats among them, in the order in which they were made."""
     for file in sorted(RESULTS.glob("phase*.json")):
         for run in json.loads(file.read_text(encoding="utf-8"))["runs"]:
@@ -41,7 +41,7 @@ def recorded() -> Iterator[Timed]:
                     yield timed_of(config, one["metrics"], run["facts"], name)
 
 
-def held_out(runs: Sequence[Timed], *, only_before: bool) -> Iterator[tuple[Pair, tuple[str, ...]]]:
+def held_out(runs: Sequence[TimingRecord], *, only_before: bool) -> Iterator[tuple[ForecastOutcome, tuple[str, ...]]]:
     """Each run's times as foreseen without it, and what they were scaled over."""
     for place, run in enumerate(runs):
         known = runs[:place] if only_before else [*runs[:place], *runs[place + 1 :]]
@@ -49,12 +49,12 @@ def held_out(runs: Sequence[Timed], *, only_before: bool) -> Iterator[tuple[Pair
         if found is None:
             continue
         for quantity, interval in (("run_seconds", found.run_seconds), ("seconds_per_epoch", found.epoch_seconds)):
-            actual, disturbed = run.metrics[FORESEEN[quantity][1]], run.metrics["cpu/others"] > BUSY
+            actual, disturbed = run.metrics[FORECAST_QUANTITIES[quantity][1]], run.metrics["cpu/others"] > BUSY
             ends = interval.centre, interval.low, interval.high
-            yield Pair(run.run_id, quantity, *ends, actual, disturbed), found.scaled
+            yield ForecastOutcome(run.run_id, quantity, *ends, actual, disturbed), found.scaled
 
 
-def summary(found: Sequence[tuple[Pair, tuple[str, ...]]]) -> dict[str, Any]:
+def summary(found: Sequence[tuple[ForecastOutcome, tuple[str, ...]]]) -> dict[str, Any]:
     """Errors and held intervals of each quantity, over all and over those that were scaled to another config."""
     content: dict[str, Any] = {}
     for words, chosen in (("all", found), ("scaled", [one for one in found if one[1]])):
@@ -97,7 +97,7 @@ def main() -> int:
     sizes = parser.parse_args().image_sizes
     earlier = json.loads(WRITTEN.read_text(encoding="utf-8")) if WRITTEN.exists() else {}
     runs = list(recorded())
-    variance, freedom = between_runs(runs)
+    variance, freedom = run_to_run_variance(runs)
     spread = {"deviation": round(variance**0.5, 4), "freedom": freedom}
     content: dict[str, Any] = {"runs": len(runs), "between_runs": spread}
     for words, only_before in (("from all others", False), ("from those before", True)):

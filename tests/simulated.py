@@ -8,7 +8,7 @@ from tests.curves import Values, autocorrelated, loss_curve, utilisation_curve
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, ResourceSample, StepRecord, Validation
-from roofscale.phases.criteria import CRITERIA, Evidence, Rung
+from roofscale.phases.criteria import CRITERIA, EarlierStep, Evidence
 from roofscale.stats.curves import Finding
 
 ROW_SECONDS = 2.0
@@ -149,13 +149,13 @@ def ask(name: str, evidence: Evidence, **limits: float) -> Finding:
 def against(base: Measurement, run: Measurement, *repeats: Measurement, **config: object) -> Evidence:
     """A second step after a base step; ``config`` is what the step changes."""
     changed = RunConfig().with_overrides(config)
-    return Evidence(run, (base,), (base,), tuple(repeats), config=changed, history=(Rung(RunConfig(), (base,)),))
+    return Evidence(run, (base,), (base,), tuple(repeats), config=changed, history=(EarlierStep(RunConfig(), (base,)),))
 
 
 def climb(runs: Sequence[Measurement], batches: Sequence[int]) -> Evidence:
     """The last of several steps that each have another batch size."""
     configs = [RunConfig(batch_size=batch) for batch in batches]
-    history = tuple(Rung(config, (run,)) for config, run in zip(configs[:-1], runs[:-1], strict=True))
+    history = tuple(EarlierStep(config, (run,)) for config, run in zip(configs[:-1], runs[:-1], strict=True))
     return Evidence(runs[-1], tuple(runs[-2:-1]), (runs[0],), config=configs[-1], history=history)
 
 

@@ -86,10 +86,10 @@ def test_a_cgroup_limit_and_quota_make_this_machine_smaller(monkeypatch: pytest.
 
 def test_allowance_is_the_smaller_of_compute_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "machine", lambda: compute.Compute("local", vcpus=8, memory_gib=32))
-    laptop = compute.allowance(compute.get("ml.m5.xlarge"))
+    laptop = compute.resource_limits(compute.get("ml.m5.xlarge"))
     assert (laptop.memory_bytes, laptop.cores, laptop.note) == (16 * compute.GIB, 4, "")
     monkeypatch.setattr(compute, "machine", lambda: compute.Compute("local", vcpus=2, memory_gib=15.5))
-    small = compute.allowance(compute.get("ml.m5.xlarge"))
+    small = compute.resource_limits(compute.get("ml.m5.xlarge"))
     assert (small.memory_bytes, small.cores) == (int(15.5 * compute.GIB), 2)
     assert "15.5 of 16 GiB and 2 of 4 vCPU of ml.m5.xlarge" in small.note
 

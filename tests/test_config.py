@@ -32,8 +32,8 @@ VALUES = st.fixed_dictionaries(
 @given(VALUES)
 def test_what_is_written_reads_back_as_the_same_config(values: dict[str, object]) -> None:
     made = RunConfig(**values)  # type: ignore[arg-type]
-    assert RunConfig().with_overrides(made.written()) == made
-    assert RunConfig().with_overrides([f"{k}={v}" for k, v in made.written().items()]) == made
+    assert RunConfig().with_overrides(made.to_strings()) == made
+    assert RunConfig().with_overrides([f"{k}={v}" for k, v in made.to_strings().items()]) == made
     assert config.load(overrides=made.as_dict()).fingerprint == made.fingerprint
 
 
@@ -120,9 +120,11 @@ def test_every_list_of_knobs_covers_what_they_affect() -> None:
     assert {"num_workers", "prefetch_factor"} == (loader & memory) - step
     assert not {"lr", "seed", "epochs", "data_root"} & (step | loader | memory)
     assert set(fallback.DIMENSIONS) <= memory, "what is compared by size"
-    assert {*time_scaling.DOUBLING, *time_scaling.OTHER} <= step | loader, "what a forecast of time has a spread for"
+    assert {*time_scaling.SD_PER_DOUBLING, *time_scaling.SD_PER_CHANGE} <= step | loader, (
+        "what a forecast of time has a spread for"
+    )
     apart = {"batch_size", "compute", "processes", "instance_count"}  # compared by themselves, or one process
-    assert {field.name for field in dataclasses.fields(host_memory.Kind)} - {"malloc"} == step - apart
+    assert {field.name for field in dataclasses.fields(host_memory.MemoryProfile)} - {"malloc"} == step - apart
 
 
 def test_the_defaults_are_todays_training() -> None:
@@ -133,4 +135,4 @@ def test_the_defaults_are_todays_training() -> None:
 
 def test_the_shipped_recipe_is_a_run_config() -> None:
     recipe = config.load(Path(__file__).parents[1] / "experiments" / "recipe.yaml")
-    assert recipe.changed_from(RunConfig())["ema"] == "0.99"
+    assert recipe.diff(RunConfig())["ema"] == "0.99"

@@ -17,7 +17,7 @@ from roofscale.cgroup import MemoryCgroup
 from roofscale.measurement import METRICS, MemoryPoint
 from roofscale.monitoring import process_tree, rates
 from roofscale.monitoring import sampler as monitors
-from roofscale.monitoring.nvml import Gpus
+from roofscale.monitoring.nvml import GpuMonitor
 from roofscale.monitoring.sampler import Monitor
 from roofscale.runners.memory_limit import MemoryLimit
 
@@ -96,8 +96,8 @@ def test_pages_shared_by_forks_count_once(start: Start) -> None:
 
 @LINUX
 def test_the_kernels_high_water_mark_catches_a_peak_between_samples(start: Start) -> None:
-    before = process_tree.watch(start("").pid).resident()
-    after = process_tree.watch(start(HOLD.format(mib=150) + "del held\n").pid).resident()
+    before = process_tree.open_tree(start("").pid).resident()
+    after = process_tree.open_tree(start(HOLD.format(mib=150) + "del held\n").pid).resident()
     assert before.main_peak < 100 * MIB
     assert after.main < 100 * MIB
     assert after.main_peak > 150 * MIB
@@ -120,12 +120,12 @@ class FakeTree(process_tree.PortableTree):
     def refresh(self) -> bool:
         return False
 
-    def resident(self) -> process_tree.Resident:
+    def resident(self) -> process_tree.Rss:
         self.now = self.says.pop(0) if len(self.says) > 1 else self.says[0]
-        return process_tree.Resident(self.now[0] * MIB, self.now[0] * MIB, self.now[1] * MIB, 0)
+        return process_tree.Rss(self.now[0] * MIB, self.now[0] * MIB, self.now[1] * MIB, 0)
 
-    def proportional(self) -> process_tree.Proportional | None:
-        return None if self.exact is None else process_tree.Proportional(int(self.now[0] * MIB * self.exact), 0)
+    def proportional(self) -> process_tree.Pss | None:
+        return None if self.exact is None else process_tree.Pss(int(self.now[0] * MIB * self.exact), 0)
 
 
 @pytest.mark.parametrize(("exact", "killed"), [(1.0, True), (0.5, False), (None, True)])
@@ -146,7 +146,7 @@ def test_counters_of_a_tree_with_a_dead_child_do_not_go_back(start: Start, tmp_p
     busy = "\nimport os, time\nt = time.process_time()\nwhile time.process_time() - t < 0.3: pass\n"
     code = f"import subprocess\nsubprocess.run([sys.executable, '-c', {busy + work!r}])"
     finished = start(code)
-    tree = process_tree.watch(finished.pid)
+    tree = process_tree.open_tree(finished.pid)
     tree.refresh()
     assert tree.pids() == {finished.pid}
     rounding = 2 / os.sysconf("SC_CLK_TCK")  # user and system time are each cut down to whole ticks
@@ -183,7 +183,7 @@ def test_a_process_that_is_gone_ends_nothing() -> None:
 
 
 def test_the_memory_curve_of_a_long_run_is_thinned_not_cut() -> None:
-    curve = monitors.Thinned[MemoryPoint](0.2, 64)
+    curve = monitors.DownsampledSeries[MemoryPoint](0.2, 64)
     for tick in range(2000):
         curve.add(MemoryPoint(time=tick * 0.2, mib=tick))
     assert 20 <= len(curve.values) <= 64
@@ -253,7 +253,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_gpu_use_is_of_the_tree(nvml: Any) -> None:
-    use = Gpus().use([40, 41])
+    use = GpuMonitor().use([40, 41])
     assert use
     assert use.utilisation == pytest.approx(0.6)
     assert use.power_w == 200
@@ -261,13 +261,13 @@ def test_gpu_use_is_of_the_tree(nvml: Any) -> None:
 
 
 def test_in_a_container_the_whole_gpu_counts(nvml: Any) -> None:
-    use = Gpus().use([1])
+    use = GpuMonitor().use([1])
     assert use
     assert use.memory_bytes == 18 << 30
 
 
 def test_a_gpu_that_stops_answering_or_is_not_there_is_left_out(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = Gpus()
+    gpus = GpuMonitor()
     assert gpus
 
     def fail(*_: object) -> None:
@@ -276,8 +276,8 @@ def test_a_gpu_that_stops_answering_or_is_not_there_is_left_out(nvml: Any, monke
     monkeypatch.setattr(nvml, "nvmlDeviceGetPowerUsage", fail)
     assert gpus.use([41]) is None
     monkeypatch.setattr(nvml, "nvmlInit", fail)
-    assert not Gpus()
-    assert Gpus().use([41]) is None
+    assert not GpuMonitor()
+    assert GpuMonitor().use([41]) is None
 
 
 def test_gpu_figures_reach_rows_and_summary(nvml: Any, start: Start) -> None:

@@ -10,15 +10,15 @@ from benchmarks.search_comparison.replay import METHODS, TRIALS, Contest, Played
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.host_memory import Kind, shared_mib
+from roofscale.forecast.host_memory import MemoryProfile, shared_mib
 from roofscale.measurement import Outcome
 from roofscale.memory_margin import MEMORY_MARGIN
-from roofscale.phases.search.choice import size
-from roofscale.phases.search.space import SearchSpec
-from roofscale.phases.search.trial_runner import as_trial
+from roofscale.phases.search.choice import size_key
+from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.trial_runner import shorten_for_trial
 
 BASE = RunConfig(encoder="resnet18", image_size=192, max_samples=96)
-SPEC = SearchSpec({"batch_size": (1, 8), "num_workers": (0, 2)})
+SPEC = SearchSpace({"batch_size": (1, 8), "num_workers": (0, 2)})
 
 
 def pace(config):
@@ -33,7 +33,7 @@ def peak(config):
 
 def run_of(config, noise, steps=12, per_epoch=12):
     count = [(i // per_epoch, config.batch_size, pace(config) * config.batch_size * noise[i % 3]) for i in range(steps)]
-    return GridRun(size(config), peak(config) * noise[0], 0.0, math.nan, 0.01, tuple(count))
+    return GridRun(size_key(config), peak(config) * noise[0], 0.0, math.nan, 0.01, tuple(count))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def grid():
 
 @pytest.fixture(scope="module")
 def contest(grid):
-    return Contest(grid, SPEC, BASE, Kind.of(BASE, "bf16", 2), grid.memory_that_leaves_out(1 / 3))
+    return Contest(grid, SPEC, BASE, MemoryProfile.of(BASE, "bf16", 2), grid.memory_that_leaves_out(1 / 3))
 
 
 def test_a_grid_run_leaves_out_each_pass_first_step():
@@ -65,7 +65,7 @@ def test_the_spread_is_that_within_configs(grid):
 
 def test_the_best_is_the_fastest_that_fits(grid, contest):
     able = [c for c in SPEC.configs(BASE) if peak(c) * 1.005 <= MEMORY_MARGIN * contest.memory_mib]
-    assert grid.best(contest.memory_mib) == size(min(able, key=pace))
+    assert grid.best(contest.memory_mib) == size_key(min(able, key=pace))
 
 
 def test_a_third_runs_out(grid, contest):
@@ -95,8 +95,8 @@ def test_the_spread_comes_from_those_that_were_repeated(grid):
 
 def test_a_played_trial_says_no_more_than_a_real_one(contest):
     replay = Replay(contest, 0)
-    large = SPEC.corner(BASE)
-    tried = replay.run(0, large, as_trial(large, SPEC))
+    large = SPEC.largest(BASE)
+    tried = replay.run(0, large, shorten_for_trial(large, SPEC))
     assert (tried.outcome, tried.share, tried.pace) == (Outcome.HOST_OOM, 1.0, None)
     assert math.isnan(tried.peak_mib)
     assert (replay.trials, replay.ran_out, replay.samples) == (1, 1, large.batch_size)
@@ -104,8 +104,11 @@ def test_a_played_trial_says_no_more_than_a_real_one(contest):
 
 def test_a_played_trial_ends_where_it_is_certainly_slower(contest):
     config = BASE.with_overrides({"batch_size": 1, "num_workers": 0})
-    run = dataclasses.replace(contest.grid.runs[size(config)][0], steps=_jagged(config))
-    whole, cut = ended(run, as_trial(config, SPEC)), ended(run, as_trial(config, SPEC, best_rate=1000.0))
+    run = dataclasses.replace(contest.grid.runs[size_key(config)][0], steps=_jagged(config))
+    whole, cut = (
+        ended(run, shorten_for_trial(config, SPEC)),
+        ended(run, shorten_for_trial(config, SPEC, best_rate=1000.0)),
+    )
     assert cut.samples < whole.samples == run.samples
 
 

@@ -27,7 +27,7 @@ from roofscale.commands.run import settle_data
 from roofscale.config import RunConfig
 from roofscale.files import write_json
 from roofscale.memory_margin import MEMORY_MARGIN
-from roofscale.phases.search.space import KNOBS, SearchSpec
+from roofscale.phases.search.space import KNOBS, SearchSpace
 from roofscale.provenance import git_state
 from roofscale.report.console import as_json, console
 
@@ -36,7 +36,7 @@ LEFT_OUT = 1 / 3  # of the grid, by a limit that nobody has named
 
 
 def compare_searches(
-    spec: SearchSpec, base: RunConfig, folder: Path, cache: Path, to_json: bool = False, seeds: int = SEEDS
+    spec: SearchSpace, base: RunConfig, folder: Path, cache: Path, to_json: bool = False, seeds: int = SEEDS
 ) -> int:
     """Measure, replay, run rivals, confirm; and leave all of it in ``comparison.json``.
 
@@ -82,13 +82,13 @@ def compare_searches(
     return 0 if ours.met and confirmed["trainings"]["ok"] == TRAININGS else 1
 
 
-def _contest(grid: Grid, spec: SearchSpec, base: RunConfig) -> Contest:
+def _contest(grid: Grid, spec: SearchSpace, base: RunConfig) -> Contest:
     size = compute.get(base.compute)
     kind = kind_here(base, size)
     if base.compute == compute.LOCAL:
         gib = round(grid.memory_that_leaves_out(LEFT_OUT) / 1024, 2)
         base = base.with_overrides({"compute": f"{compute.LOCAL}:{gib:.2f}"})
-    memory = compute.allowance(compute.get(base.compute)).memory_bytes / compute.MIB
+    memory = compute.resource_limits(compute.get(base.compute)).memory_bytes / compute.MIB
     return Contest(grid, spec, base, kind, memory)
 
 
@@ -184,7 +184,7 @@ def _content(
             **git_state(Path.cwd()),
         },
         "kind": dataclasses.asdict(contest.kind),
-        "base": contest.base.with_overrides({"data_root": ""}).changed_from(RunConfig()),
+        "base": contest.base.with_overrides({"data_root": ""}).diff(RunConfig()),
         "spec": dataclasses.asdict(contest.spec),
         "memory_mib": limit,
         "grid": {

@@ -18,9 +18,9 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement
 from roofscale.memory_margin import MEMORY_MARGIN
-from roofscale.phases.search.choice import size
-from roofscale.phases.search.trial_runner import lacking_mib
-from roofscale.runners.build_measurement import samples_of
+from roofscale.phases.search.choice import size_key
+from roofscale.phases.search.trial_runner import later_pass_mib
+from roofscale.runners.build_measurement import batch_samples
 from roofscale.stats.intervals import Estimate, log_rate
 
 Place = tuple[int, ...]  # a config's values of KNOBS
@@ -41,11 +41,11 @@ class GridRun:
     @classmethod
     def of(cls, config: RunConfig, measurement: Measurement) -> "GridRun":
         """What a run of ``config`` came to."""
-        sizes = samples_of(measurement.steps)
+        sizes = batch_samples(measurement.steps)
         return cls(
-            place=size(config),
+            place=size_key(config),
             peak_mib=measurement.metric("memory/peak_mib"),
-            lacking_mib=lacking_mib(config, measurement),
+            lacking_mib=later_pass_mib(config, measurement),
             copied_mib=measurement.metric("memory/copied_mib"),
             others=measurement.metric("cpu/others"),
             steps=tuple((s.epoch, size, s.seconds) for s, size in zip(measurement.steps, sizes, strict=True)),

@@ -18,16 +18,16 @@ from optuna.storages import InMemoryStorage
 
 from benchmarks.search_comparison.grid import Grid, GridRun, Place
 from roofscale.config import RunConfig
-from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.measurement import Outcome
-from roofscale.phases.search.choice import size
-from roofscale.phases.search.memory_guard import Room
-from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.choice import size_key
+from roofscale.phases.search.memory_guard import MemoryBudget
+from roofscale.phases.search.space import SearchSpace
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.trial_result import Tried, worth
-from roofscale.phases.search.trial_runner import as_trial
-from roofscale.stats.intervals import BRIEF_SPREAD, spread
-from roofscale.train.early_stop import enough
+from roofscale.phases.search.trial_result import TrialResult
+from roofscale.phases.search.trial_runner import shorten_for_trial
+from roofscale.stats.intervals import TRIAL_SPREAD, add_variance
+from roofscale.train.early_stop import stop_reason
 
 NOTHING: Mapping[str, float] = types.MappingProxyType({})
 TRIALS = 40  # of a method that does not end by itself
@@ -42,9 +42,9 @@ class Contest:
     """What is searched, and in how much memory."""
 
     grid: Grid
-    spec: SearchSpec
+    spec: SearchSpace
     base: RunConfig
-    kind: Kind  # as the grid was measured
+    kind: MemoryProfile  # as the grid was measured
     memory_mib: float
 
 
@@ -61,29 +61,31 @@ class Replay:
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng(self.seed)
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float] = NOTHING) -> Tried:
+    def run(
+        self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float] = NOTHING
+    ) -> TrialResult:
         """Play a trial; one that runs out of memory is counted with one batch."""
-        drawn = self.contest.grid.draw(size(config), self._rng)
+        drawn = self.contest.grid.draw(size_key(config), self._rng)
         self.trials += 1
         if drawn.peak_mib > self.contest.memory_mib:
             self.ran_out += 1
             self.samples += config.batch_size
-            return Tried(config, Outcome.HOST_OOM, 1.0, run_id=str(number), samples=config.batch_size)
+            return TrialResult(config, Outcome.HOST_OOM, 1.0, run_id=str(number), samples=config.batch_size)
         drawn = ended(drawn, trial)
         self.samples += drawn.samples
         peak = drawn.peak_mib + drawn.lacking_mib
-        return Tried(
+        return TrialResult(
             config=config,
             outcome=Outcome.OK,
             share=peak / self.contest.memory_mib,
-            pace=drawn.pace and spread(drawn.pace, BRIEF_SPREAD**2),
+            pace=drawn.pace and add_variance(drawn.pace, TRIAL_SPREAD**2),
             peak_mib=peak,
             copied_mib=drawn.copied_mib,
             run_id=str(number),
             samples=drawn.samples,
         )
 
-    def skip(self, number: int, tried: Tried) -> Tried:
+    def skip(self, number: int, tried: TrialResult) -> TrialResult:
         """Nothing is run."""
         return tried
 
@@ -106,7 +108,7 @@ def ended(run: GridRun, trial: RunConfig) -> GridRun:
     """A run as far as it would have gone under what ``trial`` calls enough."""
     for count in range(1, len(run.steps)):
         part = run.cut(count)
-        if enough(trial, part.timed):
+        if stop_reason(trial, part.timed):
             return part
     return run
 
@@ -114,7 +116,7 @@ def ended(run: GridRun, trial: RunConfig) -> GridRun:
 def ours(contest: Contest, replay: Replay) -> RunConfig | None:
     """The search of Roofscale."""
     base = dataclasses.replace(contest.base, seed=replay.seed)
-    room = Room(contest.memory_mib, None, contest.kind)
+    room = MemoryBudget(contest.memory_mib, None, contest.kind)
     choice = Search(contest.spec, base, room, None, _study(replay.seed), replay).run()
     return choice.chosen.config if choice else None
 
@@ -133,7 +135,7 @@ def at_random(contest: Contest, replay: Replay) -> RunConfig | None:
 
 def whole_grid(contest: Contest, replay: Replay) -> RunConfig | None:
     """Every config once, smallest first."""
-    tried: list[Tried] = []
+    tried: list[TrialResult] = []
     for number, config in enumerate(contest.spec.configs(contest.base)):
         _run(contest, replay, number, config, tried)
     return _config(_fastest(tried))
@@ -151,7 +153,7 @@ def play(method: str, contest: Contest, seed: int) -> Played:
     """Let a method search once."""
     replay = Replay(contest, seed)
     config = METHODS[method](contest, replay)
-    chosen = size(config) if config else None
+    chosen = size_key(config) if config else None
     grid, memory = contest.grid, contest.memory_mib
     ratio = grid.rate(chosen) / grid.rate(grid.best(memory)) if chosen else 0.0
     share = grid.peak_mib(chosen) / memory if chosen else 0.0
@@ -209,30 +211,30 @@ def _study(seed: int) -> optuna.Study:
 
 
 def _by_optuna(contest: Contest, replay: Replay, study: optuna.Study) -> RunConfig | None:
-    tried: list[Tried] = []
+    tried: list[TrialResult] = []
 
     def objective(trial: optuna.Trial) -> float:
         values = {knob: trial.suggest_int(knob, *ends) for knob, ends in contest.spec.space.items()}
         one = _run(contest, replay, trial.number, contest.spec.place(contest.base, values), tried)
-        trial.set_constraint("memory", one.over)
-        return worth(one, None)
+        trial.set_constraint("memory", one.over_margin)
+        return objective(one, None)
 
     study.optimize(objective, n_trials=TRIALS)
     return _config(_fastest(tried))
 
 
-def _run(contest: Contest, replay: Replay, number: int, config: RunConfig, tried: list[Tried]) -> Tried:
+def _run(contest: Contest, replay: Replay, number: int, config: RunConfig, tried: list[TrialResult]) -> TrialResult:
     """Run a trial that ends early where it is no match for the fastest so far, as those of ``ours`` do."""
     so_far = _fastest(tried)
     best = (so_far.rate,) if so_far else ()
-    tried.append(replay.run(number, config, as_trial(config, contest.spec, *best)))
+    tried.append(replay.run(number, config, shorten_for_trial(config, contest.spec, *best)))
     return tried[-1]
 
 
-def _fastest(tried: Sequence[Tried]) -> Tried | None:
+def _fastest(tried: Sequence[TrialResult]) -> TrialResult | None:
     """Of those that stayed within the memory."""
     return max((one for one in tried if one.feasible), key=lambda one: one.rate, default=None)
 
 
-def _config(one: Tried | None) -> RunConfig | None:
+def _config(one: TrialResult | None) -> RunConfig | None:
     return one.config if one else None

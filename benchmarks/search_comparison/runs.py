@@ -18,14 +18,14 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.search.choice import shown, size
-from roofscale.phases.search.space import KNOBS, SearchSpec
-from roofscale.phases.search.trial_runner import as_trial
+from roofscale.phases.search.choice import format_config, size_key
+from roofscale.phases.search.space import KNOBS, SearchSpace
+from roofscale.phases.search.trial_runner import shorten_for_trial
 from roofscale.report.console import SECONDS_BETWEEN_LINES
 from roofscale.runners import RunInterrupted
-from roofscale.runners.build_measurement import samples_of
+from roofscale.runners.build_measurement import batch_samples
 from roofscale.runners.local import MEASUREMENT, TRAIN, LocalRunner
-from roofscale.stats.intervals import BUSY
+from roofscale.stats.intervals import MAX_OTHER_LOAD
 
 AGAIN = 1 / 3  # of the grid's configs, measured again: how much runs of one differ is part of what is replayed
 NEAR_BEST = 0.9  # of the best's samples/s: configs that may be the best, and a run or two do not tell
@@ -66,7 +66,7 @@ class Bench:
     """Runs what is compared, each once: what was run lies in its folder."""
 
     folder: Path
-    spec: SearchSpec
+    spec: SearchSpace
 
     def grid_runs(self, base: RunConfig) -> Iterator[GridRun]:
         """Every config of the space, some of them twice, on all the memory that this machine has."""
@@ -90,7 +90,7 @@ class Bench:
     def _grid_run(self, kind: str, config: RunConfig) -> GridRun:
         measurement = self._calm(kind, config)
         if measurement.outcome is not Outcome.OK:
-            raise RoofscaleError(f"{shown(config)} ended as {measurement.outcome}: {measurement.detail}")
+            raise RoofscaleError(f"{format_config(config)} ended as {measurement.outcome}: {measurement.detail}")
         return GridRun.of(config, measurement)
 
     def rivals(self, contest: Contest) -> tuple[list[dict[str, Any]], list[Rival]]:
@@ -143,7 +143,7 @@ class Bench:
         by_peak = sorted(grid.runs, key=grid.trial_mib)
         first = next((number for number, place in enumerate(by_peak) if place in over), len(by_peak))
         for place in bar(by_peak[max(0, first - EDGE) : first + EDGE], "edge"):
-            trial = as_trial(_at(contest.base, place), self.spec)
+            trial = shorten_for_trial(_at(contest.base, place), self.spec)
             measurement = self._once(self.folder / "edge" / trial.fingerprint, trial)
             yield {
                 "place": place,
@@ -155,9 +155,9 @@ class Bench:
 
     def _calm(self, kind: str, config: RunConfig) -> Measurement:
         """A trial while the machine did little else; of several tries the calmest."""
-        trial = as_trial(config, self.spec)
+        trial = shorten_for_trial(config, self.spec)
         tries: list[Measurement] = []
-        while len(tries) < _CALM_TRIES and not (tries and tries[-1].metric("cpu/others") <= BUSY):
+        while len(tries) < _CALM_TRIES and not (tries and tries[-1].metric("cpu/others") <= MAX_OTHER_LOAD):
             tries.append(self._once(self.folder / kind / f"{trial.fingerprint}-{len(tries) + 1}", trial))
         return min(tries, key=lambda one: one.metric("cpu/others"))
 
@@ -196,10 +196,10 @@ def _rate(measurement: Measurement) -> float:
 
 def _of_rival(rival: Rival, measurement: Measurement, contest: Contest) -> dict[str, Any]:
     """How it ended, what it found, and how good that is where the grid knows."""
-    sizes = samples_of(measurement.steps)
+    sizes = batch_samples(measurement.steps)
     batch = measurement.metric("search/batch_size")
     found = int(batch) if batch == batch else None
-    place = size(contest.base.with_overrides({"batch_size": found})) if found else None
+    place = size_key(contest.base.with_overrides({"batch_size": found})) if found else None
     known = place in contest.grid.runs if place else False
     grid, memory = contest.grid, contest.memory_mib
     return {

@@ -122,9 +122,9 @@ def read_steps(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
     Raises:
         TrackingError: the tracking server does not answer.
     """
-    from roofscale.phases.history import newest_climb
+    from roofscale.phases.history import latest_result
 
-    climbs = [climb for number in phases if (climb := newest_climb(number))]
+    climbs = [climb for number in phases if (climb := latest_result(number))]
     return _frame(
         {
             "phase": climb.phase.number,
@@ -187,7 +187,7 @@ def forecast_gpu_memory(config: RunConfig) -> MemoryForecast:
     from roofscale.forecast.gpu_memory import GpuForecaster
 
     forecaster = GpuForecaster(config, compute.get(config.compute))
-    found, largest = forecaster.at(config.batch_size), forecaster.largest_batch()
+    found, largest = forecaster.forecast(config.batch_size), forecaster.largest_batch()
     return MemoryForecast(found.total_mib, found.low_mib, found.high_mib, found.usable_mib, str(found.fit), largest)
 
 
@@ -200,11 +200,11 @@ def forecast_host_memory(config: RunConfig) -> MemoryForecast:
     """
     from roofscale import compute
     from roofscale.commands.host_points import Probes, kind_here, recorded_points
-    from roofscale.forecast.host_memory import fit_host
+    from roofscale.forecast.host_memory import fit_host_model
 
     size = compute.get(config.compute)
     probes = Probes(RUNS / "probes", kind_here(config, size))
-    model = fit_host(probes.kind, [*recorded_points(), *probes.points()])
+    model = fit_host_model(probes.kind, [*recorded_points(), *probes.points()])
     found = model.forecast(config, size.memory_gib * 1024, compute.shm_free_mib(size))
     peak = found.peak
     return MemoryForecast(peak.mib, peak.low_mib, peak.high_mib, found.memory_mib, str(found.fit), found.largest_batch)

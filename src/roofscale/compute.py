@@ -41,7 +41,7 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Allowance:
+class ResourceLimits:
     """What a run on this machine is held to, so that it sees no more than its compute has."""
 
     memory_bytes: int
@@ -80,7 +80,7 @@ def machine() -> Compute:
     return Compute(name=LOCAL, vcpus=_cores(), memory_gib=min(total, limit or total) / GIB)
 
 
-def allowance(wanted: Compute) -> Allowance:
+def resource_limits(wanted: Compute) -> ResourceLimits:
     """What this machine can give of ``wanted``: the smaller of the two, with a note where that is less."""
     here = machine()
     lacking = []
@@ -90,7 +90,7 @@ def allowance(wanted: Compute) -> Allowance:
         lacking.append(f"{here.vcpus} of {wanted.vcpus} vCPU")
     note = f"this machine gives only {' and '.join(lacking)} of {wanted.name}" if lacking else ""
     memory = min(wanted.memory_gib, here.memory_gib)
-    return Allowance(memory_bytes=int(memory * GIB), cores=min(wanted.vcpus, here.vcpus), note=note)
+    return ResourceLimits(memory_bytes=int(memory * GIB), cores=min(wanted.vcpus, here.vcpus), note=note)
 
 
 def shm_free_mib(wanted: Compute) -> float | None:

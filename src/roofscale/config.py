@@ -203,14 +203,14 @@ class RunConfig:
         """The config as plain JSON values, key by key in the order of the fields."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
-    def written(self) -> dict[str, str]:
+    def to_strings(self) -> dict[str, str]:
         """The config as it would be written on the command line; also the MLflow parameters."""
         return {key: _write(value) for key, value in self.as_dict().items()}
 
-    def changed_from(self, other: "RunConfig") -> dict[str, str]:
+    def diff(self, other: "RunConfig") -> dict[str, str]:
         """The knobs, as written, in which this config differs from another."""
-        theirs = other.written()
-        return {key: value for key, value in self.written().items() if value != theirs[key]}
+        theirs = other.to_strings()
+        return {key: value for key, value in self.to_strings().items() if value != theirs[key]}
 
     @property
     def least_batch(self) -> int:
@@ -233,14 +233,14 @@ class RunConfig:
             )
 
     @property
-    def devices(self) -> int:
+    def world_size(self) -> int:
         """Processes that train together, over all machines."""
         return self.processes * self.instance_count
 
     @property
-    def step_samples(self) -> int:
+    def global_batch_size(self) -> int:
         """Samples of one optimiser step, over all devices."""
-        return self.batch_size * self.devices
+        return self.batch_size * self.world_size
 
     @property
     def fingerprint(self) -> str:

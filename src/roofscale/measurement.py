@@ -142,7 +142,7 @@ class MetricInfo:
 FORECAST = "forecast/"
 # What is foreseen of a run before it begins: the unit, and the metric that it is to be held against. The ends are those
 # of the 90 % interval.
-FORESEEN = {
+FORECAST_QUANTITIES = {
     "host_peak_mib": ("MiB", "memory/peak_mib"),
     "gpu_peak_mib": ("MiB", "gpu/memory_peak_mib"),
     "run_seconds": ("s", "speed/run_seconds"),
@@ -214,7 +214,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "train/skipped_samples": MetricInfo("count", "broken samples left out under on_bad_sample=skip"),
         **{
             f"{FORECAST}{name}{end}": MetricInfo(unit, f"{what}, as foreseen before the run{words}")
-            for name, (unit, what) in FORESEEN.items()
+            for name, (unit, what) in FORECAST_QUANTITIES.items()
             for end, words in _ENDS.items()
         },
         **{
@@ -225,7 +225,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
 )
 
 
-def foreseen(quantity: str, centre: float, low: float, high: float) -> dict[str, float]:
+def forecast_metrics(quantity: str, centre: float, low: float, high: float) -> dict[str, float]:
     """The metrics of one of FORESEEN with the ends of its interval; none where one of them is not finite."""
     named = {f"{FORECAST}{quantity}{end}": value for end, value in zip(_ENDS, (centre, low, high), strict=True)}
     return named if all(map(math.isfinite, named.values())) else {}

@@ -152,7 +152,7 @@ def _misfit(config: RunConfig, reason: str) -> ConfigError:
     )
 
 
-def moving_average(model: nn.Module, decay: float) -> Any:
+def make_ema(model: nn.Module, decay: float) -> Any:
     """timm's moving average of a model: ``module`` is the averaged copy, ``update(model, step)`` moves it on.
 
     The statistics of batch normalisation are averaged as the weights are. The decay grows to its full value over the

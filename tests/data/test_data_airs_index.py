@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, leaks
-from roofscale.data.leaks import Seen
-from roofscale.data.sources import data_fingerprint, leak_notes, open_sources
+from roofscale.data.leaks import ImageFingerprint
+from roofscale.data.sources import data_fingerprint, leak_warnings, open_sources
 
 SHAPES = st.lists(st.none() | st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=8)
 
 
 def source_of(shapes: list[tuple[int, int] | None], window_px: int) -> airs.AirsSource:
     tiles = [airs.Tile(Path(f"image/{n}.tif"), Path(f"label/{n}.tif")) for n in range(len(shapes))]
-    headers = [Seen(tile.image, tile.id, "", shape=shape) for tile, shape in zip(tiles, shapes, strict=True)]
+    headers = [
+        ImageFingerprint(tile.image, tile.id, "", shape=shape) for tile, shape in zip(tiles, shapes, strict=True)
+    ]
     return airs.open_tiles(tiles, window_px, headers)
 
 
@@ -68,7 +70,7 @@ def test_every_tile_is_opened_once_by_all_that_happens_before_training(
     config = RunConfig(datasets=("airs",), max_samples=0, val_samples=0, image_size=64, split=split)
     for _ in range(2):  # as for the steps of a phase
         splits = open_sources(config, generated)
-        leak_notes(splits)
+        leak_warnings(splits)
         data_fingerprint(splits)
         if split == "spatial":  # looks into the tiles each time
             break
@@ -81,4 +83,4 @@ def test_a_tile_that_changes_is_opened_again(generated: Path, tmp_path: Path) ->
     for side in (64, 96):
         with rasterio.open(file, "w", driver="GTiff", height=side, width=side, count=1, dtype="uint8") as dataset:
             dataset.write(np.zeros((1, side, side), np.uint8))
-        assert leaks.located(file).shape == (side, side)
+        assert leaks.read_footprint(file).shape == (side, side)

@@ -9,7 +9,7 @@ from rasterio.enums import ColorInterp
 from tests.data import tiny
 
 from roofscale.data import geotiff
-from roofscale.data.file_error import FileProblem
+from roofscale.data.file_error import FileError
 from roofscale.errors import DataError
 from roofscale.predict.raster import open_image
 
@@ -61,7 +61,7 @@ def test_descriptions_count_where_nothing_else_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [(NIR, R, G), (R, G, NONE), (ColorInterp.Y, ColorInterp.Cb, ColorInterp.Cr)])
 def test_others_are_refused_with_what_they_are(names: tuple[ColorInterp, ...], tmp_path: Path) -> None:
     file = tiny.raster(tmp_path / "a.tif", RGB, names, photometric="minisblack")
-    with pytest.raises(FileProblem, match=names[0].name):
+    with pytest.raises(FileError, match=names[0].name):
         geotiff.read_rgb(file)
     with pytest.raises(DataError, match=names[0].name), open_image(file):
         pass

@@ -224,7 +224,7 @@ def release(generated: Path) -> Path:
     return rid.find(generated) or generated
 
 
-def fetched(server: Served, root: Path, name: str = "rid", sha256: str = "") -> fetching.Fetched:
+def fetched(server: Served, root: Path, name: str = "rid", sha256: str = "") -> fetching.FetchResult:
     return fetch(name, root, server.url, sha256, pause=0)
 
 

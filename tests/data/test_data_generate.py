@@ -18,7 +18,7 @@ from tests.data.small import SMALL
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, rid
-from roofscale.data.sources import resolve_root
+from roofscale.data.sources import resolve_data_root
 from roofscale.data.synthetic import GenerateSpec, generate, layout, render, roofs
 from roofscale.errors import ConfigError
 
@@ -182,12 +182,14 @@ def test_no_data_root_generates_and_says_so(tmp_path: Path, monkeypatch: pytest.
     asked: list[GenerateSpec] = []
     monkeypatch.setattr("roofscale.data.sources.generate", lambda root, spec: asked.append(spec))
     for samples in (10, 20, 100):
-        root, said = resolve_root(RunConfig(max_samples=samples), tmp_path)
+        root, said = resolve_data_root(RunConfig(max_samples=samples), tmp_path)
         assert "GENERATED" in said
         assert str(root) in said
     assert len(set(asked)) == 1  # all of phase 1 shares one set
     assert (asked[0].train, asked[0].val, asked[0].test, asked[0].datasets) == (100, 40, 20, ("rid",))
-    resolve_root(RunConfig(max_samples=500, val_samples=60, datasets=("airs", "roofline"), image_size=1024), tmp_path)
+    resolve_data_root(
+        RunConfig(max_samples=500, val_samples=60, datasets=("airs", "roofline"), image_size=1024), tmp_path
+    )
     windows = (2048 // 1024) ** 2
     assert asked[-1].airs_tiles[0] * windows >= 500
     assert asked[-1].airs_tiles[1] * windows >= 60

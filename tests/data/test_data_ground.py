@@ -12,7 +12,7 @@ from rasterio.transform import from_origin
 from tests.data import tiny
 
 from roofscale.data.check import check
-from roofscale.data.leaks import Footprint, Seen, find_pairs, footprint_of, on_common_ground
+from roofscale.data.leaks import Footprint, ImageFingerprint, find_pairs, footprint_of, on_common_ground
 
 SIDE, PX = 64, 0.5
 UTM = "EPSG:32632"
@@ -20,11 +20,11 @@ WEST, NORTH = 500000.0, 5300000.0
 LOCAL = 'LOCAL_CS["site",UNIT["metre",1]]'
 
 
-def seen(tmp_path: Path, name: str, **profile: Any) -> Seen:
+def seen(tmp_path: Path, name: str, **profile: Any) -> ImageFingerprint:
     picture = tiny.picture(sum(map(ord, name)))[0]
     file = tiny.raster(tmp_path / f"{name}.tif", picture, **profile)
     with rasterio.open(file) as dataset:
-        return Seen(file, name, name, footprint_of(dataset))
+        return ImageFingerprint(file, name, name, footprint_of(dataset))
 
 
 def north_up(east: float = 0.0, crs: Any = UTM) -> dict[str, Any]:
@@ -98,7 +98,9 @@ def test_local_systems_compare_among_themselves_and_the_rest_is_said(tmp_path: P
     def box(crs: str, west: float) -> Footprint:
         return Footprint(crs, ((west, 0.0), (west + 10, 0.0), (west + 10, 10.0), (west, 10.0)))
 
-    images = [Seen(tmp_path, str(n), str(n), box(crs, 5.0 * n)) for n, crs in enumerate([LOCAL, LOCAL, UTM])]
+    images = [
+        ImageFingerprint(tmp_path, str(n), str(n), box(crs, 5.0 * n)) for n, crs in enumerate([LOCAL, LOCAL, UTM])
+    ]
     assert [members for members, _ in on_common_ground(images)] == [[0, 1], [2]]
     assert [pair[:2] for pair in find_pairs(images)] == [(0, 1)]
     root = tiny.airs(tmp_path / "root", {"train": ["a", "b"], "val": ["c"]})

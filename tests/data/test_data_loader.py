@@ -15,7 +15,7 @@ import torch
 
 from roofscale.config import RunConfig
 from roofscale.data import augment, rid
-from roofscale.data.file_error import FileProblem, Kind
+from roofscale.data.file_error import FileError, FileErrorKind
 from roofscale.data.loader import make_loader
 from roofscale.data.sample import Batch, Sample, Source
 from roofscale.data.sampling import epoch_order, file_order
@@ -218,7 +218,7 @@ def test_sources_and_problems_survive_pickling(generated: Path) -> None:
         first = source.read(0)  # opens what is opened lazily
         again = pickle.loads(pickle.dumps(source))
         assert np.array_equal(again.read(0).image_HWC, first.image_HWC)
-    problem = FileProblem(Kind.BROKEN, rid.split_file(Path("x"), "val", 1), "broken")
+    problem = FileError(FileErrorKind.BROKEN, rid.split_file(Path("x"), "val", 1), "broken")
     assert str(pickle.loads(pickle.dumps(problem))) == str(problem)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from roofscale.config import RunConfig
 from roofscale.data.airs import AirsSource
 from roofscale.data.loader import make_loader, sample_seed
-from roofscale.data.sampling import SampleKey, drawn, epoch_order, expected_draws, file_order
+from roofscale.data.sampling import SampleKey, epoch_order, expected_draws, file_order, systematic_sample
 from roofscale.data.sources import open_sources
 
 SHARES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60).map(lambda s: np.array(s, np.float32))
@@ -34,7 +34,7 @@ def test_each_sample_is_drawn_as_often_as_expected_rounded(
 ) -> None:
     expected_N = expected_draws(share_N, roof_sampling)
     assert expected_N.sum() == pytest.approx(len(share_N))
-    indices = drawn(share_N, roof_sampling, np.random.default_rng(seed))
+    indices = systematic_sample(share_N, roof_sampling, np.random.default_rng(seed))
     count_N = np.bincount(indices, minlength=len(share_N))
     assert count_N.sum() == len(share_N)
     assert (np.abs(count_N - expected_N) < 1 + 1e-6).all()

@@ -15,8 +15,8 @@ from roofscale.cli import main
 from roofscale.config import RunConfig
 from roofscale.data import rid, roofline
 from roofscale.data.check import check
-from roofscale.data.locate import present
-from roofscale.data.sources import open_sources, resolve_root
+from roofscale.data.locate import available_datasets
+from roofscale.data.sources import open_sources, resolve_data_root
 from roofscale.data.synthetic import generate
 from roofscale.errors import ConfigError, DataError
 
@@ -88,8 +88,8 @@ def test_a_root_may_link_to_where_the_data_sets_lie(put_together: Path, tmp_path
     config = RunConfig(
         datasets=("rid", "roofline", "airs"), data_root=str(put_together), max_samples=2, val_samples=0, image_size=96
     )
-    assert present(put_together) == config.datasets
-    root, said = resolve_root(config, tmp_path)
+    assert available_datasets(put_together) == config.datasets
+    root, said = resolve_data_root(config, tmp_path)
     assert said == f"rid, roofline (GENERATED, 3 real joined), airs (GENERATED) in {root}."
     for split in open_sources(config, root).values():
         for source in (split.train, split.val):
@@ -110,7 +110,7 @@ def test_a_link_into_a_release_is_known_as_generated_and_a_dead_one_as_missing(g
     (tmp_path / "rid").symlink_to(rid.find(generated) or generated, target_is_directory=True)
     (tmp_path / "airs").symlink_to(tmp_path / "nowhere", target_is_directory=True)
     config = RunConfig(data_root=str(tmp_path), max_samples=2)
-    assert resolve_root(config, tmp_path)[1].startswith("rid (GENERATED) in ")
+    assert resolve_data_root(config, tmp_path)[1].startswith("rid (GENERATED) in ")
     with pytest.raises(ConfigError, match=r"expected the data set 'airs'.*Found there: rid"):
         open_sources(config.with_overrides({"datasets": "airs"}), tmp_path)
 
@@ -134,7 +134,7 @@ def test_the_one_real_roofline_sample_joins_generated_ones(real_samples: Path, t
     for name in ("rid", "airs"):
         (tmp_path / name).symlink_to(real_samples / name, target_is_directory=True)
     config = RunConfig(datasets=("rid", "roofline", "airs"), data_root=str(tmp_path), max_samples=8, image_size=224)
-    said = resolve_root(config, tmp_path)[1]
+    said = resolve_data_root(config, tmp_path)[1]
     assert said.startswith("rid, roofline (GENERATED, 1 real joined), airs in ")
     opened = open_sources(config, tmp_path)
     assert [len(split.train) for split in opened.values()] == [8, 8, 8]

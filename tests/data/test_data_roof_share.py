@@ -10,12 +10,12 @@ import pytest
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, airs_prepare, geotiff
-from roofscale.data.airs_cache import Chore
-from roofscale.data.airs_prepare import drawn_metrics, make_ready, roof_shares
+from roofscale.data.airs_cache import CacheTask
+from roofscale.data.airs_prepare import prepare_airs, roof_shares, sampling_metrics
 from roofscale.data.sampling import epoch_order
 from roofscale.data.sources import open_sources
 
-QUIET = Chore(2, lambda _: None)
+QUIET = CacheTask(2, lambda _: None)
 CONFIG = RunConfig(datasets=("airs",), max_samples=0, val_samples=0, image_size=64, roof_sampling=0.5)
 
 
@@ -80,13 +80,13 @@ def test_a_label_that_cannot_be_read_counts_as_average(source: airs.AirsSource, 
 
 
 def test_a_run_that_is_stopped_ends_with_the_average(source: airs.AirsSource, tmp_path: Path) -> None:
-    share_N = roof_shares(source, tmp_path, Chore(1, lambda _: None, keep_on=lambda: False))
+    share_N = roof_shares(source, tmp_path, CacheTask(1, lambda _: None, keep_on=lambda: False))
     assert np.array_equal(share_N, np.zeros(len(source)))
 
 
 def test_metrics_are_those_of_the_orders_drawn(generated: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    ready, metrics = make_ready(CONFIG, open_sources(CONFIG, generated), tmp_path, said.append)
+    ready, metrics = prepare_airs(CONFIG, open_sources(CONFIG, generated), tmp_path, said.append)
     train = ready["airs"].train
     share_N = train.roof_share_N
     assert share_N is not None
@@ -100,7 +100,7 @@ def test_metrics_are_those_of_the_orders_drawn(generated: Path, tmp_path: Path) 
     assert metrics["data/drawn_with_roof"] > metrics["data/with_roof"]
     assert f"of those drawn {metrics['data/drawn_with_roof']:.0%}" in said[-1]
     assert ready["airs"].val.roof_share_N is None  # validation is what it is
-    assert drawn_metrics(share_N, 0.0)["data/drawn_roof_share"] == pytest.approx(share_N.mean())
+    assert sampling_metrics(share_N, 0.0)["data/drawn_roof_share"] == pytest.approx(share_N.mean())
 
 
 def test_shares_follow_their_windows(source: airs.AirsSource, tmp_path: Path) -> None:
@@ -117,6 +117,6 @@ def test_half_of_the_windows_of_a_real_tile_have_no_roof_and_sampling_draws_thos
     source = airs.open_tiles([airs.Tile(label, label)], 1024)
     share_N = roof_shares(source, tmp_path, QUIET)
     assert share_N.sum() * 1024**2 == pytest.approx(np.count_nonzero(geotiff.read_band(label)), rel=1e-4)
-    found = drawn_metrics(share_N, 0.5)
+    found = sampling_metrics(share_N, 0.5)
     assert found["data/with_roof"] < 0.5 < 0.7 < found["data/drawn_with_roof"]
     assert found["data/drawn_roof_share"] > 2 * found["data/roof_share"]

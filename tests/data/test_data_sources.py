@@ -15,7 +15,7 @@ from PIL import Image
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, rid, roofline
-from roofscale.data.sources import DataSplit, data_fingerprint, open_sources, present, resolve_root
+from roofscale.data.sources import DataSplit, data_fingerprint, open_sources, present, resolve_data_root
 from roofscale.data.split import permutation, random_split
 from roofscale.errors import ConfigError, DataError
 
@@ -169,11 +169,11 @@ def test_fingerprint_follows_what_is_read_and_not_where(copy_of: Callable[[str],
 
 
 def test_given_root_is_said_aloud_and_a_wrong_one_refused(generated: Path, tmp_path: Path) -> None:
-    root, said = resolve_root(RunConfig(data_root=str(generated)), tmp_path)
+    root, said = resolve_data_root(RunConfig(data_root=str(generated)), tmp_path)
     assert root == generated
     assert str(generated) in said
     with pytest.raises(ConfigError, match="no such folder"):
-        resolve_root(RunConfig(data_root=str(tmp_path / "nowhere")), tmp_path)
+        resolve_data_root(RunConfig(data_root=str(tmp_path / "nowhere")), tmp_path)
 
 
 def test_real_samples_read(real_samples: Path) -> None:

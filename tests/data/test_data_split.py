@@ -17,15 +17,15 @@ from rasterio.transform import from_origin
 from roofscale.config import RunConfig
 from roofscale.data import airs, folders, rid
 from roofscale.data.check import check
-from roofscale.data.leaks import LEAST_OVERLAP, Footprint, Seen, find_pairs, glance, leak_rate
-from roofscale.data.sources import leak_notes, open_sources
+from roofscale.data.leaks import LEAST_OVERLAP, Footprint, ImageFingerprint, find_pairs, fingerprint, leak_rate
+from roofscale.data.sources import leak_warnings, open_sources
 from roofscale.data.split import Split, random_split, spatial_split
 from roofscale.errors import DataError
 
 
-def seen(left: float, bottom: float, digest: str = "", side: float = 1.0, crs: str = "EPSG:4326") -> Seen:
+def seen(left: float, bottom: float, digest: str = "", side: float = 1.0, crs: str = "EPSG:4326") -> ImageFingerprint:
     """An image of a square of ground; without a digest its pixels are like no other's."""
-    return Seen(
+    return ImageFingerprint(
         Path("x"),
         "x",
         digest,
@@ -33,13 +33,13 @@ def seen(left: float, bottom: float, digest: str = "", side: float = 1.0, crs: s
     )
 
 
-def spatial(images: Sequence[Seen], seed: int) -> Split:
+def spatial(images: Sequence[ImageFingerprint], seed: int) -> Split:
     return spatial_split(images, find_pairs(images), seed)
 
 
-def parted(images: Sequence[Seen], split: Split) -> list[tuple[int, int]]:
+def parted(images: Sequence[ImageFingerprint], split: Split) -> list[tuple[int, int]]:
     """Pairs of two parts that show the same, by a plain loop over the definition."""
-    parts = split.part_names(len(images))
+    parts = split.split_of_each(len(images))
     return [
         (i, j)
         for i, j in itertools.combinations(range(len(images)), 2)
@@ -47,7 +47,7 @@ def parted(images: Sequence[Seen], split: Split) -> list[tuple[int, int]]:
     ]
 
 
-def same(one: Seen, other: Seen) -> bool:
+def same(one: ImageFingerprint, other: ImageFingerprint) -> bool:
     if one.digest and one.digest == other.digest:
         return True
     a, b = one.footprint, other.footprint
@@ -64,7 +64,7 @@ def same(one: Seen, other: Seen) -> bool:
 place = st.floats(0, 12, allow_nan=False)
 an_image = st.builds(
     lambda x, y, digest, side, crs, placed: (
-        seen(x, y, digest, side, crs) if placed else Seen(Path("x"), "x", digest or "own")
+        seen(x, y, digest, side, crs) if placed else ImageFingerprint(Path("x"), "x", digest or "own")
     ),
     place,
     place,
@@ -77,7 +77,7 @@ an_image = st.builds(
 
 @given(images=st.lists(an_image, min_size=1, max_size=40))
 @settings(max_examples=80, deadline=None)
-def test_pairs_are_those_of_the_definition(images: list[Seen]) -> None:
+def test_pairs_are_those_of_the_definition(images: list[ImageFingerprint]) -> None:
     expected = {(i, j) for i, j in itertools.combinations(range(len(images)), 2) if same(images[i], images[j])}
     found = find_pairs(images)
     assert len(found) == len(expected)
@@ -86,7 +86,7 @@ def test_pairs_are_those_of_the_definition(images: list[Seen]) -> None:
 
 @given(images=st.lists(an_image, min_size=1, max_size=60), seed=st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
-def test_spatial_parts_no_pair_and_uses_nobody_twice(images: list[Seen], seed: int) -> None:
+def test_spatial_parts_no_pair_and_uses_nobody_twice(images: list[ImageFingerprint], seed: int) -> None:
     split = spatial(images, seed)
     everyone = [*split.train, *split.val, *split.test]
     assert len(set(everyone)) == len(everyone)
@@ -97,7 +97,7 @@ def test_spatial_parts_no_pair_and_uses_nobody_twice(images: list[Seen], seed: i
         assert longest_chain(images) > 0.8 * len(images)
 
 
-def longest_chain(images: Sequence[Seen]) -> int:
+def longest_chain(images: Sequence[ImageFingerprint]) -> int:
     """The size of the largest set of images that hang together, by flooding."""
     left, longest = set(range(len(images))), 0
     while left:
@@ -219,7 +219,7 @@ def test_rid_neighbours_and_twins_stay_together_and_a_broken_file_does_not_stop_
 def test_overlapping_airs_tiles_stay_together_and_abutting_ones_may_part(copy_of: Copy) -> None:
     root = copy_of("airs")
     tiles = [*airs.tiles_of(airs.find(root), "train"), *airs.tiles_of(airs.find(root), "val")]
-    assert find_pairs([glance(tile.image) for tile in tiles]) == []  # the generator lays them side by side
+    assert find_pairs([fingerprint(tile.image) for tile in tiles]) == []  # the generator lays them side by side
     move(tiles[1].image, tiles[0].image, 0.4)
     for number in range(1, 6):
         parts = parts_of(root, "airs", number)
@@ -269,11 +269,11 @@ def test_a_run_is_told_of_a_leak_among_its_own_samples_by_footprints_alone(copy_
     root = copy_of("rid")
     config = RunConfig(max_samples=0, val_samples=0)
     opened = open_sources(config, root)
-    assert leak_notes(opened) == []
+    assert leak_warnings(opened) == []
     move(opened["rid"].val.path(0), opened["rid"].train.path(0), 0.5)
-    (note,) = leak_notes(opened)
+    (note,) = leak_warnings(opened)
     assert note.startswith("rid: 33% of the validation images of this run overlap a training image on the ground")
-    assert leak_notes(open_sources(config.with_overrides({"split": "spatial"}), root)) == []
+    assert leak_warnings(open_sources(config.with_overrides({"split": "spatial"}), root)) == []
 
 
 def test_one_chain_alone_cannot_be_split_and_says_so(copy_of: Copy) -> None:

@@ -15,8 +15,8 @@ import rasterio
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, airs_cache
-from roofscale.data.airs_cache import Chore, alone_in, copies_of
-from roofscale.data.airs_prepare import make_ready
+from roofscale.data.airs_cache import CacheTask, cached_tiles, exclusive_lock
+from roofscale.data.airs_prepare import prepare_airs
 from roofscale.data.sources import DataSplit, data_fingerprint, open_sources
 
 GIB = 2**30
@@ -32,7 +32,7 @@ def tiles(copy_of: Callable[[str], Path]) -> tuple[airs.Tile, ...]:
 
 def make(tiles: tuple[airs.Tile, ...], folder: Path, most_bytes: float = GIB, **chore: object) -> dict[airs.Tile, Path]:
     said: list[str] = []
-    return copies_of(tiles, folder, most_bytes, Chore(1, said.append, **chore))  # type: ignore[arg-type]
+    return cached_tiles(tiles, folder, most_bytes, CacheTask(1, said.append, **chore))  # type: ignore[arg-type]
 
 
 def same(one: airs.AirsSource, other: airs.AirsSource) -> bool:
@@ -124,12 +124,12 @@ def test_the_cache_keeps_to_its_bound_and_gives_up_what_was_unused_longest(
 def test_copies_of_this_run_are_never_given_up_for_others_of_it(tiles: tuple[airs.Tile, ...], tmp_path: Path) -> None:
     raw = 272 * 272 * 4
     said: list[str] = []
-    copies = copies_of(tiles, tmp_path, 1.5 * raw, Chore(1, said.append))
+    copies = cached_tiles(tiles, tmp_path, 1.5 * raw, CacheTask(1, said.append))
     assert 1 <= len(copies) < 3
     assert "get no copy" in said[-1]
     assert "raise tile_cache_gib" in said[-1]
     stamps = {copy: copy.stat().st_ino for copy in copies.values()}
-    again = copies_of(tiles, tmp_path, 1.5 * raw, Chore(1, said.append))
+    again = cached_tiles(tiles, tmp_path, 1.5 * raw, CacheTask(1, said.append))
     assert {copy: copy.stat().st_ino for copy in again.values()} == stamps
 
 
@@ -203,10 +203,10 @@ def test_two_runs_at_once_make_each_copy_once(tiles: tuple[airs.Tile, ...], tmp_
 
 def test_who_waits_says_so_and_may_give_up(tiles: tuple[airs.Tile, ...], tmp_path: Path) -> None:
     said: list[str] = []
-    with alone_in(tmp_path, Chore(1, said.append)) as alone, ThreadPoolExecutor(1) as pool:
+    with exclusive_lock(tmp_path, CacheTask(1, said.append)) as alone, ThreadPoolExecutor(1) as pool:
         assert alone
-        chore = Chore(1, said.append, keep_on=lambda: False)
-        assert pool.submit(copies_of, tiles, tmp_path, GIB, chore).result() == {}
+        chore = CacheTask(1, said.append, keep_on=lambda: False)
+        assert pool.submit(cached_tiles, tiles, tmp_path, GIB, chore).result() == {}
     assert said == [f"another run is at work in {tmp_path}; waiting for it"]
 
 
@@ -214,11 +214,11 @@ def test_a_run_reads_from_copies_what_it_reads_without_and_is_the_same_data(gene
     config = RunConfig(datasets=("airs", "rid"), max_samples=5, val_samples=2, image_size=64, num_workers=2)
     splits = open_sources(config, generated)
     said: list[str] = []
-    assert make_ready(config, splits, tmp_path / "cache", said.append) == (splits, {})
+    assert prepare_airs(config, splits, tmp_path / "cache", said.append) == (splits, {})
     assert not said
     assert not (tmp_path / "cache").exists()
     config = dataclasses.replace(config, tile_cache_gib=1)
-    ready, metrics = make_ready(config, splits, tmp_path / "cache", said.append)
+    ready, metrics = prepare_airs(config, splits, tmp_path / "cache", said.append)
     assert not metrics
     assert ready["rid"] is splits["rid"]
     assert data_fingerprint(ready) == data_fingerprint(splits)
@@ -252,6 +252,6 @@ def test_only_tiles_in_a_slow_layout_are_worth_a_copy(tmp_path: Path, layout: st
     config = RunConfig(datasets=("airs",), image_size=256, tile_cache_gib=1)
     split = DataSplit(source.subset([0]), source.subset([1]))
     said: list[str] = []
-    ready, _ = make_ready(config, {"airs": split}, tmp_path / "cache", said.append)
+    ready, _ = prepare_airs(config, {"airs": split}, tmp_path / "cache", said.append)
     assert len(ready["airs"].train.copies) == slow
     assert said == [f"{slow:d} AIRS tiles have a layout that windows are slow to read from, {slow:d} of them a copy"]

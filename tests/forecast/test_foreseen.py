@@ -14,7 +14,7 @@ from roofscale.commands.foreseen import Foreseen
 from roofscale.commands.host_points import kind_here, kind_there
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.host_memory import Kind, Point, shared_mib
+from roofscale.forecast.host_memory import MemoryProfile, PeakObservation, shared_mib
 from roofscale.forecast.run_time import training_samples, validated_samples
 from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import Attempts
@@ -102,14 +102,16 @@ def test_a_forecast_is_in_the_run_before_it_begins_and_learns_from_those_before(
     assert len(nothing_on_record) == 1, "the server is read once a climb"
 
 
-def points(config: RunConfig) -> list[Point]:
+def points(config: RunConfig) -> list[PeakObservation]:
     """Enough of them for a forecast of host memory."""
     kind = kind_here(config, commands.compute.get(config.compute))
     sizes = [(batch, workers) for batch in (1, 2, 4) for workers in (0, 2)]
     found = []
     for batch, workers in sizes:
         one = config.with_overrides({"batch_size": batch, "num_workers": workers})
-        found.append(Point(one, kind, 900 + 100 * batch + 40 * workers + shared_mib(one), f"{batch}/{workers}"))
+        found.append(
+            PeakObservation(one, kind, 900 + 100 * batch + 40 * workers + shared_mib(one), f"{batch}/{workers}")
+        )
     return found
 
 
@@ -175,13 +177,13 @@ def test_a_forecast_from_a_long_record_takes_no_time(tmp_path: Path, nothing_on_
 
 def test_kinds_of_learnt_points_are_those_of_recorded_ones() -> None:
     here = kind_here(BASE, commands.compute.get("local"))
-    assert here == Kind.of(BASE, "fp32", 1, here.malloc)
+    assert here == MemoryProfile.of(BASE, "fp32", 1, here.malloc)
 
 
 def test_the_kind_of_a_job_is_that_of_its_instance_whatever_this_machine_is() -> None:
     size = commands.compute.get("ml.m5.xlarge")
     there = kind_there(BASE.with_overrides({"precision": "auto", "threads": 0}), size)
     assert (there.precision, there.threads, there.malloc) == ("fp32", 4, ""), "a Skylake's"
-    assert kind_there(BASE.with_overrides({"precision": "bf16"}), size) == Kind.of(BASE, "bf16", 1)
+    assert kind_there(BASE.with_overrides({"precision": "bf16"}), size) == MemoryProfile.of(BASE, "bf16", 1)
     with pytest.raises(ConfigError, match=r"ml\.g5\.xlarge: trains on its GPU"):
         kind_there(BASE, commands.compute.get("ml.g5.xlarge"))

@@ -12,17 +12,17 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import trace
 from roofscale.forecast.allocator import MIB, Settings
-from roofscale.forecast.gpu_memory import GpuForecaster, Terms, remedies, resolve_precision
+from roofscale.forecast.gpu_memory import FixedCosts, GpuForecaster, resolve_precision, suggest_lighter_configs
 from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 
 GPU = compute.get("ml.g5.xlarge")
-NO_TERMS = Terms(context_mib=0, workspace_mib=0, cublas_mib=0, spread=0.1, calibrated_on="")
+NO_TERMS = FixedCosts(context_mib=0, workspace_mib=0, cublas_mib=0, spread=0.1, calibrated_on="")
 WEIGHTS = Storage(100 * MIB, "parameters", "")
 ACTIVATIONS = Storage(0, "activations", "net.encoder.model.layer1.0.conv1", per_sample=1000 * MIB)
 
 
-def forecaster(terms: Terms = NO_TERMS, **overrides: object) -> GpuForecaster:
+def forecaster(terms: FixedCosts = NO_TERMS, **overrides: object) -> GpuForecaster:
     """One whose model holds 100 MiB of weights and 1000 MiB a sample."""
     made = GpuForecaster(RunConfig().with_overrides(overrides), GPU, terms, Settings())
     made.__dict__["trace"] = Trace((WEIGHTS, ACTIVATIONS), (0, 1, CONVOLUTION, 1))
@@ -30,7 +30,7 @@ def forecaster(terms: Terms = NO_TERMS, **overrides: object) -> GpuForecaster:
 
 
 def test_the_total_is_what_is_reserved_and_the_context() -> None:
-    found = forecaster(dataclasses.replace(NO_TERMS, context_mib=500)).at(4)
+    found = forecaster(dataclasses.replace(NO_TERMS, context_mib=500)).forecast(4)
     # Beside the traced 4100: two more batches of 7 MiB, which are copied ahead, or have just been.
     assert found.allocated_mib == pytest.approx(4114, abs=0.01)
     assert found.kinds["batches ahead"] == 14
@@ -41,19 +41,21 @@ def test_the_total_is_what_is_reserved_and_the_context() -> None:
 
 
 def test_a_workspace_lies_on_top_of_what_is_alive_while_a_convolution_runs() -> None:
-    found = forecaster(dataclasses.replace(NO_TERMS, workspace_mib=256)).at(4)
+    found = forecaster(dataclasses.replace(NO_TERMS, workspace_mib=256)).forecast(4)
     assert found.allocated_mib == pytest.approx(4370, abs=1)
 
 
 def test_batches_are_copied_whole_however_many_parts_they_are_trained_in() -> None:
     made = forecaster()
     made.config = made.config.with_overrides({"micro_batches": 2})
-    assert made.at(4).kinds["batches ahead"] == 17.5, "three batches of 7 MiB, less the part of 3.5 that is traced"
+    assert made.forecast(4).kinds["batches ahead"] == 17.5, (
+        "three batches of 7 MiB, less the part of 3.5 that is traced"
+    )
 
 
 @pytest.mark.parametrize("knob", ["processes", "instance_count"])
 def test_several_processes_keep_the_gradients_in_buckets(knob: str) -> None:
-    one, several = forecaster().at(4), forecaster(**{knob: 2}).at(4)
+    one, several = forecaster().forecast(4), forecaster(**{knob: 2}).forecast(4)
     assert several.allocated_mib == pytest.approx(one.allocated_mib + 100, abs=0.01)
     assert several.kinds["gradient buckets"] == 100
     assert "gradient buckets" not in one.kinds
@@ -62,15 +64,15 @@ def test_several_processes_keep_the_gradients_in_buckets(knob: str) -> None:
 def test_the_verdict_is_that_of_the_whole_interval() -> None:
     limit = MEMORY_MARGIN * 22 * 1024
     for batch in range(1, 30):
-        found = forecaster().at(batch)
+        found = forecaster().forecast(batch)
         beyond = MemoryFit.TOO_LARGE if found.low_mib > limit else MemoryFit.UNCERTAIN
         assert found.fit() is (MemoryFit.FITS if found.high_mib <= limit else beyond)
-    assert {forecaster().at(batch).fit() for batch in range(1, 30)} == set(MemoryFit)
+    assert {forecaster().forecast(batch).fit() for batch in range(1, 30)} == set(MemoryFit)
 
 
 def test_another_margin_lets_more_fit() -> None:
     made = forecaster()
-    over = made.at(next(batch for batch in range(1, 40) if made.at(batch).fit() is MemoryFit.TOO_LARGE))
+    over = made.forecast(next(batch for batch in range(1, 40) if made.forecast(batch).fit() is MemoryFit.TOO_LARGE))
     assert over.fit(over.low_mib / over.usable_mib) is MemoryFit.UNCERTAIN
     assert over.fit(over.high_mib / over.usable_mib) is MemoryFit.FITS
 
@@ -79,7 +81,9 @@ def test_another_margin_lets_more_fit() -> None:
 def test_the_largest_batch_is_the_one_that_trying_all_of_them_finds(for_sure: bool) -> None:
     made = forecaster()
     limit = MEMORY_MARGIN * 22 * 1024
-    holding = [b for b in range(1, 40) if (made.at(b).high_mib if for_sure else made.at(b).total_mib) <= limit]
+    holding = [
+        b for b in range(1, 40) if (made.forecast(b).high_mib if for_sure else made.forecast(b).total_mib) <= limit
+    ]
     assert made.largest_batch(for_sure=for_sure) == max(holding)
 
 
@@ -90,7 +94,7 @@ def test_no_batch_fits_where_the_weights_alone_do_not() -> None:
 
 
 def test_the_parts_sum_up_to_what_is_allocated() -> None:
-    found = forecaster().at(3)
+    found = forecaster().forecast(3)
     assert sum(found.kinds.values()) == pytest.approx(found.allocated_mib)
     assert found.modules == {"encoder.layer1": 3000}
 
@@ -117,7 +121,7 @@ def test_bf16_on_a_gpu_without_it_is_refused() -> None:
 
 
 def test_the_shipped_terms_say_that_no_gpu_has_confirmed_them() -> None:
-    terms = Terms.load()
+    terms = FixedCosts.load()
     assert 0 < terms.spread < 1
     assert terms.calibrated_on or terms.spread >= 0.15
 
@@ -125,9 +129,9 @@ def test_the_shipped_terms_say_that_no_gpu_has_confirmed_them() -> None:
 def test_each_remedy_takes_less_and_has_its_own_forecast() -> None:
     config = RunConfig(encoder="resnet18", image_size=64, batch_size=2000, channels_last=False, precision="fp32")
     made = GpuForecaster(config, compute.get("ml.g4dn.xlarge"), settings=Settings())
-    asked = made.at(2000)
+    asked = made.forecast(2000)
     largest = made.largest_batch()
-    found = dict(remedies(made, largest))
+    found = dict(suggest_lighter_configs(made, largest))
     assert {"precision=auto", "decoder=linknet", f"batch_size={largest}"} <= set(found)
     assert all(forecast.total_mib < asked.total_mib for forecast in found.values())
     assert found["precision=auto"].precision == "fp16"
@@ -143,7 +147,7 @@ def test_a_step_that_cannot_be_traced_is_refused_with_a_remedy(monkeypatch: pyte
     monkeypatch.setattr(trace, "trace_batch", fails)
     made = GpuForecaster(RunConfig(encoder="resnet18", image_size=64), GPU, NO_TERMS, Settings())
     with pytest.raises(ConfigError, match=r"encoder=resnet18 .*image_size=64: .*no values here.*choose another"):
-        made.at(1)
+        made.forecast(1)
 
 
 def test_the_command_says_all_of_it(tmp_path, monkeypatch) -> None:

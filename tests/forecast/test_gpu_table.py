@@ -8,7 +8,7 @@ from benchmarks.gpu_table import TARGETS, results
 from benchmarks.measure import Result, in_turns
 
 from roofscale.config import RunConfig
-from roofscale.forecast.roofline_model import known_gpu
+from roofscale.forecast.roofline_model import gpu_from_driver_name
 
 BASE = RunConfig(image_size=1024, batch_size=16)
 
@@ -142,4 +142,4 @@ def test_without_lightning_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     [("NVIDIA A10G", "A10G"), ("Tesla V100-SXM2-16GB", "V100"), ("NVIDIA H100 80GB HBM3", "H100"), ("GTX 1", "GTX 1")],
 )
 def test_a_drivers_name_is_told_to_be_a_model(device: str, model: str) -> None:
-    assert known_gpu(device) == model
+    assert gpu_from_driver_name(device) == model

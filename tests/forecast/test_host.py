@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
-from roofscale.forecast.host_memory import LEAST_SPREAD, SCALE_SPREAD, Kind, Point, fit_host, shared_mib
-from roofscale.forecast.probes import first_probes
+from roofscale.forecast.host_memory import (
+    MIN_SPREAD,
+    SCALE_SPREAD,
+    MemoryProfile,
+    PeakObservation,
+    fit_host_model,
+    shared_mib,
+)
+from roofscale.forecast.probes import initial_probes
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 
 SIZES = tuple(itertools.product((1, 2, 4), (0, 2)))
@@ -23,7 +30,7 @@ SIZES = tuple(itertools.product((1, 2, 4), (0, 2)))
 def tensors() -> Iterator[None]:
     """Stands in for the trace; tests/forecast/test_tensors.py has the real one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Kind, "tensors_mib", lambda self, batch: 85 + 446 * batch)
+        patch.setattr(MemoryProfile, "tensors_mib", lambda self, batch: 85 + 446 * batch)
         yield
 
 
@@ -31,13 +38,13 @@ def config(batch: int = 2, workers: int = 0, **knobs) -> RunConfig:
     return RunConfig().with_overrides({"batch_size": batch, "num_workers": workers, "max_samples": 0, **knobs})
 
 
-def kind(ran: RunConfig = RunConfig()) -> Kind:  # noqa: B008  # frozen
-    return Kind.of(ran, "fp32", 2)
+def kind(ran: RunConfig = RunConfig()) -> MemoryProfile:  # noqa: B008  # frozen
+    return MemoryProfile.of(ran, "fp32", 2)
 
 
-def point(batch: int, workers: int, mib: float, **knobs) -> Point:
+def point(batch: int, workers: int, mib: float, **knobs) -> PeakObservation:
     ran = config(batch, workers, **knobs)
-    return Point(ran, kind(ran), mib, f"run {batch} {workers}")
+    return PeakObservation(ran, kind(ran), mib, f"run {batch} {workers}")
 
 
 def peak(batch: int, workers: int, **knobs) -> float:
@@ -47,7 +54,7 @@ def peak(batch: int, workers: int, **knobs) -> float:
 
 def model(sizes=SIZES, noise=None):
     factors = np.ones(len(sizes)) if noise is None else 1 + noise
-    return fit_host(kind(), [point(*size, peak(*size) * f) for size, f in zip(sizes, factors, strict=True)])
+    return fit_host_model(kind(), [point(*size, peak(*size) * f) for size, f in zip(sizes, factors, strict=True)])
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
@@ -65,14 +72,14 @@ def test_exact_points_give_their_own_formula_back() -> None:
     assert (parts.base, parts.tensors, parts.workers) == pytest.approx((800, 85 + 446 * 8, 46 * 4))
     assert model().peak(config(8, 4, prefetch_factor=3)).mib == pytest.approx(peak(8, 4, prefetch_factor=3))
     foreseen = model().peak(config(8, 4))  # six runs that agree by chance do not make a sure forecast
-    assert foreseen.high_mib - foreseen.mib > 1.6 * LEAST_SPREAD * foreseen.mib
+    assert foreseen.high_mib - foreseen.mib > 1.6 * MIN_SPREAD * foreseen.mib
 
 
 @pytest.mark.parametrize("scale", [0.9, 1.0, 1.1])
 def test_the_scale_is_that_of_the_runs_where_they_tell_and_near_one_where_they_do_not(scale: float) -> None:
     def scaled(*sizes: tuple[int, int]) -> float:
         points = [point(*size, peak(*size) + (scale - 1) * (85 + 446 * size[0])) for size in sizes]
-        return float(fit_host(kind(), points).coefficients[1])
+        return float(fit_host_model(kind(), points).coefficients[1])
 
     assert scaled((4, 0), (4, 0), (4, 0)) == pytest.approx(1, abs=1e-9)
     few, many = (abs(scaled(*((b, 0) for b in sizes)) - scale) for sizes in ((1, 2, 4), (1, 2, 4, 8, 16, 16)))
@@ -83,10 +90,10 @@ def test_the_scale_is_that_of_the_runs_where_they_tell_and_near_one_where_they_d
 def test_a_scale_far_from_one_widens_the_interval() -> None:
     """Then runs and trace contradict each other, and neither is to be relied upon."""
     strange = [point(*size, peak(*size) + 0.4 * 446 * size[0]) for size in SIZES]
-    assert fit_host(kind(), strange).spread > model().spread + LEAST_SPREAD / 2
+    assert fit_host_model(kind(), strange).spread > model().spread + MIN_SPREAD / 2
 
 
-@pytest.mark.parametrize(("noise", "least", "most"), [(0.05, 0.86, 0.94), (LEAST_SPREAD / 4, 0.97, 1.0)])
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.05, 0.86, 0.94), (MIN_SPREAD / 4, 0.97, 1.0)])
 def test_the_interval_holds_a_new_run_as_often_as_it_says(noise: float, least: float, most: float) -> None:
     random = np.random.default_rng(4)
     asked, truth = config(12, 3), peak(12, 3)
@@ -129,19 +136,21 @@ def test_where_batch_and_workers_only_change_together_the_trace_tells_them_apart
 
 def test_points_of_another_kind_or_with_no_full_batch_do_not_count() -> None:
     sound = [point(*size, peak(*size)) for size in SIZES]
-    other_malloc = Point(config(4), Kind.of(config(4), "fp32", 2, "MALLOC_ARENA_MAX=2"), 99, "")
+    other_malloc = PeakObservation(config(4), MemoryProfile.of(config(4), "fp32", 2, "MALLOC_ARENA_MAX=2"), 99, "")
     strange = [point(4, 0, 99, encoder="resnet18"), point(8, 0, 99, max_samples=7), point(8, 0, float("nan")),
                other_malloc]  # fmt: skip
-    assert fit_host(kind(), [*sound, *strange]).points == tuple(sound)
+    assert fit_host_model(kind(), [*sound, *strange]).points == tuple(sound)
 
 
 def test_forked_workers_keep_the_weights_and_in_a_second_pass_all_of_the_state() -> None:
-    def copied(ran: RunConfig, mib: float) -> Point:
+    def copied(ran: RunConfig, mib: float) -> PeakObservation:
         extra = mib if ran.num_workers else 0
-        return Point(ran, kind(), peak(ran.batch_size, ran.num_workers) + extra, "", 400.0 if extra else float("nan"))
+        return PeakObservation(
+            ran, kind(), peak(ran.batch_size, ran.num_workers) + extra, "", 400.0 if extra else float("nan")
+        )
 
     points = [copied(config(*size), 100.0) for size in SIZES]
-    found = fit_host(kind(), points)
+    found = fit_host_model(kind(), points)
     assert found.parts(config(4, 4)).copied == 100
     assert found.peak(config(4, 4)).mib == pytest.approx(peak(4, 4) + 100)
     for knobs in ({"epochs": 2}, {"datasets": "rid,airs"}):
@@ -150,7 +159,7 @@ def test_forked_workers_keep_the_weights_and_in_a_second_pass_all_of_the_state()
     assert found.peak(config(4, 4, datasets="rid,airs", schedule="mixed")).mib == pytest.approx(peak(4, 4) + 100)
     # A long run among the points says the same of a short one.
     longer = copied(config(8, 2, epochs=2), 400.0)
-    assert fit_host(kind(), [*points, longer]).peak(config(4, 4)).mib == pytest.approx(peak(4, 4) + 100)
+    assert fit_host_model(kind(), [*points, longer]).peak(config(4, 4)).mib == pytest.approx(peak(4, 4) + 100)
 
 
 @pytest.mark.parametrize(("gib", "fit"), [(32, MemoryFit.FITS), (2, MemoryFit.TOO_LARGE), (10.4, MemoryFit.UNCERTAIN)])
@@ -185,10 +194,10 @@ def test_no_other_cheap_probe_narrows_the_interval_more(asked: tuple[int, int]) 
     for size in itertools.product((1, 2, 4, 8), (0, 2, 4)):
         if size not in SIZES and size[0] <= asked[0]:
             points = [*before.points, point(*size, peak(*size))]
-            leverage[size] = fit_host(kind(), points).leverage(target)
+            leverage[size] = fit_host_model(kind(), points).leverage(target)
     best = before.next_probe(target, 16384)
     assert leverage[best.batch_size, best.num_workers] == pytest.approx(min(leverage.values()))
-    after = fit_host(kind(), [*before.points, point(best.batch_size, best.num_workers, peak(best.batch_size,
+    after = fit_host_model(kind(), [*before.points, point(best.batch_size, best.num_workers, peak(best.batch_size,
                      best.num_workers))]).peak(target)  # fmt: skip
     assert best.reach_mib == pytest.approx(after.high_mib - after.mib)
     assert best.reach_mib < before.peak(target).high_mib - before.peak(target).mib
@@ -221,13 +230,13 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(memory_mib, shm_mib, w
 @given(size=st.integers(1, 300), workers=st.integers(0, 40))
 def test_the_first_probes_suffice_for_what_is_asked(size: int, workers: int) -> None:
     asked = config(size, workers)
-    probes = first_probes(asked)
-    points = [Point(one, kind(), peak(one.batch_size, one.num_workers), "") for one in probes]
-    assert fit_host(kind(), points).forecast(asked, 1e9).peak.mib == pytest.approx(peak(size, workers))
+    probes = initial_probes(asked)
+    points = [PeakObservation(one, kind(), peak(one.batch_size, one.num_workers), "") for one in probes]
+    assert fit_host_model(kind(), points).forecast(asked, 1e9).peak.mib == pytest.approx(peak(size, workers))
     assert all(one.batch_size <= max(4, size) and one.max_samples == 3 * one.batch_size for one in probes)
 
 
 def test_a_run_whose_threads_follow_the_free_cores_is_of_the_kind_of_all_of_them() -> None:
     facts = {"precision": "fp32", "threads": "1", "malloc": ""}
-    assert Kind.of_run(RunConfig(threads=1), facts).threads == 1
-    assert Kind.of_run(RunConfig(), {**facts, "cores_free": "1.0 of 4"}).threads == 4
+    assert MemoryProfile.of_run(RunConfig(threads=1), facts).threads == 1
+    assert MemoryProfile.of_run(RunConfig(), {**facts, "cores_free": "1.0 of 4"}).threads == 4

@@ -17,12 +17,12 @@ from roofscale.config import RunConfig
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError, RoofscaleError
 from roofscale.files import write_json
-from roofscale.forecast.host_memory import Kind, shared_mib
+from roofscale.forecast.host_memory import MemoryProfile, shared_mib
 from roofscale.measurement import Measurement, Outcome
 from roofscale.report.console import console
 from roofscale.tracking import RunRecord
 from roofscale.train import device
-from roofscale.train.device import Device
+from roofscale.train.device import Execution
 
 ASKED = RunConfig(batch_size=8, num_workers=3, compute="local:16", precision="fp32", threads=1)
 
@@ -58,7 +58,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
     Simulated.ran, Simulated.endings, Simulated.precision = [], {}, "fp32"
     monkeypatch.setattr(host_points, "LocalRunner", Simulated)
     monkeypatch.setattr(host_points, "settle_data", lambda configs, cache, out: configs)
-    monkeypatch.setattr(Kind, "tensors_mib", lambda self, batch: 450 * batch)
+    monkeypatch.setattr(MemoryProfile, "tensors_mib", lambda self, batch: 450 * batch)
     return Simulated
 
 
@@ -186,8 +186,8 @@ def test_a_person_reads_the_verdict_the_parts_and_the_sources(runner, tmp_path: 
 def test_of_another_machine_it_says_what_may_differ(runner, tmp_path: Path, capsys, monkeypatch) -> None:
     there = ASKED.with_overrides({"compute": "ml.m5.xlarge", "precision": "auto"})
     runner.precision = "bf16"
-    native = Device(torch.device("cpu"), "bf16", "")
-    monkeypatch.setattr(device, "choose", lambda config: native)
+    native = Execution(torch.device("cpu"), "bf16", "")
+    monkeypatch.setattr(device, "select_device", lambda config: native)
     found = forecast(tmp_path, capsys, there)
     assert "precision=fp32" in found["notes"][0]
     assert found["shm_free_mib"] is None
@@ -197,7 +197,7 @@ def test_of_another_machine_it_says_what_may_differ(runner, tmp_path: Path, caps
 
 def record(run_id: str, config: RunConfig, **tags: str) -> RunRecord:
     tags = {"outcome": "ok", "device": "cpu", "precision": "fp32", "threads": "1", **tags}
-    return RunRecord(run_id, "", None, "FINISHED", 0, 0, tags, config.written(), {"memory/peak_mib": peak(config)})
+    return RunRecord(run_id, "", None, "FINISHED", 0, 0, tags, config.to_strings(), {"memory/peak_mib": peak(config)})
 
 
 def test_points_on_record_are_sound_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

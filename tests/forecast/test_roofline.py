@@ -10,10 +10,10 @@ from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.gpu_memory import GpuForecaster
-from roofscale.forecast.op_cost import Work, work_of
-from roofscale.forecast.roofline_model import Peaks, estimate_step, peaks_of
+from roofscale.forecast.op_cost import OpCost, op_cost
+from roofscale.forecast.roofline_model import GpuPeaks, estimate_step, peaks_of
 from roofscale.forecast.trace import trace_batch, trace_training
-from roofscale.train.device import Device
+from roofscale.train.device import Execution
 from roofscale.train.trainer import Trainer
 
 SMALL = RunConfig(encoder="resnet18", image_size=64)
@@ -24,17 +24,17 @@ class Noting(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, Work | None] = {}
+        self.found: dict[str, OpCost | None] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        self.found[func._schema.name] = work_of(func, args, kwargs or {}, result, forward=True)
+        self.found[func._schema.name] = op_cost(func, args, kwargs or {}, result, forward=True)
         return result
 
 
 def test_flops_are_those_that_torch_counts_in_a_real_step() -> None:
     work = trace_batch(SMALL, "fp32", models.build(SMALL), 2).work
-    trainer = Trainer(SMALL, 2, where=Device(torch.device("cpu"), "fp32", "here"))
+    trainer = Trainer(SMALL, 2, where=Execution(torch.device("cpu"), "fp32", "here"))
     image_NCHW = torch.zeros(2, 3, 64, 64)
     with FlopCounterMode(display=False) as forward:
         logits_NKHW = trainer.forward(image_NCHW)
@@ -76,8 +76,8 @@ def test_one_trace_has_the_work_of_every_batch_size(precision: str) -> None:
 
 def test_each_operation_takes_the_longer_of_arithmetic_and_memory() -> None:
     peaks = peaks_of("A10G")
-    arithmetic = Work(flops=70e12, nbytes=6e9, is_fp32=False, is_convolution=True, forward=True)  # 1 s against 0.01
-    memory = Work(flops=0.0, nbytes=1200e9, is_fp32=True, is_convolution=False, forward=False)  # 2 s
+    arithmetic = OpCost(flops=70e12, nbytes=6e9, is_fp32=False, is_convolution=True, forward=True)  # 1 s against 0.01
+    memory = OpCost(flops=0.0, nbytes=1200e9, is_fp32=True, is_convolution=False, forward=False)  # 2 s
     found = estimate_step([arithmetic, memory], "A10G", "bf16", 2)
     assert peaks.memory == 600
     assert (found.seconds, found.forward_seconds) == pytest.approx((3.0, 1.0))
@@ -96,7 +96,7 @@ def test_every_gpu_that_can_be_named_has_its_peaks() -> None:
     gpus = {compute.get(name).gpu for name in compute.names()} - {""}
     for gpu in gpus:
         peaks = peaks_of(gpu)
-        assert isinstance(peaks, Peaks)
+        assert isinstance(peaks, GpuPeaks)
         assert peaks.source
         assert peaks.fp32 <= (peaks.tf32 or peaks.fp32) < peaks.fp16
     with pytest.raises(ConfigError, match=r"H9000.*known are.*A10G"):

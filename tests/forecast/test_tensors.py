@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from roofscale.config import RunConfig
-from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.forecast.step_tensors import peak_mib, tensors_mib
 from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
 
@@ -44,7 +44,7 @@ def test_a_threshold_that_is_set_leaves_less_on_the_heap(malloc: str) -> None:
 
 @pytest.mark.parametrize(("encoder", "precision"), MEASURED)
 def test_measured_peaks_lie_above_the_tensors_by_what_interpreter_and_libraries_take(encoder, precision) -> None:
-    kind = Kind.of(RunConfig(encoder=encoder), precision, 2)
+    kind = MemoryProfile.of(RunConfig(encoder=encoder), precision, 2)
     measured = MEASURED[encoder, precision]
     base = {batch: mib - kind.tensors_mib(batch) for batch, mib in measured.items()}
     middle = sum(base.values()) / len(base)

@@ -13,9 +13,17 @@ from roofscale.errors import ConfigError
 from roofscale.forecast import run_time as t
 from roofscale.forecast.roofline_model import ERROR, StepEstimate
 from roofscale.forecast.run_time import forecast_time, training_samples, validated_samples
-from roofscale.forecast.time_scaling import DOUBLING, WORKERS_OR_NONE, Bound, SampleTime, Timed, between_runs, deviation
+from roofscale.forecast.time_scaling import (
+    SD_PER_DOUBLING,
+    WORKERS_OR_NONE,
+    Bound,
+    SampleTime,
+    TimingRecord,
+    deviation,
+    run_to_run_variance,
+)
 from roofscale.stats.intervals import RUN_SPREAD
-from roofscale.train.loop import passes
+from roofscale.train.loop import epoch_plans
 
 HERE = Compute("local", 2, 8.0)
 PAID = Compute("ml.m5.xlarge", 4, 16.0, usd_per_hour=0.36)
@@ -32,7 +40,7 @@ def timed(sample=0.5, validated=0.2, start=6.0, each_pass=3.0, run_id="r", noise
     samples, count = training_samples(ran), validated_samples(ran)
     cached = 3 * ran.batch_size * sample
     ahead = validated * ran.val_samples * len(ran.datasets)
-    seconds = start + each_pass * len(passes(ran)) + sample * samples + validated * count + cached
+    seconds = start + each_pass * len(epoch_plans(ran)) + sample * samples + validated * count + cached
     metrics = {
         "speed/seconds_per_sample": sample,
         "speed/cached_seconds_per_sample": sample,
@@ -45,7 +53,7 @@ def timed(sample=0.5, validated=0.2, start=6.0, each_pass=3.0, run_id="r", noise
         "speed/pace_error": 0.0,
         **dict(more),
     }
-    return Timed(ran, metrics, run_id, precision="bf16", threads=2)
+    return TimingRecord(ran, metrics, run_id, precision="bf16", threads=2)
 
 
 def test_the_same_run_takes_the_same_time() -> None:
@@ -61,9 +69,9 @@ def test_the_same_run_takes_the_same_time() -> None:
 def test_each_part_goes_with_what_it_hangs_on(schedule: str) -> None:
     asked = config(max_samples=100, epochs=3, datasets="rid,airs", schedule=schedule, val_samples=10)
     found = forecast_time(asked, HERE, [timed(max_samples=50, datasets="rid,airs")])
-    rounds = sum(len(one.seen) for one in passes(asked))
+    rounds = sum(len(one.seen) for one in epoch_plans(asked))
     assert found.parts.start == pytest.approx(6)
-    assert found.parts.passes == pytest.approx(3 * len(passes(asked)))
+    assert found.parts.passes == pytest.approx(3 * len(epoch_plans(asked)))
     assert found.parts.training == pytest.approx(0.5 * 100 * 3 * 2)
     assert found.parts.validation == pytest.approx(0.2 * 10 * (2 + rounds))
     assert found.epoch_seconds.centre == pytest.approx(0.5 * (200 if schedule == "mixed" else 100))
@@ -72,7 +80,7 @@ def test_each_part_goes_with_what_it_hangs_on(schedule: str) -> None:
 @pytest.mark.parametrize("schedule", ["sequential", "mixed"])
 def test_validations_are_counted_as_the_loop_makes_them(schedule: str) -> None:
     ran = config(datasets="rid,roofline,airs", epochs=2, schedule=schedule, val_samples=7)
-    assert validated_samples(ran) == 7 * (3 + sum(len(one.seen) for one in passes(ran)))
+    assert validated_samples(ran) == 7 * (3 + sum(len(one.seen) for one in epoch_plans(ran)))
 
 
 def test_all_samples_are_as_many_as_there_are() -> None:
@@ -142,7 +150,7 @@ def test_a_gpu_without_runs_has_its_estimated_step_and_its_error() -> None:
 
 def test_a_run_that_died_or_stopped_early_says_nothing_of_time() -> None:
     paced = timed()
-    assert forecast_time(config(), HERE, [Timed(config(), {"speed/run_seconds": 3.0}, "died")]) is None
+    assert forecast_time(config(), HERE, [TimingRecord(config(), {"speed/run_seconds": 3.0}, "died")]) is None
     paced = dataclasses.replace(paced, config=config(stop_precision=0.05))
     assert forecast_time(config(), HERE, [paced]) is None
 
@@ -172,7 +180,7 @@ def test_the_further_it_is_scaled_the_wider_the_interval() -> None:
         return math.log(found.epoch_seconds.high / found.epoch_seconds.centre)
 
     assert reach() < reach(num_workers=4) < reach(batch_size=4) < reach(batch_size=16) < reach(image_size=1024)
-    assert deviation(config(batch_size=8), 2, run) == pytest.approx(DOUBLING["batch_size"] * math.sqrt(2))
+    assert deviation(config(batch_size=8), 2, run) == pytest.approx(SD_PER_DOUBLING["batch_size"] * math.sqrt(2))
     assert deviation(config(num_workers=0), 2, run) == WORKERS_OR_NONE
     four = forecast_time(config(max_samples=50), HERE, [run], threads=4)
     assert four.seconds_per_sample == pytest.approx(0.5 / math.sqrt(2)), "between no gain and twice as fast"
@@ -201,11 +209,11 @@ def test_a_switch_whose_effect_nobody_measured_forbids_a_forecast() -> None:
 
 
 def test_the_spread_between_runs_is_pooled_with_what_was_known_before() -> None:
-    assert between_runs([timed(0.5), timed(0.6, batch_size=4)]) == pytest.approx((RUN_SPREAD**2, 2))
+    assert run_to_run_variance([timed(0.5), timed(0.6, batch_size=4)]) == pytest.approx((RUN_SPREAD**2, 2))
     runs = [timed(0.5), timed(0.5, seed=1, max_samples=20), timed(0.55, epochs=2)]
     logs = np.log([0.5, 0.5, 0.55])
     expected = (2 * RUN_SPREAD**2 + float(((logs - logs.mean()) ** 2).sum())) / 4
-    assert between_runs(runs) == pytest.approx((expected, 4))
+    assert run_to_run_variance(runs) == pytest.approx((expected, 4))
 
 
 @pytest.mark.parametrize("known", [1, 3, 10])
@@ -225,7 +233,7 @@ def test_the_interval_holds_nine_in_ten_runs_of_the_same_config(known: int) -> N
     assert 0.87 * 400 <= held["run"] <= 0.995 * 400
 
 
-def simulated(random: np.random.Generator) -> Timed:
+def simulated(random: np.random.Generator) -> TimingRecord:
     noise = 0.1 / math.sqrt(25)
     pace = 0.5 * math.exp(random.normal(0, RUN_SPREAD) + random.normal(0, noise))
     fixed = math.exp(random.normal(0, t.FIXED_SPREAD))
@@ -235,7 +243,7 @@ def simulated(random: np.random.Generator) -> Timed:
 
 def test_a_sum_errs_together() -> None:
     found = forecast_time(config(max_samples=50), HERE, [timed(max_samples=50)])
-    both = t.sum_of([found.run_seconds, found.run_seconds])
+    both = t.sum_forecasts([found.run_seconds, found.run_seconds])
     assert (both.centre, both.low, both.high) == pytest.approx(
         (2 * found.run_seconds.centre, 2 * found.run_seconds.low, 2 * found.run_seconds.high)
     )

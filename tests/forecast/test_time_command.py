@@ -38,7 +38,7 @@ steps:
 
 def record(run_id: str, config: RunConfig = BASE, **tags: str) -> RunRecord:
     known = {"outcome": "ok", "verdict": "passed", "device": "cpu", "precision": "bf16", "threads": "1", **tags}
-    return RunRecord(run_id, "", "climb", "FINISHED", 0.0, 1.0, known, config.written(), METRICS)
+    return RunRecord(run_id, "", "climb", "FINISHED", 0.0, 1.0, known, config.to_strings(), METRICS)
 
 
 @pytest.fixture

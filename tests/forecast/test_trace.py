@@ -13,7 +13,7 @@ SMALL = RunConfig(encoder="resnet18", image_size=64)
 
 
 def peak(trace: Trace) -> float:
-    return max(held for _, _, held in trace.live())
+    return max(held for _, _, held in trace.live_bytes())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -24,7 +24,9 @@ def test_a_fake_step_holds_what_a_real_one_holds(precision: str, channels_last: 
     fake = trace_batch(config, precision, net, 2)
     real = trace_batch(config, precision, net, 2, fake=False)
     assert peak(fake) == pytest.approx(peak(real), rel=0.01)
-    assert sum(held for _, _, held in fake.live()) == pytest.approx(sum(h for _, _, h in real.live()), rel=0.01)
+    assert sum(held for _, _, held in fake.live_bytes()) == pytest.approx(
+        sum(h for _, _, h in real.live_bytes()), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "mobilenetv3_small_100", "efficientnet_b0", "convnext_atto"])
@@ -42,7 +44,7 @@ def test_every_kind_of_tensor_is_told_apart() -> None:
     trace = trace_batch(SMALL, "bf16", net, 2)
     held = {kind: 0.0 for kind in ("parameters", "gradients", "optimizer")}
     alive: set[int] = set()
-    for index, born, _ in trace.live():
+    for index, born, _ in trace.live_bytes():
         (alive.add if born else alive.remove)(index)
     for storage in (trace.storages[index] for index in alive):
         held[storage.kind] = held.get(storage.kind, 0.0) + storage.nbytes
@@ -76,7 +78,7 @@ def test_the_recorder_sees_births_and_deaths_of_storages_and_not_of_views() -> N
     trace = recorder.trace()
     assert [storage.nbytes for storage in trace.storages] == [4000, 4000, 2000]
     assert trace.events == (0, 1, 1, 2, 0, 2), "the last two died together: in order of birth"
-    assert [held for _, _, held in trace.live()] == [4000, 8000, 4000, 6000, 2000, 0]
+    assert [held for _, _, held in trace.live_bytes()] == [4000, 8000, 4000, 6000, 2000, 0]
 
 
 def test_what_cuda_runs_in_float32_is_float32() -> None:

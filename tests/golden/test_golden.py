@@ -131,5 +131,5 @@ def test_the_fingerprints() -> None:
 
 def test_a_request_of_sagemaker() -> None:
     job = Job("roofscale-phase1-001-02-50-samples-abc123")
-    built = request.build(CONFIG, SETTINGS, job, {"team": "roofs"})
+    built = request.build_request(CONFIG, SETTINGS, job, {"team": "roofs"})
     hold("request.json", json.dumps(built, indent=1, sort_keys=True) + "\n")

@@ -8,17 +8,17 @@ import numpy as np
 import optuna
 
 from roofscale.config import RunConfig
-from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.measurement import Outcome
-from roofscale.phases.search.memory_guard import Room
-from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.memory_guard import MemoryBudget
+from roofscale.phases.search.space import SearchSpace
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.trial_result import Tried
+from roofscale.phases.search.trial_result import TrialResult
 from roofscale.stats.intervals import Estimate
 
-SPEC = SearchSpec({"batch_size": (1, 16), "num_workers": (0, 3), "prefetch_factor": (1, 2)})
+SPEC = SearchSpace({"batch_size": (1, 16), "num_workers": (0, 3), "prefetch_factor": (1, 2)})
 BASE = RunConfig(encoder="resnet18", image_size=64, batch_size=2, num_workers=2)
-KIND = Kind.of(BASE, "fp32", 1)
+KIND = MemoryProfile.of(BASE, "fp32", 1)
 LIMIT_MIB = 960.0  # a third of the space needs more
 
 
@@ -31,7 +31,7 @@ def rate(config: RunConfig) -> float:
     return size / max(compute * (1 + 0.06 * workers), 0.016 * size / workers)
 
 
-def tensors_mib(_kind: Kind, batch: int) -> float:
+def tensors_mib(_kind: MemoryProfile, batch: int) -> float:
     """In place of a trace of the model."""
     return 60.0 + 45.0 * batch
 
@@ -50,11 +50,11 @@ class Invented:
     endings: dict[int, Callable[[], Exception]] = field(default_factory=dict)  # by batch size
     ran: list[RunConfig] = field(default_factory=list)
     trials: list[RunConfig] = field(default_factory=list)
-    skipped: list[Tried] = field(default_factory=list)
+    skipped: list[TrialResult] = field(default_factory=list)
     foreseen: list[Mapping[str, float]] = field(default_factory=list)
     died: int = 0
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
         """See ``TrialRunner``."""
         self.foreseen.append(foreseen)
         if config.batch_size in self.endings:
@@ -65,26 +65,26 @@ class Invented:
         share = peak_mib(config) * math.exp(rng.normal(0, 0.01)) / LIMIT_MIB
         if share > 1:
             self.died += 1
-            return Tried(config, Outcome.HOST_OOM, share, run_id=str(number))
+            return TrialResult(config, Outcome.HOST_OOM, share, run_id=str(number))
         pace = Estimate(-math.log(rate(config)) + rng.normal(0, self.noise), 0.025**2, 20.0)
-        return Tried(
+        return TrialResult(
             config, Outcome.OK, share, pace, share * LIMIT_MIB, run_id=str(number), samples=6 * config.batch_size
         )
 
-    def skip(self, number: int, tried: Tried) -> Tried:
+    def skip(self, number: int, tried: TrialResult) -> TrialResult:
         """See ``TrialRunner``."""
         self.skipped.append(tried)
         return tried
 
 
 def search(
-    runner: Invented, study: optuna.Study | None = None, spec: SearchSpec = SPEC, known: tuple[Tried, ...] = ()
+    runner: Invented, study: optuna.Study | None = None, spec: SearchSpace = SPEC, known: tuple[TrialResult, ...] = ()
 ) -> Search:
     """A search of the invented machine."""
     study = study or open_study(optuna.storages.InMemoryStorage(), "invented", runner.seed)
-    return Search(spec, BASE, Room(LIMIT_MIB, None, KIND), None, study, runner, known)
+    return Search(spec, BASE, MemoryBudget(LIMIT_MIB, None, KIND), None, study, runner, known)
 
 
-def best_rate(spec: SearchSpec = SPEC) -> float:
+def best_rate(spec: SearchSpace = SPEC) -> float:
     """Of what stays within 80 % of the memory."""
     return max(rate(config) for config in spec.configs(BASE) if peak_mib(config) <= 0.8 * LIMIT_MIB)

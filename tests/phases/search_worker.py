@@ -12,11 +12,11 @@ from pathlib import Path
 from tests.phases.landscape import BASE, KIND, LIMIT_MIB, SPEC, Invented, tensors_mib
 
 from roofscale.config import RunConfig
-from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.phases.search import step_search
-from roofscale.phases.search.memory_guard import Room
+from roofscale.phases.search.memory_guard import MemoryBudget
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.trial_result import Tried
+from roofscale.phases.search.trial_result import TrialResult
 
 SECONDS = 0.7  # of a trial
 
@@ -27,7 +27,7 @@ class Slow(Invented):
     log: Path
     hangs: bool
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
         self._say("begins", number, config)
         time.sleep(3600 if self.hangs else SECONDS)
         tried = super().run(number, config, trial, foreseen)
@@ -42,12 +42,12 @@ class Slow(Invented):
 
 def main(url: str, study_name: str, log: str, part: str) -> None:
     """Work until nothing is left."""
-    Kind.tensors_mib = tensors_mib  # type: ignore[method-assign]
+    MemoryProfile.tensors_mib = tensors_mib  # type: ignore[method-assign]
     step_search._HEARTBEAT_SECONDS, step_search._GRACE_SECONDS = 1, 3  # not so long as with real trials
     runner = Slow()
     runner.log, runner.hangs = Path(log), part == "hang"
     study = open_study(step_search.open_storage(url, Path(log).parent), study_name, seed=os.getpid())
-    room = Room(LIMIT_MIB, None, KIND)
+    room = MemoryBudget(LIMIT_MIB, None, KIND)
     choice = Search(SPEC, BASE, room, None, study, runner, shared=True, leads=part == "lead").run()
     print(choice)
 

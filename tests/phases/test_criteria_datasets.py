@@ -9,7 +9,7 @@ from tests.simulated import Part, ask, mixed, simulate
 
 from roofscale.measurement import Measurement
 from roofscale.phases.criteria import Evidence
-from roofscale.phases.criteria.datasets import stretches
+from roofscale.phases.criteria.datasets import segments
 from roofscale.stats.curves import Verdict
 
 PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
@@ -25,10 +25,10 @@ def three(**third: object) -> Measurement:
 
 
 def test_passes_over_the_same_data_are_one_stretch() -> None:
-    found = stretches(run(Part(steps=6), Part(steps=6), Part("airs", 4), Part("airs", 4)))
+    found = segments(run(Part(steps=6), Part(steps=6), Part("airs", 4), Part("airs", 4)))
     assert [(s.name, len(s.steps), len(s.timed), s.end) for s in found] == [("rid", 12, 10, 12), ("airs", 8, 6, 20)]
     assert [s.memory.size for s in found] == [6, 4]
-    (one,) = stretches(mixed(three()))
+    (one,) = segments(mixed(three()))
     assert one.name == "airs+rid+roofline"
 
 
@@ -135,4 +135,4 @@ def test_seeds_are_pooled_before_something_counts_as_forgotten() -> None:
 
 def test_stretches_hold_every_step_once() -> None:
     whole = three()
-    assert list(itertools.chain(*(s.steps for s in stretches(whole)))) == list(whole.steps)
+    assert list(itertools.chain(*(s.steps for s in segments(whole)))) == list(whole.steps)

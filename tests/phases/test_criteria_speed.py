@@ -11,7 +11,7 @@ from tests.simulated import Part, against, ask, climb, simulate
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.criteria import BatchPoint, Evidence, Rung, knee
+from roofscale.phases.criteria import BatchPoint, EarlierStep, Evidence, knee
 from roofscale.stats.curves import Verdict
 
 PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
@@ -112,7 +112,7 @@ def test_the_knee_is_told_from_the_steps_of_the_phase() -> None:
 def test_a_knee_needs_two_batches_that_did_the_same_work() -> None:
     assert ask("knee", climb([run(0.5)], (2,))).verdict is INSUFFICIENT
     for knobs in ({"image_size": 256}, {"fit": "crop"}, {"tile_cache_gib": 9}):
-        other = Rung(RunConfig().with_overrides(knobs), (run(0.1, seed=1),))
+        other = EarlierStep(RunConfig().with_overrides(knobs), (run(0.1, seed=1),))
         found = ask("knee", Evidence(run(0.5), config=RunConfig(batch_size=4), history=(other,)))
         assert found.verdict is INSUFFICIENT, knobs
     assert ask("knee", Evidence(run(0.5))).verdict is INSUFFICIENT, "whose batch size nobody knows"

@@ -10,7 +10,7 @@ import pytest
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.history import newest_climb, out_of_memory
+from roofscale.phases.history import latest_result, out_of_memory
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import load_phase
 from roofscale.phases.phase_runner import PhaseRunner
@@ -79,7 +79,7 @@ def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
         tags = {"git_commit": "abc"}
         phase_runner = PhaseRunner(phase, phase.resolve(), tracker, attempts, machine, Silent(), tags, **options)
         found = phase_runner.run_phase(fresh)
-        Tracker("roofscale-phase2").resume(found.run_id).tags({"verdict": found.verdict})
+        Tracker("roofscale-phase2").resume(found.run_id).set_tags({"verdict": found.verdict})
         return found
 
     return climbed
@@ -157,7 +157,7 @@ def test_broken_data_is_not_retried(climb: Callable[..., PhaseResult]) -> None:
 
 def test_a_climb_is_read_back_from_the_server_as_it_was(climb: Callable[..., PhaseResult]) -> None:
     climbed = climb(Machine(11))
-    found = newest_climb(2)
+    found = latest_result(2)
     assert found is not None
     for field in ("run_id", "experiment", "created", "commit", "notes", "interrupted", "verdict"):
         assert getattr(found, field) == getattr(climbed, field), field
@@ -175,4 +175,4 @@ def test_an_edited_plan_is_said_in_the_next_verdict(climb: Callable[..., PhaseRe
     (note,) = climb(Machine(99), PHASE.replace("value: 2.0", "value: 1.9")).notes
     assert "attempt 001" in note
     assert "step larger, expect, memory/share, value: 2.0 became 1.9" in note
-    assert newest_climb(2).notes == (note,)
+    assert latest_result(2).notes == (note,)

@@ -10,9 +10,9 @@ import pytest
 from tests.simulated import Part, mixed, simulate
 
 from roofscale.config import RunConfig
-from roofscale.measurement import Measurement, foreseen
+from roofscale.measurement import Measurement, forecast_metrics
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.history import newest_climb
+from roofscale.phases.history import latest_result
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import load_phase
 from roofscale.phases.phase_runner import PhaseRunner
@@ -68,7 +68,7 @@ def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
         attempts = Attempts(tmp_path / "runs", experiment)
         plan = phase.resolve(overrides=overrides or {})
         found = PhaseRunner(phase, plan, Tracker(experiment), attempts, make, Silent(), {}, **options).run_phase()
-        Tracker(experiment).resume(found.run_id).tags({"verdict": found.verdict})
+        Tracker(experiment).resume(found.run_id).set_tags({"verdict": found.verdict})
         climbed.ran = ran
         return found
 
@@ -123,10 +123,10 @@ def test_a_planted_cause_has_its_remedy_and_the_phase_goes_on_from_it(
     tags = get_run(first.run_id).tags
     assert (tags["retry_of"], tags["cause"], tags["changed"]) == (first.tries[0].run_id, cause, changed)
     assert second.tries == ()  # it starts with the remedy
-    assert second.config.written()[knob] == value
+    assert second.config.to_strings()[knob] == value
     last_good = json.loads((tmp_path / "runs/roofscale-phase4/last_good.json").read_text())["config"]
-    assert RunConfig().with_overrides(last_good).written()[knob] == value
-    again = newest_climb(4)
+    assert RunConfig().with_overrides(last_good).to_strings()[knob] == value
+    again = latest_result(4)
     assert again is not None
     assert again.verdict is Verdict.PASSED
     assert again.results[0].tries[0].cause is cause
@@ -213,7 +213,7 @@ def test_the_batch_that_the_gate_asks_for_is_handed_on_or_the_knee_where_that_is
     assert (f"likes {knee} best" if knee else "not told") in batch_words(found)
     told = find_knee(found.results)
     assert (told.numbers["batch_size"] if told else None) == knee
-    assert newest_climb(2).last_good.config.batch_size == handed_on
+    assert latest_result(2).last_good.config.batch_size == handed_on
 
 
 def test_a_batch_that_is_no_faster_is_a_finding_and_keeps_no_other_from_passing(
@@ -229,14 +229,14 @@ def test_a_batch_that_is_no_faster_is_a_finding_and_keeps_no_other_from_passing(
 def test_a_step_whose_forecast_does_not_fit_is_left_out_with_the_reason(climb: Callable[..., PhaseResult]) -> None:
     def foresee(config: RunConfig) -> dict[str, float]:
         peak = 900.0 * config.batch_size  # 14,400 of 16,384 MiB at 16
-        return foreseen("host_peak_mib", peak, 0.95 * peak, 1.05 * peak)
+        return forecast_metrics("host_peak_mib", peak, 0.95 * peak, 1.05 * peak)
 
     found = climb(machine(FASTER), BATCHES, forecast=foresee)
     assert max(config.batch_size for config in climb.ran) == 8
     assert "13,680 MiB, over 80% of 16,384" in found.skipped["batch-16"]
     assert found.complete
     assert found.verdict is Verdict.PASSED
-    assert newest_climb(2).skipped == found.skipped
+    assert latest_result(2).skipped == found.skipped
     again = climb(machine(FASTER), BATCHES, forecast=lambda config: {})
     assert not again.skipped  # nothing says that it does not fit
 
@@ -246,7 +246,7 @@ def test_the_margin_of_the_phase_file_rules_the_verdict_the_forecast_and_the_kne
 ) -> None:
     def foresee(config: RunConfig) -> dict[str, float]:
         peak = 900.0 * config.batch_size  # at least 13,680 of 16,384 MiB at 16: 83 %
-        return foreseen("host_peak_mib", peak, 0.95 * peak, 1.05 * peak)
+        return forecast_metrics("host_peak_mib", peak, 0.95 * peak, 1.05 * peak)
 
     run = machine(FASTER, {16: 0.85})
     wider = BATCHES.replace("memory_margin: ,", "memory_margin: {max_share: 0.9},").replace(

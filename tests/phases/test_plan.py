@@ -191,7 +191,7 @@ def test_a_phase_survives_the_trip_through_its_documents(tmp_path):
     overlay = tmp_path / "smoke.yaml"
     overlay.write_text("hold: {max_samples: 4}\n")
     phase = load_phase(write(tmp_path, GOOD), overlay)
-    for name, text in phase.documents().items():
+    for name, text in phase.as_yaml().items():
         (tmp_path / name).write_text(text)
     again = load_phase(tmp_path / "phase.yaml", tmp_path / "overlay.yaml")
     assert again == phase

@@ -9,20 +9,20 @@ from scipy import stats
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.search.choice import Choice, choose, pareto, pool
-from roofscale.phases.search.space import SearchSpec
-from roofscale.phases.search.trial_result import SKIPPED, Tried, measured, worth
-from roofscale.phases.search.trial_runner import MOST_STEPS, as_trial, lacking_mib
+from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.trial_result import SKIPPED, TrialResult, from_measurement, objective
+from roofscale.phases.search.trial_runner import MOST_STEPS, later_pass_mib, shorten_for_trial
 from roofscale.stats.intervals import Estimate
 
-SPEC = SearchSpec({"batch_size": (1, 24), "num_workers": (0, 4)})
+SPEC = SearchSpace({"batch_size": (1, 24), "num_workers": (0, 4)})
 
 
-def tried(batch: int, rate: float, share: float = 0.5, workers: int = 2, deviation: float = 0.02) -> Tried:
+def tried(batch: int, rate: float, share: float = 0.5, workers: int = 2, deviation: float = 0.02) -> TrialResult:
     config = RunConfig(batch_size=batch, num_workers=workers)
-    return Tried(config, Outcome.OK, share, Estimate(-math.log(rate), deviation**2, math.inf), run_id=str(batch))
+    return TrialResult(config, Outcome.OK, share, Estimate(-math.log(rate), deviation**2, math.inf), run_id=str(batch))
 
 
-def chosen(*able: Tried, tolerance: float = 0.05) -> Choice:
+def chosen(*able: TrialResult, tolerance: float = 0.05) -> Choice:
     choice = choose(able, dataclasses.replace(SPEC, tolerance=tolerance), seed=0)
     assert choice
     return choice
@@ -57,8 +57,8 @@ def test_among_equal_batches_fewer_workers_are_smaller() -> None:
 
 
 def test_what_is_over_its_memory_or_never_ran_is_not_chosen() -> None:
-    over, died = tried(8, 200, share=0.81), Tried(RunConfig(batch_size=16), Outcome.HOST_OOM, 1.2)
-    skipped = Tried(RunConfig(batch_size=24), SKIPPED, 1.5)
+    over, died = tried(8, 200, share=0.81), TrialResult(RunConfig(batch_size=16), Outcome.HOST_OOM, 1.2)
+    skipped = TrialResult(RunConfig(batch_size=24), SKIPPED, 1.5)
     assert chosen(over, died, skipped, tried(2, 50)).chosen.config.batch_size == 2
     assert choose([over, died, skipped], SPEC, seed=0) is None
 
@@ -71,7 +71,7 @@ def test_a_config_that_ran_several_times_is_not_chosen_for_its_luckiest_run() ->
     assert pooled.rate == pytest.approx((60 * 58 * 103) ** (1 / 3))
     assert pooled.share == 0.5
     assert [one.rate for one in choice.front] == pytest.approx([100])  # at the memory of batch 8, 0.5 as well
-    died = Tried(lucky[0].config, Outcome.HOST_OOM, 1.2)
+    died = TrialResult(lucky[0].config, Outcome.HOST_OOM, 1.2)
     assert not pool([*lucky, died])[0].feasible
 
 
@@ -81,19 +81,19 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
 
 
 def test_the_objective_is_a_rate_or_a_rate_a_dollar_or_a_penalty() -> None:
-    assert worth(tried(4, 10.0), None) == pytest.approx(10)
-    assert worth(tried(4, 10.0), 0.5) == pytest.approx(72_000)  # 36,000 samples an hour
-    slightly, far = (worth(tried(4, 1000.0, share=share), None) for share in (0.82, 1.2))
+    assert objective(tried(4, 10.0), None) == pytest.approx(10)
+    assert objective(tried(4, 10.0), 0.5) == pytest.approx(72_000)  # 36,000 samples an hour
+    slightly, far = (objective(tried(4, 1000.0, share=share), None) for share in (0.82, 1.2))
     assert far < slightly < 0
     assert slightly == pytest.approx(-0.025)
 
 
 @pytest.mark.parametrize("outcome", [Outcome.HOST_OOM, Outcome.CUDA_OOM, Outcome.SHM_FULL])
 def test_a_run_out_of_memory_took_all_of_it_at_the_least(outcome: Outcome) -> None:
-    found = measured(RunConfig(), Measurement(outcome, "", "", metrics={"memory/share": 0.7}), "run")
+    found = from_measurement(RunConfig(), Measurement(outcome, "", "", metrics={"memory/share": 0.7}), "run")
     assert (found.share, found.pace) == (1.0, None)
     assert math.isnan(found.peak_mib)
-    assert Tried.from_dict(found.config, found.as_dict()).share == 1.0
+    assert TrialResult.from_dict(found.config, found.as_dict()).share == 1.0
 
 
 def steps(count: int, epochs: int = 1) -> tuple[StepRecord, ...]:
@@ -105,7 +105,9 @@ def steps(count: int, epochs: int = 1) -> tuple[StepRecord, ...]:
 
 def test_a_measured_trial_has_the_pace_of_its_steps() -> None:
     metrics = {"memory/share": 0.5, "memory/peak_mib": 1000.0, "gpu/memory_share": 0.6}
-    found = measured(RunConfig(batch_size=4), Measurement(Outcome.OK, "", "", steps(9), metrics=metrics), "run", 200.0)
+    found = from_measurement(
+        RunConfig(batch_size=4), Measurement(Outcome.OK, "", "", steps(9), metrics=metrics), "run", 200.0
+    )
     assert found.rate == pytest.approx(2.0)
     assert found.peak_mib == 1200
     assert found.share == 0.6  # the host's, 0.5 x 1200 / 1000, is no larger
@@ -116,15 +118,15 @@ def test_what_later_passes_copy_is_added_where_a_trial_saw_only_the_first() -> N
     config = RunConfig(epochs=2)
     metrics = {"memory/copied_mib": 400.0}
     first, both = (Measurement(Outcome.OK, "", "", steps(8, epochs), metrics=metrics) for epochs in (1, 2))
-    assert lacking_mib(config, first) == 300
-    assert lacking_mib(config, both) == 0
-    assert lacking_mib(RunConfig(epochs=2, num_workers=0), first) == 0
-    assert lacking_mib(RunConfig(epochs=1), first) == 0
+    assert later_pass_mib(config, first) == 300
+    assert later_pass_mib(config, both) == 0
+    assert later_pass_mib(RunConfig(epochs=2, num_workers=0), first) == 0
+    assert later_pass_mib(RunConfig(epochs=1), first) == 0
 
 
 def test_a_trial_is_the_same_training_cut_short() -> None:
     config = RunConfig(batch_size=8, max_samples=32, epochs=2)
-    trial = as_trial(config, SearchSpec({"batch_size": (1, 8)}, precision=0.02), best_rate=10.0)
+    trial = shorten_for_trial(config, SearchSpace({"batch_size": (1, 8)}, precision=0.02), best_rate=10.0)
     assert trial.epochs * 32 // 8 >= MOST_STEPS
     assert (trial.stop_precision, trial.stop_below) == (0.02, pytest.approx(9.5))
     assert (trial.batch_size, trial.max_samples, trial.num_workers) == (8, 32, config.num_workers)

@@ -11,17 +11,17 @@ from tests.phases.landscape import BASE, KIND, LIMIT_MIB, peak_mib, rate, tensor
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.history import trials_in
+from roofscale.phases.history import trials_of
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Step, load_phase
 from roofscale.phases.phase_runner import PhaseResult, PhaseRunner, StepResult
-from roofscale.phases.search.memory_guard import Room
-from roofscale.phases.search.step_search import CHOICE, Conductor, Found, open_storage
-from roofscale.phases.search.trial_result import SKIPPED, Tried
-from roofscale.report.calibration import pairs
+from roofscale.phases.search.memory_guard import MemoryBudget
+from roofscale.phases.search.step_search import CHOICE, SearchResult, StepSearch, open_storage
+from roofscale.phases.search.trial_result import SKIPPED, TrialResult
+from roofscale.report.calibration import forecast_outcomes
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import TrackedRun, Tracker
 
@@ -66,7 +66,7 @@ def _steps(config: RunConfig) -> tuple[StepRecord, ...]:
 
 @dataclass
 class Audience:
-    found: list[Found] = field(default_factory=list)
+    found: list[SearchResult] = field(default_factory=list)
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
         return SilentListener()
@@ -77,19 +77,19 @@ class Audience:
     def begin_trial(self, name: str, config: RunConfig) -> Listener:
         return SilentListener()
 
-    def tried(self, name: str, tried: Tried) -> None:
+    def tried(self, name: str, tried: TrialResult) -> None:
         pass
 
     def sharing(self, study_name: str) -> None:
         pass
 
-    def searched(self, found: Found, run: TrackedRun) -> None:
+    def searched(self, found: SearchResult, run: TrackedRun) -> None:
         self.found.append(found)
 
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kind, "tensors_mib", tensors_mib, raising=False)
+    monkeypatch.setattr(MemoryProfile, "tensors_mib", tensors_mib, raising=False)
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
     def climbed(machine: Machine, audience: Audience, text: str = PHASE) -> PhaseResult:
         (tmp_path / "phase.yaml").write_text(text)
         phase = load_phase(tmp_path / "phase.yaml")
-        room = Room(LIMIT_MIB, None, KIND)
-        conductor = Conductor(tracker, machine, audience, {}, lambda _: room, lambda spec, config: [])
+        room = MemoryBudget(LIMIT_MIB, None, KIND)
+        conductor = StepSearch(tracker, machine, audience, {}, lambda _: room, lambda spec, config: [])
         attempts = Attempts(tmp_path / "runs", "tried")
         plan = phase.resolve(BASE)
         return PhaseRunner(phase, plan, tracker, attempts, machine, audience, {}, search=conductor).run_phase()
@@ -155,7 +155,7 @@ def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
     ran = [trial for trial in trials if "skipped" not in trial.tags]
     assert [int(trial.params["batch_size"]) for trial in ran] == [config.batch_size for config in machine.ran[:-1]]
     assert all(math.isfinite(trial.metrics["memory/peak_mib"]) for trial in ran)
-    assert [trial.run_id for trial in trials_in(tracker)] == [trial.run_id for trial in trials]
+    assert [trial.run_id for trial in trials_of(tracker)] == [trial.run_id for trial in trials]
     assert {trial.status for trial in trials} == {"FINISHED"}
     assert not any("verdict" in trial.tags for trial in trials)  # no judged run: nothing else may take it for one
     assert tracker.read_text(searched.run_id, CHOICE)
@@ -163,8 +163,8 @@ def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
 
 def test_what_is_foreseen_of_a_trial_stands_beside_what_it_took(climb: Callable[..., PhaseResult]) -> None:
     climb(Machine(), Audience())
-    trials = [trial for trial in trials_in(Tracker("tried")) if "skipped" not in trial.tags]
-    foretold = list(pairs(trials))
+    trials = [trial for trial in trials_of(Tracker("tried")) if "skipped" not in trial.tags]
+    foretold = list(forecast_outcomes(trials))
     assert 0 < len(foretold) < len(trials)  # the first ones are what a forecast is made of
     assert all(abs(pair.error) < 0.02 for pair in foretold)  # the invented machine is of the forecast's own form
 
@@ -194,6 +194,6 @@ def test_a_storage_that_cannot_be_opened_is_said_without_its_password(tmp_path: 
 
 def test_joining_a_study_that_is_not_there_names_those_that_are(tmp_path: Path, tracking_store: None) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"
-    conductor = Conductor(Tracker("tried"), Machine(), Audience(), {}, lambda _: Room(1.0), lambda *_: [], url)
+    conductor = StepSearch(Tracker("tried"), Machine(), Audience(), {}, lambda _: MemoryBudget(1.0), lambda *_: [], url)
     with pytest.raises(ConfigError, match="no such study of Roofscale there; there are: none"):
         conductor.join("nobody", tmp_path)

@@ -14,10 +14,10 @@ from tests.phases.landscape import BASE, LIMIT_MIB, SPEC, Invented, best_rate, p
 
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
-from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.phases.search.step_search import open_storage
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.trial_result import Tried
+from roofscale.phases.search.trial_result import TrialResult
 from roofscale.phases.search.trial_runner import TrialFailed
 from roofscale.runners import RunInterrupted
 from roofscale.runners.job_pool import JobPool
@@ -32,7 +32,7 @@ class Slow(Invented):
     most = 0
     lock = threading.Lock()
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -46,7 +46,7 @@ class Slow(Invented):
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kind, "tensors_mib", tensors_mib, raising=False)
+    monkeypatch.setattr(MemoryProfile, "tensors_mib", tensors_mib, raising=False)
 
 
 def side_by_side(runner: Invented, study: optuna.Study | None = None, most: int = MOST) -> Search:

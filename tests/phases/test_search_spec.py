@@ -7,7 +7,7 @@ import pytest
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.phase_file import Phase, load_phase
-from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.space import SearchSpace
 
 PHASE = """
 phase: 3
@@ -33,7 +33,7 @@ def load(folder: Path, more: str = "", overlay: str = "") -> Phase:
     return load_phase(file, over if overlay else None)
 
 
-def spec_of(phase: Phase) -> SearchSpec:
+def spec_of(phase: Phase) -> SearchSpace:
     spec = phase.steps[-1].search
     assert spec
     return spec
@@ -42,14 +42,14 @@ def spec_of(phase: Phase) -> SearchSpec:
 def test_a_step_may_search(tmp_path: Path) -> None:
     phase = load(tmp_path, "max_trials: 7")
     assert [bool(step.search) for step in phase.steps] == [False, False, True]
-    assert spec_of(phase) == SearchSpec(
+    assert spec_of(phase) == SearchSpace(
         {"batch_size": (1, 3), "num_workers": (0, 2), "prefetch_factor": (1, 2)}, max_trials=7
     )
 
 
 def test_an_overlay_shrinks_a_search_and_adds_none(tmp_path: Path) -> None:
     phase = load(tmp_path, "max_trials: 7", "search: {max_trials: 2, space: {batch_size: [1, 2]}}")
-    assert spec_of(phase) == SearchSpec({"batch_size": (1, 2)}, max_trials=2)
+    assert spec_of(phase) == SearchSpace({"batch_size": (1, 2)}, max_trials=2)
     assert phase.steps[0].search is None
 
 
@@ -83,7 +83,7 @@ def test_a_wrong_space_is_refused(tmp_path: Path, space: str, said: str) -> None
 def test_the_searching_part_of_a_phase_keeps_its_base_step_and_can_be_written_and_read_again(tmp_path: Path) -> None:
     part = load(tmp_path).searching()
     assert [step.name for step in part.steps] == ["base", "searched"]
-    (tmp_path / "again.yaml").write_text(part.documents()["phase.yaml"])
+    (tmp_path / "again.yaml").write_text(part.as_yaml()["phase.yaml"])
     assert load_phase(tmp_path / "again.yaml").fingerprint == part.fingerprint
 
 
@@ -97,7 +97,7 @@ def test_configs_that_differ_in_nothing_are_one(tmp_path: Path) -> None:
     configs = list(spec.configs(RunConfig()))
     assert len(configs) == len(set(configs)) == 3 * (1 + 2 * 2)  # without workers, prefetch says nothing
     assert (configs[0].batch_size, configs[0].num_workers) == (1, 0)
-    assert configs[-1] == spec.corner(RunConfig())
-    assert all(spec.holds(config) for config in configs)
-    assert not spec.holds(RunConfig(batch_size=4))
-    assert spec.holds(RunConfig(num_workers=0, prefetch_factor=9))
+    assert configs[-1] == spec.largest(RunConfig())
+    assert all(spec.contains(config) for config in configs)
+    assert not spec.contains(RunConfig(batch_size=4))
+    assert spec.contains(RunConfig(num_workers=0, prefetch_factor=9))

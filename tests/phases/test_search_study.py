@@ -11,12 +11,12 @@ from optuna.trial import TrialState
 from tests.phases.landscape import BASE, LIMIT_MIB, SPEC, Invented, best_rate, peak_mib, rate, search, tensors_mib
 
 from roofscale.errors import RoofscaleError
-from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.measurement import Outcome
 from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.search.step_search import open_storage
 from roofscale.phases.search.study import open_study
-from roofscale.phases.search.trial_result import SKIPPED, Tried
+from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 from roofscale.phases.search.trial_runner import TrialFailed
 from roofscale.runners import RunInterrupted
 from roofscale.stats.intervals import Estimate
@@ -24,7 +24,7 @@ from roofscale.stats.intervals import Estimate
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kind, "tensors_mib", tensors_mib, raising=False)
+    monkeypatch.setattr(MemoryProfile, "tensors_mib", tensors_mib, raising=False)
 
 
 def test_it_finds_the_knee_in_few_trials_and_runs_none_out_of_memory() -> None:
@@ -77,7 +77,7 @@ def test_the_pace_of_a_slower_trial_is_not_measured_to_the_end() -> None:
 
 def test_earlier_runs_are_told_and_not_repeated() -> None:
     pace = Estimate(-math.log(rate(BASE)), 0.0, math.inf)
-    known = Tried(BASE, Outcome.OK, peak_mib(BASE) / LIMIT_MIB, pace, peak_mib(BASE), run_id="of phase 2")
+    known = TrialResult(BASE, Outcome.OK, peak_mib(BASE) / LIMIT_MIB, pace, peak_mib(BASE), run_id="of phase 2")
     runner = Invented()
     searched = search(runner, known=(known,))
     searched.run()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roofscale.data.sample import Pixels
 from roofscale.errors import ConfigError
-from roofscale.predict.sliding_window import Probabilities, Tiling, segment_rows, usual_overlap
+from roofscale.predict.sliding_window import Probabilities, Tiling, default_overlap, sliding_window_inference
 
 
 def noise(height: int, width: int) -> Pixels:
@@ -26,7 +26,7 @@ def by_windows(image_HWC: Pixels, tiling: Tiling, segment: Callable[[Pixels], Pr
         read.extend(range(first, last))
         return image_HWC[first:last]
 
-    parts = list(segment_rows(rows, height, width, tiling, segment, batch))
+    parts = list(sliding_window_inference(rows, height, width, tiling, segment, batch))
     assert [part.first for part in parts] == np.cumsum([0, *(p.probability_KHW.shape[1] for p in parts[:-1])]).tolist()
     return np.concatenate([part.probability_KHW for part in parts], axis=1), read
 
@@ -149,14 +149,16 @@ def test_what_cannot_be_tiled_is_refused(words: tuple[int, int, float], says: st
 
 @pytest.mark.parametrize(("window", "overlap"), [(32, 0), (64, 32), (96, 32), (224, 64), (512, 128), (1024, 256)])
 def test_the_usual_overlap_is_one_that_can_be_had(window: int, overlap: int) -> None:
-    assert Tiling.of(window, usual_overlap(window)).overlap == overlap == usual_overlap(window)
+    assert Tiling.of(window, default_overlap(window)).overlap == overlap == default_overlap(window)
 
 
 def test_memory_does_not_grow_with_the_height() -> None:
     def peak(height: int) -> int:
         tracemalloc.start()
         blank = np.zeros((64, 256, 3), np.uint8)
-        for _ in segment_rows(lambda first, last: blank[: last - first], height, 256, Tiling(64, 32), pointwise):
+        for _ in sliding_window_inference(
+            lambda first, last: blank[: last - first], height, 256, Tiling(64, 32), pointwise
+        ):
             pass
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

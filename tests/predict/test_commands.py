@@ -42,7 +42,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         patch.chdir(folder)  # artifacts lie beside where the store is used from
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         run = Tracker("trained").start("run", {})
-        run.params(CONFIG)
+        run.log_params(CONFIG)
         run.model(partial(save_model, trained(), CONFIG.image_size))
         run.finish(Outcome.OK)
     return folder, run.run_id

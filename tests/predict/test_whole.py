@@ -17,19 +17,19 @@ from rasterio.warp import transform_geom
 from tests.predict.pictures import PLACE, Bright, noise, read, write
 
 from roofscale.errors import DataError
-from roofscale.predict.inference import Cutting, Shares, count_whole, fill_mask
+from roofscale.predict.inference import InferenceSettings, MaskCoverage, predict_mask, whole_image_counts
 from roofscale.predict.raster import NODATA, new_mask, open_image
 from roofscale.predict.sliding_window import Tiling
-from roofscale.predict.vectorize import write_outlines
-from roofscale.train.scores import count
+from roofscale.predict.vectorize import write_geojson
+from roofscale.train.scores import confusion_counts
 
-CUTTING: Any = Cutting(Bright(), Tiling(64, 32), 0.5)  # type: ignore[arg-type]  # a model of its own
+CUTTING: Any = InferenceSettings(Bright(), Tiling(64, 32), 0.5)  # type: ignore[arg-type]  # a model of its own
 
 
-def predict(picture: Path, mask: Path, cutting: Any = CUTTING) -> tuple[Shares, int]:
+def predict(picture: Path, mask: Path, cutting: Any = CUTTING) -> tuple[MaskCoverage, int]:
     ticks: list[int] = []
     with open_image(picture) as image, new_mask(mask, image, "roof", {"model": "bright"}) as writer:
-        shares = fill_mask(image, cutting, writer, ticks.append)
+        shares = predict_mask(image, cutting, writer, ticks.append)
         assert sum(ticks) == cutting.tiling.count(image.height, image.width)
     return shares, sum(ticks)
 
@@ -41,7 +41,7 @@ def test_a_mask_has_the_size_and_the_place_of_its_picture(tmp_path: Path, shape:
     mask_HW, profile = read(tmp_path / "m.tif")
     expected_HW = bands_CHW[0] / 255 >= 0.5
     assert np.array_equal(mask_HW, expected_HW)
-    assert shares == Shares(expected_HW.size, int(expected_HW.sum()))
+    assert shares == MaskCoverage(expected_HW.size, int(expected_HW.sum()))
     assert profile["crs"] == rasterio.CRS.from_epsg(2193)
     assert profile["transform"] == PLACE["transform"]
     assert (profile["tiled"], profile["compress"], profile["nodata"]) == (True, "deflate", NODATA)
@@ -155,7 +155,7 @@ def test_outlines_cover_what_the_mask_covers(tmp_path: Path, northwards: bool) -
     transform = from_origin(1570000, 5180000, 0.075, -0.075 if northwards else 0.075)
     bands_CHW = np.repeat(np.where(roof_HW, 200, 0).astype(np.uint8)[None], 3, 0)
     predict(write(tmp_path / "a.tif", bands_CHW, crs="EPSG:2193", transform=transform), tmp_path / "m.tif")
-    assert write_outlines(tmp_path / "m.tif", tmp_path / "m.geojson") == 3
+    assert write_geojson(tmp_path / "m.tif", tmp_path / "m.geojson") == 3
     found = json.loads((tmp_path / "m.geojson").read_text())
     assert found["type"] == "FeatureCollection"
     assert [feature["properties"] for feature in found["features"]] == [{"channel": "roof"}] * 3
@@ -175,7 +175,7 @@ def signed_area(ring: np.ndarray) -> float:  # type: ignore[type-arg]
 
 def test_no_roof_is_no_outline(tmp_path: Path) -> None:
     predict(write(tmp_path / "a.tif", np.zeros((3, 40, 40), np.uint8), **PLACE), tmp_path / "m.tif")
-    assert write_outlines(tmp_path / "m.tif", tmp_path / "m.geojson") == 0
+    assert write_geojson(tmp_path / "m.tif", tmp_path / "m.geojson") == 0
     written = json.loads((tmp_path / "m.geojson").read_text())
     assert (written["type"], written["features"]) == ("FeatureCollection", [])
 
@@ -184,9 +184,9 @@ def test_counts_are_those_of_the_whole_picture(tmp_path: Path) -> None:
     bands_CHW = noise(150, 210)
     label_HW = np.random.default_rng(1).integers(0, 2, (150, 210), np.uint8)
     picture, label = write(tmp_path / "a.tif", bands_CHW), write(tmp_path / "l.tif", label_HW[None])
-    found_4K = count_whole(picture, label, CUTTING, lambda _: None)
+    found_4K = whole_image_counts(picture, label, CUTTING, lambda _: None)
     logits_NKHW = torch.logit(torch.from_numpy(bands_CHW[0] / 255))[None, None]
-    expected_4K = count(logits_NKHW, torch.from_numpy(label_HW)[None, None], torch.tensor([[True]]))
+    expected_4K = confusion_counts(logits_NKHW, torch.from_numpy(label_HW)[None, None], torch.tensor([[True]]))
     assert torch.equal(found_4K[:, :1], expected_4K)
     assert found_4K.sum() == 150 * 210
 
@@ -194,6 +194,8 @@ def test_counts_are_those_of_the_whole_picture(tmp_path: Path) -> None:
 def test_a_label_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     picture = write(tmp_path / "a.tif", noise(40, 50))
     with pytest.raises(DataError, match=r"50x41 px, 1 band\(s\) of uint8; expected .*50x40 px like .*a\.tif"):
-        count_whole(picture, write(tmp_path / "l.tif", np.zeros((1, 41, 50), np.uint8)), CUTTING, lambda _: None)
+        whole_image_counts(picture, write(tmp_path / "l.tif", np.zeros((1, 41, 50), np.uint8)), CUTTING, lambda _: None)
     with pytest.raises(DataError, match="unknown class id 255"):
-        count_whole(picture, write(tmp_path / "l.tif", np.full((1, 40, 50), 255, np.uint8)), CUTTING, lambda _: None)
+        whole_image_counts(
+            picture, write(tmp_path / "l.tif", np.full((1, 40, 50), 255, np.uint8)), CUTTING, lambda _: None
+        )

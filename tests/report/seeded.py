@@ -19,7 +19,7 @@ def seed(climb: PhaseResult, folder: Path) -> str:
     tags = {"phase": str(climb.phase.number), "created": climb.created, "git_commit": climb.commit}
     tags |= {"notes": json.dumps(climb.notes), **({} if climb.interrupted else {"verdict": climb.verdict})}
     parent = client.create_run(experiment, tags=tags, run_name="attempt").info.run_id
-    for name, text in climb.phase.documents().items():
+    for name, text in climb.phase.as_yaml().items():
         client.log_text(parent, text, name)
     for number, result in enumerate(climb.results, 1):
         for run in result.runs:
@@ -42,7 +42,7 @@ def _seed_run(client: MlflowClient, experiment: str, parent: str, number: int, r
     client.log_batch(
         run_id,
         metrics=[Metric(key, value, 0, 0) for key, value in measured.metrics.items()],
-        params=[Param(key, value) for key, value in run.config.written().items()],
+        params=[Param(key, value) for key, value in run.config.to_strings().items()],
         tags=[RunTag(key, str(value)) for key, value in tags.items()],
     )
     client.log_text(run_id, json.dumps(run.verdict.as_dict()), "verdict.json")

@@ -9,7 +9,7 @@ from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_s
 from roofscale.measurement import Outcome
 from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
 from roofscale.phases.results import Cause, PhaseResult
-from roofscale.report.recommendations import advise
+from roofscale.report.recommendations import recommend
 
 SAMPLE_PLAN, BATCH_PLAN, GPU_PLAN = phase(SAMPLES), phase(BATCHES), phase(GPU)
 WORKER_PLAN = phase("""
@@ -23,12 +23,12 @@ steps:
 
 
 def said(found: PhaseResult) -> str:
-    return "\n".join(f"{advice.say} {advice.because}" for advice in advise(found, GPU_PLAN))
+    return "\n".join(f"{advice.say} {advice.because}" for advice in recommend(found, GPU_PLAN))
 
 
 def test_a_passed_phase_leads_to_the_next() -> None:
     assert said(passed_samples()).startswith("Go on with phase 5, gpu: `roofscale phase 5`. It starts from many.")
-    assert advise(passed_samples())[0].say == "Nothing is left to climb."
+    assert recommend(passed_samples())[0].say == "Nothing is left to climb."
 
 
 def test_a_phase_whose_steps_were_all_judged_can_be_stood_on() -> None:

@@ -16,7 +16,7 @@ from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report.figures import style
 from roofscale.report.figures.phase import CAPTIONS, ladder_figure, phase_figures
 from roofscale.report.figures.run import run_figures, running_median
-from roofscale.report.figures.scaling import points
+from roofscale.report.figures.scaling import runs_by_knob
 
 BATCH_PLAN = phase(BATCHES)
 DATASETS = phase("""
@@ -115,7 +115,7 @@ def test_a_run_out_of_memory_stands_at_the_limit_and_not_in_the_fit() -> None:
 
 def test_a_run_that_was_only_ruled_out_is_no_point() -> None:
     found = rolled_back()  # its runs at 16 and 14 have no metrics
-    assert [(p.x, p.was_run) for p in points(found, "batch_size")] == [
+    assert [(p.x, p.was_run) for p in runs_by_knob(found, "batch_size")] == [
         (4, True), (8, True), (16, False), (14, False), (12, True),
     ]  # fmt: skip
     assert "ran out of memory" not in memory(found)
@@ -133,7 +133,7 @@ def test_a_run_that_differs_in_more_than_the_batch_is_hollow_and_not_in_the_fit(
 def test_a_seed_or_another_number_of_samples_is_no_other_setting() -> None:
     four, eight = batches(measured(3000), measured(5000)).results
     other = eight.config.with_overrides({"seed": 5, "max_samples": 50, "lr": 1e-4})
-    found = points(climb(BATCH_PLAN, four, replace(eight, config=other)), "batch_size")
+    found = runs_by_knob(climb(BATCH_PLAN, four, replace(eight, config=other)), "batch_size")
     assert [point.alike for point in found] == [True, True]
 
 

@@ -5,9 +5,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from roofscale.errors import ConfigError
-from roofscale.report.user_blocks import block, read_regions, section
+from roofscale.report.user_blocks import phase_block, read_regions, user_block
 
-PAGE = f"above\n{block('notes', ' mine ')}\n{section(1, 'one')}\nbetween\n{section(12, 'twelve')}\nbelow"
+PAGE = f"above\n{user_block('notes', ' mine ')}\n{phase_block(1, 'one')}\nbetween\n{phase_block(12, 'twelve')}\nbelow"
 
 
 def test_a_page_is_taken_apart() -> None:
@@ -21,17 +21,17 @@ def test_a_page_is_taken_apart() -> None:
 @example("\r\n\ttabs, trailing blanks \r\n\n\n")
 @example("-->\n| a | b |\n```\n# no title\n```\n")
 def test_what_was_written_comes_back_to_the_byte(text: str) -> None:
-    assert read_regions(f"x{block('a', text)}y{block('b c', text)}").yours == {"a": text, "b c": text}
+    assert read_regions(f"x{user_block('a', text)}y{user_block('b c', text)}").yours == {"a": text, "b c": text}
 
 
 def test_a_block_within_a_phase_is_taken_out_of_it() -> None:
-    found = read_regions(section(3, f"above {block('mine', 'x')} below"))
+    found = read_regions(phase_block(3, f"above {user_block('mine', 'x')} below"))
     assert found.yours == {"mine": "x"}
     assert found.phases == {3: "above  below"}
 
 
 def test_a_comment_within_a_block_is_the_persons() -> None:
-    assert read_regions(block("a", "<!-- a thought --> <!-- phase 1: begin -->")).phases == {}
+    assert read_regions(user_block("a", "<!-- a thought --> <!-- phase 1: begin -->")).phases == {}
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_a_comment_within_a_block_is_the_persons() -> None:
         ("text<!-- yours: end a -->", "no such block begins before it"),
         ("<!-- yours: begin a --><!-- yours: end b -->", "no such block begins before it"),
         ("<!-- yours: begin a --><!-- yours: begin b --><!-- yours: end b --><!-- yours: end a -->", "stands inside"),
-        (block("a") + block("a"), "twice"),
+        (user_block("a") + user_block("a"), "twice"),
         ("<!-- yours: beginn a -->", "it is none of"),
         ("<!-- yours: begin a --", "it is none of"),
         ("<!-- phase 1: begin -->text", "its end is missing"),
         ("<!-- phase 1: begin --><!-- phase 2: end -->", "no such block begins before it"),
-        (section(1, "a") + section(1, "b"), "twice"),
+        (phase_block(1, "a") + phase_block(1, "b"), "twice"),
         ("<!-- phase 1: begin", "it is none of"),
     ],
 )

@@ -12,7 +12,7 @@ from roofscale.phases.gate import Condition, GateReport
 from roofscale.phases.results import Cause, PhaseResult
 from roofscale.report.phase_section import DESCRIPTION_LENGTH, description, phase_section
 from roofscale.report.strategy import strategy_document
-from roofscale.report.user_blocks import block, read_regions
+from roofscale.report.user_blocks import read_regions, user_block
 
 PLANS = [phase(text) for text in (SAMPLES, BATCHES, GPU)]
 
@@ -172,18 +172,20 @@ def test_writing_it_again_changes_nothing() -> None:
 def test_what_a_person_wrote_survives_in_its_place() -> None:
     first = document({1: passed_samples()})
     mine = "\r\nMy own | words \t\n\n"
-    edited = first.replace(block("phase-2"), block("phase-2", mine)).replace(block("notes"), block("notes", "top"))
+    edited = first.replace(user_block("phase-2"), user_block("phase-2", mine)).replace(
+        user_block("notes"), user_block("notes", "top")
+    )
     assert edited != first
     again = document({1: passed_samples(), 2: rolled_back()}, edited)
     assert read_regions(again).yours["phase-2"] == mine
-    assert again.index(block("notes", "top")) < again.index("## Where it stands")
+    assert again.index(user_block("notes", "top")) < again.index("## Where it stands")
     assert again.index("<!-- phase 2: end -->") < again.index(mine) < again.index("## Phase 5")
 
 
 def test_a_block_of_ones_own_goes_to_the_end_and_stays_there() -> None:
-    edited = document({1: passed_samples()}).replace("### Issues met", block("mine", "kept") + "\n### Issues met")
+    edited = document({1: passed_samples()}).replace("### Issues met", user_block("mine", "kept") + "\n### Issues met")
     again = document({1: passed_samples()}, edited)
-    assert again.rstrip().endswith(block("mine", "kept"))
+    assert again.rstrip().endswith(user_block("mine", "kept"))
     assert document({1: passed_samples()}, again) == again
 
 
@@ -197,7 +199,7 @@ def test_a_phase_that_the_server_does_not_know_keeps_its_section() -> None:
 
 
 def test_a_page_of_another_make_is_kept_among_the_notes() -> None:
-    again = document({1: passed_samples()}, "# My plan\n\nbuy a GPU\n" + block("notes", "\nmore\n"))
+    again = document({1: passed_samples()}, "# My plan\n\nbuy a GPU\n" + user_block("notes", "\nmore\n"))
     assert read_regions(again).yours["notes"] == "\n# My plan\n\nbuy a GPU\n\nmore\n"
     assert document({1: passed_samples()}, again) == again
 

@@ -13,7 +13,7 @@ from tests.report.seeded import seed
 from roofscale.cli import main
 from roofscale.commands.order import Order
 from roofscale.commands.phase import publish_result
-from roofscale.phases.history import newest_climb
+from roofscale.phases.history import latest_result
 from roofscale.report.phase_section import description, phase_section
 from roofscale.tracking import Tracker, get_run
 
@@ -67,7 +67,7 @@ def test_all_documents_are_written_from_what_the_server_has(project: Path) -> No
 
 def test_the_server_gives_back_the_climb_that_was_put_there(project: Path) -> None:
     seed(rolled_back(), project)
-    climb = newest_climb(2)
+    climb = latest_result(2)
     assert climb
     assert [run.step.name for run in climb.all_runs()] == ["batch-4", "batch-8", "batch-16", "batch-16", "batch-16"]
     assert climb.last_good
@@ -102,12 +102,12 @@ def test_a_document_that_cannot_be_read_is_left_alone_and_so_are_the_others(
 
 def test_a_climb_is_described_in_mlflow_as_the_report_describes_it(project: Path) -> None:
     seed(rolled_back(), project)
-    climb = newest_climb(2)
+    climb = latest_result(2)
     assert climb
     order = Order((), project / "nowhere", project / "runs", project / "data")
     noted = replace(climb, notes=("the phase file was edited",))  # after the attempt began
     publish_result(noted, Tracker(climb.experiment, project / "runs"), order, Console(quiet=True))
-    again = newest_climb(2)
+    again = latest_result(2)
     assert again
     assert again.notes == noted.notes
     section = description(phase_section(again, None), "STRATEGY.md")

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from roofscale.config import RunConfig
-from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 ROLE = "arn:aws:iam::123456789012:role/RoofscaleJob"
-SETTINGS = Settings(role=ROLE, bucket="roofs", image="123456789012.dkr.ecr.eu-west-1.amazonaws.com/roofscale:1")
+SETTINGS = SageMakerSettings(
+    role=ROLE, bucket="roofs", image="123456789012.dkr.ecr.eu-west-1.amazonaws.com/roofscale:1"
+)
 CONFIG = RunConfig(compute="ml.m5.xlarge", data_root="s3://roofs/data", datasets=("rid", "airs"))
 BEGUN = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
 

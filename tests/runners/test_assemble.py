@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofscale.compute import GIB, Allowance, Compute
+from roofscale.compute import GIB, Compute, ResourceLimits
 from roofscale.config import RunConfig
 from roofscale.measurement import METRICS, MemoryPoint, Outcome, StepRecord, Validation
 from roofscale.runners import build_measurement as a
-from roofscale.runners.build_measurement import Supervised, assemble
+from roofscale.runners.build_measurement import RunObservation, build_measurement
 
 
 def step(number: int, *, epoch: int = 0, seconds: float = 0.5, samples: int | None = None, **more: float) -> StepRecord:
@@ -27,8 +27,8 @@ def event(record: StepRecord) -> dict[str, object]:
     return {"event": "step", **fields}
 
 
-def seen(**changes: object) -> Supervised:
-    whole = Supervised(
+def seen(**changes: object) -> RunObservation:
+    whole = RunObservation(
         outcome=Outcome.OK,
         detail="",
         started=90.0,
@@ -67,7 +67,7 @@ def test_a_single_step_is_better_than_nothing() -> None:
 
 def test_a_smaller_last_batch_counts_by_its_size() -> None:
     steps = [step(1, seconds=1), step(2, seconds=1), step(3, seconds=0.5, samples=5)]
-    assert a.samples_of(steps) == [2, 2, 1]
+    assert a.batch_samples(steps) == [2, 2, 1]
     assert a.speed_metrics(steps)["speed/seconds_per_sample"] == pytest.approx(0.5)
 
 
@@ -94,19 +94,19 @@ def test_the_seconds_of_a_validated_sample_are_over_all_validations() -> None:
 def test_growth_finds_the_slope_through_the_swing_of_steps(leak: float) -> None:
     noise = random.Random(0)
     steps = [dataclasses.replace(step(n), memory_mib=1000 + leak * n + noise.uniform(-30, 30)) for n in range(1, 101)]
-    assert a.growth(steps) == pytest.approx(leak, abs=0.3)
+    assert a.memory_slope(steps) == pytest.approx(leak, abs=0.3)
 
 
 def test_growth_leaves_out_the_warm_up_and_needs_five_points() -> None:
     warm = [dataclasses.replace(step(n), memory_mib=100.0 * min(n, 4)) for n in range(1, 9)]
-    assert a.growth(warm) == 0
-    assert math.isnan(a.growth(warm[:7]))
-    assert math.isnan(a.growth([step(n) for n in range(1, 50)]))
+    assert a.memory_slope(warm) == 0
+    assert math.isnan(a.memory_slope(warm[:7]))
+    assert math.isnan(a.memory_slope([step(n) for n in range(1, 50)]))
 
 
 def test_growth_of_a_long_run_is_quick_and_right() -> None:
     steps = [dataclasses.replace(step(n), memory_mib=0.5 * n) for n in range(1, 20_001)]
-    assert a.growth(steps) == pytest.approx(0.5)
+    assert a.memory_slope(steps) == pytest.approx(0.5)
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1, max_size=20, unique=True), st.floats(-10, 1010))
@@ -156,7 +156,7 @@ def test_the_whole_measurement_speaks_in_known_names() -> None:
               {"event": "metrics", "metrics": {"gpu/memory_peak_mib": 11264, "gpu/alloc_retries": None}}]  # fmt: skip
     run = seen(events=events, memory=(MemoryPoint(95, 512.0),), metrics={"memory/peak_mib": 8192.0, "gpu/power_w": 9})
     size = Compute("ml.g5.xlarge", 4, 16, "A10G", 1, 22.0)
-    found = assemble(RunConfig(), size, Allowance(16 * GIB, 4, "a note"), run)
+    found = build_measurement(RunConfig(), size, ResourceLimits(16 * GIB, 4, "a note"), run)
     assert found.metric("val/rid/iou") == 0.7
     assert found.metric("val/rid/loss") == 0.25
     assert "val/rid/iou_hip" not in found.metrics
@@ -188,7 +188,9 @@ def test_forgetting_is_the_drop_since_a_data_set_was_last_trained_on() -> None:
 
 
 def test_a_run_that_never_took_a_step_is_a_measurement_too() -> None:
-    found = assemble(RunConfig(), Compute("local", 1, 1), Allowance(GIB, 1), seen(outcome=Outcome.CRASHED))
+    found = build_measurement(
+        RunConfig(), Compute("local", 1, 1), ResourceLimits(GIB, 1), seen(outcome=Outcome.CRASHED)
+    )
     assert found.metric("train/steps") == 0
     assert math.isnan(found.metric("speed/samples_per_s"))
     assert found.steps == ()
@@ -197,6 +199,6 @@ def test_a_run_that_never_took_a_step_is_a_measurement_too() -> None:
 def test_speed_of_the_watched_process_leaves_out_an_earlier_one() -> None:
     earlier = [step(n, time=10.0 + n) for n in (1, 2)]
     events = [*map(event, earlier), {"event": "resumed", "step": 2}, event(step(3))]
-    found = assemble(RunConfig(), Compute("local", 1, 1), Allowance(GIB, 1), seen(events=events))
+    found = build_measurement(RunConfig(), Compute("local", 1, 1), ResourceLimits(GIB, 1), seen(events=events))
     assert [s.step for s in found.steps] == [1, 2, 3]
     assert found.metric("speed/setup_seconds") == pytest.approx(103 - 0.5 - 90)

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofscale.runners.events import EventTail, in_force
+from roofscale.runners.events import EventTail, drop_superseded
 
 
 def line(event: str, **fields: object) -> bytes:
@@ -68,7 +68,7 @@ def test_a_resumed_run_takes_back_later_steps_and_validations_only() -> None:
 
     steps = [{"event": "step", "step": n} for n in range(1, 5)]
     events = [{"event": "start"}, validation(0), *steps, validation(4), {"event": "resumed", "step": 2}, steps[2]]
-    kept = in_force(events)
+    kept = drop_superseded(events)
     assert [event["step"] for event in kept if event["event"] == "step"] == [1, 2, 3]
     assert [event["validation"]["step"] for event in kept if event["event"] == "validation"] == [0]
     assert kept[0]["event"] == "start"
@@ -80,5 +80,5 @@ def test_a_validation_that_was_made_again_counts_once() -> None:
 
     before = [{"event": "start"}, validation(0, 1.0)]  # killed before its first checkpoint
     again = [{"event": "start"}, {"event": "resumed", "step": 0}, validation(0, 2.0), {"event": "step", "step": 1}]
-    kept = in_force([*before, *again, validation(1, 3.0), {"event": "resumed", "step": 1}, validation(1, 4.0)])
+    kept = drop_superseded([*before, *again, validation(1, 3.0), {"event": "resumed", "step": 1}, validation(1, 4.0)])
     assert [event["validation"]["loss"] for event in kept if event["event"] == "validation"] == [2.0, 4.0]

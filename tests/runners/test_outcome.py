@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roofscale.measurement import Outcome
-from roofscale.runners.outcome import Evidence, classify
+from roofscale.runners.outcome import ExitEvidence, classify
 
 OK_END = {"outcome": "ok", "detail": "100 steps"}
 # As torch 2.13 words them.
@@ -54,7 +54,7 @@ TOO_MANY_FILES = "RuntimeError: unable to open shared memory object </torch_1> i
     ],
 )
 def test_stderr_of_a_failed_run(stderr: str, outcome: Outcome) -> None:
-    found, detail = classify(Evidence(exit_code=1, stderr=f"Traceback (most recent call last):\n  ...\n{stderr}\n"))
+    found, detail = classify(ExitEvidence(exit_code=1, stderr=f"Traceback (most recent call last):\n  ...\n{stderr}\n"))
     assert found is outcome
     assert stderr[:40] in detail
     assert (stderr in (WORKER_DIED, DIED_HANDING_OVER)) == ("loader process" in detail)
@@ -83,13 +83,13 @@ def test_stderr_of_a_failed_run(stderr: str, outcome: Outcome) -> None:
     ],
 )
 def test_rules(evidence: dict[str, Any], outcome: Outcome, said: str) -> None:
-    found, detail = classify(Evidence(**evidence))
+    found, detail = classify(ExitEvidence(**evidence))
     assert found is outcome
     assert said in detail
 
 
 EVIDENCE = st.builds(
-    Evidence,
+    ExitEvidence,
     exit_code=st.sampled_from([0, 1, -9, -11, -15]),
     watchdog=st.booleans(),
     timed_out=st.booleans(),
@@ -101,7 +101,9 @@ EVIDENCE = st.builds(
 
 
 @given(EVIDENCE)
-def test_what_the_runner_did_comes_before_what_the_kernel_counted_and_that_before_all_else(evidence: Evidence) -> None:
+def test_what_the_runner_did_comes_before_what_the_kernel_counted_and_that_before_all_else(
+    evidence: ExitEvidence,
+) -> None:
     outcome, detail = classify(evidence)
     assert detail
     assert "\n" not in detail

@@ -12,8 +12,8 @@ from moto import mock_aws
 from tests.runners.sagemaker_settings import BEGUN, SETTINGS, packed
 
 from roofscale.errors import ConfigError
-from roofscale.runners.sagemaker.aws_errors import CloudError, explain, is_passing, patiently
-from roofscale.runners.sagemaker.jobs_api import Cloud
+from roofscale.runners.sagemaker.aws_errors import CloudError, is_transient, retry_transient, to_aws_user_error
+from roofscale.runners.sagemaker.jobs_api import SageMakerClient
 
 HERE = dataclasses.replace(SETTINGS, region="eu-west-1")
 
@@ -24,13 +24,13 @@ def waited() -> list[float]:
 
 
 @pytest.fixture
-def cloud(waited: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+def cloud(waited: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[SageMakerClient]:
     for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     with mock_aws():
-        found = Cloud(HERE, waited.append)
+        found = SageMakerClient(HERE, waited.append)
         found._s3.create_bucket(Bucket="roofs", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
         yield found
 
@@ -40,11 +40,11 @@ def fault(code: str, status: int = 400, message: str = "what AWS says") -> Clien
     return ClientError(content, "DescribeTrainingJob")  # type: ignore[arg-type]
 
 
-def test_the_credentials_are_the_tests_own(cloud: Cloud) -> None:
+def test_the_credentials_are_the_tests_own(cloud: SageMakerClient) -> None:
     assert boto3.client("sts", region_name="eu-west-1").get_caller_identity()["Account"] == "123456789012"
 
 
-def test_an_object_is_read_as_it_grows(cloud: Cloud) -> None:
+def test_an_object_is_read_as_it_grows(cloud: SageMakerClient) -> None:
     uri = "s3://roofs/a b/ü.jsonl"
     assert cloud.read_from(uri, 0) == b""
     cloud.write(uri, b"one\n")
@@ -54,7 +54,7 @@ def test_an_object_is_read_as_it_grows(cloud: Cloud) -> None:
     assert cloud.read_from(uri, 4) == b"two\n"
 
 
-def test_a_run_folder_is_fetched_but_for_what_is_left_out(cloud: Cloud, tmp_path: Path) -> None:
+def test_a_run_folder_is_fetched_but_for_what_is_left_out(cloud: SageMakerClient, tmp_path: Path) -> None:
     for name in ("stderr.log", "sheets/1.png", "config.json", ".best.pt.partial", "../outside"):
         cloud.write(f"s3://roofs/run/folder/{name}", name.encode())
     cloud.write("s3://roofs/run/folder-of-another/x", b"")
@@ -64,26 +64,26 @@ def test_a_run_folder_is_fetched_but_for_what_is_left_out(cloud: Cloud, tmp_path
     assert cloud.size("s3://roofs/run/folder/stderr.log") == len("stderr.log")
 
 
-def test_one_file_of_what_the_service_packed(cloud: Cloud) -> None:
+def test_one_file_of_what_the_service_packed(cloud: SageMakerClient) -> None:
     cloud.write("s3://roofs/output.tar.gz", packed("measurement.json", b"{}"))
     assert cloud.read_packed("s3://roofs/output.tar.gz", "measurement.json") == b"{}"
     assert cloud.read_packed("s3://roofs/output.tar.gz", "other.json") is None
     assert cloud.read_packed("s3://roofs/none.tar.gz", "measurement.json") is None
 
 
-def test_what_is_uploaded_is_encrypted_with_the_users_key(cloud: Cloud) -> None:
-    cloud = Cloud(dataclasses.replace(HERE, kms_key="key-1"))
+def test_what_is_uploaded_is_encrypted_with_the_users_key(cloud: SageMakerClient) -> None:
+    cloud = SageMakerClient(dataclasses.replace(HERE, kms_key="key-1"))
     cloud.write("s3://roofs/secret", b"x")
     head = cloud._s3.head_object(Bucket="roofs", Key="secret")
     assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "key-1")
 
 
-def test_a_wrong_bucket_is_named(cloud: Cloud) -> None:
+def test_a_wrong_bucket_is_named(cloud: SageMakerClient) -> None:
     with pytest.raises(ConfigError, match=r"to write s3://none/x: .*NoSuchBucket.*correct the setting bucket"):
         cloud.write("s3://none/x", b"")
 
 
-def stubbed(cloud: Cloud, operation: str, *codes: tuple[str, int]) -> Stubber:
+def stubbed(cloud: SageMakerClient, operation: str, *codes: tuple[str, int]) -> Stubber:
     stub = Stubber(cloud._sagemaker)
     for code, status in codes:
         stub.add_client_error(operation, code, "what AWS says", status)
@@ -92,7 +92,7 @@ def stubbed(cloud: Cloud, operation: str, *codes: tuple[str, int]) -> Stubber:
 
 
 def test_throttling_is_waited_out_twice_as_long_each_time(
-    cloud: Cloud, waited: list[float], caplog: pytest.LogCaptureFixture
+    cloud: SageMakerClient, waited: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     stub = stubbed(cloud, "describe_training_job", *[("ThrottlingException", 400)] * 3, ("Whatever", 503))
     stub.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
@@ -104,7 +104,7 @@ def test_throttling_is_waited_out_twice_as_long_each_time(
     stub.assert_no_pending_responses()
 
 
-def test_a_job_that_is_over_is_not_stopped_again(cloud: Cloud) -> None:
+def test_a_job_that_is_over_is_not_stopped_again(cloud: SageMakerClient) -> None:
     stubbed(cloud, "stop_training_job", ("ValidationException", 400))
     cloud.stop("job")
 
@@ -119,17 +119,19 @@ def test_a_job_that_is_over_is_not_stopped_again(cloud: Cloud) -> None:
         ("ConflictException", "see the message"),
     ],
 )
-def test_a_refusal_says_what_to_do(cloud: Cloud, code: str, said: str) -> None:
+def test_a_refusal_says_what_to_do(cloud: SageMakerClient, code: str, said: str) -> None:
     stubbed(cloud, "create_training_job", (code, 400))
     with pytest.raises(ConfigError, match=rf"refused to create the job job: what AWS says \({code}\).*{said}"):
         create(cloud)
 
 
-def create(cloud: Cloud) -> None:
+def create(cloud: SageMakerClient) -> None:
     cloud.submit({"TrainingJobName": "job", "RoleArn": HERE.role, "OutputDataConfig": {"S3OutputPath": "s3://x"}})
 
 
-def test_a_job_that_exists_by_its_name_is_the_one_whose_answer_was_lost(cloud: Cloud, waited: list[float]) -> None:
+def test_a_job_that_exists_by_its_name_is_the_one_whose_answer_was_lost(
+    cloud: SageMakerClient, waited: list[float]
+) -> None:
     stub = stubbed(cloud, "create_training_job", ("InternalFailure", 500), ("ResourceInUse", 400))
     create(cloud)
     assert waited == [1.0]
@@ -140,7 +142,7 @@ HELD = "The account-level service limit 'ml.m5.xlarge for training job usage' is
 
 
 def test_instances_that_other_jobs_hold_are_waited_for_and_a_quota_of_zero_is_not(
-    cloud: Cloud, waited: list[float]
+    cloud: SageMakerClient, waited: list[float]
 ) -> None:
     stub = Stubber(cloud._sagemaker)
     for held in (2, 2):
@@ -156,7 +158,7 @@ def test_instances_that_other_jobs_hold_are_waited_for_and_a_quota_of_zero_is_no
         create(cloud)
 
 
-def test_running_jobs_are_found_with_their_tags(cloud: Cloud) -> None:
+def test_running_jobs_are_found_with_their_tags(cloud: SageMakerClient) -> None:
     arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/"
     stub = Stubber(cloud._sagemaker)
     names = ("roofscale-a-1", "roofscale-a-2", "other-roofscale-a")
@@ -172,7 +174,9 @@ def test_running_jobs_are_found_with_their_tags(cloud: Cloud) -> None:
     stub.assert_no_pending_responses()
 
 
-def test_a_running_job_is_found_whose_tags_nobody_tells(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_job_is_found_whose_tags_nobody_tells(
+    cloud: SageMakerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cloud, "_wait", lambda _: True)
     arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/roofscale-a-1"
     stub = Stubber(cloud._sagemaker)
@@ -191,7 +195,7 @@ def test_who_does_not_want_to_wait_any_longer_is_told_at_once() -> None:
         raise EndpointConnectionError(endpoint_url="https://x")
 
     with pytest.raises(EndpointConnectionError):
-        patiently(away, lambda seconds: True)
+        retry_transient(away, lambda seconds: True)
     assert tried == [1]
 
 
@@ -207,7 +211,7 @@ def test_who_does_not_want_to_wait_any_longer_is_told_at_once() -> None:
     ],
 )
 def test_what_passes(error: Exception, passes: bool) -> None:
-    assert is_passing(error) is passes
+    assert is_transient(error) is passes
 
 
 def test_patience_ends() -> None:
@@ -217,16 +221,16 @@ def test_patience_ends() -> None:
         raise EndpointConnectionError(endpoint_url="https://x")
 
     with pytest.raises(EndpointConnectionError):
-        patiently(away, waited.append, patience=200)
+        retry_transient(away, waited.append, patience=200)
     assert waited == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
 def test_no_credentials_and_a_network_that_is_away() -> None:
-    assert "aws configure" in str(explain(NoCredentialsError(), "to write"))
-    lost = explain(EndpointConnectionError(endpoint_url="https://x"), "to look after the job j")
+    assert "aws configure" in str(to_aws_user_error(NoCredentialsError(), "to write"))
+    lost = to_aws_user_error(EndpointConnectionError(endpoint_url="https://x"), "to look after the job j")
     assert isinstance(lost, CloudError)
     assert "the same command finds it again" in str(lost)
-    page = explain(fault("500", 500, "<!doctype html>\n" + "<p>sorry</p>\n" * 99), "to look after the job j")
+    page = to_aws_user_error(fault("500", 500, "<!doctype html>\n" + "<p>sorry</p>\n" * 99), "to look after the job j")
     assert (len(str(page)) < 400, "\n" in str(page)) == (True, False)
 
 
@@ -235,4 +239,4 @@ def test_no_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="set region in sagemaker"):
-        Cloud(SETTINGS)
+        SageMakerClient(SETTINGS)

@@ -12,14 +12,14 @@ from tests.runners.sagemaker_settings import CONFIG
 from roofscale import compute
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
-from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker import request as requests
 from roofscale.runners.sagemaker.docker import create_words, folder_of
 from roofscale.runners.sagemaker.job import Job
 from roofscale.runners.sagemaker.job_outcome import job_outcome
-from roofscale.runners.sagemaker.local_mode import Containers, ended
-from roofscale.runners.sagemaker.settings import HERE, Settings, load
+from roofscale.runners.sagemaker.local_mode import LocalModeClient, describe_ended
+from roofscale.runners.sagemaker.settings import HERE, SageMakerSettings, load
 
 JOB = Job("roofscale-train-abc")
 BEGAN, OVER = "2026-11-24T12:00:00.123456789Z", "2026-11-24T12:01:00.5Z"
@@ -64,13 +64,13 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path) -> SageMakerSettings:
     return load({"ROOFSCALE_SAGEMAKER_IMAGE": "roofscale", "ROOFSCALE_SAGEMAKER_LOCAL_MODE": "true"}, tmp_path)
 
 
-def asked(settings: Settings, **knobs: Any) -> dict[str, Any]:
+def asked(settings: SageMakerSettings, **knobs: Any) -> dict[str, Any]:
     config = CONFIG.with_overrides({"data_root": f"s3://{HERE}/data, all", **knobs})
-    return requests.build(config, settings, JOB, {"experiment": "roofscale-train"})
+    return requests.build_request(config, settings, JOB, {"experiment": "roofscale-train"})
 
 
 def inspected(status: str = "exited", code: int = 0, host: str = "algo-1", **state: Any) -> dict[str, Any]:
@@ -83,12 +83,12 @@ def inspected(status: str = "exited", code: int = 0, host: str = "algo-1", **sta
     }
 
 
-def test_an_image_is_all_that_local_mode_needs(settings: Settings, tmp_path: Path) -> None:
+def test_an_image_is_all_that_local_mode_needs(settings: SageMakerSettings, tmp_path: Path) -> None:
     assert settings.prefix == str(tmp_path / "runs/containers")
     assert folder_of(requests.config_uri(settings, JOB)) == tmp_path / "runs/containers" / JOB.key / "config"
 
 
-def test_a_container_gets_what_a_job_gets(settings: Settings, tmp_path: Path) -> None:
+def test_a_container_gets_what_a_job_gets(settings: SageMakerSettings, tmp_path: Path) -> None:
     request = asked(settings, compute="ml.m5.large")
     words = create_words(request, compute.get("ml.m5.large"), tmp_path / "job", "algo-1")
     said = dict(itertools.pairwise(words))
@@ -108,11 +108,11 @@ def test_a_container_gets_what_a_job_gets(settings: Settings, tmp_path: Path) ->
 
 
 def test_hosts_share_data_and_checkpoints_and_have_a_name_and_an_output_each(
-    settings: Settings, tmp_path: Path
+    settings: SageMakerSettings, tmp_path: Path
 ) -> None:
     request = asked(settings, compute="ml.m5.large", instance_count=2)
     first, second = (
-        create_words(request, compute.get("ml.m5.large"), tmp_path / "job", host) for host in multi_node.names(2)
+        create_words(request, compute.get("ml.m5.large"), tmp_path / "job", host) for host in multi_node.host_names(2)
     )
     assert [ours.replace("algo-1", "algo-2") for ours in first] == second, "they differ by the host and nothing else"
     said = dict(itertools.pairwise(second))
@@ -125,7 +125,9 @@ def test_hosts_share_data_and_checkpoints_and_have_a_name_and_an_output_each(
     }  # fmt: skip
 
 
-def test_an_instance_with_gpus_asks_for_them_and_each_host_for_its_own(settings: Settings, tmp_path: Path) -> None:
+def test_an_instance_with_gpus_asks_for_them_and_each_host_for_its_own(
+    settings: SageMakerSettings, tmp_path: Path
+) -> None:
     def gpus(name: str, host: str) -> str:
         words = create_words(asked(settings, compute=name, instance_count=2), compute.get(name), tmp_path, host)
         return words[words.index("--gpus") + 1]
@@ -151,13 +153,13 @@ def test_what_lies_in_s3_is_refused() -> None:
     ],
 )
 def test_how_it_ended(found: dict[str, Any], why: str, said: str, outcome: Outcome, word: str) -> None:
-    told, detail = job_outcome(ended([found], why, [said]), None)
+    told, detail = job_outcome(describe_ended([found], why, [said]), None)
     assert told is outcome
     assert word in detail
 
 
-def test_a_job_from_its_start_to_its_end(settings: Settings, docker: Docker) -> None:
-    there = Containers(settings)
+def test_a_job_from_its_start_to_its_end(settings: SageMakerSettings, docker: Docker) -> None:
+    there = LocalModeClient(settings)
     assert there.describe(JOB.name) is None
     there.submit(asked(settings))
     assert [call[0] for call in docker.calls[-2:]] == ["create", "start"]
@@ -181,8 +183,8 @@ def test_a_job_from_its_start_to_its_end(settings: Settings, docker: Docker) -> 
     assert there.describe(JOB.name) == found, "it is remembered without the container"
 
 
-def test_who_stays_too_long_is_stopped(settings: Settings, docker: Docker) -> None:
-    there = Containers(settings)
+def test_who_stays_too_long_is_stopped(settings: SageMakerSettings, docker: Docker) -> None:
+    there = LocalModeClient(settings)
     there.submit(asked(settings))
     docker.answers(ps=JOB.name, inspect=[inspected("running")])  # for longer than 900 s
     there.describe(JOB.name)
@@ -191,14 +193,14 @@ def test_who_stays_too_long_is_stopped(settings: Settings, docker: Docker) -> No
     assert (there.describe(JOB.name) or {})["SecondaryStatus"] == "MaxRuntimeExceeded"
 
 
-def test_a_job_of_two_hosts_from_its_start_to_its_end(settings: Settings, docker: Docker) -> None:
-    there = Containers(settings)
+def test_a_job_of_two_hosts_from_its_start_to_its_end(settings: SageMakerSettings, docker: Docker) -> None:
+    there = LocalModeClient(settings)
     there.submit(asked(settings, instance_count=2))
     assert [call[0] for call in docker.calls] == ["network", "create", "create", "start"]
     assert docker.calls[0][:3] == ["network", "create", "--internal"]
     assert docker.calls[-1] == ["start", f"{JOB.name}.algo-1", f"{JOB.name}.algo-2"]
     job = folder_of(requests.output_uri(settings, JOB)).parents[1]
-    told = multi_node.machines_of(job / "algo-2/config/resourceconfig.json")
+    told = multi_node.read_resource_config(job / "algo-2/config/resourceconfig.json")
     assert (told.names, told.place, told.network) == (("algo-1", "algo-2"), 1, "eth0")
 
     recent = {"StartedAt": "2999-01-01T00:00:00Z"}
@@ -217,8 +219,8 @@ def test_a_job_of_two_hosts_from_its_start_to_its_end(settings: Settings, docker
     assert there.read_packed(requests.output_uri(settings, JOB), "measurement-node2.json") is None
 
 
-def test_a_host_that_fails_ends_the_others_and_says_why(settings: Settings, docker: Docker) -> None:
-    there = Containers(settings)
+def test_a_host_that_fails_ends_the_others_and_says_why(settings: SageMakerSettings, docker: Docker) -> None:
+    there = LocalModeClient(settings)
     there.submit(asked(settings, instance_count=2))
     recent = {"StartedAt": "2999-01-01T00:00:00Z"}
     failed = inspected(code=137, host="algo-2", OOMKilled=True)
@@ -234,13 +236,13 @@ def test_a_host_that_fails_ends_the_others_and_says_why(settings: Settings, dock
 
 def test_the_host_that_did_not_only_follow_says_why() -> None:
     earlier, later = inspected(code=1, FinishedAt=BEGAN), inspected(code=1)
-    followed = f"crashed: {FOLLOWED}: closed by peer"
-    assert "no images" in ended([earlier, later], "", [followed, "data_error: no images"])["FailureReason"]
-    assert "first" in ended([later, earlier], "Failed", ["crashed: second", "crashed: first"])["FailureReason"]
+    followed = f"crashed: {PEER_FAILED}: closed by peer"
+    assert "no images" in describe_ended([earlier, later], "", [followed, "data_error: no images"])["FailureReason"]
+    assert "first" in describe_ended([later, earlier], "Failed", ["crashed: second", "crashed: first"])["FailureReason"]
 
 
-def test_a_container_that_somebody_removed_is_no_result(settings: Settings, docker: Docker) -> None:
-    there = Containers(settings)
+def test_a_container_that_somebody_removed_is_no_result(settings: SageMakerSettings, docker: Docker) -> None:
+    there = LocalModeClient(settings)
     there.submit(asked(settings, instance_count=2))
     docker.answers(ps=f"{JOB.name}.algo-2", inspect=[inspected("running", host="algo-2")])
     outcome, detail = job_outcome(there.describe(JOB.name) or {}, None)
@@ -249,9 +251,9 @@ def test_a_container_that_somebody_removed_is_no_result(settings: Settings, dock
 
 
 def test_a_job_whose_launcher_was_killed_at_its_submission_is_submitted_anew(
-    settings: Settings, docker: Docker
+    settings: SageMakerSettings, docker: Docker
 ) -> None:
-    there = Containers(settings)
+    there = LocalModeClient(settings)
     there.submit(asked(settings, instance_count=2))
     docker.answers(ps=f"{JOB.name}.algo-1", inspect=[inspected("created", StartedAt="0001-01-01T00:00:00Z")])
     assert there.describe(JOB.name) is None
@@ -259,8 +261,10 @@ def test_a_job_whose_launcher_was_killed_at_its_submission_is_submitted_anew(
 
 
 @pytest.mark.parametrize("refused", ["create", "start"])
-def test_what_docker_refuses_is_told_and_leaves_nothing(settings: Settings, docker: Docker, refused: str) -> None:
-    there = Containers(settings)
+def test_what_docker_refuses_is_told_and_leaves_nothing(
+    settings: SageMakerSettings, docker: Docker, refused: str
+) -> None:
+    there = LocalModeClient(settings)
     docker.answers(**{refused: 1}, ps=JOB.name)
     with pytest.raises(ConfigError, match=rf"docker {refused}: refused .*docker build -t IMAGE"):
         there.submit(asked(settings))
@@ -269,8 +273,8 @@ def test_what_docker_refuses_is_told_and_leaves_nothing(settings: Settings, dock
     assert there.describe(JOB.name) is None
 
 
-def test_files_are_written_read_on_and_fetched(settings: Settings, tmp_path: Path) -> None:
-    there, top = Containers(settings), f"s3://{HERE}{tmp_path}/run"
+def test_files_are_written_read_on_and_fetched(settings: SageMakerSettings, tmp_path: Path) -> None:
+    there, top = LocalModeClient(settings), f"s3://{HERE}{tmp_path}/run"
     there.write(f"{top}/events.jsonl", b"one\ntwo\n")
     there.write(f"{top}/plots/a.png", b"png")
     there.write(f"{top}/.half", b"x")
@@ -281,7 +285,7 @@ def test_files_are_written_read_on_and_fetched(settings: Settings, tmp_path: Pat
     assert [str(p.relative_to(tmp_path / "here")) for p in (tmp_path / "here").rglob("*.*")] == ["plots/a.png"]
 
 
-def test_no_docker_is_one_clear_message(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_docker_is_one_clear_message(settings: SageMakerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match="no command 'docker' here"):
-        Containers(settings).describe(JOB.name)
+        LocalModeClient(settings).describe(JOB.name)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from roofscale.config import RunConfig
-from roofscale.data.locate import find_dataset, origin
+from roofscale.data.locate import describe_origin, find_dataset
 from roofscale.data.synthetic import GenerateSpec
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome
@@ -97,7 +97,7 @@ def test_a_stop_reaches_the_training(top: Path) -> None:
 def test_the_config_arrives_as_it_was_but_for_the_data_root(top: Path) -> None:
     found = entry.read_config(top / "input/data", AWKWARD.fingerprint)
     assert found.data_root == str(top / "input/data")
-    assert found.changed_from(AWKWARD).keys() == {"data_root"}
+    assert found.diff(AWKWARD).keys() == {"data_root"}
 
 
 def test_another_run_config_than_was_asked_for_is_not_run(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_generated_images_are_made_again_and_only_by_the_same_drawing(top: Path)
     note = top / "input/data/config/generated.json"
     note.write_text(json.dumps({"rid": spec}))
     found = entry.read_config(top / "input/data", AWKWARD.fingerprint)
-    assert origin(find_dataset("rid", Path(found.data_root))) == "GENERATED"
+    assert describe_origin(find_dataset("rid", Path(found.data_root))) == "GENERATED"
     note.write_text(json.dumps({"rid": {**spec, "drawing": 0}}))
     with pytest.raises(ConfigError, match="drawing 0"):
         entry.read_config(top / "input/data", AWKWARD.fingerprint)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from roofscale.measurement import Measurement, Outcome, ResourceSample
-from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker import entry, multi_node
-from roofscale.runners.torchrun import Machines
+from roofscale.runners.torchrun import Nodes
 
 ROW = ResourceSample(2.0, {"cpu/utilisation": 0.5})
 FIRST = Measurement(
@@ -31,22 +31,22 @@ def written(top: Path, current: str, *names: str) -> Path:
 
 
 def test_machines_are_those_of_the_resource_config_in_one_order_on_all(tmp_path: Path) -> None:
-    assert multi_node.machines_of(written(tmp_path, "algo-2", "algo-2", "algo-1")) == Machines(
+    assert multi_node.read_resource_config(written(tmp_path, "algo-2", "algo-2", "algo-1")) == Nodes(
         ("algo-1", "algo-2"), 1, "eth0"
     )
-    assert multi_node.machines_of(written(tmp_path, "algo-1", "algo-1", "algo-2")).place == 0
-    assert multi_node.machines_of(tmp_path / "none.json") == Machines()
+    assert multi_node.read_resource_config(written(tmp_path, "algo-1", "algo-1", "algo-2")).place == 0
+    assert multi_node.read_resource_config(tmp_path / "none.json") == Nodes()
 
 
 def test_what_a_stand_in_for_the_service_tells_a_machine_is_what_the_machine_reads(tmp_path: Path) -> None:
     file = tmp_path / "resourceconfig.json"
-    machines = multi_node.names(3)
+    machines = multi_node.host_names(3)
     file.write_text(json.dumps(multi_node.resource_config(machines, "algo-3", "ml.m5.xlarge")))
-    assert multi_node.machines_of(file) == Machines(("algo-1", "algo-2", "algo-3"), 2, "eth0")
+    assert multi_node.read_resource_config(file) == Nodes(("algo-1", "algo-2", "algo-3"), 2, "eth0")
 
 
 def test_no_two_machines_leave_a_file_of_the_same_name() -> None:
-    folders = [multi_node.folder(Path("/opt/ml/checkpoints"), place) for place in range(3)]
+    folders = [multi_node.node_folder(Path("/opt/ml/checkpoints"), place) for place in range(3)]
     assert folders[0] == Path("/opt/ml/checkpoints"), "where a job of one machine has it"
     assert len(set(folders)) == 3
     assert multi_node.measurement_name(0) == "measurement.json"
@@ -54,7 +54,7 @@ def test_no_two_machines_leave_a_file_of_the_same_name() -> None:
 
 
 def test_what_other_machines_used_has_names_of_its_own() -> None:
-    found = multi_node.joined([FIRST, SECOND])
+    found = multi_node.merge_measurements([FIRST, SECOND])
     assert found is not None
     assert found.metrics == {
         "memory/peak_mib": 100.0,
@@ -63,26 +63,30 @@ def test_what_other_machines_used_has_names_of_its_own() -> None:
         "node1/gpu/utilisation": 0.9,
     }
     assert found.resources == (ResourceSample(1.0, {"node1/cpu/utilisation": 0.4}), ROW)
-    assert multi_node.joined([FIRST]) == FIRST
-    assert multi_node.joined([None, None]) is None
+    assert multi_node.merge_measurements([FIRST]) == FIRST
+    assert multi_node.merge_measurements([None, None]) is None
 
 
-@pytest.mark.parametrize("lost", [FIRST, None, Measurement(Outcome.CRASHED, f"{FOLLOWED}: Connection closed", "abc")])
+@pytest.mark.parametrize(
+    "lost", [FIRST, None, Measurement(Outcome.CRASHED, f"{PEER_FAILED}: Connection closed", "abc")]
+)
 def test_the_machine_that_ended_first_says_what_the_run_came_to(lost: Measurement | None) -> None:
     dead = Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc")
-    followed = Measurement(Outcome.CRASHED, f"{FOLLOWED}: Connection closed by peer", "abc")
+    followed = Measurement(Outcome.CRASHED, f"{PEER_FAILED}: Connection closed by peer", "abc")
     asked = Measurement(Outcome.INTERRUPTED, "asked to stop before it was done", "abc")
-    stopped = multi_node.joined([asked, dead, followed])
+    stopped = multi_node.merge_measurements([asked, dead, followed])
     assert stopped is not None
     assert stopped.outcome is Outcome.HOST_OOM, "the others are asked to stop for it"
-    found = multi_node.joined([lost if lost is not FIRST else followed, dead, followed])
+    found = multi_node.merge_measurements([lost if lost is not FIRST else followed, dead, followed])
     assert found is not None
     assert (found.outcome, found.detail) == (Outcome.HOST_OOM, "killed by the kernel")
 
 
 def test_a_machine_that_only_followed_leaves_no_cause(tmp_path: Path) -> None:
-    entry.leave(Measurement(Outcome.CRASHED, f"{FOLLOWED}: Connection closed by peer", "abc"), tmp_path, place=1)
+    entry.write_results(
+        Measurement(Outcome.CRASHED, f"{PEER_FAILED}: Connection closed by peer", "abc"), tmp_path, place=1
+    )
     assert (tmp_path / "data/measurement-node1.json").exists()
     assert not (tmp_path / "failure").exists()
-    entry.leave(Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc"), tmp_path, place=1)
+    entry.write_results(Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc"), tmp_path, place=1)
     assert (tmp_path / "failure").read_text() == "host_oom: killed by the kernel"

@@ -20,7 +20,7 @@ from roofscale.train import checkpoint
 
 SMALL = RunConfig(encoder="test_resnet", image_size=64, threads=1, compute="ml.m5.xlarge", data_root="s3://roofs/data",
                   max_samples=10, val_samples=6)  # fmt: skip
-WORDS = [f"{knob}={value}" for knob, value in SMALL.changed_from(RunConfig()).items()]
+WORDS = [f"{knob}={value}" for knob, value in SMALL.diff(RunConfig()).items()]
 
 
 def launch(*words: str, weights: str = "") -> dict[str, Any]:

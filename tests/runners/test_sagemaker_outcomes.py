@@ -7,7 +7,7 @@ import pytest
 from tests.runners.sagemaker_settings import described
 
 from roofscale.measurement import Measurement, Outcome
-from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker.job_outcome import cost_metrics, failure_text, job_outcome
 
 
@@ -110,7 +110,7 @@ def test_a_measurement_survives_the_text() -> None:
 
 
 def test_machines_that_only_followed_do_not_hide_why_one_ended_that_left_nothing() -> None:
-    followed = Measurement(Outcome.CRASHED, f"{FOLLOWED}: closed by peer", "abc")
+    followed = Measurement(Outcome.CRASHED, f"{PEER_FAILED}: closed by peer", "abc")
     killed = described("Failed", FailureReason="ClientError: use an instance type with more memory, exit code: 137")
     assert job_outcome(killed, followed)[0] is Outcome.HOST_OOM
     assert job_outcome(described("Failed", FailureReason=""), followed) == (followed.outcome, followed.detail)

@@ -14,8 +14,17 @@ from tests.runners.sagemaker_settings import CONFIG, SETTINGS
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker import request
-from roofscale.runners.sagemaker.job import Job, Spending, named, new_key, of_run, place_name, places, spending
-from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.sagemaker.job import (
+    Job,
+    Spending,
+    from_name,
+    key_prefix,
+    load_or_new,
+    location_tags,
+    new_key,
+    spending,
+)
+from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 JOB = Job("roofscale-phase1-001-02-50-samples-abc123")
 
@@ -24,7 +33,7 @@ def build(
     config: RunConfig = CONFIG, job: Job = JOB, tags: dict[str, str] | None = None, **more: Any
 ) -> dict[str, Any]:
     changed = {key: more.pop(key) for key in list(more) if key not in ("data_bytes", "most_seconds")}
-    built = request.build(config, dataclasses.replace(SETTINGS, **changed), job, tags or {}, **more)
+    built = request.build_request(config, dataclasses.replace(SETTINGS, **changed), job, tags or {}, **more)
     assert problems("CreateTrainingJob", built) == []
     return built
 
@@ -122,7 +131,7 @@ def test_the_next_job_of_a_phase_may_have_the_instance_of_the_warm_pool() -> Non
 
 
 def test_tags_say_where_the_run_belongs(tmp_path: Path) -> None:
-    where = places(tmp_path / "runs/roofscale-phase3/002/01-first-retreat1")
+    where = location_tags(tmp_path / "runs/roofscale-phase3/002/01-first-retreat1")
     tags = {one["Key"]: one["Value"] for one in build(tags=where, job=JOB)["Tags"]}
     assert tags == {
         "roofscale:experiment": "roofscale-phase3",
@@ -151,7 +160,7 @@ def test_any_folder_gives_a_name_that_the_service_takes(step: str, number: int) 
 def test_what_the_service_would_refuse_is_refused_before() -> None:
     reasons = r"RoleArn, value: 5, valid min length: 20; .* Tags\[0\].Key, value: 0, .*\. Correct the settings"
     with pytest.raises(ConfigError, match=rf"refuse the job {JOB.name}: .* {reasons}"):
-        request.build(CONFIG, dataclasses.replace(SETTINGS, role="Train", tags={"": "v"}), JOB, {})
+        request.build_request(CONFIG, dataclasses.replace(SETTINGS, role="Train", tags={"": "v"}), JOB, {})
 
 
 def test_an_instance_that_is_none_is_refused() -> None:
@@ -183,18 +192,18 @@ def test_the_checker_sees(break_it: Any, said: str) -> None:
 def test_a_job_is_known_by_its_name_and_a_folder_by_how_its_jobs_names_begin(tmp_path: Path) -> None:
     folder = tmp_path / "roofscale-phase1/001/01-a"
     job = dataclasses.replace(Job(new_key(folder)), number=12)
-    assert named(job.name) == job
-    assert job.name.startswith(f"{place_name(folder)}-")
+    assert from_name(job.name) == job
+    assert job.name.startswith(f"{key_prefix(folder)}-")
 
 
 def test_a_run_folder_remembers_its_job_until_the_result_was_taken(tmp_path: Path) -> None:
     folder = tmp_path / "roofscale-phase1/001/01-a"
     folder.mkdir(parents=True)
-    first = of_run(folder)
+    first = load_or_new(folder)
     first.save(folder)
-    assert of_run(folder) == first
+    assert load_or_new(folder) == first
     dataclasses.replace(first, over=True, usd=0.5).save(folder)
-    second = of_run(folder)
+    second = load_or_new(folder)
     assert (second.key, second.number, second.over, second.usd) == (first.key, 2, False, 0.5)
     assert first.name.startswith("roofscale-phase1-001-01-a-")
 
@@ -228,11 +237,14 @@ def test_what_an_attempt_may_yet_cost_is_that_of_its_other_jobs_under_way(tmp_pa
 
 
 def test_places_of_a_single_training_and_of_a_folder_elsewhere() -> None:
-    assert places(Path("/x/runs/roofscale-train/abc-001")) == {"experiment": "roofscale-train", "attempt": "abc-001"}
-    assert places(Path("/x/mine")) == {"experiment": "mine"}
+    assert location_tags(Path("/x/runs/roofscale-train/abc-001")) == {
+        "experiment": "roofscale-train",
+        "attempt": "abc-001",
+    }
+    assert location_tags(Path("/x/mine")) == {"experiment": "mine"}
 
 
 def test_settings_are_all_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(SETTINGS, Settings)
+    assert isinstance(SETTINGS, SageMakerSettings)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
     assert "do-not-tell" not in json.dumps(build())

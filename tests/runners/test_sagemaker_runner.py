@@ -22,9 +22,9 @@ from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.runners.events import Event
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.local import LocalRunner
-from roofscale.runners.registry import chosen
-from roofscale.runners.sagemaker.job import Spending, of_run
-from roofscale.runners.sagemaker.runner import SageMakerRunner, generated_specs, instance, seconds_left
+from roofscale.runners.registry import get_runner
+from roofscale.runners.sagemaker.job import Spending, load_or_new
+from roofscale.runners.sagemaker.runner import SageMakerRunner, budget_seconds, instance_of, synthetic_specs
 from roofscale.runners.sagemaker.runner import _poll_seconds as poll_seconds
 from roofscale.runners.sagemaker.session import Session
 
@@ -140,7 +140,7 @@ def test_a_job_whose_image_is_not_there_says_what_to_do_and_costs_nothing(folder
     found = runner(folder, FakeCloud(described("InProgress", "Starting"), never_began))(CONFIG)
     assert (found.outcome, found.metrics, found.steps) == (Outcome.CRASHED, {}, ())
     assert "build and push it, or correct the setting image" in found.detail
-    assert of_run(folder).number == 2, "the same command submits anew"
+    assert load_or_new(folder).number == 2, "the same command submits anew"
 
 
 def test_an_interrupted_job_is_followed_by_one_with_the_same_folder(folder: Path) -> None:
@@ -151,12 +151,12 @@ def test_an_interrupted_job_is_followed_by_one_with_the_same_folder(folder: Path
     assert second.outcome is Outcome.OK
     assert cloud.requests[0]["CheckpointConfig"] == again.requests[0]["CheckpointConfig"]
     assert [one.requests[0]["TrainingJobName"][-2:] for one in (cloud, again)] == ["-1", "-2"]
-    assert of_run(folder).usd == pytest.approx(first.metric("cost/usd") + second.metric("cost/usd"))
+    assert load_or_new(folder).usd == pytest.approx(first.metric("cost/usd") + second.metric("cost/usd"))
 
 
 def test_a_job_that_runs_already_is_waited_for_and_not_made_again(folder: Path) -> None:
     folder.mkdir(parents=True)
-    of_run(folder).save(folder)
+    load_or_new(folder).save(folder)
     cloud = FakeCloud(described("InProgress"), described("Stopped"), known=True)
     assert runner(folder, cloud)(CONFIG).outcome is Outcome.INTERRUPTED
     assert cloud.requests == []
@@ -167,7 +167,7 @@ def test_ctrl_c_stops_the_job_or_lets_go_of_it(folder: Path, on_interrupt: str, 
     running = runner(folder, cloud := FakeCloud(), on_interrupt=on_interrupt)
 
     def pressed() -> dict[str, Any]:
-        running.session.interrupt.ask()
+        running.session.interrupt.request()
         return described("InProgress")
 
     cloud._answers = [pressed, described("Stopped") if stopped else described("InProgress")]
@@ -175,7 +175,7 @@ def test_ctrl_c_stops_the_job_or_lets_go_of_it(folder: Path, on_interrupt: str, 
     assert found.outcome is Outcome.INTERRUPTED
     assert len(cloud.stopped) == stopped
     assert ("runs on" in found.detail) is not bool(stopped)
-    assert of_run(folder).number == (2 if stopped else 1)  # whoever let go of it waits for the same job later
+    assert load_or_new(folder).number == (2 if stopped else 1)  # whoever let go of it waits for the same job later
 
 
 @pytest.mark.parametrize(("answer", "stops"), [("", True), ("s", True), ("Detach", False)])
@@ -189,7 +189,7 @@ def test_at_a_terminal_a_person_is_asked(answer: str, stops: bool, monkeypatch: 
 
     jobs = session(FakeCloud(), ask, on_interrupt="ask")
     jobs.running |= {"one", "two"}
-    assert [jobs.wants_stop(), jobs.wants_stop()] == [stops, stops]
+    assert [jobs.should_stop_jobs(), jobs.should_stop_jobs()] == [stops, stops]
     (question,) = asked  # for all jobs, once
     assert "Stop 2 jobs" in question
 
@@ -197,19 +197,19 @@ def test_at_a_terminal_a_person_is_asked(answer: str, stops: bool, monkeypatch: 
 def test_a_ctrl_c_that_came_while_a_service_was_asked_ends_the_wait_for_it() -> None:
     jobs = session(FakeCloud(), on_interrupt="stop")
     assert not jobs.wait(0.0)
-    jobs.interrupt.ask()
+    jobs.interrupt.request()
     began = time.monotonic()
     assert jobs.wait(60.0)
     assert time.monotonic() - began < 30
-    assert jobs.wants_stop()
+    assert jobs.should_stop_jobs()
     assert not jobs.wait(0.0), "a stop under way is waited for"
-    jobs.interrupt.ask()
+    jobs.interrupt.request()
     assert jobs.wait(60.0), "and a second one is not"
 
 
 def test_a_second_ctrl_c_lets_go_at_once(folder: Path) -> None:
     running = runner(folder, cloud := FakeCloud(), on_interrupt="stop")
-    ask = running.session.interrupt.ask
+    ask = running.session.interrupt.request
     cloud._answers = [lambda: ask() or described("InProgress"), described("Stopping")]
     cloud.stop = lambda name: ask()  # type: ignore[method-assign]  # while it is being stopped
     assert "runs on" in running(CONFIG).detail
@@ -237,12 +237,12 @@ def test_ctrl_c_stops_all_jobs_or_lets_go_of_them(folder: Path, on_interrupt: st
         outcomes = [future.result().outcome for future in found]
     assert outcomes == [Outcome.INTERRUPTED] * 3
     assert len(set(cloud.stopped)) == len(cloud.stopped) == stopped
-    assert [of_run(place).number for place in folders] == [2 if stopped else 1] * 3
+    assert [load_or_new(place).number for place in folders] == [2 if stopped else 1] * 3
 
 
 def test_who_has_pressed_ctrl_c_before_a_job_is_made_does_not_get_one(folder: Path) -> None:
     running = runner(folder, cloud := FakeCloud())
-    running.session.interrupt.ask()
+    running.session.interrupt.request()
     found = running(CONFIG)
     assert (found.outcome, cloud.requests) == (Outcome.INTERRUPTED, [])
     assert "was not made" in found.detail
@@ -262,7 +262,7 @@ def test_a_job_whose_folder_was_lost_is_known_by_its_tags(folder: Path) -> None:
     found = runner(folder.with_name("02-second"), cloud)(CONFIG)
     assert cloud.requests == []
     assert found.facts["job"] == "roofscale-phase1-001-02-second-bbbbbb-2"
-    assert of_run(folder.with_name("02-second")).number == 3
+    assert load_or_new(folder.with_name("02-second")).number == 3
 
 
 def test_a_budget_ends_a_job_and_then_refuses(folder: Path) -> None:
@@ -275,14 +275,14 @@ def test_a_budget_ends_a_job_and_then_refuses(folder: Path) -> None:
 
 
 def test_several_machines_cost_as_many_times_as_much() -> None:
-    one, three = (instance(CONFIG.with_overrides({"instance_count": count})) for count in (1, 3))
+    one, three = (instance_of(CONFIG.with_overrides({"instance_count": count})) for count in (1, 3))
     assert one.usd_per_hour
     assert three == dataclasses.replace(one, usd_per_hour=pytest.approx(3 * one.usd_per_hour))
 
 
 def test_a_budget_needs_a_price() -> None:
     with pytest.raises(ConfigError, match=r"no price of ml\.p4d"):
-        seconds_left(dataclasses.replace(SETTINGS, budget_usd=1.0), compute.get("ml.p4d.24xlarge"), Spending())
+        budget_seconds(dataclasses.replace(SETTINGS, budget_usd=1.0), compute.get("ml.p4d.24xlarge"), Spending())
 
 
 def test_jobs_side_by_side_cannot_together_go_beyond_the_budget() -> None:
@@ -291,12 +291,12 @@ def test_jobs_side_by_side_cannot_together_go_beyond_the_budget() -> None:
     hours: list[float] = []
     for under_way in range(3):
         spent = Spending(0.0, sum(hours) * size.usd_per_hour, under_way)
-        hours.append(seconds_left(settings, size, spent) / 3600)
+        hours.append(budget_seconds(settings, size, spent) / 3600)
     assert hours == pytest.approx([1.0, 1.0, 1.0])
     one_is_over = Spending(0.5 * size.usd_per_hour, 2 * size.usd_per_hour, 2)  # it took half an hour of its hour
-    assert seconds_left(settings, size, one_is_over) == pytest.approx(1800)
+    assert budget_seconds(settings, size, one_is_over) == pytest.approx(1800)
     with pytest.raises(ConfigError, match="those under way may cost"):
-        seconds_left(settings, size, Spending(size.usd_per_hour, 2 * size.usd_per_hour, 2))
+        budget_seconds(settings, size, Spending(size.usd_per_hour, 2 * size.usd_per_hour, 2))
 
 
 def test_nothing_is_remembered_of_a_job_that_could_not_be_asked_for(folder: Path) -> None:
@@ -309,35 +309,35 @@ def test_generated_data_is_made_again_from_its_spec(tmp_path: Path) -> None:
     spec = GenerateSpec(("rid",), train=2, val=1, test=0, image_px=32)
     generate(tmp_path, spec)
     config = RunConfig(data_root=str(tmp_path), max_samples=0, val_samples=0)
-    (found,) = generated_specs(config).values()
+    (found,) = synthetic_specs(config).values()
     assert len(found.pop("only")) == 2 + 1, "all of training and validation"
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     assert GenerateSpec(**fields) == spec
     (tmp_path / "rid/generated.json").unlink()
     with pytest.raises(ConfigError, match=r"a job cannot see it.*roofscale data upload"):
-        generated_specs(config)
+        synthetic_specs(config)
 
 
 def test_only_the_images_that_a_run_reads_are_drawn_in_its_job(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     generate(here, GenerateSpec(("rid",), train=20, val=5, test=1, image_px=32))
     config = RunConfig(data_root=str(here), max_samples=3, val_samples=2, image_size=32)
-    found = generated_specs(config)["rid"]
+    found = synthetic_specs(config)["rid"]
     only = found.pop("only")
     generate(there, GenerateSpec(("rid",), train=20, val=5, test=1, image_px=32), only=only)
     assert len(list(there.rglob("*.tif"))) == 3 + 2
     assert data_fingerprint(open_sources(config, there)) == data_fingerprint(open_sources(config, here))
-    assert "only" not in generated_specs(config.with_overrides({"split": "random"}))["rid"], "it deals out all images"
+    assert "only" not in synthetic_specs(config.with_overrides({"split": "random"}))["rid"], "it deals out all images"
     with pytest.raises(ConfigError, match="not generated from this spec"):
         generate(there, GenerateSpec(("rid",), train=20, val=5, test=1, image_px=32))
 
 
 def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    assert (chosen("local").make, chosen("local").most) == (LocalRunner, 1)
+    assert (get_runner("local").make, get_runner("local").most) == (LocalRunner, 1)
     for name in ("ROLE", "BUCKET", "IMAGE"):
         monkeypatch.setenv(f"ROOFSCALE_SAGEMAKER_{name}", "xyz")
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_MAX_PARALLEL_JOBS", "4")
-    where = chosen("sagemaker")
+    where = get_runner("sagemaker")
     made, other = (where.make(folder, Heard()) for _ in range(2))
     assert isinstance(made, SageMakerRunner)
     assert isinstance(other, SageMakerRunner)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from roofscale.errors import ConfigError
-from roofscale.runners.sagemaker.settings import FIELDS, VARIABLE_PREFIX, Settings, load
+from roofscale.runners.sagemaker.settings import FIELDS, VARIABLE_PREFIX, SageMakerSettings, load
 
 NEEDED = "role: arn:aws:iam::123456789012:role/R\nbucket: roofs\nimage: roofscale\n"
 
@@ -25,7 +25,7 @@ def test_the_environment_wins_over_the_file_and_that_over_the_defaults(tmp_path:
 
 def test_the_environment_alone_is_enough(tmp_path: Path) -> None:
     named = {f"{VARIABLE_PREFIX}{name}": "xyz" for name in ("ROLE", "BUCKET", "IMAGE")}
-    assert load(named, tmp_path) == Settings("xyz", "xyz", "xyz")
+    assert load(named, tmp_path) == SageMakerSettings("xyz", "xyz", "xyz")
 
 
 def test_another_file_can_be_named(tmp_path: Path) -> None:

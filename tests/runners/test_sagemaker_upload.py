@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from moto import mock_aws
 
 from roofscale import cli
-from roofscale.data.locate import find_dataset, origin
+from roofscale.data.locate import describe_origin, find_dataset
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError, DataError
 from roofscale.runners.sagemaker import s3 as s3_module
 from roofscale.runners.sagemaker import upload
-from roofscale.runners.sagemaker.s3 import Store
-from roofscale.runners.sagemaker.upload import Copied, checksum_of, copy, wanted
+from roofscale.runners.sagemaker.s3 import S3Client
+from roofscale.runners.sagemaker.upload import UploadResult, checksum_of, files_to_upload, upload_files
 
 URI = "s3://roofs/the data/ü"
 PART = 5 * 2**20  # the smallest that S3 takes
@@ -33,51 +33,51 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Client]:
     for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     with mock_aws():
-        found = Store("eu-west-1")
+        found = S3Client("eu-west-1")
         found._s3.create_bucket(Bucket="roofs", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
         yield found
 
 
-def names(found: Copied) -> tuple[list[str], list[str]]:
+def names(found: UploadResult) -> tuple[list[str], list[str]]:
     return [one.path for one in found.copied], [one.path for one in found.there]
 
 
-def test_what_comes_back_is_the_same_data_sets(made: Path, s3: Store, tmp_path: Path) -> None:
-    files = wanted(made)
-    found = copy(files, URI, s3)
+def test_what_comes_back_is_the_same_data_sets(made: Path, s3: S3Client, tmp_path: Path) -> None:
+    files = files_to_upload(made)
+    found = upload_files(files, URI, s3)
     assert names(found) == ([one.path for one in files], [])
     s3.fetch(URI, tmp_path)
     for name in ("rid", "airs"):
         folder = find_dataset(name, tmp_path)
-        assert origin(folder) == "GENERATED", "the note that they are generated has come along"
+        assert describe_origin(folder) == "GENERATED", "the note that they are generated has come along"
     assert {one.path for one in files} == {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*")}
 
 
-def test_a_second_try_copies_what_is_lacking_or_differs(made: Path, s3: Store) -> None:
-    files = wanted(made)
-    copy(files, URI, s3)
+def test_a_second_try_copies_what_is_lacking_or_differs(made: Path, s3: S3Client) -> None:
+    files = files_to_upload(made)
+    upload_files(files, URI, s3)
     gone, other, short = (files[place].path for place in (0, 1, 2))
     s3._s3.delete_object(Bucket="roofs", Key=f"the data/ü/{gone}")
     s3._s3.put_object(Bucket="roofs", Key=f"the data/ü/{other}", Body=b"x" * files[1].size, ChecksumAlgorithm="SHA256")
     s3._s3.put_object(Bucket="roofs", Key=f"the data/ü/{short}", Body=b"")
-    would = copy(files, URI, s3, dry_run=True)
+    would = upload_files(files, URI, s3, dry_run=True)
     assert names(would)[0] == [gone, other, short]
-    assert names(copy(files, URI, s3)) == names(would)
-    assert names(copy(files, URI, s3))[0] == []
+    assert names(upload_files(files, URI, s3)) == names(would)
+    assert names(upload_files(files, URI, s3))[0] == []
 
 
-def test_an_object_that_was_copied_without_a_checksum_is_copied_again(made: Path, s3: Store) -> None:
-    one = wanted(made)[0]
+def test_an_object_that_was_copied_without_a_checksum_is_copied_again(made: Path, s3: S3Client) -> None:
+    one = files_to_upload(made)[0]
     s3._s3.put_object(Bucket="roofs", Key=f"the data/ü/{one.path}", Body=one.file.read_bytes())
-    assert len(copy([one], URI, s3).copied) == 1
-    assert len(copy([one], URI, s3).there) == 1
+    assert len(upload_files([one], URI, s3).copied) == 1
+    assert len(upload_files([one], URI, s3).there) == 1
 
 
 def test_twins_for_looking_at_and_hidden_files_stay_behind(made: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_twins_for_looking_at_and_hidden_files_stay_behind(made: Path, tmp_path:
     for file in (hidden, twin):
         file.write_bytes(b"x")
     try:
-        few, all_of_them = wanted(tmp_path / "data"), wanted(tmp_path / "data", everything=True)
+        few, all_of_them = files_to_upload(tmp_path / "data"), files_to_upload(tmp_path / "data", everything=True)
     finally:
         for file in (hidden, twin):
             file.unlink()
@@ -97,12 +97,12 @@ def test_twins_for_looking_at_and_hidden_files_stay_behind(made: Path, tmp_path:
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 2 * PART + 3])
 def test_the_checksum_is_the_one_that_s3_has(
-    size: int, s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int, s3: S3Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_module, "PART_BYTES", PART)
     file = tmp_path / "file"
     file.write_bytes(os.urandom(size))
-    s3 = Store("eu-west-1")
+    s3 = S3Client("eu-west-1")
     sent: list[int] = []
     s3.upload(file, "s3://roofs/file", sent.append)
     assert s3.checksum("s3://roofs/file") == checksum_of(file, PART)
@@ -114,26 +114,26 @@ def test_of_a_small_file_it_is_plain_sha_256(tmp_path: Path) -> None:
     assert checksum_of(tmp_path / "file") == base64.b64encode(hashlib.sha256(b"roof").digest()).decode()
 
 
-def test_progress_ends_at_the_total(made: Path, s3: Store) -> None:
-    files, total = wanted(made), sum(one.size for one in wanted(made))
+def test_progress_ends_at_the_total(made: Path, s3: S3Client) -> None:
+    files, total = files_to_upload(made), sum(one.size for one in files_to_upload(made))
     for _ in range(2):
         sent: list[int] = []
-        copy(files, URI, s3, sent.append)
+        upload_files(files, URI, s3, sent.append)
         assert sum(sent) == total
 
 
-def test_the_first_error_ends_it(made: Path, s3: Store, tmp_path: Path) -> None:
+def test_the_first_error_ends_it(made: Path, s3: S3Client, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="NoSuchBucket"):
-        copy(wanted(made), "s3://no-such-bucket/data", s3)
-    gone = upload.Wanted("rid", tmp_path / "gone.tif", "rid/gone.tif", 3)
+        upload_files(files_to_upload(made), "s3://no-such-bucket/data", s3)
+    gone = upload.FileToUpload("rid", tmp_path / "gone.tif", "rid/gone.tif", 3)
     with pytest.raises(DataError, match=r"gone\.tif: cannot be read \(No such file"):
-        copy([gone, *wanted(made)], URI, s3)
+        upload_files([gone, *files_to_upload(made)], URI, s3)
     with pytest.raises(ConfigError, match="expected a folder with data sets"):
-        wanted(tmp_path)
+        files_to_upload(tmp_path)
 
 
 @pytest.fixture
-def command(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+def command(s3: S3Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str) -> tuple[int, str]:
@@ -144,7 +144,7 @@ def command(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 
 def test_the_command_needs_no_other_setting(made: Path, command: Callable[..., tuple[int, str]]) -> None:
-    total = len(wanted(made))
+    total = len(files_to_upload(made))
     for words, copied, there in ((["--dry-run"], total, 0), ([], total, 0), ([], 0, total)):
         code, out = command(str(made), "s3://roofs/data", "--json", *words)
         assert code == 0, out

@@ -11,13 +11,13 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.runners.local import TRAIN, LocalRunner
-from roofscale.runners.outcome import FOLLOWED, Evidence, classify
+from roofscale.runners.outcome import PEER_FAILED, ExitEvidence, classify
 from roofscale.runners.supervise import SilentListener
-from roofscale.runners.torchrun import Machines, around, of_first_failure
+from roofscale.runners.torchrun import Nodes, torchrun_command, with_root_cause
 
 CHILD = Path(__file__).with_name("child.py")
 TWO = RunConfig(processes=2)
-THREE = Machines(("algo-1", "algo-2", "algo-3"), 1, "eth0")
+THREE = Nodes(("algo-1", "algo-2", "algo-3"), 1, "eth0")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
@@ -31,15 +31,15 @@ def left_behind(folder: Path) -> list[psutil.Process]:
 
 
 def test_one_process_is_started_as_ever() -> None:
-    assert around(TRAIN, RunConfig(), Machines(), 4) == TRAIN
+    assert torchrun_command(TRAIN, RunConfig(), Nodes(), 4) == TRAIN
 
 
 def test_the_call_of_torchrun() -> None:
-    here = around(TRAIN, TWO, Machines(), 4)
+    here = torchrun_command(TRAIN, TWO, Nodes(), 4)
     assert here[1:9] == ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node",
                          "2", "--no-python")  # fmt: skip
     assert here[-3:] == TRAIN
-    there = around(TRAIN, RunConfig(processes=4, instance_count=3), THREE, 4)
+    there = torchrun_command(TRAIN, RunConfig(processes=4, instance_count=3), THREE, 4)
     words = " ".join(there)
     assert "--nnodes 3 --node-rank 1 --master-addr algo-1 --master-port 29500 --nproc-per-node 4" in words
     assert "--standalone" not in there
@@ -47,7 +47,7 @@ def test_the_call_of_torchrun() -> None:
 
 def test_machines_are_told_their_interface() -> None:
     assert THREE.environment() == {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
-    assert set(Machines().environment().values()) <= {"lo"}
+    assert set(Nodes().environment().values()) <= {"lo"}
 
 
 def test_several_machines_are_refused_on_one(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_stop_reaches_every_process(tmp_path: Path) -> None:
         def event(self, event: dict[str, object]) -> None:
             self.noted += event["event"] == "note"
             if self.noted == 2:
-                runner.interrupt.ask()
+                runner.interrupt.request()
                 self.noted = 3
 
     command = [sys.executable, str(CHILD), "wait,wait"]
@@ -103,10 +103,10 @@ def test_a_stop_reaches_every_process(tmp_path: Path) -> None:
 
 def test_a_process_that_only_missed_another_says_so() -> None:
     stderr = "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"
-    outcome, detail = classify(Evidence(exit_code=1, stderr=stderr))
+    outcome, detail = classify(ExitEvidence(exit_code=1, stderr=stderr))
     assert outcome is Outcome.CRASHED
-    assert detail.startswith(FOLLOWED)
-    killed = of_first_failure(Evidence(exit_code=1, stderr=f"{stderr}\n{SUMMARY}"))
+    assert detail.startswith(PEER_FAILED)
+    killed = with_root_cause(ExitEvidence(exit_code=1, stderr=f"{stderr}\n{SUMMARY}"))
     assert killed.exit_code == -9
     assert "Root Cause" not in killed.stderr
 

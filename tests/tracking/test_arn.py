@@ -9,7 +9,7 @@ import pytest
 from tests.served import Line
 
 from roofscale.errors import ConfigError
-from roofscale.tracking import TrackingError, require_answer
+from roofscale.tracking import TrackingError, check_server
 
 APP = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-app/app-ROOFS1"
 SERVER = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/roofs"
@@ -50,7 +50,7 @@ def test_requests_are_signed_by_the_launcher(
     arn: str, header: str, service: str, asked: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", arn)
-    require_answer()
+    check_server()
     (headers,) = asked
     assert headers[header] == arn
     signature = headers["authorization"]
@@ -69,7 +69,7 @@ def test_requests_are_signed_by_the_launcher(
 def test_an_arn_of_something_else_is_refused(arn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", arn)
     with pytest.raises(ConfigError, match=r"expected the ARN of an MLflow App"):
-        require_answer()
+        check_server()
 
 
 def test_without_credentials_it_says_what_to_do(asked: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,12 +79,12 @@ def test_without_credentials_it_says_what_to_do(asked: list[dict[str, str]], mon
                         ("AWS_SHARED_CREDENTIALS_FILE", "/none"), ("MLFLOW_TRACKING_URI", APP)):  # fmt: skip
         monkeypatch.setenv(name, value)
     with pytest.raises(TrackingError, match=r"credentials.*deploy/iam/mlflow-user.json"):
-        require_answer()
+        check_server()
     assert asked == []
 
 
 def test_a_server_that_is_none_of_sagemakers_is_not_warned_of(line: Line, caplog: pytest.LogCaptureFixture) -> None:
     """The plugin fails at every request to it, which is nothing to a user."""
     logging.getLogger("mlflow").propagate = True
-    require_answer()
+    check_server()
     assert not caplog.records

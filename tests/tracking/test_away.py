@@ -21,7 +21,7 @@ from roofscale.measurement import Measurement, Outcome
 from roofscale.tracking import TrackedRun, Tracker, save_model, sender, server
 from roofscale.tracking.outbox import Operation, Outbox
 from roofscale.tracking.server import TrackingError
-from roofscale.tracking.sync import Sent, in_use, send_left_behind, waiting
+from roofscale.tracking.sync import SyncResult, active_outboxes, pending, send_abandoned
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +38,8 @@ def losses(run: TrackedRun) -> list[tuple[int, float]]:
     return sorted((p.step, p.value) for p in MlflowClient().get_metric_history(run.run_id, "train/loss"))
 
 
-def list_sent(runs: Path) -> list[Sent]:
-    return list(send_left_behind(runs))
+def list_sent(runs: Path) -> list[SyncResult]:
+    return list(send_abandoned(runs))
 
 
 def test_what_happens_while_the_server_is_away_arrives_once_it_is_back(
@@ -56,8 +56,8 @@ def test_what_happens_while_the_server_is_away_arrives_once_it_is_back(
     run.flush()
     run.text("written while it was away", "report/page.html")
     run.model(partial(save_model, Tiny(), 8))
-    run.promote("last-good")
-    run.summary(Measurement(Outcome.OK, "six steps", "f", metrics={"memory/peak_mib": 7.0}))
+    run.set_aliases("last-good")
+    run.log_summary(Measurement(Outcome.OK, "six steps", "f", metrics={"memory/peak_mib": 7.0}))
     run.finish(Outcome.OK)
     assert list((tmp_path / "runs" / "outbox").iterdir())
     line.mend()
@@ -125,8 +125,8 @@ def test_gone_for_good_says_what_is_kept_and_a_later_process_sends_it_once(
             go_on()
 
     (kept,) = (tmp_path / "runs" / "outbox").iterdir()
-    assert waiting(tmp_path / "runs") == []  # its process is still there
-    assert in_use(tmp_path / "runs") == [kept]
+    assert pending(tmp_path / "runs") == []  # its process is still there
+    assert active_outboxes(tmp_path / "runs") == [kept]
     left = shutil.copytree(kept, tmp_path / "left" / "outbox" / kept.name)  # as if it were not
     with (left / "operations.jsonl").open("a") as torn:
         torn.write('{"kind": "batch", "run_')
@@ -152,12 +152,12 @@ def test_what_was_sent_twice_is_there_once(
     run = tracker.start("run", {})
     kept = Outbox(tmp_path / "runs" / "outbox", server.tracking_uri())
     monkeypatch.setattr(run._sender, "post", lambda operation: kept.keep(operation))
-    run.params(RunConfig())
+    run.log_params(RunConfig())
     run.event({"event": "start", "facts": {}, "steps_planned": 3, "inputs": [DATA]})
     for number in range(1, 4):
         run.event(step(number, loss=1 / number))
     run.model(partial(save_model, Tiny(), 8))
-    run.promote("last-good")
+    run.set_aliases("last-good")
     run.finish(Outcome.OK)
     kept.leave()
     shutil.copytree(kept.folder, tmp_path / "again" / "outbox" / "1")
@@ -180,10 +180,10 @@ def test_what_the_server_refuses_is_said_and_kept_for_sync(
     monkeypatch.chdir(tmp_path)
     tracker = Tracker("refused")
     run = tracker.start("run", {})
-    run.params(RunConfig(batch_size=2))
+    run.log_params(RunConfig(batch_size=2))
     for batch_size in (4, 8):
-        run.params(RunConfig(batch_size=batch_size))
-    run.tags({"after": "it"})
+        run.log_params(RunConfig(batch_size=batch_size))
+    run.set_tags({"after": "it"})
     run.finish(Outcome.OK)
     tracker.close()
     found = tracker.client.get_run(run.run_id)
@@ -191,18 +191,18 @@ def test_what_the_server_refuses_is_said_and_kept_for_sync(
     assert caplog.text.count("refuses the batch") == 1, "each kind is reported once"
     assert "batch_size" in caplog.text
     assert list_sent(Path("runs")) == [], "a next command does not offer it again by itself"
-    (kept,) = waiting(Path("runs"))
+    (kept,) = pending(Path("runs"))
     assert kept.operations == 2
-    (again,) = send_left_behind(Path("runs"), refused_too=True)
+    (again,) = send_abandoned(Path("runs"), refused_too=True)
     assert len(again.refused) == 2
-    assert [one.operations for one in waiting(Path("runs"))] == [2], "still refused, so still kept"
+    assert [one.operations for one in pending(Path("runs"))] == [2], "still refused, so still kept"
 
 
 def test_an_outbox_of_another_version_is_named_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     box = tmp_path / "outbox" / "20300101-000000-000000-1"
     box.mkdir(parents=True)
     (box / "operations.jsonl").write_text('{"address": "http://x"}\n{"kind": "batch"}\n')
-    assert waiting(tmp_path) == []
+    assert pending(tmp_path) == []
     assert "another version" in caplog.text
     assert (box / "operations.jsonl").exists()
 
@@ -279,7 +279,7 @@ def test_an_outbox_that_cannot_be_written_ends_no_run(
     tracker = Tracker("full")
     run = tracker.start("run", {})
     line.cut()
-    run.tags({"said": "meanwhile"})
+    run.set_tags({"said": "meanwhile"})
     run.event(step(1))
     run.flush()
     line.mend()
@@ -298,7 +298,7 @@ def test_a_locked_database_is_a_server_that_is_away(
     run = tracker.start("run", {})
     with sqlite3.connect(tmp_path / "mlflow.db") as other:
         other.execute("BEGIN EXCLUSIVE")
-        run.tags({"said": "behind the lock"})  # comes back when the database has refused once
+        run.set_tags({"said": "behind the lock"})  # comes back when the database has refused once
         other.rollback()
     tracker.close()
     assert tracker.client.get_run(run.run_id).data.tags["said"] == "behind the lock"
@@ -319,7 +319,7 @@ def test_a_locked_database_is_a_server_that_is_away(
     ],
 )
 def test_only_what_may_pass_is_tried_again(error: Exception, expected: bool) -> None:
-    assert server.may_pass(error) is expected
+    assert server.is_transient(error) is expected
 
 
 def test_the_users_own_limits_are_respected() -> None:

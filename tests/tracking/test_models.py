@@ -24,7 +24,7 @@ def tracker(tracking_store: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def trained(tracker: Tracker, net: torch.nn.Module) -> TrackedRun:
     run = tracker.start("run", {})
-    run.params(RunConfig(encoder="resnet18"))
+    run.log_params(RunConfig(encoder="resnet18"))
     run.model(partial(save_model, net, 8))
     return run
 
@@ -65,9 +65,9 @@ def test_registering_again_moves_the_alias_and_makes_no_second_version(tracker: 
 
 def test_without_a_name_the_champion_comes_before_the_last_good(tracker: Tracker) -> None:
     good, best = trained(tracker, Tiny()), trained(tracker, Tiny())
-    good.promote("last-good")
+    good.set_aliases("last-good")
     assert find_model().run.run_id == good.run_id
-    best.promote(tracking.CHAMPION)
+    best.set_aliases(tracking.CHAMPION)
     assert find_model().run.run_id == best.run_id
 
 

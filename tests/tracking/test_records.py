@@ -26,7 +26,7 @@ def test_attempts_and_their_steps_in_order(tracker: Tracker, monkeypatch: pytest
     tracker.start("elsewhere", {}, parent=first)
     gone = tracker.start("attempt 3", {})
     tracker.client.delete_run(gone.run_id)
-    steps[0].params(RunConfig(batch_size=4))
+    steps[0].log_params(RunConfig(batch_size=4))
     tracker.client.log_metric(steps[0].run_id, "memory/peak_mib", 7.0)
     steps[0].finish(Outcome.CRASHED)
 
@@ -61,7 +61,7 @@ def test_artifacts_come_back_and_absent_ones_are_none(tracker: Tracker, tmp_path
 def test_reading_what_was_never_used_makes_nothing(tmp_path: Path) -> None:
     assert Tracker.find("roofscale-phase1") is None
     assert tracking.get_run("0" * 32) is None
-    assert tracking.aliased("last-good") is None
+    assert tracking.run_by_alias("last-good") is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,16 +76,16 @@ def test_an_experiment_is_found_and_not_made(tracker: Tracker) -> None:
 
 
 def test_an_alias_follows_the_run_that_was_promoted_last(tracker: Tracker) -> None:
-    assert tracking.aliased("last-good") is None
+    assert tracking.run_by_alias("last-good") is None
     runs = [tracker.start(name, {}) for name in ("no model", "first", "second")]
     for run in runs[1:]:
         run.model(partial(save_model, Tiny(), 8))
-    runs[0].promote("last-good")
-    assert tracking.aliased("last-good") is None
+    runs[0].set_aliases("last-good")
+    assert tracking.run_by_alias("last-good") is None
     for run in (*runs[1:], runs[2]):
-        run.promote("last-good", f"phase-{run.run_id[:4]}")
-    latest = tracking.aliased("last-good")
+        run.set_aliases("last-good", f"phase-{run.run_id[:4]}")
+    latest = tracking.run_by_alias("last-good")
     assert latest
     assert latest.name == "second"
-    assert tracking.aliased(f"phase-{runs[1].run_id[:4]}") == tracking.get_run(runs[1].run_id)
+    assert tracking.run_by_alias(f"phase-{runs[1].run_id[:4]}") == tracking.get_run(runs[1].run_id)
     assert len(tracker.client.search_model_versions("name = 'roofscale'")) == 2

@@ -85,7 +85,7 @@ def test_a_server_of_mlflow_2_keeps_the_model_among_the_runs_artifacts(
     run = tracker.start("run", {})
     net = Tiny()
     run.model(partial(save_model, net, 8))
-    run.promote("last-good")
+    run.set_aliases("last-good")
     run.finish(Outcome.OK)
     tracker.close()
     assert MlflowClient().get_run(run.run_id).info.status == "FINISHED"
@@ -159,4 +159,4 @@ def test_each_cause_has_its_own_remedy(text: str, says: str, monkeypatch: pytest
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
-    assert says in str(server.away(ConnectionError(text)))
+    assert says in str(server.server_away_error(ConnectionError(text)))

@@ -39,7 +39,7 @@ def test_a_resumed_run_logs_each_step_once(tracker: Tracker) -> None:
 def test_what_was_not_measured_is_not_logged(tracker: Tracker) -> None:
     run = tracker.start("run", {})
     run.event(step(1, loss=math.nan))
-    run.summary(
+    run.log_summary(
         Measurement(Outcome.DIVERGED, "loss nan", "f", metrics={"memory/peak_mib": 7.0, "gpu/power_w": math.nan})
     )
     run.finish(Outcome.DIVERGED)
@@ -53,7 +53,7 @@ def test_what_was_not_measured_is_not_logged(tracker: Tracker) -> None:
 def test_a_list_of_runs_sorts_what_a_phase_climbs_by_as_numbers(tracker: Tracker) -> None:
     for batch in (16, 2, 8):
         run = tracker.start(f"batch-{batch}", {})
-        run.params(RunConfig().with_overrides({"batch_size": batch}))
+        run.log_params(RunConfig().with_overrides({"batch_size": batch}))
         run.finish(Outcome.OK)
     found = tracker.client.search_runs([tracker.experiment_id], order_by=["metrics.`knob/batch_size`"])
     assert [run.info.run_name for run in found] == ["batch-2", "batch-8", "batch-16"]
@@ -65,7 +65,7 @@ def test_a_total_is_the_last_point_of_its_series(tracker: Tracker) -> None:
     start = tracker.client.get_run(run.run_id).info.start_time / 1000
     for second in (2, 4):
         run.resources(ResourceSample(start + second, {"cpu/utilisation": 0.9}))
-    run.summary(Measurement(Outcome.OK, "", "f", metrics={"cpu/utilisation": 0.5}))
+    run.log_summary(Measurement(Outcome.OK, "", "f", metrics={"cpu/utilisation": 0.5}))
     assert tracker.client.get_run(run.run_id).data.metrics["cpu/utilisation"] == 0.5
     assert len(history(tracker, run, "cpu/utilisation")) == 3
 

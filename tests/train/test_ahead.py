@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from roofscale.data.sample import Batch
-from roofscale.train.prefetch import BATCHES_ON_GPU, SideStream, ahead
+from roofscale.train.prefetch import BATCHES_ON_GPU, CudaPrefetcher, prefetch
 
 
 def batch(number: int) -> Batch:
@@ -25,7 +25,7 @@ class Loader:
             yield batch(number)
 
 
-class Side(SideStream):
+class Side(CudaPrefetcher):
     """A side stream that only writes down what is asked of it, and how many of its copies are alive."""
 
     def __init__(self) -> None:
@@ -45,13 +45,13 @@ class Side(SideStream):
 
 
 def test_without_a_side_stream_the_batches_are_those_of_the_loader() -> None:
-    found = [(one.batch is one.host, one.host.ids, one.position) for one in ahead(Loader(), None)]
+    found = [(one.batch is one.host, one.host.ids, one.position) for one in prefetch(Loader(), None)]
     assert found == [(True, [str(number)], number + 1 + (number >= 2)) for number in range(5)]
 
 
 def test_a_copy_begins_before_the_batch_before_it_is_worked_on_and_is_waited_for_when_its_turn_comes() -> None:
     side = Side()
-    for one in ahead(Loader(), side):
+    for one in prefetch(Loader(), side):
         side.asked.append(f"work {one.batch.ids[0]}")
         assert torch.equal(one.batch.image_NCHW, one.host.image_NCHW)
         assert one.batch.image_NCHW is not one.host.image_NCHW
@@ -60,7 +60,7 @@ def test_a_copy_begins_before_the_batch_before_it_is_worked_on_and_is_waited_for
 
 
 def test_each_batch_carries_its_own_position_and_not_that_of_the_one_read_ahead() -> None:
-    assert [one.position for one in ahead(Loader(), Side())] == [1, 2, 4, 5, 6]
+    assert [one.position for one in prefetch(Loader(), Side())] == [1, 2, 4, 5, 6]
 
 
 def test_no_batch_is_lost_where_there_is_one_or_none() -> None:
@@ -72,12 +72,12 @@ def test_no_batch_is_lost_where_there_is_one_or_none() -> None:
         def __iter__(self) -> Iterator[Batch]:
             return iter(())
 
-    assert [one.batch.ids for one in ahead(One(), Side())] == [["7"]]
-    assert list(ahead(Empty(), Side())) == []
+    assert [one.batch.ids for one in prefetch(One(), Side())] == [["7"]]
+    assert list(prefetch(Empty(), Side())) == []
 
 
 def test_no_more_lie_on_the_device_than_a_forecast_counts() -> None:
     side = Side()
-    for _number, _one in enumerate(ahead(Loader(), side)):  # as the training loop goes over them
+    for _number, _one in enumerate(prefetch(Loader(), side)):  # as the training loop goes over them
         pass
     assert side.most == BATCHES_ON_GPU

@@ -9,7 +9,7 @@ from torch import nn
 from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
-from roofscale.forecast.host_memory import Kind
+from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.forecast.trace import trace_batch
 from roofscale.train.trainer import Trainer
 
@@ -42,7 +42,7 @@ def test_it_follows_the_formula_with_a_decay_that_grows_to_the_one_asked_for() -
         for name, value in state.items():
             floating = value.is_floating_point()
             expected[name] = decay * expected[name] + (1 - decay) * value if floating else value
-    found = trainer.judged.state_dict()
+    found = trainer.eval_model.state_dict()
     assert found.keys() == expected.keys()
     assert "net.encoder.model.bn1.running_mean" in found, "the statistics of batch normalisation among them"
     for name, value in expected.items():
@@ -53,12 +53,12 @@ def test_the_average_is_what_is_judged_and_the_trained_weights_are_the_same_as_w
     trainer, states = trained(SMALL, 3)
     plain, states_without = trained(dataclasses.replace(SMALL, ema=0.0), 3)
     assert all(torch.equal(one, states_without[-1][name]) for name, one in states[-1].items())
-    assert plain.judged is plain.model
+    assert plain.eval_model is plain.model
 
     image_NCHW = batch(9).image_NCHW
     kept = models.build(SMALL)
-    kept.load_state_dict(trainer.judged.state_dict())
-    for module in (kept, trainer.judged, plain.judged):
+    kept.load_state_dict(trainer.eval_model.state_dict())
+    for module in (kept, trainer.eval_model, plain.eval_model):
         module.eval()
     with torch.no_grad():
         torch.testing.assert_close(trainer.predict(image_NCHW), kept(image_NCHW), rtol=1e-4, atol=1e-4)
@@ -73,7 +73,7 @@ def test_a_state_taken_up_goes_on_bit_for_bit() -> None:
     for step in (2, 3):
         other.step(batch(step))
         other.progress.step += 1
-    for one, two in ((whole.model, other.model), (whole.judged, other.judged)):
+    for one, two in ((whole.model, other.model), (whole.eval_model, other.eval_model)):
         assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
@@ -84,19 +84,21 @@ def test_it_is_one_more_copy_of_the_model_in_what_is_foreseen() -> None:
     for config in (plain, SMALL):
         for fake in (True, False):
             trace = trace_batch(config, "fp32", net, 2, fake=fake)
-            peaks[config.ema, fake] = max(held for *_, held in trace.live())
+            peaks[config.ema, fake] = max(held for *_, held in trace.live_bytes())
     copy = sum(value.nbytes for value in net.state_dict().values())
     assert peaks[0.6, True] - peaks[0.0, True] == pytest.approx(copy, rel=0.01)
     assert peaks[0.6, True] == pytest.approx(peaks[0.6, False], rel=0.01)
-    assert Kind.of(SMALL, "fp32", 1) != Kind.of(plain, "fp32", 1), "peaks with it and without cannot be compared"
+    assert MemoryProfile.of(SMALL, "fp32", 1) != MemoryProfile.of(plain, "fp32", 1), (
+        "peaks with it and without cannot be compared"
+    )
 
 
 def test_what_is_written_anew_in_each_step_counts_it() -> None:
     (plain, _), (averaged, _) = trained(dataclasses.replace(SMALL, ema=0.0), 1), trained(SMALL, 1)
     copy = sum(value.nbytes for value in plain.model.state_dict().values())
-    assert averaged.overwritten_bytes - plain.overwritten_bytes == copy
+    assert averaged.mutable_state_bytes - plain.mutable_state_bytes == copy
 
 
 def test_batch_normalisation_never_trains_in_the_average() -> None:
     trainer, _ = trained(SMALL, 2)
-    assert not any(module.training for module in trainer.judged.modules() if isinstance(module, nn.BatchNorm2d))
+    assert not any(module.training for module in trainer.eval_model.modules() if isinstance(module, nn.BatchNorm2d))

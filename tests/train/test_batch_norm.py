@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from roofscale.train.cpu_sync_batchnorm import synchronise
+from roofscale.train.cpu_sync_batchnorm import install
 
 
 class Threads:
@@ -31,7 +31,7 @@ def in_threads(norm: nn.Module, parts: Sequence[torch.Tensor]) -> list[nn.Module
     threads, norms = Threads(len(parts)), [copy.deepcopy(norm) for _ in parts]
 
     def train(rank: int) -> None:
-        synchronise(norms[rank], lambda tensor: threads.gather(rank, tensor))
+        install(norms[rank], lambda tensor: threads.gather(rank, tensor))
         loss_of(norms[rank](parts[rank])).backward()
 
     running = [threading.Thread(target=train, args=(rank,)) for rank in range(len(parts))]
@@ -74,6 +74,6 @@ def test_statistics_stay_float32_in_lower_precision() -> None:
 
 def test_evaluation_asks_nobody() -> None:
     norm = nn.BatchNorm2d(3).eval()
-    synchronise(norm, lambda tensor: pytest.fail("it asked"))
+    install(norm, lambda tensor: pytest.fail("it asked"))
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(norm(x), nn.BatchNorm2d(3).eval()(x))

@@ -22,8 +22,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iter
     torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
 
 
-def chosen(precision: str) -> device.Device:
-    return device.choose(RunConfig(precision=precision))
+def chosen(precision: str) -> device.Execution:
+    return device.select_device(RunConfig(precision=precision))
 
 
 AMPERE, TURING = (8, 6), (7, 5)

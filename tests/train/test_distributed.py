@@ -24,9 +24,9 @@ from roofscale.runners import torchrun
 from roofscale.runners.events import Event
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import SilentListener
-from roofscale.runners.torchrun import Machines
+from roofscale.runners.torchrun import Nodes
 from roofscale.train import checkpoint, distributed
-from roofscale.train.loop import Run
+from roofscale.train.loop import TrainingLoop
 
 # Batches of 4 over 11 samples of one data set and 11 of another: the last has 2, of both or of one.
 SMALL = RunConfig(
@@ -59,7 +59,7 @@ def machines(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> lis
     folders = [tmp_path_factory.mktemp(f"machine{place}") for place in range(2)]
     spread = config.with_overrides({"processes": 1, "instance_count": 2})
     runners = [
-        LocalRunner(folder, machines=Machines(("127.0.0.1", "127.0.0.1"), place, "lo"))
+        LocalRunner(folder, machines=Nodes(("127.0.0.1", "127.0.0.1"), place, "lo"))
         for place, folder in enumerate(folders)
     ]
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
@@ -95,7 +95,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batches(
 ) -> None:
     alone = config.with_overrides({"processes": 1, "batch_size": 2 * config.batch_size})
     heard: dict[str, list[Mapping[str, Any]]] = {}
-    Run(
+    TrainingLoop(
         alone,
         open_sources(alone, Path(alone.data_root)),
         tmp_path,
@@ -133,7 +133,7 @@ def test_a_resumed_run_of_two_ends_bit_for_bit_where_an_uninterrupted_one_does(
     class AfterTwoSteps(SilentListener):
         def event(self, event: Event) -> None:
             if event["event"] == "step" and event["step"] == 2:
-                runner.interrupt.ask()
+                runner.interrupt.request()
 
     runner = LocalRunner(tmp_path, AfterTwoSteps())
     stopped = runner(config)
@@ -151,17 +151,17 @@ def test_a_resumed_run_of_two_ends_bit_for_bit_where_an_uninterrupted_one_does(
 
 def test_more_or_fewer_processes_than_the_config_says_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="make 2, and 1 were started"):
-        distributed.join(RunConfig(processes=2))
+        distributed.init_process_group(RunConfig(processes=2))
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="make 1, and 2 were started"):
-        distributed.join(RunConfig())
+        distributed.init_process_group(RunConfig())
 
 
 def test_for_one_process_all_are_no_more_than_names() -> None:
     value = torch.tensor(3)
-    assert distributed.size() == 1
-    assert distributed.gather("a") == ["a"]
-    assert distributed.mean(value) is value
-    assert distributed.from_first(lambda: "a") == "a"
+    assert distributed.world_size() == 1
+    assert distributed.all_gather("a") == ["a"]
+    assert distributed.all_reduce_mean(value) is value
+    assert distributed.broadcast_from_rank0(lambda: "a") == "a"
     model = torch.nn.BatchNorm2d(3)
-    assert distributed.wrapped(distributed.with_global_statistics(model)) is model
+    assert distributed.wrap_ddp(distributed.convert_sync_batchnorm(model)) is model

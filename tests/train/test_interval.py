@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from tests.simulated import Part, simulate
 
-from roofscale.runners.build_measurement import warm
+from roofscale.runners.build_measurement import without_first_steps
 from roofscale.stats import intervals as i
 from roofscale.stats.curves import Verdict
 
@@ -16,14 +16,14 @@ from roofscale.stats.curves import Verdict
 def test_a_difference_of_means_is_welchs() -> None:
     random = np.random.default_rng(0)
     a, b = random.normal(2, 1, 12), random.normal(1, 3, 7)
-    mine = i.interval(i.minus(*(i.mean(values) for values in (a, b))))  # type: ignore[arg-type]
+    mine = i.interval(i.difference(*(i.mean(values) for values in (a, b))))  # type: ignore[arg-type]
     theirs = stats.ttest_ind(a, b, equal_var=False).confidence_interval(i.CONFIDENCE)
     assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high))
 
 
 def test_a_known_variance_only_widens() -> None:
     estimate = i.Estimate(0.0, 0.04, 5.0)
-    wider = i.interval(i.spread(estimate, 0.04))
+    wider = i.interval(i.add_variance(estimate, 0.04))
     assert wider.high > i.interval(estimate).high
     assert i.interval(i.Estimate(0.0, 0.04, math.inf)).high == pytest.approx(1.645 * 0.2, rel=1e-3)
 
@@ -42,7 +42,7 @@ def test_the_uncertainty_of_a_rate_is_that_of_resampling_it() -> None:
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, 0.0])
 def test_a_pace_of_impossible_or_too_few_times_is_unknown(seconds: float) -> None:
-    steps = warm(simulate(np.random.default_rng(0), [Part(steps=10)]).steps)
+    steps = without_first_steps(simulate(np.random.default_rng(0), [Part(steps=10)]).steps)
     assert i.log_pace([steps])
     broken = [(dataclasses.replace(step, seconds=seconds), size) for step, size in steps[:1]]
     assert i.log_pace([broken + steps[1:]]) is None
@@ -55,10 +55,12 @@ def test_runs_of_one_config_differ_by_more_than_their_steps_show() -> None:
     random = np.random.default_rng(2)
     held = 0
     for _ in range(200):
-        a, b = (i.log_pace([warm(simulate(random, [Part(steps=40)], run_sd=0.025).steps)]) for _ in range(2))
+        a, b = (
+            i.log_pace([without_first_steps(simulate(random, [Part(steps=40)], run_sd=0.025).steps)]) for _ in range(2)
+        )
         assert a
         assert b
-        found = i.interval(i.minus(a, b))
+        found = i.interval(i.difference(a, b))
         held += found.low <= 0 <= found.high
     assert held >= 0.84 * 200
 
@@ -70,7 +72,7 @@ def test_a_level_of_lasting_noise_is_not_overconfident(rows: int) -> None:
     random = np.random.default_rng(rows)
     held = 0
     for _ in range(300):
-        found = i.level([utilisation_curve(random, rows, 0.5)])
+        found = i.batch_means([utilisation_curve(random, rows, 0.5)])
         assert found
         interval = i.interval(found)
         held += interval.low <= 0.5 <= interval.high
@@ -78,10 +80,10 @@ def test_a_level_of_lasting_noise_is_not_overconfident(rows: int) -> None:
 
 
 def test_an_interval_across_an_edge_decides_nothing() -> None:
-    assert i.place(1.1, 1.2, 1.05, math.inf) is Verdict.PASSED
-    assert i.place(0.9, 1.0, 1.05, math.inf) is Verdict.FAILED
-    assert i.place(1.0, 1.1, 1.05, math.inf) is Verdict.INSUFFICIENT_EVIDENCE
-    assert i.place(math.nan, math.nan, 0.0, 1.0) is Verdict.INSUFFICIENT_EVIDENCE
+    assert i.compare_to_band(1.1, 1.2, 1.05, math.inf) is Verdict.PASSED
+    assert i.compare_to_band(0.9, 1.0, 1.05, math.inf) is Verdict.FAILED
+    assert i.compare_to_band(1.0, 1.1, 1.05, math.inf) is Verdict.INSUFFICIENT_EVIDENCE
+    assert i.compare_to_band(math.nan, math.nan, 0.0, 1.0) is Verdict.INSUFFICIENT_EVIDENCE
 
 
 def test_measures_of_one_thing_are_pooled_by_their_variances() -> None:

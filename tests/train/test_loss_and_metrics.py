@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roofscale.data.sample import CHANNELS
 from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
-from roofscale.train.scores import count, ratios
+from roofscale.train.scores import confusion_counts, scores
 
 K = len(CHANNELS)
 
@@ -53,7 +53,9 @@ def test_what_an_unlabelled_channel_holds_changes_neither_loss_nor_metrics(seed:
     before = mean_labelled(sample_losses(logits, target, labelled), labelled)
     after = mean_labelled(sample_losses(other_logits, other_target, labelled), labelled)
     assert torch.equal(before, after)
-    assert torch.equal(count(logits, target, labelled), count(other_logits, other_target, labelled))
+    assert torch.equal(
+        confusion_counts(logits, target, labelled), confusion_counts(other_logits, other_target, labelled)
+    )
 
 
 def test_an_unlabelled_channel_gets_no_gradient() -> None:
@@ -69,7 +71,7 @@ def test_an_unlabelled_channel_gets_no_gradient() -> None:
 @given(st.integers(0, 10_000))
 def test_ratios_are_those_of_the_sets_of_pixels(seed: int) -> None:
     logits, target, labelled = batch(seed)
-    found = ratios(count(logits, target, labelled), [True] * K)
+    found = scores(confusion_counts(logits, target, labelled), [True] * K)
     for k, channel in enumerate(CHANNELS):
         rows = labelled[:, k].numpy()
         said = set(zip(*np.nonzero(logits[rows][:, k].numpy() > 0), strict=True))
@@ -86,7 +88,7 @@ def test_an_absent_class_is_nan_and_left_out_of_the_mean() -> None:
     logits = torch.full((1, K, 4, 4), -9.0)
     target = torch.zeros(1, K, 4, 4, dtype=torch.uint8)
     logits[:, 0], target[:, 0] = 9.0, 1
-    found = ratios(count(logits, target, torch.ones(1, K, dtype=torch.bool)), [True, True, False, False])
+    found = scores(confusion_counts(logits, target, torch.ones(1, K, dtype=torch.bool)), [True, True, False, False])
     assert found["iou_roof"] == 1.0
     assert math.isnan(found["iou_eave"])
     assert found["iou"] == 1.0

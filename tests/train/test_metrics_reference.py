@@ -5,7 +5,7 @@ import torch
 
 from roofscale.data.sample import CHANNELS
 from roofscale.torch_compat import import_torchvision
-from roofscale.train.scores import count, ratios
+from roofscale.train.scores import confusion_counts, scores
 
 import_torchvision()  # torchmetrics imports it
 from torchmetrics.functional import classification as reference  # noqa: E402
@@ -17,7 +17,7 @@ def test_ratios_are_those_of_torchmetrics(seed: int) -> None:
     logits_NKHW = torch.randn(3, len(CHANNELS), 16, 16, generator=generator)
     target_NKHW = (torch.rand(3, len(CHANNELS), 16, 16, generator=generator) < 0.3).to(torch.uint8)
     everything = torch.ones(3, len(CHANNELS), dtype=torch.bool)
-    found = ratios(count(logits_NKHW, target_NKHW, everything), [True] * len(CHANNELS))
+    found = scores(confusion_counts(logits_NKHW, target_NKHW, everything), [True] * len(CHANNELS))
 
     words = {"num_labels": len(CHANNELS), "average": "none"}
     probability = logits_NKHW.sigmoid()  # torchmetrics would take logits within 0..1 for probabilities

@@ -13,7 +13,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.train import __main__ as process
-from roofscale.train.loop import Run, passes
+from roofscale.train.loop import TrainingLoop, epoch_plans
 from roofscale.train.trainer import Trainer
 
 SMALL = RunConfig(image_size=64, encoder="test_resnet", max_samples=6, val_samples=3, num_workers=0, threads=1)
@@ -38,7 +38,7 @@ class Heard(list[tuple[str, Mapping[str, Any]]]):
 
 def run(config: RunConfig, root: Path, folder: Path) -> Heard:
     heard = Heard()
-    Run(config, open_sources(config, root), folder, heard, lambda: False).fit()
+    TrainingLoop(config, open_sources(config, root), folder, heard, lambda: False).fit()
     return heard
 
 
@@ -65,7 +65,7 @@ def test_data_sets_one_after_the_other_validate_all_seen_so_far(root: Path, tmp_
 def test_a_mixed_pass_shuffles_the_data_sets_together(root: Path, tmp_path: Path) -> None:
     config = SMALL.with_overrides({"datasets": "rid,roofline", "schedule": "mixed"})
     heard = run(config, root, tmp_path)
-    assert len(passes(config)) == 1
+    assert len(epoch_plans(config)) == 1
     assert sum("+" in step["dataset"] for step in heard.of("step")) > 0
     assert heard.of("step")[-1]["samples"] == 12
 
@@ -110,10 +110,10 @@ def test_a_resumed_process_knows_the_threads_of_the_first(tmp_path: Path) -> Non
 
 
 def test_what_steps_write_anew_is_four_times_the_weights_on_a_cpu(root: Path, tmp_path: Path) -> None:
-    training = Run(SMALL, open_sources(SMALL, root), tmp_path, Heard(), lambda: False)
+    training = TrainingLoop(SMALL, open_sources(SMALL, root), tmp_path, Heard(), lambda: False)
     training.fit()
     weights = sum(weight.nbytes for weight in training.trainer.model.parameters())
-    assert training.trainer.overwritten_bytes == pytest.approx(4 * weights, rel=0.01), "itself, gradient, two moments"
+    assert training.trainer.mutable_state_bytes == pytest.approx(4 * weights, rel=0.01), "itself, gradient, two moments"
 
 
 def test_the_cached_batch_is_a_whole_one(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,10 +123,10 @@ def gate(dry_run: bool, **wishes: Any) -> None:
 def _order(entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any) -> "Order":
     """What was ordered, from the entry point of MLproject and the options of ``climb_options``."""
     from roofscale.commands.order import Order
-    from roofscale.tracking import ProjectRun
+    from roofscale.tracking import MlflowProjectRun
 
     return Order(
-        around=ProjectRun.take_over(entry_point),
+        around=MlflowProjectRun.adopt(entry_point),
         overrides=words_of(more, compute),
         experiments=PHASES,
         runs=RUNS,

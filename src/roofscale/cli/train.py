@@ -40,9 +40,9 @@ def train(
     """Run one training, held to its compute's memory, measured and tracked."""
     from roofscale import config
     from roofscale.commands import show
-    from roofscale.tracking import ProjectRun
+    from roofscale.tracking import MlflowProjectRun
 
-    around = ProjectRun.take_over("train")
+    around = MlflowProjectRun.adopt("train")
     resolved = config.load(file, [*words_of(more, compute), *overrides])
     if dry_run:
         from roofscale.commands.place import requests_of

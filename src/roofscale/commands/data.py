@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from roofscale.data.check import check
-from roofscale.data.dataset_cards import card_of
-from roofscale.data.fetch import address_of, fetch
-from roofscale.data.file_error import FileProblem
+from roofscale.data.dataset_cards import dataset_card
+from roofscale.data.fetch import fetch, source_url
+from roofscale.data.file_error import FileError
 from roofscale.data.leaks import LeakRate
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.report.console import as_json, console
@@ -55,7 +55,7 @@ def check_data(folder: Path, to_json: bool) -> bool:
 
 def fetch_data(name: str, folder: Path, url: str, sha256: str, dry_run: bool, to_json: bool) -> None:
     """Say what a data set is and on what terms, and download it into a data root, or say what would be done."""
-    card, out = card_of(name), console(quiet=to_json)
+    card, out = dataset_card(name), console(quiet=to_json)
     out.print(f"[bold]{escape(card.title)}[/], {escape(card.authors)} {card.year}: {escape(card.size)}")
     told = {
         "where": card.landing,
@@ -66,7 +66,7 @@ def fetch_data(name: str, folder: Path, url: str, sha256: str, dry_run: bool, to
     }
     for what, text in told.items():
         out.print(f"  {what:8} {escape(text)}", soft_wrap=True)
-    address = address_of(name, folder, url)
+    address = source_url(name, folder, url)
     out.print(
         f"{'would download' if dry_run else 'downloading'} {escape(address)} into {folder / name}", soft_wrap=True
     )
@@ -81,7 +81,7 @@ def fetch_data(name: str, folder: Path, url: str, sha256: str, dry_run: bool, to
         out.print(f"Look at every file of it with: roofscale data check {folder}")
 
 
-def _print_problems(out: Console, problems: Sequence[FileProblem]) -> None:
+def _print_problems(out: Console, problems: Sequence[FileError]) -> None:
     """A table of the first of each kind: a published split may leak by the thousand."""
     if not problems:
         return

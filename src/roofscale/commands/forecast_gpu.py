@@ -11,7 +11,7 @@ from rich.table import Table
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.files import require_output
-from roofscale.forecast.gpu_memory import GpuForecaster, remedies
+from roofscale.forecast.gpu_memory import GpuForecaster, suggest_lighter_configs
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import MEAN_ERROR, StepEstimate
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
@@ -27,9 +27,9 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
 
         require_output("--figure", figure, (".svg", ".png"), {}, run.is_figure)
     forecaster = GpuForecaster(config, compute.get(config.compute))
-    found = forecaster.at(config.batch_size)
+    found = forecaster.forecast(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
-    lighter = remedies(forecaster, sure) if found.fit() is not MemoryFit.FITS else []
+    lighter = suggest_lighter_configs(forecaster, sure) if found.fit() is not MemoryFit.FITS else []
     if figure is not None:
         drawn = run.gpu_memory_figure(found, forecaster.timeline(config.batch_size))
         run.write_figure(drawn, figure)

@@ -14,8 +14,8 @@ from roofscale.commands.host_points import Probes, Stopped, kind_here, recorded_
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, ExitCode
 from roofscale.forecast import host_memory
-from roofscale.forecast.host_memory import HostForecast, HostModel, Point
-from roofscale.forecast.probes import as_probe
+from roofscale.forecast.host_memory import HostForecast, HostModel, PeakObservation
+from roofscale.forecast.probes import probe_config
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.report.console import as_json, console
 from roofscale.stats.intervals import CONFIDENCE
@@ -52,7 +52,7 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
             return ExitCode.INTERRUPTED
         points = [*recorded_points(), *probes.points()]
     try:
-        model = host_memory.fit_host(probes.kind, points)
+        model = host_memory.fit_host_model(probes.kind, points)
         forecast = model.forecast(config, *limits)
     except ConfigError as error:
         if lost := probes.ran_out(config):
@@ -66,17 +66,17 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
 
 
 def _worth_making(
-    config: RunConfig, probes: Probes, points: Sequence[Point], limits: tuple[float, float | None]
+    config: RunConfig, probes: Probes, points: Sequence[PeakObservation], limits: tuple[float, float | None]
 ) -> list[RunConfig]:
     """The probes that a forecast lacks; where it lacks none and still cannot tell, the one that helps most."""
     if lacking := probes.lacking(config, points):
         return lacking
     try:
-        forecast = host_memory.fit_host(probes.kind, points).forecast(config, *limits)
+        forecast = host_memory.fit_host_model(probes.kind, points).forecast(config, *limits)
     except ConfigError:  # too little came of those that were made
         return []
     best = forecast.next_probe if forecast.fit is MemoryFit.UNCERTAIN else None
-    return [as_probe(config, best.batch_size, best.num_workers)] if best else []
+    return [probe_config(config, best.batch_size, best.num_workers)] if best else []
 
 
 def _out_of_memory(probes: Probes, lost: Sequence[RunConfig], memory_mib: float) -> ConfigError:

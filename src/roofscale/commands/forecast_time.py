@@ -68,7 +68,7 @@ def _notes(config: RunConfig, found: TimeForecast) -> list[str]:
     lines.append(f"All samples, {counts.source}: {sizes}.")
     lines.append("It takes for granted that the machine has nothing else to do. The instance's own boot is left out.")
     where = compute.get(config.compute)
-    if not where.gpu and (note := compute.allowance(where).note):
+    if not where.gpu and (note := compute.resource_limits(where).note):
         lines.append(f"That is as a run here takes it: {note}.")
     return lines
 

@@ -12,9 +12,9 @@ from roofscale.commands.host_points import Probes, kind_for, recorded_points
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast import host_memory
-from roofscale.forecast.host_memory import Kind, Point
-from roofscale.forecast.time_scaling import Timed
-from roofscale.measurement import Measurement, Outcome, foreseen
+from roofscale.forecast.host_memory import MemoryProfile, PeakObservation
+from roofscale.forecast.time_scaling import TimingRecord
+from roofscale.measurement import Measurement, Outcome, forecast_metrics
 from roofscale.runners import registry
 
 Metrics = dict[str, float]
@@ -32,10 +32,10 @@ class Foreseen:
     """
 
     def __init__(self, runs: Path, out: Console, runner: str = registry.LOCAL) -> None:
-        self._runs, self._out, self._here = runs, out, registry.runs_here(runner)
+        self._runs, self._out, self._here = runs, out, registry.runs_on_this_machine(runner)
         self._kind_of = kind_for(runner)
-        self._timed: list[Timed] | None = None
-        self._points: list[Point] | None = None
+        self._timed: list[TimingRecord] | None = None
+        self._points: list[PeakObservation] | None = None
 
     def __call__(self, config: RunConfig) -> Metrics:
         """The metrics ``forecast/...`` of a run that is about to begin."""
@@ -55,9 +55,9 @@ class Foreseen:
         if self._timed is not None:
             self._timed.append(timed.timed_of(config, measured.metrics, facts, run_id))
         if self._points is not None and facts["device"] == "cpu":
-            kind = Kind.of_run(config, facts)
+            kind = MemoryProfile.of_run(config, facts)
             peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
-            self._points.append(Point(config, kind, peak, run_id, copied))
+            self._points.append(PeakObservation(config, kind, peak, run_id, copied))
         return {}
 
     def _attempt(self, attempt: Callable[[], Metrics], what: str) -> Metrics:
@@ -80,8 +80,8 @@ class Foreseen:
             return {}
         run, epoch = found.run_seconds, found.epoch_seconds
         return {
-            **foreseen("run_seconds", run.centre, run.low, run.high),
-            **foreseen("seconds_per_epoch", epoch.centre, epoch.low, epoch.high),
+            **forecast_metrics("run_seconds", run.centre, run.low, run.high),
+            **forecast_metrics("seconds_per_epoch", epoch.centre, epoch.low, epoch.high),
         }
 
     def _host_peak(self, config: RunConfig) -> Metrics:
@@ -89,17 +89,17 @@ class Foreseen:
         kind = self._kind_of(config, size)
         if self._points is None:
             self._points = [*recorded_points(), *Probes(self._runs / "probes", kind).points()]
-        model = host_memory.fit_host(kind, self._points)
+        model = host_memory.fit_host_model(kind, self._points)
         peak = model.forecast(config, size.memory_gib * 1024).peak
-        return foreseen("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
+        return forecast_metrics("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
 
     def _gpu_peak(self, config: RunConfig) -> Metrics:
         where = compute.get(config.compute)
         if not where.gpu:
             return {}
-        from roofscale.forecast.gpu_memory import foresee  # imports PyTorch
+        from roofscale.forecast.gpu_memory import forecast_gpu_memory  # imports PyTorch
 
-        found = foresee(config, where)
+        found = forecast_gpu_memory(config, where)
         assert found, "as the compute has a GPU"
         return found.metrics()
 

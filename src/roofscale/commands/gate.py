@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from roofscale import compute, invocation
-from roofscale.monitoring.nvml import Gpus
+from roofscale.monitoring.nvml import GpuMonitor
 from roofscale.phases.gate import CPU_PHASES, GateReport, gate_report
 from roofscale.phases.history import judged_runs
 from roofscale.phases.phase_file import Phase
@@ -51,9 +51,9 @@ def lacks_gpu(phase: Phase, overrides: Sequence[str] = (), runner: str = registr
     computes = [config.compute for _, config in phase.resolve(overrides=overrides)]
     without = [name for name in computes if not compute.get(name).gpu]
     again = invocation.command("phase", phase.number)
-    if registry.runs_here(runner):
+    if registry.runs_on_this_machine(runner):
         such = GPU_EXAMPLE if without else computes[0]
-        return [] if Gpus() else [
+        return [] if GpuMonitor() else [
             f"this machine has no GPU. On a machine that has one, such as {such}, with the same tracking server "
             f"(MLFLOW_TRACKING_URI): {again}; or as SageMaker jobs: ROOFSCALE_RUNNER=sagemaker {again}"
         ]  # fmt: skip

@@ -15,8 +15,8 @@ from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, RecordError, RoofscaleError
 from roofscale.files import read_json
-from roofscale.forecast.host_memory import Kind, Point
-from roofscale.forecast.probes import first_probes
+from roofscale.forecast.host_memory import MemoryProfile, PeakObservation
+from roofscale.forecast.probes import initial_probes
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.history import judged_runs, read_config
 from roofscale.report.console import ProgressBar
@@ -24,7 +24,7 @@ from roofscale.runners import registry
 from roofscale.runners.local import MEASUREMENT, LocalRunner
 from roofscale.train import malloc
 
-KindOf = Callable[[RunConfig, Compute], Kind]
+KindOf = Callable[[RunConfig, Compute], MemoryProfile]
 # What auto comes to on every instance without a GPU in compute.yaml: these CPUs (Skylake, Cascade Lake) have neither
 # AVX512-BF16 nor AMX.
 _PRECISION_THERE = "fp32"
@@ -41,10 +41,10 @@ def kind_for(runner: str) -> KindOf:
     Raises:
         ConfigError: SageMaker's settings are lacking or wrong.
     """
-    return kind_here if registry.runs_here(runner) else kind_there
+    return kind_here if registry.runs_on_this_machine(runner) else kind_there
 
 
-def kind_here(config: RunConfig, size: Compute) -> Kind:
+def kind_here(config: RunConfig, size: Compute) -> MemoryProfile:
     """The kind of a config as this machine would run it.
 
     Raises:
@@ -53,28 +53,30 @@ def kind_here(config: RunConfig, size: Compute) -> Kind:
     _require_one_cpu(config, size)
     from roofscale.train import device  # imports torch, which a launcher of jobs does without
 
-    where = device.choose(config)
+    where = device.select_device(config)
     if where.device.type != "cpu":
         raise ConfigError(
             "this machine trains on its GPU, and a forecast of host memory is of training on a CPU. Hide the GPU: "
             "CUDA_VISIBLE_DEVICES= roofscale forecast host"
         )
-    return Kind.of(config, where.precision, config.threads or compute.allowance(size).cores, malloc.settings())
+    return MemoryProfile.of(
+        config, where.precision, config.threads or compute.resource_limits(size).cores, malloc.allocator_settings()
+    )
 
 
-def kind_there(config: RunConfig, size: Compute) -> Kind:
+def kind_there(config: RunConfig, size: Compute) -> MemoryProfile:
     """The kind of a config as a job on that instance runs it, whatever this machine computes natively.
 
     Raises:
         ConfigError: it would train on a GPU, or in several processes.
     """
     _require_one_cpu(config, size)
-    return Kind.of(config, _PRECISION_THERE if config.precision == "auto" else config.precision,
+    return MemoryProfile.of(config, _PRECISION_THERE if config.precision == "auto" else config.precision,
                    config.threads or size.vcpus)  # fmt: skip
 
 
 def _require_one_cpu(config: RunConfig, size: Compute) -> None:
-    if config.devices > 1:
+    if config.world_size > 1:
         raise ConfigError(
             f"processes={config.processes} instance_count={config.instance_count}: host memory is forecast for one "
             "process. Ask with processes=1 instance_count=1, and count the answer once for each process of a machine."
@@ -86,7 +88,7 @@ def _require_one_cpu(config: RunConfig, size: Compute) -> None:
         )
 
 
-def recorded_points() -> list[Point]:
+def recorded_points() -> list[PeakObservation]:
     """The peaks of all judged runs on the tracking server that ended well on a CPU."""
     found = []
     for run in (run for phase in range(1, 6) for run in judged_runs(phase)):
@@ -95,7 +97,11 @@ def recorded_points() -> list[Point]:
         if sound and "memory/peak_mib" in metrics:
             config = read_config(run)
             copied = metrics.get("memory/copied_mib", math.nan)
-            found.append(Point(config, Kind.of_run(config, tags), metrics["memory/peak_mib"], run.run_id, copied))
+            found.append(
+                PeakObservation(
+                    config, MemoryProfile.of_run(config, tags), metrics["memory/peak_mib"], run.run_id, copied
+                )
+            )
     return found
 
 
@@ -104,13 +110,13 @@ class Probes:
     """Short runs of one kind: each has a folder named after its fingerprint, and is never run twice."""
 
     folder: Path
-    kind: Kind
+    kind: MemoryProfile
 
-    def lacking(self, config: RunConfig, points: Sequence[Point]) -> list[RunConfig]:
+    def lacking(self, config: RunConfig, points: Sequence[PeakObservation]) -> list[RunConfig]:
         """The probes that the forecast of ``config`` lacks beside these points."""
-        used = [point.config for point in points if point.kind == self.kind and point.says_something]
+        used = [point.config for point in points if point.kind == self.kind and point.is_informative]
         sizes = {(one.batch_size, one.num_workers) for one in used}
-        wanted = (one for one in first_probes(config) if (one.batch_size, one.num_workers) not in sizes)
+        wanted = (one for one in initial_probes(config) if (one.batch_size, one.num_workers) not in sizes)
         return [one for one in wanted if not self._ran_out(one)]
 
     def make(self, configs: Sequence[RunConfig], cache: Path, out: Console) -> None:
@@ -123,21 +129,21 @@ class Probes:
         for place, config in enumerate(settle_data(configs, cache, out) if configs else (), 1):
             self._run(config, f"probe {place} of {len(configs)}", out)
 
-    def points(self) -> list[Point]:
+    def points(self) -> list[PeakObservation]:
         """What the probes have measured; those that ran out of memory have no peak of their own."""
         found = []
         for file in sorted(self.folder.glob(f"*/{MEASUREMENT}")):
             measured = _measured(file)
             if measured and measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
                 config = RunConfig().with_overrides(read_json(file.with_name("config.json")))
-                kind = Kind.of_run(config, measured.facts)
+                kind = MemoryProfile.of_run(config, measured.facts)
                 peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
-                found.append(Point(config, kind, peak, str(file.parent), copied))
+                found.append(PeakObservation(config, kind, peak, str(file.parent), copied))
         return found
 
     def ran_out(self, config: RunConfig) -> list[RunConfig]:
         """The probes for ``config`` that its compute had too little memory for."""
-        return [one for one in first_probes(config) if self._ran_out(one)]
+        return [one for one in initial_probes(config) if self._ran_out(one)]
 
     def _ran_out(self, config: RunConfig) -> bool:
         measured = _measured(self.folder / config.fingerprint / MEASUREMENT)

@@ -7,14 +7,14 @@ from roofscale import invocation
 from roofscale.commands import timed
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.run_time import sum_of
+from roofscale.forecast.run_time import sum_forecasts
 from roofscale.phases import starting_config
 from roofscale.phases.fallback import ADVICE
-from roofscale.phases.history import newest_climb
+from roofscale.phases.history import latest_result
 from roofscale.phases.judge import Role, Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import StepResult
-from roofscale.report.phase_status import carries
+from roofscale.report.phase_status import is_complete_base
 from roofscale.stats.intervals import CONFIDENCE
 
 
@@ -28,8 +28,8 @@ def lacking(phase: Phase, load: Callable[[int], Phase], runs: Path) -> tuple[Pha
 
 def is_climbed(phase: int, runs: Path) -> bool:
     """Whether others can stand on a phase, by its newest attempt; by its last good alone where no server knows one."""
-    newest = newest_climb(phase)
-    return carries(newest) if newest else starting_config.last_good(phase, runs) is not None
+    newest = latest_result(phase)
+    return is_complete_base(newest) if newest else starting_config.last_good(phase, runs) is not None
 
 
 def refuse_failed(phases: Iterable[Phase]) -> None:
@@ -39,10 +39,10 @@ def refuse_failed(phases: Iterable[Phase]) -> None:
         ConfigError: one of the phases did; says which steps failed by what, and what is known to help.
     """
     for phase in phases:
-        before = newest_climb(phase.number)
-        if before and not before.interrupted and not carries(before):
+        before = latest_result(phase.number)
+        if before and not before.interrupted and not is_complete_base(before):
             stuck = [r for r in before.results if r.verdict.sound is not Verdict.PASSED]
-            failed = ", ".join(f"{r.step.name} {r.verdict.verdict.words} ({wanting(r)})" for r in stuck)
+            failed = ", ".join(f"{r.step.name} {r.verdict.verdict.label} ({wanting(r)})" for r in stuck)
             known = (ADVICE[result.cause] for result in before.results if result.cause in ADVICE)
             helps = "; ".join(dict.fromkeys(known)) or "a change of what these criteria speak of"
             raise ConfigError(
@@ -71,7 +71,8 @@ def time_to_go(phases: Sequence[Phase], good: RunConfig, words_for: Callable[[Ph
         return f"No forecast of the time of {which} yet: no similar run is on record, and the first one makes one."
     trials = "; the trials of a search come on top" if any(step.search for step, _ in plan) else ""
     return (
-        f"Forecast of {which}: {timed.seconds_words(sum_of(known))}, {CONFIDENCE:.0%} interval, for {len(known)} of "
+        f"Forecast of {which}: {timed.seconds_words(sum_forecasts(known))}, {CONFIDENCE:.0%} "
+        f"interval, for {len(known)} of "
         f"{len(plan)} steps, each once{trials}."
     )
 

@@ -9,7 +9,7 @@ from roofscale.commands import gate
 from roofscale.errors import ConfigError
 from roofscale.phases.phase_file import Phase, load_phase
 from roofscale.runners import registry
-from roofscale.tracking import ProjectRun
+from roofscale.tracking import MlflowProjectRun
 
 PHASES = (1, 2, 3, 4, 5)
 _COMPUTE = "compute="  # how an override of it begins
@@ -31,7 +31,7 @@ class Order:
     runner: str = registry.LOCAL  # on this machine, or as jobs elsewhere
     to_json: bool = False
     gpu_compute: str = ""  # of the phases that require a GPU; empty: as their files say
-    around: ProjectRun | None = None  # what `mlflow run` has opened
+    around: MlflowProjectRun | None = None  # what `mlflow run` has opened
     asked: bool = True  # whether the user asked for the phase, and not for another that stands on it
     goes_on: bool = False  # past what was climbed before, at this very plan, without climbing it again
 

@@ -26,7 +26,7 @@ from roofscale.phases import starting_config
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.fallback import ADVICE
 from roofscale.phases.gate import CPU_PHASES
-from roofscale.phases.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name, newest_climb, out_of_memory
+from roofscale.phases.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name, latest_result, out_of_memory
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint
 from roofscale.phases.phase_runner import PhaseRunner
@@ -36,14 +36,14 @@ from roofscale.report.artifacts import publish_phase, publish_run
 from roofscale.report.console import ProgressBar, as_json, console
 from roofscale.report.format import verdict_table
 from roofscale.report.phase_section import description, phase_section
-from roofscale.report.phase_status import batch_words, carries
+from roofscale.report.phase_status import batch_words, is_complete_base
 from roofscale.runners import registry
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
-from roofscale.tracking import TrackedRun, Tracker, get_run, require_answer
+from roofscale.tracking import TrackedRun, Tracker, check_server, get_run
 
 if TYPE_CHECKING:
-    from roofscale.phases.search.step_search import Conductor
+    from roofscale.phases.search.step_search import StepSearch
 
 _EXIT = {
     Verdict.PASSED: ExitCode.DONE,
@@ -101,7 +101,7 @@ def climb_search(order: Order, file: Path | None = None) -> PhaseResult | None:
 
 def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attempts) -> PhaseResult | None:
     phase, out = read(), console(quiet=order.to_json)
-    require_answer()
+    check_server()
     _publish_what_a_kill_left(order, out)
     if order.storage:
         from roofscale.phases.search.step_search import open_storage
@@ -126,9 +126,9 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     check_place(order.runner, configs, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
     done = order.goes_on and not order.fresh and attempts.is_finished(plan_fingerprint(phase, plan))
-    if done and (before := newest_climb(phase.number)):
+    if done and (before := latest_result(phase.number)):
         again = invocation.command("phase", phase.number, fresh=True)
-        out.print(f"Climbed before, at this very plan: {before.verdict.words}. Anew: {escape(again)}")
+        out.print(f"Climbed before, at this very plan: {before.verdict.label}. Anew: {escape(again)}")
         return before
     notes = [f"forced although {unmet}"] if unmet else []
     tracker = Tracker(attempts.experiment, order.runs)
@@ -139,7 +139,7 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
 
 def climb_missing(order: Order) -> PhaseResult | None:
     """Climb the CPU phases that were not climbed to their end; return the one that ends this, if one does."""
-    require_answer()
+    check_server()
     first = [order.load(number) for number in CPU_PHASES if not needs.is_climbed(number, order.runs)]
     return _climb_first(first, "The gate", order, console(quiet=order.to_json))
 
@@ -157,7 +157,7 @@ def _climb_first(first: Sequence[Phase], who: str, order: Order, out: Console) -
         if left := [word for word in order.overrides if word not in its.overrides]:
             out.print(f"Left out in phase {phase.number}, whose steps set it themselves: {escape(' '.join(left))}")
         climbed = climb_phase(phase.number, its)
-        if climbed is None or not carries(climbed):
+        if climbed is None or not is_complete_base(climbed):
             return climbed
     return None
 
@@ -173,7 +173,7 @@ def _climb(
     notes: Sequence[str],
 ) -> PhaseResult:
     tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out, order.runner)
-    where = registry.chosen(order.runner)
+    where = registry.get_runner(order.runner)
     pool = JobPool(where.most, where.interrupt)
     around = order.around if order.asked else None
     phase_runner = PhaseRunner(
@@ -214,7 +214,7 @@ def _conductor(
     tags: Mapping[str, str],
     make_runner: registry.MakeRunner,
     pool: JobPool,
-) -> "Conductor | None":
+) -> "StepSearch | None":
     if not any(step.search for step in phase.steps):
         return None
     from roofscale.commands.search import conductor  # seconds of imports
@@ -233,14 +233,14 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, order: Order, out: Co
     try:
         # The parent run's description and report are rendered from memory, not from the server as the documents below
         # are, so that the outbox keeps them while the server is away; with the notes the server has the same data.
-        parent.tags({"notes": json.dumps(climbed.notes)})
-        parent.describe(description(phase_section(climbed, coming), STRATEGY))
+        parent.set_tags({"notes": json.dumps(climbed.notes)})
+        parent.set_description(description(phase_section(climbed, coming), STRATEGY))
         if not climbed.interrupted:
-            parent.tags({"verdict": climbed.verdict})
+            parent.set_tags({"verdict": climbed.verdict})
             publish_phase(parent, climbed, coming)
     finally:
         parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
-    told = order.asked or not carries(climbed)  # what a script reads, and where it is pointed to, is one climb
+    told = order.asked or not is_complete_base(climbed)  # what a script reads, and where it is pointed to, is one climb
     if told and order.around:
         order.around.point_to(climbed.run_id)
     if told or not order.to_json:
@@ -261,7 +261,7 @@ def _publish_what_a_kill_left(order: Order, out: Console) -> None:
         attempts = Attempts(order.runs, experiment_name(number))
         ended = [attempt.content for attempt in attempts.all()[-1:] if attempt.content.get("verdict")]
         open_runs = [run for content in ended if (run := get_run(content["run_id"])) and run.status == "RUNNING"]
-        climbed = newest_climb(number) if open_runs else None
+        climbed = latest_result(number) if open_runs else None
         if climbed and climbed.run_id == open_runs[0].run_id:
             tracker = Tracker(attempts.experiment, order.runs)
             publish_result(climbed, tracker, replace(order, asked=False, around=None), out)
@@ -304,7 +304,7 @@ class _Onlooker:
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
         """Announce the run and draw its bar."""
-        changes = " ".join(f"{key}={config.written()[key]}" for key in step.set)
+        changes = " ".join(f"{key}={config.to_strings()[key]}" for key in step.set)
         self._out.print(f"[bold]{step.name}[/] {changes} {f'({note})' if note else ''}")
         return ProgressBar(step.name)
 
@@ -312,7 +312,7 @@ class _Onlooker:
         """Publish the step, say how it went, and let what follows be foreseen by it."""
         self._foreseen.learn(result.config, result.measurement, result.run_id)
         publish_run(run, result.config, result.measurement, result.folder, result.step.memory_margin)
-        self._out.print(f"  {result.verdict.verdict.words}: {escape(needs.wanting(result))}")
+        self._out.print(f"  {result.verdict.verdict.label}: {escape(needs.wanting(result))}")
 
 
 def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: bool) -> None:
@@ -320,7 +320,7 @@ def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: 
         print(as_json(climb_as_dict(climbed)))
         return
     out.print()
-    out.print(verdict_table(f"Phase {climbed.phase.number}: {climbed.verdict.words}", climbed.results))
+    out.print(verdict_table(f"Phase {climbed.phase.number}: {climbed.verdict.label}", climbed.results))
     for result in climbed.results:
         for line in _fallback_lines(result):
             out.print(escape(line))
@@ -338,7 +338,7 @@ def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: 
 def _fallback_lines(result: StepResult) -> list[str]:
     """What was rolled back in a step, and what a person can do about a failure that no remedy mends."""
     lines = [
-        f"{result.step.name}: {run.fallback.changed if run.fallback else 'as asked for'}: {run.verdict.verdict.words}"
+        f"{result.step.name}: {run.fallback.changed if run.fallback else 'as asked for'}: {run.verdict.verdict.label}"
         + (f" ({run.cause})" if run.cause else "")
         for run in (result.runs if result.tries else ())
     ]
@@ -394,6 +394,6 @@ def climb_all(order: Order) -> int:
         if climbed is None:
             break
         climbs.append(climbed)
-        if not climbed.complete or not (order.from_defaults or carries(climbed)):
+        if not climbed.complete or not (order.from_defaults or is_complete_base(climbed)):
             break
     return next((code for code in map(exit_code, climbs) if code), 0)

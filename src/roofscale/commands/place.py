@@ -10,12 +10,12 @@ from rich.markup import escape
 from roofscale.commands import timed
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.forecast.run_time import sum_of
+from roofscale.forecast.run_time import sum_forecasts
 from roofscale.runners.registry import LOCAL
-from roofscale.runners.torchrun import Machines, check_machines
+from roofscale.runners.torchrun import Nodes, check_nodes
 
 if TYPE_CHECKING:
-    from roofscale.runners.sagemaker.settings import Settings
+    from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 IN_S3 = "s3://"  # how a data root begins that only a job can read
 
@@ -28,7 +28,7 @@ def check_place(runner: str, configs: Sequence[RunConfig], out: Console) -> None
     """
     if runner == LOCAL:
         for config in configs:
-            check_machines(config, Machines())
+            check_nodes(config, Nodes())
             if config.data_root.startswith(IN_S3):
                 raise ConfigError(
                     f"data_root={config.data_root}: data in S3 is read by jobs, and this runs on this machine. Add "
@@ -36,12 +36,12 @@ def check_place(runner: str, configs: Sequence[RunConfig], out: Console) -> None
                 )
         return
     from roofscale.runners.sagemaker import settings
-    from roofscale.runners.sagemaker.runner import generated_specs, instance
+    from roofscale.runners.sagemaker.runner import instance_of, synthetic_specs
 
     wanted = settings.load()
     for config in configs:
-        instance(config)
-        generated_specs(config)
+        instance_of(config)
+        synthetic_specs(config)
     computes = ", ".join(dict.fromkeys(config.compute for config in configs))
     if wanted.local_mode:
         out.print(f"Runs as containers on this machine, held to {computes}, with {escape(wanted.prefix)}.")
@@ -63,22 +63,25 @@ def requests_of(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[str
         return []
     from roofscale.runners.sagemaker import request, settings
     from roofscale.runners.sagemaker.job import Job, new_key, tags_of
-    from roofscale.runners.sagemaker.runner import instance
+    from roofscale.runners.sagemaker.runner import instance_of
 
     wanted = settings.load()
     for config in configs.values():
-        instance(config)
-    return [request.build(config, wanted, Job(new_key(folder)), tags_of(folder)) for folder, config in configs.items()]
+        instance_of(config)
+    return [
+        request.build_request(config, wanted, Job(new_key(folder)), tags_of(folder))
+        for folder, config in configs.items()
+    ]
 
 
-def _check_budget(wanted: "Settings", configs: Sequence[RunConfig], out: Console) -> None:
+def _check_budget(wanted: "SageMakerSettings", configs: Sequence[RunConfig], out: Console) -> None:
     """Hold the upper end of what is foreseen against the budget; the jobs' longest time keeps to it in any case."""
     runs = timed.timed_runs()
     foreseen = [found.usd for config in configs if (found := timed.foresee_time(config, runs)) and found.usd]
     if not foreseen:
         out.print(f"Nothing is foreseen of the cost; the jobs end once {wanted.budget_usd:g} USD are used up.")
         return
-    total = sum_of(foreseen)
+    total = sum_forecasts(foreseen)
     said = f"{len(foreseen)} of {len(configs)} runs: {timed.money_words(total)}"
     if total.high > wanted.budget_usd:
         raise ConfigError(

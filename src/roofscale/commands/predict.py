@@ -19,13 +19,13 @@ from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError, DataError
 from roofscale.files import require_output
 from roofscale.phases.history import read_config
-from roofscale.predict.inference import Cutting, Segmenter, count_whole, fill_mask
+from roofscale.predict.inference import InferenceSettings, Segmenter, predict_mask, whole_image_counts
 from roofscale.predict.raster import is_mask, new_mask, open_image
-from roofscale.predict.sliding_window import Tiling, usual_overlap
-from roofscale.predict.vectorize import is_outlines, require_ground, write_outlines
+from roofscale.predict.sliding_window import Tiling, default_overlap
+from roofscale.predict.vectorize import is_outlines, require_ground, write_geojson
 from roofscale.report.console import SECONDS_BETWEEN_LINES, as_json, console
 from roofscale.tracking import StoredModel, find_model, read_weights
-from roofscale.train.scores import ratios
+from roofscale.train.scores import scores
 
 _ROOF = CHANNELS[0]
 _LABELS = {  # of each data set
@@ -50,7 +50,7 @@ class Wish:
     def tiling(self, config: RunConfig) -> Tiling:
         """The windows for a model of this config."""
         window = self.window or config.image_size
-        return Tiling.of(window, usual_overlap(window) if self.overlap < 0 else self.overlap, self.scale)
+        return Tiling.of(window, default_overlap(window) if self.overlap < 0 else self.overlap, self.scale)
 
 
 def predict_image(image: Path, output: Path, geojson: Path | None, wish: Wish, to_json: bool) -> None:
@@ -83,8 +83,8 @@ def segment_image(image: Path, output: Path, geojson: Path | None, wish: Wish, o
         begun = time.perf_counter()
         windows = cutting.tiling.count(opened.height, opened.width)
         with _bar(image.name, windows) as bar, new_mask(output, opened, wish.channel, _tags(model, wish)) as mask:
-            shares = fill_mask(opened, cutting, mask, bar.update)
-    outlines = write_outlines(output, geojson) if geojson else None
+            shares = predict_mask(opened, cutting, mask, bar.update)
+    outlines = write_geojson(output, geojson) if geojson else None
     return {
         "mask": str(output),
         "share": shares.share,
@@ -108,9 +108,9 @@ def evaluate_folder(folder: Path, part: str, wish: Wish, to_json: bool) -> None:
         raise DataError(f"{folder}: AIRS has no tile in its part {part!r} here; expected images in {part}/image.")
     model, cutting = _load(wish, out)
     with _bar(f"{part} of airs", _count_windows(tiles, cutting.tiling)) as bar:
-        counts = {tile.id: count_whole(tile.image, tile.label, cutting, bar.update) for tile in tiles}
-    by_tile = {tile: ratios(counts_4K, _LABELLED) for tile, counts_4K in counts.items()}
-    together = ratios(torch.stack(list(counts.values())).sum(0), _LABELLED)
+        counts = {tile.id: whole_image_counts(tile.image, tile.label, cutting, bar.update) for tile in tiles}
+    by_tile = {tile: scores(counts_4K, _LABELLED) for tile, counts_4K in counts.items()}
+    together = scores(torch.stack(list(counts.values())).sum(0), _LABELLED)
     if to_json:
         print(as_json({"part": part, **_described(model, cutting), "metrics": together, "tiles": by_tile}))
         return
@@ -120,7 +120,7 @@ def evaluate_folder(folder: Path, part: str, wish: Wish, to_json: bool) -> None:
     out.print(table)
 
 
-def _load(wish: Wish, out: Console) -> tuple[StoredModel, Cutting]:
+def _load(wish: Wish, out: Console) -> tuple[StoredModel, InferenceSettings]:
     """Fetch the model, and say which it is and how it will be used."""
     model = find_model(wish.model)
     config = read_config(model.run)
@@ -133,7 +133,7 @@ def _load(wish: Wish, out: Console) -> tuple[StoredModel, Cutting]:
         f"{config.image_size} px; {segmenter.where.why}. Windows of {tiling.window} px, {tiling.overlap} px or more of "
         f"each in common{'' if tiling.scale == 1 else f', seen at {tiling.scale:.3g} times their size'}."
     )
-    return model, Cutting(segmenter, tiling, wish.threshold)
+    return model, InferenceSettings(segmenter, tiling, wish.threshold)
 
 
 def _check_channel(channel: str, model: StoredModel, config: RunConfig) -> None:
@@ -171,7 +171,7 @@ def _tags(model: StoredModel, wish: Wish) -> dict[str, str]:
     return {"model": model.named, "run_id": model.run.run_id, "threshold": f"{wish.threshold:g}"}
 
 
-def _described(model: StoredModel, cutting: Cutting) -> dict[str, object]:
+def _described(model: StoredModel, cutting: InferenceSettings) -> dict[str, object]:
     return {
         "model": model.named,
         "run_id": model.run.run_id,

@@ -26,5 +26,5 @@ def name_champion(climbed: PhaseResult, tracker: Tracker, out: Console) -> None:
     """
     if climbed.verdict is Verdict.PASSED:
         best = climbed.results[-1]
-        tracker.open(best.run_id).promote(CHAMPION)
+        tracker.open(best.run_id).set_aliases(CHAMPION)
         out.print(f"The model of {best.step.name}, run {best.run_id}, is the {CHAMPION} now: roofscale predict IMAGE")

@@ -9,9 +9,9 @@ from roofscale.commands.gate import read_gate
 from roofscale.commands.timed import runs_on_record, trials_on_record
 from roofscale.errors import ConfigError
 from roofscale.files import naming, read_text, write_text
-from roofscale.phases.history import newest_climb
+from roofscale.phases.history import latest_result
 from roofscale.phases.phase_file import Phase, load_phase
-from roofscale.report.calibration import Pair, calibrate, calibration_record, pairs
+from roofscale.report.calibration import ForecastOutcome, calibrate, calibration_record, forecast_outcomes
 from roofscale.report.console import as_json, console
 from roofscale.report.notebook import update_notebook
 from roofscale.report.phase_html import write_phase_html
@@ -37,14 +37,14 @@ def write_report(experiments: Path, out: Console) -> list[Path]:
         ConfigError: the server has no climb of any phase, a phase file is wrong, or a document that would be rewritten
             cannot be read; then nothing is written.
     """
-    climbs = {number: climb for number in _NUMBERS if (climb := newest_climb(number))}
+    climbs = {number: climb for number in _NUMBERS if (climb := latest_result(number))}
     if not climbs:
         raise ConfigError(
             f"{tracking_uri()}: expected a climb of a phase on this tracking server, found none, so nothing was "
             "written. Climb one first (roofscale phase 1), or name the server that has one in MLFLOW_TRACKING_URI."
         )
     phases, gate = _read_phases(experiments), read_gate()
-    foretold = list(pairs([*runs_on_record(), *trials_on_record()]))
+    foretold = list(forecast_outcomes([*runs_on_record(), *trials_on_record()]))
     strategy, notebook = experiments / STRATEGY, experiments / NOTEBOOK
     old = read_text(strategy) if strategy.exists() else ""
     with naming(strategy):
@@ -68,7 +68,9 @@ def _read_phases(experiments: Path) -> list[Phase]:
     return [load_phase(file) for file in files.values() if file.exists()]
 
 
-def _write_results(folder: Path, climbs: Climbs, phases: Sequence[Phase], foretold: Sequence[Pair]) -> Iterator[Path]:
+def _write_results(
+    folder: Path, climbs: Climbs, phases: Sequence[Phase], foretold: Sequence[ForecastOutcome]
+) -> Iterator[Path]:
     """Of each phase a record for scripts and a page for people, and what was foreseen beside what was measured."""
     folder.mkdir(exist_ok=True)
     write_text(folder / CALIBRATION, as_json(calibration_record(foretold)) + "\n")

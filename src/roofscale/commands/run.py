@@ -11,7 +11,7 @@ from roofscale import compute
 from roofscale.commands.place import IN_S3, check_place
 from roofscale.commands.timed import TRAIN_EXPERIMENT
 from roofscale.config import RunConfig
-from roofscale.data.sources import open_sources, resolve_root
+from roofscale.data.sources import open_sources, resolve_data_root
 from roofscale.errors import ExitCode
 from roofscale.files import read_json
 from roofscale.measurement import METRICS, Measurement, Outcome
@@ -19,10 +19,10 @@ from roofscale.phases.attempt import StepFolder
 from roofscale.provenance import git_state
 from roofscale.report.artifacts import publish_run
 from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.format import number
+from roofscale.report.format import format_number
 from roofscale.runners import registry
 from roofscale.runners.supervise import Listeners
-from roofscale.tracking import Tracker, require_answer
+from roofscale.tracking import Tracker, check_server
 
 _EXIT = {
     Outcome.OK: ExitCode.DONE,
@@ -38,7 +38,7 @@ def train_once(
     from roofscale.commands.foreseen import Foreseen  # which stands on this module
 
     out = console(quiet=to_json)
-    require_answer()
+    check_server()
     config = settle_data([config], cache, out)[0]
     check_place(runner, [config], out)
     tracker = Tracker(TRAIN_EXPERIMENT, runs)
@@ -46,13 +46,13 @@ def train_once(
     run = tracker.resume(folder.run_id) if folder.run_id else None
     if run is None:
         run = tracker.start(config.fingerprint, {**git_state(Path.cwd()), "fingerprint": config.fingerprint})
-        run.params(config)
-        run.foreseen(Foreseen(runs, out, runner)(config))
+        run.log_params(config)
+        run.log_forecast(Foreseen(runs, out, runner)(config))
         folder.set_run(run.run_id, config)
     with run.system_metrics():
         listener = Listeners(run, ProgressBar("train"))
-        measurement = registry.chosen(runner).make(folder.path, listener)(config)
-    run.summary(measurement)
+        measurement = registry.get_runner(runner).make(folder.path, listener)(config)
+    run.log_summary(measurement)
     try:
         if measurement.outcome is not Outcome.INTERRUPTED:
             publish_run(run, config, measurement, folder.path)
@@ -100,7 +100,7 @@ def settle_data(configs: Sequence[RunConfig], cache: Path, out: Console) -> list
             f"Data: {escape(', '.join(dict.fromkeys(config.data_root for config in configs)))}, read by the jobs."
         )
         return list(configs)
-    root, said = resolve_root(_greediest(configs), cache)
+    root, said = resolve_data_root(_greediest(configs), cache)
     out.print(f"Data: {escape(said)}")
     settled = [config.with_overrides({"data_root": str(root)}) for config in configs]
     for config in settled:
@@ -119,7 +119,7 @@ def _print_measurement(out: Console, measurement: Measurement) -> None:
         "metric", "value", "unit", title=f"{measurement.outcome}: {escape(measurement.detail)}", title_justify="left"
     )
     for name, value in sorted(measurement.metrics.items()):
-        table.add_row(name, number(value), METRICS[name].unit if name in METRICS else "")
+        table.add_row(name, format_number(value), METRICS[name].unit if name in METRICS else "")
     out.print(table)
 
 

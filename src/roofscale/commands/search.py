@@ -15,21 +15,21 @@ from roofscale.commands.timed import went_well
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.criteria.evidence import SAME_WORK
-from roofscale.phases.history import SEARCH_EXPERIMENT, experiment_name, judged_in, read_config, read_measurement
-from roofscale.phases.search.choice import shown
-from roofscale.phases.search.memory_guard import Room
-from roofscale.phases.search.space import SearchSpec
-from roofscale.phases.search.step_search import Conductor, Found
-from roofscale.phases.search.trial_result import SKIPPED, Tried, measured
-from roofscale.phases.search.trial_runner import lacking_mib
+from roofscale.phases.history import SEARCH_EXPERIMENT, experiment_name, judged_runs_of, read_config, read_measurement
+from roofscale.phases.search.choice import format_config
+from roofscale.phases.search.memory_guard import MemoryBudget
+from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.step_search import SearchResult, StepSearch
+from roofscale.phases.search.trial_result import SKIPPED, TrialResult, from_measurement
+from roofscale.phases.search.trial_runner import later_pass_mib
 from roofscale.provenance import git_state
 from roofscale.report.console import ProgressBar, console
 from roofscale.report.figures.search import optuna_figures, pareto_figure
 from roofscale.runners import registry
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
-from roofscale.stats.intervals import BUSY
-from roofscale.tracking import RunRecord, TrackedRun, Tracker, require_answer
+from roofscale.stats.intervals import MAX_OTHER_LOAD
+from roofscale.tracking import RunRecord, TrackedRun, Tracker, check_server
 
 _KNOWN_FROM = (*map(experiment_name, (1, 2, 3)), SEARCH_EXPERIMENT)  # whose runs train what a search tries
 
@@ -42,13 +42,13 @@ def conductor(
     url: str,
     pool: JobPool,
     runner: str,
-) -> Conductor:
+) -> StepSearch:
     """Whoever searches on behalf of a climb."""
     room = partial(room_of, runner=runner)
-    return Conductor(tracker, make_runner, SearchOnlooker(out), tags, room, known_runs, pool, url)
+    return StepSearch(tracker, make_runner, SearchOnlooker(out), tags, room, known_runs, pool, url)
 
 
-def room_of(config: RunConfig, runner: str) -> Room:
+def room_of(config: RunConfig, runner: str) -> MemoryBudget:
     """The memory that trials of a config have, and the peaks of its kind that are on record."""
     size = compute.get(config.compute)
     try:
@@ -56,29 +56,31 @@ def room_of(config: RunConfig, runner: str) -> Room:
     except ConfigError:  # it trains on a GPU, whose memory is foreseen otherwise
         kind = None
     points = tuple(recorded_points()) if kind else ()
-    return Room(compute.allowance(size).memory_bytes / compute.MIB, compute.shm_free_mib(size), kind, points)
+    return MemoryBudget(
+        compute.resource_limits(size).memory_bytes / compute.MIB, compute.shm_free_mib(size), kind, points
+    )
 
 
-def known_runs(spec: SearchSpec, base: RunConfig) -> list[Tried]:
+def known_runs(spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
     """Judged runs that did the same work at a point of the space, on a machine that was not busy otherwise."""
     trackers = (tracker for name in _KNOWN_FROM if (tracker := Tracker.find(name)))
     return [one for tracker in trackers for one in _known_in(tracker, spec, base)]
 
 
-def _known_in(tracker: Tracker, spec: SearchSpec, base: RunConfig) -> Iterator[Tried]:
-    for run in judged_in(tracker):
+def _known_in(tracker: Tracker, spec: SearchSpace, base: RunConfig) -> Iterator[TrialResult]:
+    for run in judged_runs_of(tracker):
         config = read_config(run)
-        if _is_alike(run, config, base) and spec.holds(config):
+        if _is_alike(run, config, base) and spec.contains(config):
             measurement = read_measurement(tracker, run)
             placed = spec.place(base, spec.values(config))
-            one = measured(placed, measurement, run.run_id, lacking_mib(base, measurement))
+            one = from_measurement(placed, measurement, run.run_id, later_pass_mib(base, measurement))
             if one.pace:
                 yield dataclasses.replace(one, samples=0, why=f"known from {tracker.experiment}")
 
 
 def _is_alike(run: RunRecord, config: RunConfig, base: RunConfig) -> bool:
     same = all(getattr(config, knob) == getattr(base, knob) for knob in (*SAME_WORK, "data_root"))
-    return same and went_well(run) and run.metrics.get("cpu/others", 1.0) <= BUSY
+    return same and went_well(run) and run.metrics.get("cpu/others", 1.0) <= MAX_OTHER_LOAD
 
 
 class SearchOnlooker:
@@ -89,19 +91,19 @@ class SearchOnlooker:
 
     def begin_trial(self, name: str, config: RunConfig) -> Listener:
         """Draw a bar for a trial."""
-        return ProgressBar(f"{name}: {shown(config)}")
+        return ProgressBar(f"{name}: {format_config(config)}")
 
-    def tried(self, name: str, tried: Tried) -> None:
+    def tried(self, name: str, tried: TrialResult) -> None:
         """Say what a trial came to."""
         rate = f"{tried.rate:.3g} samples/s, " if tried.pace else ""
         said = tried.why if tried.outcome == SKIPPED else f"{rate}{tried.share:.0%} of the memory"
-        self._out.print(f"  {name}: {shown(tried.config)}: {tried.outcome}: {escape(said)}")
+        self._out.print(f"  {name}: {format_config(tried.config)}: {tried.outcome}: {escape(said)}")
 
     def sharing(self, study_name: str) -> None:
         """Say how to join in."""
         self._out.print(f"  join with the same --storage: roofscale search --join {study_name}", soft_wrap=True)
 
-    def searched(self, found: Found, run: TrackedRun) -> None:
+    def searched(self, found: SearchResult, run: TrackedRun) -> None:
         """Publish the figures, and say what was chosen."""
         if figure := pareto_figure(found.tried, found.choice):
             run.figure(figure, "figures/pareto.png")
@@ -112,7 +114,7 @@ class SearchOnlooker:
         self._out.print(f"  [bold]chosen[/]: {escape(chosen)}")
 
 
-def front_table(tried: Sequence[Tried], found: Found) -> Table:
+def front_table(tried: Sequence[TrialResult], found: SearchResult) -> Table:
     """The Pareto front, least memory first."""
     run = sum(1 for one in tried if one.samples)
     skipped = sum(1 for one in tried if one.outcome == SKIPPED)
@@ -120,7 +122,7 @@ def front_table(tried: Sequence[Tried], found: Found) -> Table:
     title = f"Pareto front ({run} trials, {skipped} skipped, {known} known from earlier runs)"
     table = Table("config", "samples/s", "memory", title=title, title_justify="left")
     for one in found.choice.front if found.choice else ():
-        table.add_row(shown(one.config), f"{one.rate:.3g}", f"{one.share:.0%}")
+        table.add_row(format_config(one.config), f"{one.rate:.3g}", f"{one.share:.0%}")
     return table
 
 
@@ -136,11 +138,11 @@ def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str
             "ROOFSCALE_STORAGE, as the command does that conducts the search."
         )
     out = console(quiet=to_json)
-    require_answer()
+    check_server()
     tracker = Tracker(SEARCH_EXPERIMENT, runs)
     folder = runs / SEARCH_EXPERIMENT / "joined"
     folder.mkdir(parents=True, exist_ok=True)
-    where = registry.chosen(runner)
+    where = registry.get_runner(runner)
     pool = JobPool(where.most, where.interrupt)
     conductor(tracker, where.make, out, git_state(Path.cwd()), storage, pool, runner).join(study, folder)
     tracker.close()

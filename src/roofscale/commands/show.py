@@ -11,8 +11,8 @@ from roofscale import compute
 from roofscale.commands import timed
 from roofscale.config import FIELDS, RunConfig
 from roofscale.forecast.results import GpuForecast
-from roofscale.forecast.run_time import TimeForecast, sum_of
-from roofscale.forecast.time_scaling import Timed, passes_of
+from roofscale.forecast.run_time import TimeForecast, sum_forecasts
+from roofscale.forecast.time_scaling import TimingRecord, passes_of
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.phase_file import Phase, Plan, Step
 from roofscale.report.console import as_json, console
@@ -21,7 +21,7 @@ from roofscale.stats.intervals import CONFIDENCE, Interval
 
 def print_knobs(to_json: bool) -> None:
     """List every knob of the run config."""
-    defaults = RunConfig().written()
+    defaults = RunConfig().to_strings()
     if to_json:
         shown = ("meaning", "low", "high", "choices")
         knobs = {name: {key: field.metadata[key] for key in shown} for name, field in FIELDS.items()}
@@ -58,9 +58,9 @@ def print_run(config: RunConfig, to_json: bool, requests: Sequence[Any] = ()) ->
 
 
 def _print_config(config: RunConfig) -> None:
-    changed = config.changed_from(RunConfig())
+    changed = config.diff(RunConfig())
     table = Table("knob", "value", title=f"run config {config.fingerprint}", title_justify="left")
-    for name, value in config.written().items():
+    for name, value in config.to_strings().items():
         table.add_row(name, value, style="bold" if name in changed else "")
     console().print(table)
 
@@ -129,12 +129,12 @@ class _Foreseen:
     @property
     def seconds(self) -> Interval:
         """Of all steps of which something is known."""
-        return sum_of([forecast.run_seconds for forecast in self.known])
+        return sum_forecasts([forecast.run_seconds for forecast in self.known])
 
     @property
     def usd(self) -> Interval | None:
         money = [forecast.usd for forecast in self.known if forecast.usd is not None]
-        return sum_of(money) if money and len(money) == len(self.known) else None
+        return sum_forecasts(money) if money and len(money) == len(self.known) else None
 
     def as_dict(self, plan: Plan) -> dict[str, Any]:
         """For a script."""
@@ -173,15 +173,15 @@ class _Foreseen:
         yield from dict.fromkeys(note for forecast in self.known if forecast.estimate for note in timed.notes(forecast))
 
 
-def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[Timed]) -> Interval | None:
+def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[TimingRecord]) -> Interval | None:
     """What the trials of a searching step take if all are made, each as large as the space allows and to its end."""
     if step.search is None:
         return None
-    from roofscale.phases.search.trial_runner import as_trial  # only where a phase searches
+    from roofscale.phases.search.trial_runner import shorten_for_trial  # only where a phase searches
 
-    largest = as_trial(step.search.corner(config), step.search).with_overrides({"stop_precision": 0.0})
+    largest = shorten_for_trial(step.search.largest(config), step.search).with_overrides({"stop_precision": 0.0})
     found = timed.foresee_time(largest, runs)
-    return sum_of([found.run_seconds] * step.search.max_trials) if found else None
+    return sum_forecasts([found.run_seconds] * step.search.max_trials) if found else None
 
 
 def _gpu_forecasts(plan: Plan) -> list[GpuForecast | None]:
@@ -191,9 +191,9 @@ def _gpu_forecasts(plan: Plan) -> list[GpuForecast | None]:
     computes = [compute.get(config.compute) for _, config in plan]
     if not any(where.gpu for where in computes):
         return [None] * len(plan)
-    from roofscale.forecast.gpu_memory import foresee  # imports PyTorch
+    from roofscale.forecast.gpu_memory import forecast_gpu_memory  # imports PyTorch
 
-    return [foresee(config, where) for (_, config), where in zip(plan, computes, strict=True)]
+    return [forecast_gpu_memory(config, where) for (_, config), where in zip(plan, computes, strict=True)]
 
 
 def _gpu_as_dict(step: Step, gpu: GpuForecast) -> dict[str, Any]:

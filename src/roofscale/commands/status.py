@@ -14,7 +14,7 @@ from roofscale.phases.attempt import StepFolder
 from roofscale.phases.judge import Verdict
 from roofscale.report.console import as_json, console
 from roofscale.runners.sagemaker import settings
-from roofscale.runners.sagemaker.job import PREFIX, under_way
+from roofscale.runners.sagemaker.job import PREFIX, running_job
 from roofscale.runners.sagemaker.request import TAG
 from roofscale.runners.sagemaker.session import Session
 
@@ -39,7 +39,7 @@ def print_status(runs: Path, to_json: bool) -> None:
 
 def _running_jobs() -> tuple[dict[str, dict[str, str]], str]:
     """The tags of each job by its name, and why that is not known; neither where jobs are not set up here."""
-    if not settings.are_given():
+    if not settings.is_configured():
         return {}, ""
     try:
         found = Session(settings.load(), patient=False).cloud.running(PREFIX)
@@ -89,7 +89,7 @@ def _step_status(folders: Sequence[StepFolder]) -> str:
     if not folders:
         return "not begun"
     if not folders[-1].verdict:
-        if job := under_way(folders[-1].path):
+        if job := running_job(folders[-1].path):
             return f"job {job.name}, under way when last seen; the same command waits for it"
         events = folders[-1].path / "events.jsonl"
         idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
@@ -97,4 +97,4 @@ def _step_status(folders: Sequence[StepFolder]) -> str:
     passed = [folder for folder in folders if folder.verdict and folder.verdict.verdict is Verdict.PASSED]
     if passed and "-retreat" in passed[-1].path.name:
         return "passed with a remedy"
-    return (passed or folders)[-1].verdict.verdict.words  # type: ignore[union-attr]  # all are judged
+    return (passed or folders)[-1].verdict.verdict.label  # type: ignore[union-attr]  # all are judged

@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from roofscale.errors import ExitCode
 from roofscale.report.console import as_json, console
-from roofscale.tracking import OUTBOX, Sent, TrackingError, in_use, send_left_behind, tracking_uri, waiting
+from roofscale.tracking import OUTBOX, SyncResult, TrackingError, active_outboxes, pending, send_abandoned, tracking_uri
 
 
 def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
@@ -16,16 +16,16 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
     What is kept for another server than the one in use stays, and so does what a running command will send itself.
     """
     out = console(quiet=to_json)
-    sent: list[Sent] = []
+    sent: list[SyncResult] = []
     why = ""
     try:
-        for one in () if dry_run else send_left_behind(runs, refused_too=True):
+        for one in () if dry_run else send_abandoned(runs, refused_too=True):
             sent.append(one)
             if one.operations > len(one.refused):
                 out.print(escape(f"Sent to {one.server}: {_words(one)}."))
     except TrackingError as error:
         why = str(error)
-    kept, busy = waiting(runs), in_use(runs)
+    kept, busy = pending(runs), active_outboxes(runs)
     refused = [line for one in sent for line in one.refused]
     if to_json:
         named = {"sent": [_as_dict(one) for one in sent], "kept": [_as_dict(one) for one in kept]}
@@ -40,7 +40,7 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
     return ExitCode.ENVIRONMENT if why else ExitCode.FAILED if refused else ExitCode.DONE
 
 
-def _print_rest(out: Console, kept: list[Sent], busy: list[Path], dry_run: bool) -> None:
+def _print_rest(out: Console, kept: list[SyncResult], busy: list[Path], dry_run: bool) -> None:
     for one in kept:
         if one.server != tracking_uri():
             out.print(escape(f"Kept for another server, set MLFLOW_TRACKING_URI to {one.server}: {_words(one)}."))
@@ -50,9 +50,9 @@ def _print_rest(out: Console, kept: list[Sent], busy: list[Path], dry_run: bool)
         out.print(escape(f"In use by a running command, which sends it itself: {folder}."))
 
 
-def _words(one: Sent) -> str:
+def _words(one: SyncResult) -> str:
     return f"{one.operations} operations from {one.folder}, runs {', '.join(one.runs)}"
 
 
-def _as_dict(one: Sent) -> dict[str, object]:
+def _as_dict(one: SyncResult) -> dict[str, object]:
     return {**vars(one), "folder": str(one.folder)}

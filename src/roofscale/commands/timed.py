@@ -7,13 +7,13 @@ from typing import Any
 
 from roofscale import compute
 from roofscale.config import RunConfig
-from roofscale.data.locate import Amounts, amounts
+from roofscale.data.locate import DatasetSizes, dataset_sizes
 from roofscale.errors import ConfigError
 from roofscale.forecast.roofline_model import MEAN_ERROR
 from roofscale.forecast.run_time import TimeForecast, forecast_time
-from roofscale.forecast.time_scaling import Timed
+from roofscale.forecast.time_scaling import TimingRecord
 from roofscale.measurement import Outcome
-from roofscale.phases.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name, judged_runs, read_config, trials_in
+from roofscale.phases.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name, judged_runs, read_config, trials_of
 from roofscale.stats.intervals import CONFIDENCE, Interval
 from roofscale.tracking import RunRecord, Tracker
 
@@ -29,10 +29,10 @@ def runs_on_record() -> list[RunRecord]:
 def trials_on_record() -> list[RunRecord]:
     """Every trial of every search on the tracking server."""
     names = (experiment_name(SEARCHING), SEARCH_EXPERIMENT)
-    return [trial for name in names if (tracker := Tracker.find(name)) for trial in trials_in(tracker)]
+    return [trial for name in names if (tracker := Tracker.find(name)) for trial in trials_of(tracker)]
 
 
-def timed_runs() -> list[Timed]:
+def timed_runs() -> list[TimingRecord]:
     """What each run on record took that came to its end."""
     return [as_timed(run) for run in runs_on_record() if went_well(run)]
 
@@ -42,34 +42,34 @@ def went_well(run: RunRecord) -> bool:
     return run.tags.get("outcome") == Outcome.OK and "ruled_out_by" not in run.tags
 
 
-def as_timed(run: RunRecord) -> Timed:
+def as_timed(run: RunRecord) -> TimingRecord:
     """A run of the tracking server."""
     return timed_of(read_config(run), run.metrics, run.tags, run.run_id)
 
 
-def timed_of(config: RunConfig, metrics: Mapping[str, float], facts: Mapping[str, str], run_id: str) -> Timed:
+def timed_of(config: RunConfig, metrics: Mapping[str, float], facts: Mapping[str, str], run_id: str) -> TimingRecord:
     """A run by what it measured and the facts that it told of itself."""
     on_gpu = facts.get("device") == "cuda"
     gpu = compute.get(config.compute).gpu if on_gpu and config.compute in compute.names() else ""
-    return Timed(config, metrics, run_id, facts.get("precision", ""), int(facts.get("threads", 0)), on_gpu, gpu)
+    return TimingRecord(config, metrics, run_id, facts.get("precision", ""), int(facts.get("threads", 0)), on_gpu, gpu)
 
 
-def foresee_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast | None:
+def foresee_time(config: RunConfig, runs: Sequence[TimingRecord]) -> TimeForecast | None:
     """The forecast of a run as this machine, held to its compute, would make it; None where nothing is known of it.
 
     A compute with a GPU of which no run is on record has the roofline estimate of its step.
     """
     where, there = compute.get(config.compute), counted(config).samples
-    threads = 0 if where.gpu else config.threads or compute.allowance(where).cores
+    threads = 0 if where.gpu else config.threads or compute.resource_limits(where).cores
     found = forecast_time(config, where, runs, there, threads=threads)
     if found is None and where.gpu:
-        from roofscale.forecast.gpu_memory import foresee_step  # imports PyTorch
+        from roofscale.forecast.gpu_memory import estimate_step_time  # imports PyTorch
 
-        found = forecast_time(config, where, runs, there, estimate=foresee_step(config, where))
+        found = forecast_time(config, where, runs, there, estimate=estimate_step_time(config, where))
     return found
 
 
-def require_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast:
+def require_time(config: RunConfig, runs: Sequence[TimingRecord]) -> TimeForecast:
     """The forecast of a run as ``foresee_time`` makes it.
 
     Raises:
@@ -83,13 +83,13 @@ def require_time(config: RunConfig, runs: Sequence[Timed]) -> TimeForecast:
     )
 
 
-def counted(config: RunConfig) -> Amounts:
+def counted(config: RunConfig) -> DatasetSizes:
     """How many samples its data sets have; counted once for all configs that read the same."""
     knobs = ("datasets", "data_root", "split", "split_number", "image_size")
     return _counted(RunConfig().with_overrides({knob: getattr(config, knob) for knob in knobs}))
 
 
-_counted = cache(amounts)
+_counted = cache(dataset_sizes)
 
 
 def everything(config: RunConfig) -> RunConfig:

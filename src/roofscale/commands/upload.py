@@ -9,7 +9,7 @@ from tqdm import tqdm
 from roofscale.errors import ConfigError
 from roofscale.report.console import SECONDS_BETWEEN_LINES, as_json, console
 from roofscale.runners.sagemaker import settings
-from roofscale.runners.sagemaker.upload import copy, wanted
+from roofscale.runners.sagemaker.upload import files_to_upload, upload_files
 
 _SCHEME = "s3://"
 
@@ -24,13 +24,15 @@ def upload_data(folder: Path, uri: str, everything: bool, dry_run: bool, to_json
     bucket = uri.removeprefix(_SCHEME).partition("/")[0]
     if not uri.startswith(_SCHEME) or not bucket:
         raise ConfigError(f"{uri}: expected where to copy to, such as s3://BUCKET/data.")
-    files = wanted(folder, everything)
-    from roofscale.runners.sagemaker.s3 import Store  # boto3: only those who copy pay for it
+    files = files_to_upload(folder, everything)
+    from roofscale.runners.sagemaker.s3 import S3Client  # boto3: only those who copy pay for it
 
     place = settings.load(required=())
     total = sum(one.size for one in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="upload", mininterval=SECONDS_BETWEEN_LINES) as bar:
-        done = copy(files, uri, Store(place.region, place.kms_key), lambda sent: _advance(bar, sent), dry_run)
+        done = upload_files(
+            files, uri, S3Client(place.region, place.kms_key), lambda sent: _advance(bar, sent), dry_run
+        )
     counts = {
         name: {
             "copied": sum(one.dataset == name for one in done.copied),

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from rasterio.windows import Window
 
 from roofscale.data import folders, geotiff
-from roofscale.data.file_error import FileProblem, Kind
-from roofscale.data.leaks import Seen, located
+from roofscale.data.file_error import FileError, FileErrorKind
+from roofscale.data.leaks import ImageFingerprint, read_footprint
 from roofscale.data.sample import CHANNELS, Pixels, Sample
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class AirsSource:
     """
 
     tiles: tuple[Tile, ...]
-    headers: tuple[Seen, ...]  # of the tiles' images; one without a shape does not open, and is one window
+    headers: tuple[ImageFingerprint, ...]  # of the tiles' images; one without a shape does not open, and is one window
     window_px: int
     numbers_N: npt.NDArray[np.int64]  # the windows taken, in this order
     roof_share_N: npt.NDArray[np.float32] | None = None  # of each window, once somebody has looked
@@ -91,7 +91,7 @@ class AirsSource:
         where = self.window(index)
         return f"{where.tile.image.name} {where.row} {where.col} {self.window_px}"
 
-    def located(self) -> list[Seen]:
+    def located(self) -> list[ImageFingerprint]:
         """Where each tile lies that it takes windows from; nothing is opened again."""
         return [self.headers[tile] for tile in self.tiles_taken()]
 
@@ -112,7 +112,7 @@ class AirsSource:
         """
         where = self.window(index)
         image_HWC, roof_HW, tile_shape = self._read_copy(where) or self._read_both(where)
-        check_ids(where.tile.label, int(roof_HW.max(initial=0)))
+        check_label_values(where.tile.label, int(roof_HW.max(initial=0)))
         if max(tile_shape) >= self.window_px:
             image_HWC, roof_HW = _padded(image_HWC, self.window_px), _padded(roof_HW, self.window_px)
         target_HWK = np.zeros((*roof_HW.shape, len(CHANNELS)), np.uint8)
@@ -140,11 +140,11 @@ class AirsSource:
         if (copy := self.copies.get(where.tile)) is None:
             return None
         try:
-            with geotiff.opened(copy) as dataset:
+            with geotiff.open_raster(copy) as dataset:
                 *image_3HW, roof_HW = dataset.read(window=self.clipped(where, dataset.shape))
-                return geotiff.interleaved(image_3HW), roof_HW, dataset.shape
-        except FileProblem as problem:
-            if problem.kind is Kind.BROKEN:  # else another run has given it up to make room
+                return geotiff.to_hwc(image_3HW), roof_HW, dataset.shape
+        except FileError as problem:
+            if problem.kind is FileErrorKind.BROKEN:  # else another run has given it up to make room
                 _log.warning("read from the original instead: %s", problem)
                 with contextlib.suppress(OSError):
                     copy.unlink(missing_ok=True)
@@ -153,10 +153,10 @@ class AirsSource:
     def _read_both(self, where: TileWindow) -> tuple[Pixels, Pixels, tuple[int, int]]:
         """Read the part of the window that lies on the tile: (H,W,3) image and (H,W) label; and the tile's shape."""
         image_file, label_file = where.tile.image, where.tile.label
-        with geotiff.opened(image_file) as image:
+        with geotiff.open_raster(image_file) as image:
             shape, window = image.shape, self.clipped(where, image.shape)
-            image_HWC = geotiff.interleaved(image.read(geotiff.rgb_bands(image_file, image), window=window))
-        with geotiff.opened(label_file) as label:
+            image_HWC = geotiff.to_hwc(image.read(geotiff.rgb_bands(image_file, image), window=window))
+        with geotiff.open_raster(label_file) as label:
             geotiff.check_band(label_file, label)
             geotiff.check_same_size(image_file, shape, label_file, label.shape)
             return image_HWC, label.read(1, window=window), shape
@@ -169,11 +169,11 @@ class AirsSource:
         return Window(where.col, where.row, width, height)
 
 
-def check_ids(label: Path, largest: int) -> None:
+def check_label_values(label: Path, largest: int) -> None:
     """Raise FileProblem where a label's largest value is more than 1."""
     if largest > 1:
-        raise FileProblem(
-            Kind.UNKNOWN_ID,
+        raise FileError(
+            FileErrorKind.UNKNOWN_ID,
             label,
             f"unknown class id {largest}; expected 0 or 1. Use the plain labels, not their '{VISUAL}' twins.",
         )
@@ -186,7 +186,7 @@ def find(root: Path) -> Path | None:
     )
 
 
-def part_folder(folder: Path, part: str) -> Path:
+def split_folder(folder: Path, part: str) -> Path:
     """Where a part lies: the original download has test beside trainval, not in it."""
     beside = folder.parent / part
     return beside if folder.name == "trainval" and not (folder / part).is_dir() else folder / part
@@ -194,7 +194,7 @@ def part_folder(folder: Path, part: str) -> Path:
 
 def tiles_of(folder: Path, part: str) -> tuple[Tile, ...]:
     """The tiles of train, val or test: those in ``<part>.txt``, or else all images of the part's folder."""
-    place = part_folder(folder, part)
+    place = split_folder(folder, part)
     listed = folder / f"{part}.txt"
     names = folders.read_names(listed) if listed.is_file() else folders.names_in(place / "image", folders.TIFF)
     return tuple(
@@ -204,17 +204,17 @@ def tiles_of(folder: Path, part: str) -> tuple[Tile, ...]:
     )
 
 
-def open_tiles(tiles: Sequence[Tile], window_px: int, headers: Sequence[Seen] | None = None) -> AirsSource:
+def open_tiles(tiles: Sequence[Tile], window_px: int, headers: Sequence[ImageFingerprint] | None = None) -> AirsSource:
     """Cut tiles into windows, by the headers of their images alone, which are read unless they are given.
 
     A tile that does not open is one window, so that reading it (and not counting windows) tells what is wrong with it.
     """
-    found = tuple(located(tile.image) for tile in tiles) if headers is None else tuple(headers)
+    found = tuple(read_footprint(tile.image) for tile in tiles) if headers is None else tuple(headers)
     count = sum(math.prod(_grid(header, window_px)) for header in found)
     return AirsSource(tuple(tiles), found, window_px, np.arange(count))
 
 
-def _grid(header: Seen, window_px: int) -> tuple[int, int]:
+def _grid(header: ImageFingerprint, window_px: int) -> tuple[int, int]:
     """Rows and columns of a tile's windows."""
     if header.shape is None:
         return 1, 1

@@ -18,22 +18,22 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from roofscale.data import geotiff
-from roofscale.data.airs import AirsSource, Tile, check_ids
-from roofscale.data.file_error import FileProblem
-from roofscale.data.leaks import located
+from roofscale.data.airs import AirsSource, Tile, check_label_values
+from roofscale.data.file_error import FileError
+from roofscale.data.leaks import read_footprint
 
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 10.0
 
 
-class Chore:
+class CacheTask:
     """Work on a cache before training: its threads, whom it tells how far it is, and what may end it early."""
 
     def __init__(self, threads: int, say: Callable[[str], None], keep_on: Callable[[], bool] = lambda: True) -> None:
         self.threads, self.say, self.keep_on = threads, say, keep_on
         self._began = self._said = time.monotonic()
 
-    def goes_on(self, what: str, done: int, count: int) -> bool:
+    def report_progress(self, what: str, done: int, count: int) -> bool:
         """Tell how far it is, every ten seconds; return whether to go on."""
         now = time.monotonic()
         if now - self._said > _SAY_SECONDS:
@@ -44,7 +44,7 @@ class Chore:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, chore: Chore) -> Iterator[bool]:
+def exclusive_lock(folder: Path, chore: CacheTask) -> Iterator[bool]:
     """Make a folder, and wait until no other process is at work in it; yields False where the chore ends before that.
 
     The lock ends with its process, however that ends.
@@ -63,7 +63,7 @@ def alone_in(folder: Path, chore: Chore) -> Iterator[bool]:
         lock.release()
 
 
-def file_state(*files: Path) -> str:
+def stat_hash(*files: Path) -> str:
     """Twenty hex digits that name files as they are now: where they lie, size and time of the last change."""
     digest = hashlib.sha256()
     for file in files:
@@ -98,7 +98,7 @@ def slow_tiles(source: AirsSource) -> list[Tile]:
 def _decoded(file: Path, window_px: int) -> float:
     """Px that are decompressed for a whole window, over those that it has; 0 where nothing is."""
     try:
-        with geotiff.opened(file) as dataset:
+        with geotiff.open_raster(file) as dataset:
             if dataset.compression is None:
                 return 0.0
             sides = [
@@ -106,11 +106,11 @@ def _decoded(file: Path, window_px: int) -> float:
                 for block, size in zip(dataset.block_shapes[0], dataset.shape, strict=True)
             ]
             return math.prod(sides) / window_px**2
-    except FileProblem:
+    except FileError:
         return 0.0
 
 
-def copies_of(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: Chore) -> dict[Tile, Path]:
+def cached_tiles(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: CacheTask) -> dict[Tile, Path]:
     """The copies of tiles, after making those that are missing as far as they fit; the others are read as they are.
 
     Each stays, as an epoch reads all tiles in a new order: to drop one for another would only make it again. Copies
@@ -122,8 +122,8 @@ def copies_of(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: Cho
         most_bytes: how large it may become.
         chore: tiles copied at once, and so on; what is there when it ends early is used.
     """
-    copies = {tile: folder / f"{tile.id}-{file_state(tile.image, tile.label)}.tif" for tile in tiles}
-    with alone_in(folder, chore) as alone:
+    copies = {tile: folder / f"{tile.id}-{stat_hash(tile.image, tile.label)}.tif" for tile in tiles}
+    with exclusive_lock(folder, chore) as alone:
         if alone:
             for partial in folder.glob("*.partial"):
                 partial.unlink()  # of a process that was killed, as nobody else is at work here
@@ -135,12 +135,12 @@ def copies_of(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: Cho
     return {tile: copy for tile, copy in copies.items() if copy.is_file()}
 
 
-def _make(copies: Mapping[Tile, Path], folder: Path, most_bytes: float, chore: Chore) -> None:
+def _make(copies: Mapping[Tile, Path], folder: Path, most_bytes: float, chore: CacheTask) -> None:
     """Make what is missing, as many at once as there are threads."""
     missing = [(tile, copy) for tile, copy in copies.items() if not copy.is_file()]
     with ThreadPoolExecutor(chore.threads) as pool:
         for done in range(0, len(missing), chore.threads):
-            if not chore.goes_on("copying AIRS tiles", done, len(missing)):
+            if not chore.report_progress("copying AIRS tiles", done, len(missing)):
                 return
             some = missing[done : done + chore.threads]
             if not _fits(sum(_at_most(tile) for tile, _ in some), folder, copies.values(), most_bytes):
@@ -153,17 +153,17 @@ def _copy(tile: Tile, copy: Path) -> None:
     """Copy one tile, strip by strip; one with a fault gets no copy, as whoever reads the tile will name the fault."""
     partial = copy.with_suffix(".partial")
     try:
-        with geotiff.opened(tile.image) as image, geotiff.opened(tile.label) as label:
+        with geotiff.open_raster(tile.image) as image, geotiff.open_raster(tile.label) as label:
             bands = geotiff.rgb_bands(tile.image, image)
             geotiff.check_band(tile.label, label)
             geotiff.check_same_size(tile.image, image.shape, tile.label, label.shape)
             with rasterio.open(partial, "w", **_profile(*image.shape)) as written:
                 for window in _strips(*image.shape):
                     roof_1HW = label.read(window=window)
-                    check_ids(tile.label, int(roof_1HW.max()))
+                    check_label_values(tile.label, int(roof_1HW.max()))
                     written.write(np.concatenate([image.read(bands, window=window), roof_1HW]), window=window)
         partial.replace(copy)
-    except (FileProblem, RasterioError, OSError):  # the disk may be full, too: then it is trained on the originals
+    except (FileError, RasterioError, OSError):  # the disk may be full, too: then it is trained on the originals
         partial.unlink(missing_ok=True)
 
 
@@ -180,7 +180,7 @@ def _strips(height: int, width: int) -> Iterator[Window]:
 
 def _at_most(tile: Tile) -> int:
     """What a copy may take: pixels that cannot be compressed."""
-    height, width = located(tile.image).shape or (0, 0)
+    height, width = read_footprint(tile.image).shape or (0, 0)
     return height * width * BANDS
 
 

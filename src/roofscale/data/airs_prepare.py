@@ -14,8 +14,8 @@ import numpy.typing as npt
 from roofscale.config import RunConfig
 from roofscale.data import geotiff
 from roofscale.data.airs import AirsSource
-from roofscale.data.airs_cache import Chore, alone_in, copies_of, file_state, slow_tiles
-from roofscale.data.file_error import FileProblem
+from roofscale.data.airs_cache import CacheTask, cached_tiles, exclusive_lock, slow_tiles, stat_hash
+from roofscale.data.file_error import FileError
 from roofscale.data.sampling import expected_draws
 from roofscale.data.sources import DataSplit
 from roofscale.files import write_json
@@ -23,7 +23,7 @@ from roofscale.files import write_json
 CACHE = Path("data/cache")  # all in it can be made again
 
 
-def make_ready(
+def prepare_airs(
     config: RunConfig,
     splits: Mapping[str, DataSplit],
     cache: Path,
@@ -43,17 +43,20 @@ def make_ready(
     assert isinstance(val, AirsSource)
     metrics: dict[str, float] = {}
 
-    def chore() -> Chore:
-        return Chore(max(1, config.num_workers), say, lambda: not stopping())
+    def chore() -> CacheTask:
+        return CacheTask(max(1, config.num_workers), say, lambda: not stopping())
 
     if config.tile_cache_gib:
         folder, slow = cache / "airs-tiles", list(dict.fromkeys([*slow_tiles(train), *slow_tiles(val)]))
-        copies = copies_of(slow, folder, config.tile_cache_gib * 2**30, chore()) if slow else {}
+        copies = cached_tiles(slow, folder, config.tile_cache_gib * 2**30, chore()) if slow else {}
         say(f"{len(slow)} AIRS tiles have a layout that windows are slow to read from, {len(copies)} of them a copy")
         train, val = train.with_copies(copies), val.with_copies(copies)
     if config.roof_sampling:
         share_N = roof_shares(train, cache / "airs-roof-shares", chore())
-        train, metrics = dataclasses.replace(train, roof_share_N=share_N), drawn_metrics(share_N, config.roof_sampling)
+        train, metrics = (
+            dataclasses.replace(train, roof_share_N=share_N),
+            sampling_metrics(share_N, config.roof_sampling),
+        )
         say(_in_words(config.roof_sampling, metrics))
     return {**splits, "airs": DataSplit(train, val)}, metrics
 
@@ -71,23 +74,23 @@ _log = logging.getLogger(__name__)
 _Known = dict[str, dict[str, float]]
 
 
-def roof_shares(source: AirsSource, folder: Path, chore: Chore) -> npt.NDArray[np.float32]:
+def roof_shares(source: AirsSource, folder: Path, chore: CacheTask) -> npt.NDArray[np.float32]:
     """The roof share of each window of a source, as kept in a folder or else from the labels.
 
     A label that cannot be read, or was not before the chore ended, counts as average: its windows are drawn, and named
     as broken, as often as without weights.
     """
     share_N = np.full(len(source), np.nan, np.float32)
-    with alone_in(folder, chore) as alone, ThreadPoolExecutor(chore.threads) as pool:
+    with exclusive_lock(folder, chore) as alone, ThreadPoolExecutor(chore.threads) as pool:
         if alone:
             file = folder / f"{source.window_px}.json"
             known = _load(file)
             jobs = []
             for tile in source.tiles_taken():
-                of_tile = known.setdefault(file_state(source.tiles[tile].label), {})
+                of_tile = known.setdefault(stat_hash(source.tiles[tile].label), {})
                 jobs.append(pool.submit(_look, source, np.flatnonzero(source.tile_N == tile), of_tile))
             for done, job in enumerate(jobs):
-                if not chore.goes_on("looking for roofs in AIRS tiles", done, len(jobs)):
+                if not chore.report_progress("looking for roofs in AIRS tiles", done, len(jobs)):
                     pool.shutdown(cancel_futures=True)
                     break
                 indices_W, share_W = job.result()
@@ -97,7 +100,7 @@ def roof_shares(source: AirsSource, folder: Path, chore: Chore) -> npt.NDArray[n
     return np.where(np.isnan(share_N), np.float32(mean), share_N)
 
 
-def drawn_metrics(share_N: npt.NDArray[np.float32], roof_sampling: float) -> dict[str, float]:
+def sampling_metrics(share_N: npt.NDArray[np.float32], roof_sampling: float) -> dict[str, float]:
     """What sampling by roof changes in an epoch's windows: their mean roof share, and how many have any roof."""
     draws_N = expected_draws(share_N, roof_sampling) / len(share_N)
     roofed_N = share_N > 0
@@ -118,13 +121,13 @@ def _look(
     missing = [index for index in windows if places[index] not in known]
     try:
         if missing:
-            with geotiff.opened(windows[missing[0]].tile.label) as label:
+            with geotiff.open_raster(windows[missing[0]].tile.label) as label:
                 whole = source.window_px**2 if max(label.shape) >= source.window_px else math.prod(label.shape)
                 # Row by row: of strips, GDAL keeps those decompressed that neighbours share.
                 for index in sorted(missing, key=lambda index: windows[index][1:]):
                     roof_HW = label.read(1, window=source.clipped(windows[index], label.shape))
                     known[places[index]] = round(np.count_nonzero(roof_HW) / whole, 6)
-    except FileProblem as problem:
+    except FileError as problem:
         _log.warning("roof share not known: %s", problem)  # whoever reads the window will say so, or leave it out
     return indices_W, [known.get(places[int(index)], np.nan) for index in indices_W]
 

@@ -20,21 +20,21 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from roofscale.data import airs, folders, geotiff, rid, roofline
-from roofscale.data.file_error import FileProblem, Kind
+from roofscale.data.file_error import FileError, FileErrorKind
 from roofscale.data.leaks import (
     Footprint,
+    ImageFingerprint,
     LeakRate,
-    Pair,
-    Seen,
-    digest_of,
+    OverlappingPair,
     find_leaks,
     find_pairs,
+    fingerprint,
     footprint_of,
-    glance,
     leak_rate,
     on_common_ground,
+    pixel_digest,
 )
-from roofscale.data.locate import find_dataset, origin, present
+from roofscale.data.locate import available_datasets, describe_origin, find_dataset
 from roofscale.data.plausible import Look, blank, doubts, look_at
 from roofscale.data.split import Split, random_split, spatial_split
 from roofscale.errors import DataError, shown
@@ -54,7 +54,7 @@ class DatasetReport:
     splits: dict[str, int]  # 'split 1 train': 1000, or 'train': 857
     leaks: tuple[LeakRate, ...]  # of the splits that a run may use, the published ones and split=spatial
     notes: tuple[str, ...]
-    problems: tuple[FileProblem, ...]
+    problems: tuple[FileError, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; a problem as ``{kind, path, text}``."""
@@ -77,7 +77,7 @@ class CheckReport:
     datasets: tuple[DatasetReport, ...]
 
     @property
-    def problems(self) -> tuple[FileProblem, ...]:
+    def problems(self) -> tuple[FileError, ...]:
         """All problems of all data sets."""
         return tuple(problem for dataset in self.datasets for problem in dataset.problems)
 
@@ -95,8 +95,8 @@ class CheckReport:
 class _Findings:
     """What one image, its masks included, turned out to be."""
 
-    seen: Seen
-    problems: list[FileProblem] = field(default_factory=list)
+    seen: ImageFingerprint
+    problems: list[FileError] = field(default_factory=list)
     look: Look | None = None  # None where the image is not sound
 
     def marked(self, any_px: bool, all_px: bool) -> None:
@@ -111,7 +111,7 @@ def check(path: Path) -> CheckReport:
     Raises:
         DataError: there is no data set.
     """
-    names = present(path)
+    names = available_datasets(path)
     if not names:
         raise DataError(
             f"{path}: no data set found here. Expected a folder {rid.IMAGES} (RID), a file "
@@ -159,28 +159,28 @@ def _check_rid(folder: Path) -> DatasetReport:
     return DatasetReport("rid", str(folder), len(ordered), splits, tuple(rates), tuple(notes), tuple(problems))
 
 
-def _listed_twice(folder: Path, number: int, listed: dict[str, tuple[str, ...]]) -> Iterator[FileProblem]:
+def _listed_twice(folder: Path, number: int, listed: dict[str, tuple[str, ...]]) -> Iterator[FileError]:
     for one, other in itertools.combinations(rid.PARTS, 2):
         for id_ in sorted(set(listed[one]) & set(listed[other]), key=folders.natural_key):
-            yield FileProblem(
-                Kind.IDENTICAL,
+            yield FileError(
+                FileErrorKind.IDENTICAL,
                 folder / rid.IMAGES / f"{id_}.tif",
                 f"{id_}.tif is listed in {one} and in {other} (published split {number}). Take it out of one of them.",
             )
 
 
-def _spatial(seen: Sequence[Seen]) -> Callable[[int], Split]:
+def _spatial(seen: Sequence[ImageFingerprint]) -> Callable[[int], Split]:
     """The spatial split as training makes it, from glances, by its number; it is then judged on whole images."""
     pairs = find_pairs(seen)
     return lambda number: spatial_split(seen, pairs, number)
 
 
 def _seeded_rates(
-    name: str, split: Callable[[int], Split], pairs: Sequence[Pair], count: int, members: int | None = None
+    name: str, split: Callable[[int], Split], pairs: Sequence[OverlappingPair], count: int, members: int | None = None
 ) -> Iterator[LeakRate]:
     """The leaks of a seeded split by its number; it deals out the first ``members`` of all images."""
     for number in range(1, 6):
-        parts = split(number).part_names(count)
+        parts = split(number).split_of_each(count)
         left_out = parts[:members].count("")
         yield leak_rate(f"{name} {number}", pairs, parts, left_out)
 
@@ -199,7 +199,7 @@ def _check_rid_image(folder: Path, id_: str) -> _Findings:
                 found.marked(bool(roof.any()), bool(roof.all()))
                 if not roof.any():
                     found.problems.append(_empty(file))
-        except FileProblem as problem:
+        except FileError as problem:
             found.problems.append(problem)
     return found
 
@@ -209,7 +209,7 @@ def _check_raster(file: Path) -> tuple[_Findings, tuple[int, int] | None]:
     digest = hashlib.blake2b(digest_size=16)
     darkest, brightest = np.full(3, 255), np.zeros(3)
     try:
-        with geotiff.opened(file) as dataset:
+        with geotiff.open_raster(file) as dataset:
             bands = geotiff.rgb_bands(file, dataset)
             for window in _strips(*dataset.shape):
                 pixels_3HW = dataset.read(bands, window=window)
@@ -218,9 +218,9 @@ def _check_raster(file: Path) -> tuple[_Findings, tuple[int, int] | None]:
                 brightest = np.maximum(brightest, pixels_3HW.max((1, 2)))
             shape: tuple[int, int] = dataset.shape
             footprint = footprint_of(dataset)
-    except FileProblem as problem:
-        return _Findings(Seen(file, shown(file.name), ""), [problem]), None
-    seen = Seen(file, file.name, f"{shape[0]}x{shape[1]} {digest.hexdigest()}", footprint, shape)
+    except FileError as problem:
+        return _Findings(ImageFingerprint(file, shown(file.name), ""), [problem]), None
+    seen = ImageFingerprint(file, file.name, f"{shape[0]}x{shape[1]} {digest.hexdigest()}", footprint, shape)
     look = Look(blank=bool((darkest == brightest).all()), brightest=int(brightest.max()))
     return _Findings(seen, [blank(file)] if look.blank else [], look), shape
 
@@ -230,9 +230,9 @@ def _strips(height: int, width: int) -> Iterator[Window]:
         yield Window(0, row, width, min(_STRIP, height - row))
 
 
-def _empty(file: Path, sample: str = "") -> FileProblem:
-    return FileProblem(
-        Kind.EMPTY,
+def _empty(file: Path, sample: str = "") -> FileError:
+    return FileError(
+        FileErrorKind.EMPTY,
         file,
         f"{sample}the mask marks nothing at all; expected at least one px. Look at it; if it is right, it may stay.",
     )
@@ -240,14 +240,14 @@ def _empty(file: Path, sample: str = "") -> FileProblem:
 
 def _check_airs(folder: Path) -> DatasetReport:
     tiles = {part: airs.tiles_of(folder, part) for part in airs.PARTS}
-    images: list[Seen] = []
-    problems: list[FileProblem] = []
+    images: list[ImageFingerprint] = []
+    problems: list[FileError] = []
     looks: list[Look] = []
     notes: list[str] = []
     for part, members in tiles.items():
-        places = [airs.part_folder(folder, part) / kind for kind in ("image", "label")]
+        places = [airs.split_folder(folder, part) / kind for kind in ("image", "label")]
         notes += filter(None, (folders.passed_over(place, folders.TIFF) for place in places))
-        problems += _strangers(airs.part_folder(folder, part), members)
+        problems += _strangers(airs.split_folder(folder, part), members)
         for found in _on_all_cores(f"airs {part}", _check_tile, members):
             problems += found.problems
             images.append(found.seen)
@@ -257,7 +257,7 @@ def _check_airs(folder: Path) -> DatasetReport:
     problems += find_leaks(images, pairs, parts, "train, val and test")
     problems += doubts(folder, looks)
     dealt = [*tiles["train"], *tiles["val"]]
-    split = _spatial([glance(tile.image) for tile in dealt])
+    split = _spatial([fingerprint(tile.image) for tile in dealt])
     rates = [leak_rate("published", pairs, parts), *_seeded_rates("spatial", split, pairs, len(images), len(dealt))]
     count = {part: len(members) for part, members in tiles.items() if members}
     return DatasetReport(
@@ -265,7 +265,7 @@ def _check_airs(folder: Path) -> DatasetReport:
     )
 
 
-def _place_notes(images: Sequence[Seen]) -> Iterator[str]:
+def _place_notes(images: Sequence[ImageFingerprint]) -> Iterator[str]:
     """A note where overlaps on the ground cannot be found, or not between all images."""
     placed = [image for image in images if image.footprint]
     if any(image.digest for image in images) and not placed:
@@ -279,7 +279,7 @@ def _place_notes(images: Sequence[Seen]) -> Iterator[str]:
         yield f"coordinate systems that cannot be brought into one, so overlaps between them cannot be found: {systems}"
 
 
-def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileProblem]:
+def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileError]:
     """Labels whose image is not there, or that no list names."""
     known = {tile.label for tile in tiles}
     for name in folders.names_in(place / "label", folders.TIFF):
@@ -287,8 +287,8 @@ def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileProblem]
         if label not in known and not name.endswith(airs.VISUAL):
             image = folders.file_named(place / "image", name, folders.TIFF)
             if not image.is_file():
-                yield FileProblem(
-                    Kind.MISSING,
+                yield FileError(
+                    FileErrorKind.MISSING,
                     image,
                     f"this image is missing; its label {label} is there. Restore the image, or remove the label.",
                 )
@@ -297,7 +297,7 @@ def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileProblem]
 def _check_tile(tile: airs.Tile) -> _Findings:
     found, shape = _check_raster(tile.image)
     try:
-        with geotiff.opened(tile.label) as label:
+        with geotiff.open_raster(tile.label) as label:
             geotiff.check_band(tile.label, label)
             if shape is not None:
                 geotiff.check_same_size(tile.image, shape, tile.label, label.shape)
@@ -305,16 +305,16 @@ def _check_tile(tile: airs.Tile) -> _Findings:
             spans = [(int(strip.min()), int(strip.max())) for strip in strips]
             smallest, largest = min(low for low, _ in spans), max(high for _, high in spans)
             found.problems += _shifted(tile, found.seen, footprint_of(label))
-        airs.check_ids(tile.label, largest)
+        airs.check_label_values(tile.label, largest)
         found.marked(any_px=largest > 0, all_px=smallest > 0)
         if largest == 0:
             found.problems.append(_empty(tile.label))
-    except FileProblem as problem:
+    except FileError as problem:
         found.problems.append(problem)
     return found
 
 
-def _shifted(tile: airs.Tile, image: Seen, label: Footprint | None) -> Iterator[FileProblem]:
+def _shifted(tile: airs.Tile, image: ImageFingerprint, label: Footprint | None) -> Iterator[FileError]:
     """Name a label that lies elsewhere on the ground than its image; where one of them does not say, nothing is."""
     if image.footprint is None or label is None or image.footprint.crs != label.crs or image.shape is None:
         return
@@ -322,8 +322,8 @@ def _shifted(tile: airs.Tile, image: Seen, label: Footprint | None) -> Iterator[
     px = math.dist((x, y), (right_x, right_y)) / image.shape[1]
     apart = max(math.dist(*corners) for corners in zip(image.footprint.corners, label.corners, strict=True)) / px
     if apart > _MOST_APART:
-        yield FileProblem(
-            Kind.SHIFTED,
+        yield FileError(
+            FileErrorKind.SHIFTED,
             tile.label,
             f"it lies {apart:.3g} px from its image {tile.image} on the ground; expected the same place. Export one of "
             "them again.",
@@ -333,7 +333,7 @@ def _shifted(tile: airs.Tile, image: Seen, label: Footprint | None) -> Iterator[
 def _check_roofline(folder: Path) -> DatasetReport:
     try:
         source = roofline.open_all(folder)
-    except FileProblem as problem:
+    except FileError as problem:
         return DatasetReport("roofline", str(folder), 0, {}, (), (), (problem,))
     findings = [
         _check_roofline_sample(source, i)
@@ -350,7 +350,7 @@ def _check_roofline(folder: Path) -> DatasetReport:
         *_seeded_rates("spatial", _spatial(source.seen()), pairs, count),
     ]
     notes = ["no official split: a seeded random one is used"]
-    if what := origin(folder):
+    if what := describe_origin(folder):
         notes.append(f"{what}; what is joined are the last samples of the file")
     return DatasetReport("roofline", str(folder), count, {}, tuple(rates), tuple(notes), tuple(problems))
 
@@ -359,9 +359,9 @@ def _check_roofline_sample(source: roofline.RooflineSource, index: int) -> _Find
     label = f"sample {source.indices[index]}"
     try:
         sample = source.read(index)
-    except FileProblem as problem:
-        return _Findings(Seen(source.file, label, ""), [problem])
+    except FileError as problem:
+        return _Findings(ImageFingerprint(source.file, label, ""), [problem])
     look = look_at(sample, source.labelled)
     problems = [] if look.any_marked else [_empty(source.file, f"{label}: ")]
     problems += [blank(source.file, f"{label}: ")] if look.blank else []
-    return _Findings(Seen(source.file, label, digest_of(sample.image_HWC)), problems, look)
+    return _Findings(ImageFingerprint(source.file, label, pixel_digest(sample.image_HWC)), problems, look)

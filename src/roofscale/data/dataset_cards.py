@@ -11,7 +11,7 @@ from roofscale.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Card:
+class DatasetCard:
     """What someone has to know who wants a data set."""
 
     name: str  # of DATASETS
@@ -38,8 +38,8 @@ class Card:
         return f"{self.short}, {self.landing}; {how}. Licence: {self.licence}."
 
 
-CATALOGUE: dict[str, Card] = {
-    "rid": Card(
+CATALOGUE: dict[str, DatasetCard] = {
+    "rid": DatasetCard(
         name="rid",
         title="RID, Roof Information Dataset",
         authors="Krapf, Bogenrieder, Netzler, Balke, Lienkamp",
@@ -61,7 +61,7 @@ CATALOGUE: dict[str, Card] = {
             "the licence's version (4.0 is reported)",
         ),
     ),
-    "roofline": Card(
+    "roofline": DatasetCard(
         name="roofline",
         title="Roofline-Extraction",
         authors="Alidoost, Arefi, Tombari",
@@ -84,7 +84,7 @@ CATALOGUE: dict[str, Card] = {
             "whether the file is the imdb.mat itself or an archive of it",
         ),
     ),
-    "airs": Card(
+    "airs": DatasetCard(
         name="airs",
         title="AIRS, Aerial Imagery for Roof Segmentation",
         authors="Chen, Wang, Wu, Wu, Guo, Waslander",
@@ -109,7 +109,7 @@ CATALOGUE: dict[str, Card] = {
 }
 
 
-def card_of(name: str) -> Card:
+def dataset_card(name: str) -> DatasetCard:
     """The card of a data set.
 
     Raises:

@@ -31,15 +31,15 @@ _PASSING = {429, 500, 502, 503, 504}  # HTTP answers that a later attempt may no
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
-class _Dropped(Exception):
+class _ConnectionLost(Exception):
     """An attempt ended before the file was whole; another may get further."""
 
 
-_WORTH_ANOTHER = (_Dropped, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+_WORTH_ANOTHER = (_ConnectionLost, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 @dataclass(frozen=True)
-class _Told:
+class _ServerState:
     """What the server said of the file, kept beside the part: a later attempt must not mix two versions of it."""
 
     url: str
@@ -63,7 +63,7 @@ def download(url: str, file: Path, sha256: str = "", pause: float = 1.0) -> str:
     part = file.with_name(f"{file.name}.part")
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        _bring(url, part, pause)
+        _download_with_retries(url, part, pause)
     source = file if file.exists() else part
     with source.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -85,7 +85,7 @@ def _check_arguments(url: str, sha256: str) -> None:
         raise ConfigError(f"--sha256 {sha256}: expected the 64 hex digits that sha256sum prints.")
 
 
-def _bring(url: str, part: Path, pause: float) -> None:
+def _download_with_retries(url: str, part: Path, pause: float) -> None:
     """Attempt it until the part is whole; give up after _TRIES attempts that got no further than those before."""
     furthest, vain = _size(part), 0
     with requests.Session() as session:
@@ -122,14 +122,14 @@ def _attempt(session: requests.Session, url: str, part: Path) -> None:
             return  # killed between the last byte and the checksum
         _refuse(answer, url, part)
         resumes = answer.status_code == 206
-        now = _Told(without_credentials(url), _version(answer.headers), _total(answer))
+        now = _ServerState(without_credentials(url), _version(answer.headers), _total(answer))
         if resumes and (told is None or _first_byte(answer) != start or now.total != told.total):
             part.unlink()
-            raise _Dropped("the file at the source is another one by now")
+            raise _ConnectionLost("the file at the source is another one by now")
         _told_file(part).write_text(json.dumps(asdict(now)), encoding="utf-8")
         _append(answer, part, start if resumes else 0, now.total)
     if now.total not in (-1, _size(part)):
-        raise _Dropped(f"{_size(part):,} of {now.total:,} bytes came")
+        raise _ConnectionLost(f"{_size(part):,} of {now.total:,} bytes came")
 
 
 def _append(answer: requests.Response, part: Path, start: int, total: int) -> None:
@@ -154,9 +154,9 @@ def _refuse(answer: requests.Response, url: str, part: Path) -> None:
     code = answer.status_code
     if code == 416:  # it has fewer bytes than lie here
         part.unlink(missing_ok=True)
-        raise _Dropped("the file at the source is another one by now")
+        raise _ConnectionLost("the file at the source is another one by now")
     if code in _PASSING:
-        raise _Dropped(f"HTTP {code} {answer.reason}")
+        raise _ConnectionLost(f"HTTP {code} {answer.reason}")
     if code not in (200, 206):
         raise DataError(f"{url}: HTTP {code} {answer.reason}; expected the file. Name another address with --url.")
     if answer.headers.get("Content-Type", "").startswith("text/html"):
@@ -189,10 +189,10 @@ def _told_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_told(part: Path, url: str) -> _Told | None:
+def _read_told(part: Path, url: str) -> _ServerState | None:
     """What is known of a part that can be gone on with: of the same address, and not empty."""
     try:
-        told = _Told(**json.loads(_told_file(part).read_text(encoding="utf-8")))
+        told = _ServerState(**json.loads(_told_file(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return told if told.url == without_credentials(url) and _size(part) > 0 else None

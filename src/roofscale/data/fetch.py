@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from roofscale.addresses import without_credentials
 from roofscale.data import roofline
-from roofscale.data.dataset_cards import card_of
+from roofscale.data.dataset_cards import dataset_card
 from roofscale.data.download import download
-from roofscale.data.locate import FINDERS
+from roofscale.data.locate import DATASET_FINDERS
 from roofscale.errors import ConfigError, DataError
 from roofscale.files import atomic_dir
 
@@ -115,7 +115,7 @@ _LOOKS = {
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchResult:
     """A data set that is there now."""
 
     folder: Path
@@ -124,19 +124,19 @@ class Fetched:
     checked: str = ""  # against what
 
 
-def address_of(name: str, root: Path, url: str = "") -> str:
+def source_url(name: str, root: Path, url: str = "") -> str:
     """Where a data set would be downloaded from: the given address, or else its own.
 
     Raises:
         ConfigError: an unknown data set, or one that has no direct source; says where else to get it.
     """
-    card = card_of(name)
+    card = dataset_card(name)
     if not url and not card.direct:
         raise ConfigError(f"data set {name!r}: it has no address to download from directly. {card.where(str(root))}")
     return url or card.direct
 
 
-def fetch(name: str, root: Path, url: str = "", sha256: str = "", pause: float = 1.0) -> Fetched:
+def fetch(name: str, root: Path, url: str = "", sha256: str = "", pause: float = 1.0) -> FetchResult:
     """Fetch a data set into ``<root>/<name>``; one that is there already is left as it is.
 
     After a kill or a broken connection the same call goes on where it stopped. ``pause`` is that of ``download``.
@@ -145,10 +145,10 @@ def fetch(name: str, root: Path, url: str = "", sha256: str = "", pause: float =
         ConfigError: no direct source, something else in its place, or an address or checksum that is none.
         DataError: it cannot be downloaded, is not what the checksum says, or is no such data set.
     """
-    url, target = address_of(name, root, url), root / name
+    url, target = source_url(name, root, url), root / name
     if target.exists():
-        if FINDERS[name](target):
-            return Fetched(target)
+        if DATASET_FINDERS[name](target):
+            return FetchResult(target)
         raise ConfigError(f"{target}: there is something here that is no {name}. Remove it, or name another folder.")
     archive = root / ".downloads" / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def fetch(name: str, root: Path, url: str = "", sha256: str = "", pause: float =
         checked = [f"the SHA-256 given ({found})"] if sha256 else []
         checked += [f"the release's own checksums of {files} files"] if files else []
         shown_url = without_credentials(url)
-        fetched = Fetched(target, shown_url, found, " and ".join(checked) or "nothing: no checksum is known")
+        fetched = FetchResult(target, shown_url, found, " and ".join(checked) or "nothing: no checksum is known")
         note = {key: value for key, value in asdict(fetched).items() if key != "folder"}
         (partial / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
         partial.rename(target)
@@ -174,7 +174,7 @@ def _unpacked(name: str, archive: Path, folder: Path) -> int:
     except BrokenArchive:
         archive.unlink(missing_ok=True)
         raise
-    found = FINDERS[name](folder)
+    found = DATASET_FINDERS[name](folder)
     if found is None:
         raise DataError(
             f"{archive}: what was downloaded holds no {name}; expected {_LOOKS[name]}. Remove it and name the right "

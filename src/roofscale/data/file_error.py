@@ -6,7 +6,7 @@ from pathlib import Path
 from roofscale.errors import DataError, shown
 
 
-class Kind(enum.StrEnum):
+class FileErrorKind(enum.StrEnum):
     """What is wrong."""
 
     MISSING = "missing"  # named by a split file or by its twin, but not there
@@ -21,10 +21,10 @@ class Kind(enum.StrEnum):
     OVERLAP = "leak_overlap"  # footprints on the ground overlap across parts of a split
 
 
-class FileProblem(DataError):
+class FileError(DataError):
     """A file that cannot be used; ``str`` gives ``<path>: <what is wrong, what was expected, remedy>``."""
 
-    def __init__(self, kind: Kind, path: Path, text: str) -> None:
+    def __init__(self, kind: FileErrorKind, path: Path, text: str) -> None:
         super().__init__(kind, path, text)
         self.kind, self.path, self.text = kind, path, text
 

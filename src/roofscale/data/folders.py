@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from roofscale.data.file_error import FileProblem, Kind
+from roofscale.data.file_error import FileError, FileErrorKind
 from roofscale.errors import ConfigError
 from roofscale.files import read_text
 
@@ -52,7 +52,7 @@ def read_names(file: Path) -> tuple[str, ...]:
     try:
         lines = read_text(file).splitlines()
     except ConfigError as error:
-        raise FileProblem(Kind.BROKEN, file, str(error).partition(f"{file}")[2].lstrip(",: ")) from error
+        raise FileError(FileErrorKind.BROKEN, file, str(error).partition(f"{file}")[2].lstrip(",: ")) from error
     names = (re.split(r"[/\\]", line.strip())[-1] for line in lines if line.strip())
     return tuple(_stem(name) if _ending(name) in (*TIFF, *PNG) else _normal(name) for name in names)
 

@@ -15,7 +15,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from roofscale.data.file_error import FileProblem, Kind
+from roofscale.data.file_error import FileError, FileErrorKind
 from roofscale.data.sample import Pixels
 from roofscale.errors import one_line, shown
 
@@ -28,7 +28,7 @@ _CONVERT = "Convert it, or take it out of the split."
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def open_raster(path: Path) -> Iterator[Any]:
     """Open a raster for reading; whatever GDAL says against it or its pixels becomes a FileProblem.
 
     Raises:
@@ -42,8 +42,8 @@ def opened(path: Path) -> Iterator[Any]:
                 yield dataset
     except RasterioError as error:
         reason = one_line(error.__cause__ or error)
-        raise FileProblem(
-            Kind.BROKEN,
+        raise FileError(
+            FileErrorKind.BROKEN,
             path,
             f"broken file, it cannot be read as a raster ({reason}). Download it again, or set "
             "on_bad_sample=skip to leave it out.",
@@ -52,10 +52,12 @@ def opened(path: Path) -> Iterator[Any]:
 
 def _require_file(path: Path, expected: str) -> None:
     if shown(path) != str(path):  # GDAL and MLflow take names in UTF-8 alone
-        raise FileProblem(Kind.BROKEN, path, "its name is no UTF-8; expected one that is. Rename it, with convmv say.")
+        raise FileError(
+            FileErrorKind.BROKEN, path, "its name is no UTF-8; expected one that is. Rename it, with convmv say."
+        )
     if not path.is_file():
-        raise FileProblem(
-            Kind.MISSING,
+        raise FileError(
+            FileErrorKind.MISSING,
             path,
             f"this file is missing; expected {expected}. Restore it, or take its name out of the split file.",
         )
@@ -67,12 +69,12 @@ def read_rgb(path: Path, window: Window | None = None) -> Pixels:
     Raises:
         FileProblem: missing, broken, or without red, green and blue bands of uint8.
     """
-    with opened(path) as dataset:
+    with open_raster(path) as dataset:
         bands: Pixels = dataset.read(rgb_bands(path, dataset), window=window)
-    return interleaved(bands)
+    return to_hwc(bands)
 
 
-def interleaved(bands_CHW: Pixels | Sequence[Pixels]) -> Pixels:
+def to_hwc(bands_CHW: Pixels | Sequence[Pixels]) -> Pixels:
     """(C,H,W) to contiguous (H,W,C); a fraction of the time of NumPy's transposed copy."""
     return np.asarray(cv2.merge(list(bands_CHW)), np.uint8)
 
@@ -91,9 +93,9 @@ def rgb_bands(path: Path, dataset: Any) -> tuple[int, int, int]:
     elif dataset.count in (3, 4) and set(meanings[:3]) == {""} and meanings[-1] in ("", "alpha", "nir"):
         red, green, blue = 1, 2, 3
     else:
-        raise FileProblem(Kind.BROKEN, path, f"{described(dataset)}; expected red, green and blue. {_CONVERT}")
+        raise FileError(FileErrorKind.BROKEN, path, f"{described(dataset)}; expected red, green and blue. {_CONVERT}")
     if any(dataset.dtypes[band - 1] != "uint8" for band in (red, green, blue)):
-        raise FileProblem(Kind.BROKEN, path, f"{described(dataset)}; expected an RGB image of uint8. {_CONVERT}")
+        raise FileError(FileErrorKind.BROKEN, path, f"{described(dataset)}; expected an RGB image of uint8. {_CONVERT}")
     return red, green, blue
 
 
@@ -117,7 +119,7 @@ def read_band(path: Path, window: Window | None = None) -> Pixels:
     Raises:
         FileProblem: missing, broken, or not one band of uint8.
     """
-    with opened(path) as dataset:
+    with open_raster(path) as dataset:
         check_band(path, dataset)
         band: Pixels = dataset.read(1, window=window)
     return band
@@ -126,8 +128,8 @@ def read_band(path: Path, window: Window | None = None) -> Pixels:
 def check_band(path: Path, dataset: Any) -> None:
     """Raise FileProblem unless an opened raster has one band of uint8."""
     if dataset.count != 1 or dataset.dtypes[0] != "uint8":
-        raise FileProblem(
-            Kind.BROKEN,
+        raise FileError(
+            FileErrorKind.BROKEN,
             path,
             f"{dataset.count} band(s) of {dataset.dtypes[0]}; expected a mask of one uint8 band. "
             "Export the mask with plain class ids.",
@@ -145,23 +147,23 @@ def read_mask_png(path: Path, largest_id: int) -> Pixels:
         with Image.open(path) as image:
             mask: npt.NDArray[Any] = np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # broken chunks: SyntaxError
-        raise FileProblem(
-            Kind.BROKEN,
+        raise FileError(
+            FileErrorKind.BROKEN,
             path,
             f"broken file, it cannot be read as a PNG ({error}). Download it again, or set "
             "on_bad_sample=skip to leave it out.",
         ) from error
     if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise FileProblem(
-            Kind.BROKEN,
+        raise FileError(
+            FileErrorKind.BROKEN,
             path,
             f"a mask of shape {mask.shape} and type {mask.dtype}; expected (H, W) of uint8. "
             "Export the mask with plain class ids.",
         )
     if int(mask.max()) > largest_id:
         unknown = sorted({int(i) for i in np.unique(mask) if i > largest_id})
-        raise FileProblem(
-            Kind.UNKNOWN_ID,
+        raise FileError(
+            FileErrorKind.UNKNOWN_ID,
             path,
             f"unknown class id {', '.join(map(str, unknown[:5]))}; expected 0 to {largest_id}. "
             "Use the reviewed masks, which hold plain ids, not colours.",
@@ -172,8 +174,8 @@ def read_mask_png(path: Path, largest_id: int) -> Pixels:
 def check_same_size(image: Path, image_size: tuple[int, int], mask: Path, mask_size: tuple[int, int]) -> None:
     """Raise FileProblem unless image and mask, both as (height, width), are equally large."""
     if image_size != mask_size:
-        raise FileProblem(
-            Kind.MISMATCHED,
+        raise FileError(
+            FileErrorKind.MISMATCHED,
             mask,
             f"the mask is {mask_size[1]}x{mask_size[0]} px, its image {image} is "
             f"{image_size[1]}x{image_size[0]}; expected the same size. Export one of them again.",

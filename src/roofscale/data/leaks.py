@@ -19,7 +19,7 @@ from rasterio.transform import RPCTransformer, from_gcps
 from rasterio.windows import Window
 
 from roofscale.data import geotiff
-from roofscale.data.file_error import FileProblem, Kind
+from roofscale.data.file_error import FileError, FileErrorKind
 from roofscale.data.sample import Pixels
 
 # Tiles that abut share an edge, and rounding of their corners a sliver: that is no leak.
@@ -39,7 +39,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageFingerprint:
     """What one image shows."""
 
     path: Path
@@ -49,7 +49,7 @@ class Seen:
     shape: tuple[int, int] | None = None  # height and width, px; None: not known, or the file does not open
 
 
-class Pair(NamedTuple):
+class OverlappingPair(NamedTuple):
     """Two images, by their places in a sequence, that show the same."""
 
     first: int  # the smaller
@@ -76,7 +76,7 @@ class LeakRate(NamedTuple):
         return f"{self.split}: {pairs} across parts; a partner in train have {shares or 'none'}{apart}"
 
 
-def glance(path: Path) -> Seen:
+def fingerprint(path: Path) -> ImageFingerprint:
     """Where an image lies and what its middle looks like, at little more than the cost of opening it (0.4 ms).
 
     Two images with the same pixels have the same middle. Two that differ elsewhere alone are taken for one another,
@@ -84,17 +84,19 @@ def glance(path: Path) -> Seen:
     name it.
     """
     try:
-        with geotiff.opened(path) as dataset:
+        with geotiff.open_raster(path) as dataset:
             height, width = dataset.shape
             side_y, side_x = min(height, GLANCE_PX), min(width, GLANCE_PX)
             window = Window((width - side_x) // 2, (height - side_y) // 2, side_x, side_y)
             digest = hashlib.blake2b(dataset.read(window=window).tobytes(), digest_size=16).hexdigest()
-            return Seen(path, path.name, f"{height}x{width} {digest}", footprint_of(dataset), (height, width))
-    except FileProblem:
-        return Seen(path, path.name, "")
+            return ImageFingerprint(
+                path, path.name, f"{height}x{width} {digest}", footprint_of(dataset), (height, width)
+            )
+    except FileError:
+        return ImageFingerprint(path, path.name, "")
 
 
-def located(path: Path) -> Seen:
+def read_footprint(path: Path) -> ImageFingerprint:
     """Where an image lies and how large it is, at half the cost of a glance: no pixel is read.
 
     A process opens a file once, as long as it does not change: a phase opens its data once for each of its steps.
@@ -102,17 +104,17 @@ def located(path: Path) -> Seen:
     try:
         state = path.stat()
     except OSError:
-        return Seen(path, path.name, "")
+        return ImageFingerprint(path, path.name, "")
     return _located(path, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)  # over twice the files of RID, or of AIRS; some 2 MiB
-def _located(path: Path, size: int, modified: int) -> Seen:
+def _located(path: Path, size: int, modified: int) -> ImageFingerprint:
     try:
-        with geotiff.opened(path) as dataset:
-            return Seen(path, path.name, "", footprint_of(dataset), dataset.shape)
-    except FileProblem:
-        return Seen(path, path.name, "")
+        with geotiff.open_raster(path) as dataset:
+            return ImageFingerprint(path, path.name, "", footprint_of(dataset), dataset.shape)
+    except FileError:
+        return ImageFingerprint(path, path.name, "")
 
 
 def footprint_of(dataset: Any) -> Footprint | None:
@@ -133,19 +135,19 @@ def footprint_of(dataset: Any) -> Footprint | None:
     return None
 
 
-def digest_of(image_HWC: Pixels) -> str:
+def pixel_digest(image_HWC: Pixels) -> str:
     """A name for pixels that lie in memory."""
     return hashlib.blake2b(np.ascontiguousarray(image_HWC).tobytes(), digest_size=16).hexdigest()
 
 
-def find_pairs(images: Sequence[Seen]) -> list[Pair]:
+def find_pairs(images: Sequence[ImageFingerprint]) -> list[OverlappingPair]:
     """All pairs that have the same pixels, and those that share more than LEAST_OVERLAP of the ground."""
     by_digest: dict[str, list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         if image.digest:
             by_digest[image.digest].append(i)
     identical = [
-        Pair(first, second, True, 1.0)
+        OverlappingPair(first, second, True, 1.0)
         for group in by_digest.values()
         for n, second in enumerate(group)
         for first in group[:n]
@@ -155,7 +157,7 @@ def find_pairs(images: Sequence[Seen]) -> list[Pair]:
     return identical + [pair for pair in overlapping if (pair.first, pair.second) not in known]
 
 
-def on_common_ground(images: Sequence[Seen]) -> list[tuple[list[int], _Corners]]:
+def on_common_ground(images: Sequence[ImageFingerprint]) -> list[tuple[list[int], _Corners]]:
     """Bring the footprints into one coordinate system, that of most images.
 
     Returns:
@@ -188,7 +190,7 @@ def _moved(corners_G42: _Corners, crs: str, common: str) -> _Corners | None:
     return moved if np.isfinite(moved).all() else None
 
 
-def _overlapping(members: Sequence[int], corners_G42: _Corners) -> Iterator[Pair]:
+def _overlapping(members: Sequence[int], corners_G42: _Corners) -> Iterator[OverlappingPair]:
     corners_G42 = corners_G42 - corners_G42.min((0, 1))  # areas of large numbers would lose digits
     low, high = corners_G42.min(1), corners_G42.max(1)
     following = np.roll(corners_G42, -1, axis=1)
@@ -200,7 +202,7 @@ def _overlapping(members: Sequence[int], corners_G42: _Corners) -> Iterator[Pair
             share = _common_area(corners_G42[m], corners_G42[n]) / smaller[m]
             if share > LEAST_OVERLAP:
                 first, last = sorted((members[m], second))
-                yield Pair(first, last, False, float(min(share, 1.0)))
+                yield OverlappingPair(first, last, False, float(min(share, 1.0)))
 
 
 def _common_area(first_42: _Corners, second_42: _Corners) -> float:
@@ -211,7 +213,7 @@ def _common_area(first_42: _Corners, second_42: _Corners) -> float:
     return float(area) * scale**2
 
 
-def leak_rate(split: str, pairs: Sequence[Pair], parts: Sequence[str], left_out: int = 0) -> LeakRate:
+def leak_rate(split: str, pairs: Sequence[OverlappingPair], parts: Sequence[str], left_out: int = 0) -> LeakRate:
     """How much the parts share; ``parts`` says for each image 'train', 'val', 'test', or '' where it is in none."""
     crossing = [pair for pair in pairs if _crosses(pair, parts)]
     partnered = {i for pair in crossing for i in pair[:2] if "train" in (parts[pair.first], parts[pair.second])}
@@ -223,8 +225,8 @@ def leak_rate(split: str, pairs: Sequence[Pair], parts: Sequence[str], left_out:
 
 
 def find_leaks(
-    images: Sequence[Seen], pairs: Sequence[Pair], parts: Sequence[str], split_name: str
-) -> Iterator[FileProblem]:
+    images: Sequence[ImageFingerprint], pairs: Sequence[OverlappingPair], parts: Sequence[str], split_name: str
+) -> Iterator[FileError]:
     """Yield one problem for each image that shares pixels, and one for each that shares ground, with an image of
     another part; only the image whose part comes later is named as the culprit, with all its partners."""
     partners: dict[tuple[int, bool], list[tuple[int, float]]] = defaultdict(list)
@@ -242,10 +244,10 @@ def find_leaks(
                 f"{who} shows up to {max(share for _, share in found):.0%} of the ground of {others} ({split_name}). "
                 "Scores on it are too good; keep neighbours in one part (split=spatial)."
             )
-        yield FileProblem(Kind.IDENTICAL if identical else Kind.OVERLAP, images[culprit].path, text)
+        yield FileError(FileErrorKind.IDENTICAL if identical else FileErrorKind.OVERLAP, images[culprit].path, text)
 
 
-def _crosses(pair: Pair, parts: Sequence[str]) -> bool:
+def _crosses(pair: OverlappingPair, parts: Sequence[str]) -> bool:
     """Whether the two are in two different parts."""
     first, second = parts[pair.first], parts[pair.second]
     return bool(first and second and first != second)

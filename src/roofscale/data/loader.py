@@ -29,7 +29,7 @@ from roofscale.errors import DataError
 _log = logging.getLogger(__name__)
 
 
-class _Loaded(NamedTuple):
+class _WorkerResult(NamedTuple):
     """What a loader process hands over: errors travel as text, because DataLoader would wrap the exception."""
 
     batch: Batch | None  # None: every sample was broken
@@ -48,7 +48,9 @@ class BatchLoader(DataLoader[Any]):
     dataset: "_Batches"
 
     def __init__(self, dataset: "_Batches", first: int, **options: Any) -> None:
-        super().__init__(dataset, sampler=range(first, len(dataset)), batch_size=None, collate_fn=_as_it_is, **options)
+        super().__init__(
+            dataset, sampler=range(first, len(dataset)), batch_size=None, collate_fn=_identity_collate, **options
+        )
         self.skipped: list[str] = []
         self.position = first
 
@@ -81,8 +83,8 @@ def make_loader(
     """
     order = epoch_order(sources, config.seed, epoch, config.roof_sampling) if train else file_order(sources)
     if not train:
-        order = np.array_split(order, config.devices)[rank]
-    elif config.step_samples > 1 and len(order) > 1 and len(order) % config.step_samples == 1:
+        order = np.array_split(order, config.world_size)[rank]
+    elif config.global_batch_size > 1 and len(order) > 1 and len(order) % config.global_batch_size == 1:
         order = order[:-1]
     dataset = _Batches(config, tuple(sources), order, epoch, train, rank)
     options: dict[str, Any] = {
@@ -90,7 +92,7 @@ def make_loader(
         "generator": torch.Generator().manual_seed(config.seed),
     }  # leaves the global one alone
     if config.num_workers:
-        method = "fork" if forks(config) else None
+        method = "fork" if uses_fork(config) else None
         options |= {
             "num_workers": config.num_workers,
             "prefetch_factor": config.prefetch_factor,
@@ -100,7 +102,7 @@ def make_loader(
     return BatchLoader(dataset, min(skip_batches, len(dataset)), **options)
 
 
-def forks(config: RunConfig) -> bool:
+def uses_fork(config: RunConfig) -> bool:
     """Whether batches are read in forked processes: fork starts in 0.2 s where spawn takes 8.
 
     No source keeps a handle open over it.
@@ -120,7 +122,7 @@ def _give_back_free_memory() -> None:
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset[_Loaded]):
+class _Batches(Dataset[_WorkerResult]):
     """Maps the number of a batch to the batch: reading, fit, augmentation and collation, in a loader process."""
 
     config: RunConfig
@@ -141,15 +143,15 @@ class _Batches(Dataset[_Loaded]):
     @property
     def _size(self) -> int:
         """Samples of a batch, of all processes in training."""
-        return self.config.step_samples if self.train else self.config.batch_size
+        return self.config.global_batch_size if self.train else self.config.batch_size
 
     def _keys(self, number: int) -> list[SampleKey]:
         """This process's samples of a batch."""
         keys_N3 = self.order[number * self._size : (number + 1) * self._size]
-        own_N3 = keys_N3[self.rank :: self.config.devices] if self.train else keys_N3
+        own_N3 = keys_N3[self.rank :: self.config.world_size] if self.train else keys_N3
         return [SampleKey(*row) for row in own_N3.tolist()]
 
-    def __getitem__(self, number: int) -> _Loaded:
+    def __getitem__(self, number: int) -> _WorkerResult:
         samples: list[Sample] = []
         keys: list[SampleKey] = []
         skipped: list[str] = []
@@ -159,10 +161,10 @@ class _Batches(Dataset[_Loaded]):
                 keys.append(key)
             except DataError as error:
                 if self.config.on_bad_sample == "error":
-                    return _Loaded(None, [], str(error))
+                    return _WorkerResult(None, [], str(error))
                 skipped.append(str(error))
-        together = self.train and self.config.devices > 1  # then a step is taken with nothing to learn from, too
-        return _Loaded(self._collated(samples, keys) if samples or together else None, skipped, "")
+        together = self.train and self.config.world_size > 1  # then a step is taken with nothing to learn from, too
+        return _WorkerResult(self._collated(samples, keys) if samples or together else None, skipped, "")
 
     def _prepared(self, key: SampleKey) -> Sample:
         """Read, fit and augment one sample; only the labelled channels take part, the others stay 0."""
@@ -202,7 +204,7 @@ def sample_seed(seed: int, epoch: int, dataset: str, key: SampleKey) -> int:
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
-def _as_it_is(loaded: Any) -> Any:
+def _identity_collate(loaded: Any) -> Any:
     """A named function in place of torch's conversion of samples, which would copy."""
     return loaded
 

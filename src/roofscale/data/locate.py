@@ -10,13 +10,13 @@ from pathlib import Path
 
 from roofscale.config import DATASETS, RunConfig
 from roofscale.data import airs, rid, roofline
-from roofscale.data.dataset_cards import card_of
+from roofscale.data.dataset_cards import dataset_card
 from roofscale.data.split import VAL_SHARE
 from roofscale.data.synthetic import NOTE
 from roofscale.errors import ConfigError, DataError
 from roofscale.files import read_record
 
-FINDERS = {"rid": rid.find, "roofline": roofline.find, "airs": airs.find}
+DATASET_FINDERS = {"rid": rid.find, "roofline": roofline.find, "airs": airs.find}
 
 
 def find_dataset(name: str, root: Path) -> Path:
@@ -27,21 +27,21 @@ def find_dataset(name: str, root: Path) -> Path:
     """
     found = _find(name, root)
     if found is None:
-        there = present(root)
+        there = available_datasets(root)
         hint = f"Found there: {', '.join(there)}." if there else "No data set was found there."
         raise ConfigError(
             f"data_root={root}: expected the data set {name!r} in it or in {root / name}. {hint} Correct data_root or "
-            f"datasets (an empty data_root uses generated data), or get it: {card_of(name).where(str(root))}"
+            f"datasets (an empty data_root uses generated data), or get it: {dataset_card(name).where(str(root))}"
         )
     return found
 
 
-def present(root: Path) -> tuple[str, ...]:
+def available_datasets(root: Path) -> tuple[str, ...]:
     """The data sets that lie under a root."""
     return tuple(name for name in DATASETS if _find(name, root))
 
 
-def origin(folder: Path) -> str:
+def describe_origin(folder: Path) -> str:
     """What a data set's folder holds: '' for real images, else 'GENERATED', and how many real samples are among them.
 
     The generator's note lies at most three folders above, where a release nests its own; links are followed first.
@@ -55,7 +55,7 @@ def origin(folder: Path) -> str:
 
 
 def _find(name: str, root: Path) -> Path | None:
-    return FINDERS[name](root / name) or FINDERS[name](root)
+    return DATASET_FINDERS[name](root / name) or DATASET_FINDERS[name](root)
 
 
 # From the cards in ``catalogue`` and AIRS's paper (Chen et al. 2019): images of RID and of Roofline, of which train and
@@ -65,14 +65,14 @@ _TILES, _TILE_PX = (857, 94), 10_000
 
 
 @dataclass(frozen=True)
-class Amounts:
+class DatasetSizes:
     """Training and validation samples of each data set, and a few words on where the numbers come from."""
 
     samples: Mapping[str, tuple[int, int]]
     source: str
 
 
-def amounts(config: RunConfig) -> Amounts:
+def dataset_sizes(config: RunConfig) -> DatasetSizes:
     """All samples of a config's data sets, whatever it takes of them."""
     if config.data_root:
         from roofscale.data.sources import open_sources  # its readers load torch, which a look at a plan can do without
@@ -81,12 +81,14 @@ def amounts(config: RunConfig) -> Amounts:
         try:
             splits = open_sources(every, Path(config.data_root).expanduser())
         except (ConfigError, DataError):  # the run itself will say what is wrong with them
-            return Amounts(published(config), "as published, for want of those under data_root")
-        return Amounts({name: (len(one.train), len(one.val)) for name, one in splits.items()}, "as under data_root")
-    return Amounts(published(config), "as published")
+            return DatasetSizes(published_sizes(config), "as published, for want of those under data_root")
+        return DatasetSizes(
+            {name: (len(one.train), len(one.val)) for name, one in splits.items()}, "as under data_root"
+        )
+    return DatasetSizes(published_sizes(config), "as published")
 
 
-def published(config: RunConfig) -> dict[str, tuple[int, int]]:
+def published_sizes(config: RunConfig) -> dict[str, tuple[int, int]]:
     """Samples of a config's data sets as published; of AIRS as many as its tiles have windows of the image's size."""
     held_out = {name: round(VAL_SHARE * count) for name, count in _IMAGES.items()}
     found = {name: (count - 2 * held_out[name], held_out[name]) for name, count in _IMAGES.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from roofscale.data import folders, geotiff
-from roofscale.data.file_error import FileProblem, Kind
-from roofscale.data.leaks import Seen, glance, located
+from roofscale.data.file_error import FileError, FileErrorKind
+from roofscale.data.leaks import ImageFingerprint, fingerprint, read_footprint
 from roofscale.data.sample import CHANNELS, Sample
 
 IMAGES = "images_roof_centered_geotiff"
@@ -59,13 +59,13 @@ class RidSource:
         target_HWK[..., 0] = segments_HW != SEGMENT_BACKGROUND
         return Sample(self.ids[index], image_HWC, target_HWK)
 
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[ImageFingerprint]:
         """What every image shows, and where."""
-        return [glance(self.path(index)) for index in range(len(self))]
+        return [fingerprint(self.path(index)) for index in range(len(self))]
 
-    def located(self) -> list[Seen]:
+    def located(self) -> list[ImageFingerprint]:
         """Where every image lies; no pixel is read."""
-        return [located(self.path(index)) for index in range(len(self))]
+        return [read_footprint(self.path(index)) for index in range(len(self))]
 
     def place(self, index: int) -> str:
         """What a sample is called, whatever the folder."""
@@ -100,8 +100,8 @@ def open_published(folder: Path, part: str, number: int) -> RidSource:
     file = split_file(folder, part, number)
     if not file.is_file():
         there = ", ".join(map(str, published_split_numbers(folder))) or "none"
-        raise FileProblem(
-            Kind.MISSING,
+        raise FileError(
+            FileErrorKind.MISSING,
             file,
             f"this split file is missing (complete published splits here: {there}). Set "
             "split_number to one of those, or split=random.",

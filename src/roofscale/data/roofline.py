@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 
 from roofscale.data import folders
-from roofscale.data.file_error import FileProblem, Kind
-from roofscale.data.leaks import Seen
+from roofscale.data.file_error import FileError, FileErrorKind
+from roofscale.data.leaks import ImageFingerprint
 from roofscale.data.sample import CHANNELS, Pixels, Sample
 
 FILE = "imdb.mat"
@@ -68,7 +68,7 @@ class RooflineSource:
         """The same data set with only these samples, in this order."""
         return RooflineSource(self.file, tuple(self.indices[i] for i in indices))
 
-    def located(self) -> list[Seen]:
+    def located(self) -> list[ImageFingerprint]:
         """None: the file knows no place on the ground."""
         return []
 
@@ -76,7 +76,7 @@ class RooflineSource:
         """Which sample of the file it is."""
         return str(self.indices[index])
 
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[ImageFingerprint]:
         """What every sample shows: its pixels as they are stored; the file knows no place on the ground."""
         found = []
         for row in self.indices:
@@ -85,7 +85,7 @@ class RooflineSource:
                 digest = hashlib.blake2b(stored, digest_size=16).hexdigest()
             except (OSError, KeyError, RuntimeError):  # reading it will name it
                 digest = ""
-            found.append(Seen(self.file, f"sample {row}", digest))
+            found.append(ImageFingerprint(self.file, f"sample {row}", digest))
         return found
 
     def _opened(self) -> Any:
@@ -124,8 +124,10 @@ def open_file(file: Path) -> RooflineSource:
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise _unreadable(file, error) from error
     if len(images) != 4 or images[1] != 3 or images != elements:
-        raise FileProblem(
-            Kind.BROKEN, file, f"imdb/images is {images} and imdb/elements {elements}; expected both (N, 3, H, W)."
+        raise FileError(
+            FileErrorKind.BROKEN,
+            file,
+            f"imdb/images is {images} and imdb/elements {elements}; expected both (N, 3, H, W).",
         )
     return RooflineSource(file, tuple(range(images[0])))
 
@@ -142,20 +144,20 @@ def _array(handle: Any, name: str, file: Path) -> Any:
     is_array = isinstance(found, h5py.Dataset)
     what = f"an array of {found.dtype}" if is_array else f"a group ({', '.join(found) or 'empty'})"
     expected = "expected an array of numbers (N, 3, H, W). Save it as the release does."
-    raise FileProblem(Kind.BROKEN, file, f"imdb/{name} is {what}; {expected}")
+    raise FileError(FileErrorKind.BROKEN, file, f"imdb/{name} is {what}; {expected}")
 
 
-def _unreadable(file: Path, error: Exception, row: int | None = None) -> FileProblem:
+def _unreadable(file: Path, error: Exception, row: int | None = None) -> FileError:
     where = "" if row is None else f"sample {row}: "
     if "unable to lock file" in str(error):
-        return FileProblem(
-            Kind.BROKEN,
+        return FileError(
+            FileErrorKind.BROKEN,
             file,
             f"{where}another program has it open and locked ({error}); expected one that may be read. Close it there, "
             "or set HDF5_USE_FILE_LOCKING=FALSE where it is only read.",
         )
-    return FileProblem(
-        Kind.BROKEN,
+    return FileError(
+        FileErrorKind.BROKEN,
         file,
         f"{where}broken file ({error}); expected a MATLAB v7.3 (HDF5) file with imdb/images and "
         "imdb/elements. Download it again.",
@@ -164,8 +166,8 @@ def _unreadable(file: Path, error: Exception, row: int | None = None) -> FilePro
 
 def _to_uint8(image_CHW: Any, file: Path, row: int) -> Pixels:
     if not np.isfinite(image_CHW).all() or image_CHW.min() < 0 or image_CHW.max() > 255:
-        raise FileProblem(
-            Kind.BROKEN,
+        raise FileError(
+            FileErrorKind.BROKEN,
             file,
             f"sample {row}: image values from {image_CHW.min():g} to {image_CHW.max():g}; expected 0 to 255.",
         )
@@ -175,7 +177,9 @@ def _to_uint8(image_CHW: Any, file: Path, row: int) -> Pixels:
 def _to_target(elements_CHW: Any, file: Path, row: int) -> Pixels:
     if not np.isin(elements_CHW, (0, 1)).all():
         odd = elements_CHW[~np.isin(elements_CHW, (0, 1))].flat[0]
-        raise FileProblem(Kind.UNKNOWN_ID, file, f"sample {row}: an element mask holds {odd:g}; expected 0 or 1.")
+        raise FileError(
+            FileErrorKind.UNKNOWN_ID, file, f"sample {row}: an element mask holds {odd:g}; expected 0 or 1."
+        )
     target_HWK = np.zeros((*elements_CHW.shape[1:], len(CHANNELS)), np.uint8)
     target_HWK[..., _TARGET_CHANNELS] = elements_CHW.transpose(1, 2, 0)
     return target_HWK

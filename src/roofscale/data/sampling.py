@@ -41,7 +41,7 @@ def epoch_order(sources: Sequence[Source], seed: int, epoch: int, roof_sampling:
             parts.append(_keys(number, np.arange(len(source))))
         else:
             rng = np.random.default_rng((seed, epoch, zlib.crc32(source.name.encode())))
-            parts.append(_keys(number, drawn(source.roof_share_N, roof_sampling, rng)))
+            parts.append(_keys(number, systematic_sample(source.roof_share_N, roof_sampling, rng)))
     keys_N3 = _joined(parts)
     return keys_N3[np.random.default_rng((seed, epoch)).permutation(len(keys_N3))]
 
@@ -53,7 +53,7 @@ def expected_draws(roof_share_N: npt.NDArray[np.float32], roof_sampling: float) 
     return (1 - roof_sampling) + roof_sampling * share_N / mean if mean > 0 else np.ones(len(share_N))
 
 
-def drawn(
+def systematic_sample(
     roof_share_N: npt.NDArray[np.float32], roof_sampling: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
     """Draw as many samples as there are, each as often as expected, rounded up or down: sorted indices.

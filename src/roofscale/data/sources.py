@@ -10,8 +10,8 @@ from typing import Protocol
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, folders, rid, roofline
-from roofscale.data.leaks import Seen, find_pairs, glance, leak_rate, located
-from roofscale.data.locate import find_dataset, origin, present
+from roofscale.data.leaks import ImageFingerprint, find_pairs, fingerprint, leak_rate, read_footprint
+from roofscale.data.locate import available_datasets, describe_origin, find_dataset
 from roofscale.data.plausible import doubts, look_at
 from roofscale.data.sample import Source
 from roofscale.data.split import Split, permutation, random_split, spatial_split
@@ -35,7 +35,7 @@ class FileSource(Source, Protocol):
         """What sample ``index`` is, whatever the folder: a file's name, or a part of a file."""
         ...
 
-    def located(self) -> Sequence[Seen]:
+    def located(self) -> Sequence[ImageFingerprint]:
         """Where each of its images lies on the ground, each file once; empty where the data set knows no ground."""
         ...
 
@@ -78,7 +78,7 @@ def _open(name: str, config: RunConfig, folder: Path) -> DataSplit:
         )
     everything: rid.RidSource | roofline.RooflineSource  # Roofline has no published split: that means random here
     everything = rid.open_all(folder) if name == "rid" else roofline.open_all(folder)
-    parts = _dealt(len(everything), everything.seen, config)
+    parts = _seeded_split(len(everything), everything.seen, config)
     return DataSplit(everything.subset(parts.train), everything.subset(parts.val))
 
 
@@ -88,10 +88,10 @@ def _open_airs(config: RunConfig, folder: Path) -> DataSplit:
     train, val = airs.tiles_of(folder, "train"), airs.tiles_of(folder, "val")
     if config.split == "published":
         return DataSplit(airs.open_tiles(train, config.image_size), airs.open_tiles(val, config.image_size))
-    see = glance if config.split == "spatial" else located
+    see = fingerprint if config.split == "spatial" else read_footprint
     tiles = (*train, *val)
     seen = [see(tile.image) for tile in tiles]  # each tile is opened once, whatever is asked of it
-    parts = _dealt(len(tiles), lambda: seen, config)
+    parts = _seeded_split(len(tiles), lambda: seen, config)
     opened = (
         airs.open_tiles([tiles[i] for i in part], config.image_size, [seen[i] for i in part])
         for part in (parts.train, parts.val)
@@ -99,7 +99,7 @@ def _open_airs(config: RunConfig, folder: Path) -> DataSplit:
     return DataSplit(*opened)
 
 
-def _dealt(count: int, see: Callable[[], Sequence[Seen]], config: RunConfig) -> Split:
+def _seeded_split(count: int, see: Callable[[], Sequence[ImageFingerprint]], config: RunConfig) -> Split:
     """A seeded split; not by the run's seed, as runs that differ in it are to be judged on the same samples.
 
     What a spatial split has to see is seen anew each time: 0.7 s for RID's 1880 images, 4 s for Roofline's 1670 where
@@ -119,7 +119,7 @@ def _limited(name: str, split: DataSplit, config: RunConfig, root: Path) -> Data
                 f"validation {len(split.val)}). Add data, or choose another split."
             )
     if config.max_samples > len(split.train):
-        others = [other for other in present(root) if other not in config.datasets]
+        others = [other for other in available_datasets(root) if other not in config.datasets]
         also = f", or add a data set that is there too: datasets={','.join((*config.datasets, *others))}"
         raise ConfigError(
             f"max_samples={config.max_samples}: the data set {name!r} under {root} has "
@@ -135,7 +135,7 @@ def _first(source: FileSource, count: int) -> FileSource:
     return source.subset(order[:count] if count else order)
 
 
-def resolve_root(config: RunConfig, cache: Path) -> tuple[Path, str]:
+def resolve_data_root(config: RunConfig, cache: Path) -> tuple[Path, str]:
     """Return the data root and a sentence that says what is used; generates data where the config names no root.
 
     Raises:
@@ -158,7 +158,7 @@ def resolve_root(config: RunConfig, cache: Path) -> tuple[Path, str]:
 
 def _with_origin(name: str, root: Path) -> str:
     """'rid', or 'rid (GENERATED)'; a data set that is not there is named as if real, as opening it will tell."""
-    what = origin(find_dataset(name, root)) if name in present(root) else ""
+    what = describe_origin(find_dataset(name, root)) if name in available_datasets(root) else ""
     return f"{name} ({what})" if what else name
 
 
@@ -185,7 +185,7 @@ def _sample_data(config: RunConfig) -> GenerateSpec:
     )
 
 
-def leak_notes(splits: Mapping[str, DataSplit]) -> list[str]:
+def leak_warnings(splits: Mapping[str, DataSplit]) -> list[str]:
     """One sentence for each data set whose validation images, as this run uses them, show ground that its training
     images show too.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roofscale.data.leaks import Pair, Seen, on_common_ground
+from roofscale.data.leaks import ImageFingerprint, OverlappingPair, on_common_ground
 
 VAL_SHARE = TEST_SHARE = 0.1  # the rest, 80 %, trains
 TRAIN, VAL, TEST, NOWHERE = 0, 1, 2, -1
@@ -23,7 +23,7 @@ class Split:
     val: tuple[int, ...]
     test: tuple[int, ...]
 
-    def part_names(self, count: int) -> list[str]:
+    def split_of_each(self, count: int) -> list[str]:
         """For each of ``count`` samples 'train', 'val', 'test', or '' where it is in none."""
         names = [""] * count
         for name in ("train", "val", "test"):
@@ -42,7 +42,7 @@ def random_split(count: int, seed: int) -> Split:
     return Split(train=order[val + test :], val=order[:val], test=order[val : val + test])
 
 
-def spatial_split(images: Sequence[Seen], pairs: Sequence[Pair], seed: int) -> Split:
+def spatial_split(images: Sequence[ImageFingerprint], pairs: Sequence[OverlappingPair], seed: int) -> Split:
     """Deal images out to about 80 % train, 10 % val and 10 % test so that no pair is parted.
 
     Chains of pairs stay together: they fill val, then test, in a seeded order as far as they fit, and train takes the
@@ -52,7 +52,7 @@ def spatial_split(images: Sequence[Seen], pairs: Sequence[Pair], seed: int) -> S
     """
     parts = np.full(len(images), TRAIN)
     order = permutation(len(images), seed)
-    chains = _chains(order, pairs)
+    chains = _connected_components(order, pairs)
     longest = max(chains, key=len, default=())
     if len(longest) > len(images) * (1 - VAL_SHARE - TEST_SHARE) and len(longest) > 2:
         cut = _cut([images[i] for i in longest], seed)
@@ -62,7 +62,7 @@ def spatial_split(images: Sequence[Seen], pairs: Sequence[Pair], seed: int) -> S
             chains.remove(longest)
         else:  # all of it shows the same place: no cut keeps its ends apart
             parts[list(longest)] = TRAIN
-    _deal(parts, chains)
+    _assign(parts, chains)
     return Split(*(tuple(i for i in order if parts[i] == part) for part in (TRAIN, VAL, TEST)))
 
 
@@ -77,7 +77,7 @@ def _held_out(count: int) -> tuple[int, int]:
     return max(round(count * VAL_SHARE), int(count >= 2)), max(round(count * TEST_SHARE), int(count >= 3))
 
 
-def _chains(order: Sequence[int], pairs: Sequence[Pair]) -> list[tuple[int, ...]]:
+def _connected_components(order: Sequence[int], pairs: Sequence[OverlappingPair]) -> list[tuple[int, ...]]:
     """The connected components of the pairs, ordered by their first member in ``order``."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -91,7 +91,7 @@ def _chains(order: Sequence[int], pairs: Sequence[Pair]) -> list[tuple[int, ...]
     return [tuple(members) for members in chains.values()]
 
 
-def _deal(parts: _Parts, chains: Sequence[tuple[int, ...]]) -> None:
+def _assign(parts: _Parts, chains: Sequence[tuple[int, ...]]) -> None:
     """Give whole chains to val and test as far as they fit; a part that would stay empty takes the shortest chain."""
     left = list(chains)
     for part, wanted in zip((VAL, TEST), _held_out(len(parts)), strict=True):
@@ -105,7 +105,7 @@ def _deal(parts: _Parts, chains: Sequence[tuple[int, ...]]) -> None:
             left.remove(shortest)
 
 
-def _cut(chain: Sequence[Seen], seed: int) -> _Parts:
+def _cut(chain: Sequence[ImageFingerprint], seed: int) -> _Parts:
     """One end of a chain to val and the other to test, by where the images lie along a seeded direction."""
     angle = np.random.default_rng(seed).uniform(0, 2 * np.pi)
     middles = np.zeros((len(chain), 2))
@@ -118,7 +118,7 @@ def _cut(chain: Sequence[Seen], seed: int) -> _Parts:
     return parts
 
 
-def _leave_out_what_crosses(parts: _Parts, pairs: Sequence[Pair]) -> None:
+def _leave_out_what_crosses(parts: _Parts, pairs: Sequence[OverlappingPair]) -> None:
     """Take out of train, then out of test, whatever still has a partner in another part."""
     ends = np.array([pair[:2] for pair in pairs], np.int64).reshape(-1, 2)
     for part in (TRAIN, TEST):

@@ -37,7 +37,7 @@ _TERMS = Path(__file__).with_name("gpu_terms.yaml")
 
 
 @dataclass(frozen=True)
-class Terms:
+class FixedCosts:
     """What a GPU holds beyond traced tensors; see ``gpu_terms.yaml`` for what each is and where it comes from."""
 
     context_mib: float
@@ -47,13 +47,13 @@ class Terms:
     calibrated_on: str  # empty where never compared with a GPU
 
     @classmethod
-    def load(cls, file: Path = _TERMS) -> "Terms":
+    def load(cls, file: Path = _TERMS) -> "FixedCosts":
         """Read the shipped terms."""
         return cls(**yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryState:
     """What is held after one event of the replay, bytes."""
 
     allocated: int
@@ -74,18 +74,18 @@ class GpuForecaster:
     """
 
     def __init__(
-        self, config: RunConfig, where: Compute, terms: Terms | None = None, settings: Settings | None = None
+        self, config: RunConfig, where: Compute, terms: FixedCosts | None = None, settings: Settings | None = None
     ) -> None:
         if not where.gpu:
             raise ConfigError(
                 f"compute={where.name}: it has no GPU to forecast; name one that has, such as --compute ml.g5.xlarge."
             )
         self.config, self.where = config, where
-        self.terms = terms or Terms.load()
+        self.terms = terms or FixedCosts.load()
         self.settings = settings or settings_from_environment()
         self.precision = resolve_precision(config, where.gpu)
 
-    def at(self, batch: int) -> GpuForecast:
+    def forecast(self, batch: int) -> GpuForecast:
         """The forecast with ``batch`` samples a step."""
         trace = self._trace_at(batch)
         timeline = self.timeline(batch)
@@ -133,7 +133,7 @@ class GpuForecaster:
         other.config = config
         return other
 
-    def timeline(self, batch: int) -> list[Held]:
+    def timeline(self, batch: int) -> list[MemoryState]:
         """What is held after each event of the traced steps."""
         return list(self._replay(self._trace_at(batch), self._batches_bytes(batch)))
 
@@ -144,7 +144,7 @@ class GpuForecaster:
         """
 
         def holds(batch: int) -> bool:
-            found = self.at(batch)
+            found = self.forecast(batch)
             return found.fit() is MemoryFit.FITS if for_sure else found.share <= MEMORY_MARGIN
 
         low, high = 0, 1
@@ -175,9 +175,9 @@ class GpuForecaster:
         """What DistributedDataParallel keeps for the gradients of several processes, theirs to lie in, over the whole
         step; the traced gradients, few at the peak, count beside it."""
         weights = sum(storage.nbytes for storage in self.trace.storages if storage.kind == "parameters")
-        return math.ceil(weights) if self.config.devices > 1 else 0
+        return math.ceil(weights) if self.config.world_size > 1 else 0
 
-    def _replay(self, trace: Trace, batches_bytes: int) -> Iterator[Held]:
+    def _replay(self, trace: Trace, batches_bytes: int) -> Iterator[MemoryState]:
         """Run the events through the allocator; a convolution's workspace comes and goes."""
         allocator = CachingAllocator(self.settings)
         allocator.malloc(_BATCHES, batches_bytes, stream="copies")
@@ -185,14 +185,14 @@ class GpuForecaster:
         if self._buckets_bytes:
             allocator.malloc(_BUCKETS, self._buckets_bytes)
         workspace = math.ceil(self.terms.workspace_mib * MIB)
-        for index, born in trace.walk():
+        for index, born in trace.events_in_order():
             if index == CONVOLUTION:
                 allocator.malloc(CONVOLUTION, workspace)
             elif born:
                 allocator.malloc(index, math.ceil(trace.storages[index].nbytes))
             else:
                 allocator.free(index)
-            yield Held(allocator.allocated, allocator.reserved)
+            yield MemoryState(allocator.allocated, allocator.reserved)
             if index == CONVOLUTION:
                 allocator.free(CONVOLUTION)
 
@@ -211,7 +211,7 @@ def _parts(
         beside: bytes of what is there from the start and was not traced, by kind.
     """
     alive: set[int] = set()
-    for index, born in islice(trace.walk(), peak + 1):
+    for index, born in islice(trace.events_in_order(), peak + 1):
         if index != CONVOLUTION:
             (alive.add if born else alive.remove)(index)
     kinds: dict[str, float] = defaultdict(float)
@@ -235,16 +235,16 @@ def _part_of_model(module: str) -> str:
     return ".".join(parts[: 3 if parts[1:2] == ["blocks"] else 2]) or "input and loss"
 
 
-def foresee(config: RunConfig, where: Compute) -> GpuForecast | None:
+def forecast_gpu_memory(config: RunConfig, where: Compute) -> GpuForecast | None:
     """The forecast of a config, None where its compute has no GPU; configs alike but for the batch share a trace.
 
     Raises:
         ConfigError: as ``GpuForecaster`` does.
     """
-    return replace(_forecaster(config, where).at(config.batch_size), config=config) if where.gpu else None
+    return replace(_forecaster(config, where).forecast(config.batch_size), config=config) if where.gpu else None
 
 
-def foresee_step(config: RunConfig, where: Compute) -> StepEstimate:
+def estimate_step_time(config: RunConfig, where: Compute) -> StepEstimate:
     """The roofline of a config's step, from the same trace as its memory.
 
     Raises:
@@ -285,7 +285,7 @@ def settings_from_environment() -> Settings:
 _LIGHTER_DECODERS = ("fpn", "linknet")
 
 
-def remedies(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuForecast]]:
+def suggest_lighter_configs(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuForecast]]:
     """What would take less than the config asked for, each with its own forecast: what to set, and what comes of it.
 
     Args:
@@ -303,16 +303,16 @@ def remedies(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuFore
     changes += [{"decoder": name} for name in _LIGHTER_DECODERS if name != config.decoder]
     found = _in_parts(forecaster)
     if 0 < largest < config.batch_size:
-        found.append((f"batch_size={largest}", forecaster.at(largest)))
+        found.append((f"batch_size={largest}", forecaster.forecast(largest)))
     if not forecaster.settings.expandable_segments:
         expandable = forecaster.with_settings(replace(forecaster.settings, expandable_segments=True))
-        found.append((f"{ALLOCATOR_VARIABLES[0]}=expandable_segments:True", expandable.at(config.batch_size)))
+        found.append((f"{ALLOCATOR_VARIABLES[0]}=expandable_segments:True", expandable.forecast(config.batch_size)))
     for change in changes:
         other = GpuForecaster(config.with_overrides(change), where, forecaster.terms, forecaster.settings)
-        words = " ".join(f"{key}={other.config.written()[key]}" for key in change)
+        words = " ".join(f"{key}={other.config.to_strings()[key]}" for key in change)
         with contextlib.suppress(ConfigError):  # an encoder that cannot do it, or not be traced while it does
-            found.append((words, other.at(config.batch_size)))
-    asked = forecaster.at(config.batch_size)
+            found.append((words, other.forecast(config.batch_size)))
+    asked = forecaster.forecast(config.batch_size)
     return [(words, forecast) for words, forecast in found if forecast.total_mib < asked.total_mib]
 
 
@@ -325,6 +325,6 @@ def _in_parts(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
     cut = forecaster.in_parts(max(2, now))
     sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), most + 1))
     for parts in (math.ceil(batch / size) for size in sizes):
-        if (found := cut.in_parts(parts).at(batch)).fit() is MemoryFit.FITS:
+        if (found := cut.in_parts(parts).forecast(batch)).fit() is MemoryFit.FITS:
             return [(f"micro_batches={parts}", found)]
     return []

@@ -30,7 +30,7 @@ Values = npt.NDArray[np.float64]
 # A spread from a few runs may come out near zero by chance. U-Net on ResNet-34 at 512 px, fitted on batch 1, 2, 4 with
 # 0 and 2 workers, missed nine held-out runs (batch 1 to 16, 0 to 4 workers) by 1.8 % on average and 6.2 % at worst; a
 # normal deviation of that mean has this standard deviation: 0.018 x sqrt(pi / 2).
-LEAST_SPREAD = 0.018 * math.sqrt(math.pi / 2)
+MIN_SPREAD = 0.018 * math.sqrt(math.pi / 2)
 # Standard deviation of the scale, known before any run of a kind. What a kernel needs for itself is not traced: scales
 # fitted to ResNet-34 at 512 px, batch 1 to 16, were 0.99 in bf16 and 1.01 in fp32.
 SCALE_SPREAD = 0.04
@@ -44,7 +44,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Kind:
+class MemoryProfile:
     """What decides the size of everything that is fitted: peaks of two kinds cannot be compared."""
 
     encoder: str
@@ -60,13 +60,13 @@ class Kind:
     compile: bool = False
 
     @classmethod
-    def of(cls, config: RunConfig, precision: str, threads: int, malloc: str = "") -> "Kind":
+    def of(cls, config: RunConfig, precision: str, threads: int, malloc: str = "") -> "MemoryProfile":
         """The kind of a run config where it runs in this precision, with so many threads and this allocator."""
         decisive = {knob: getattr(config, knob) for knob in _DECISIVE}
         return cls(precision=precision, threads=threads, malloc=malloc, **decisive)
 
     @classmethod
-    def of_run(cls, config: RunConfig, facts: Mapping[str, str]) -> "Kind":
+    def of_run(cls, config: RunConfig, facts: Mapping[str, str]) -> "MemoryProfile":
         """The kind that a run turned out to be, by the facts of its measurement.
 
         One whose threads follow the free cores is of the kind of as many as it may have, whatever it began with.
@@ -103,22 +103,22 @@ def _tensors_mib(config: RunConfig, precision: str, malloc: str, batch: int) -> 
 
 
 @dataclass(frozen=True)
-class Point:
+class PeakObservation:
     """A run whose peak was measured on a CPU."""
 
     config: RunConfig
-    kind: Kind
+    kind: MemoryProfile
     peak_mib: float
     source: str  # its MLflow run, or the folder of a probe
     copied_mib: float = math.nan  # weights, gradients and optimiser's state; NaN where no worker was forked
 
     @property
-    def says_something(self) -> bool:
+    def is_informative(self) -> bool:
         """Whether there was a peak, of one process, and a batch as large as the config says."""
         config = self.config
         sets = len(config.datasets) if config.schedule == "mixed" else 1
         full = not config.max_samples or config.max_samples * sets >= config.batch_size
-        return full and config.devices == 1 and math.isfinite(self.peak_mib) and self.peak_mib > 0
+        return full and config.world_size == 1 and math.isfinite(self.peak_mib) and self.peak_mib > 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PeakParts:
     """What a peak is made of, MiB."""
 
     base: float  # interpreter and libraries
@@ -158,7 +158,7 @@ class HostForecast:
     peak: Peak
     memory_mib: float  # of the compute
     shm_free_mib: float | None  # None: not known
-    parts: Parts
+    parts: PeakParts
     largest_batch: int  # that fits with confidence; 0 where not even one sample does
     furthest_batch: int  # that these runs can speak of
     next_probe: Probe | None  # the one that would narrow the interval most; None where no cheap one would
@@ -171,7 +171,7 @@ def shared_mib(config: RunConfig) -> float:
     return (ahead + 1) * config.batch_size * sample / _MIB if config.num_workers else 0.0
 
 
-def fit_host(kind: Kind, points: Sequence[Point]) -> "HostModel":
+def fit_host_model(kind: MemoryProfile, points: Sequence[PeakObservation]) -> "HostModel":
     """Fit the model to the points of one kind, by weighted least squares.
 
     That the scale is 1, give or take SCALE_SPREAD, counts as one more observation (Theil and Goldberger, On pure and
@@ -180,7 +180,7 @@ def fit_host(kind: Kind, points: Sequence[Point]) -> "HostModel":
     Raises:
         ConfigError: too few points of that kind, and how to get more; or a model that cannot be traced.
     """
-    used = tuple(point for point in points if point.kind == kind and point.says_something)
+    used = tuple(point for point in points if point.kind == kind and point.is_informative)
     terms = 3 if len({point.config.num_workers for point in used}) > 1 else 2
     freedom = len(used) + 1 - terms
     if freedom < _LEAST_FREEDOM:
@@ -192,7 +192,7 @@ def fit_host(kind: Kind, points: Sequence[Point]) -> "HostModel":
     copied = max((p.copied_mib for p in used if math.isfinite(p.copied_mib)), default=0.0)
     peaks = np.array([point.peak_mib for point in used])
     known = np.array([shared_mib(point.config) + _copied_mib(point.config, copied) for point in used])
-    near_one = LEAST_SPREAD / SCALE_SPREAD  # weighs it as a run whose share is off by LEAST_SPREAD
+    near_one = MIN_SPREAD / SCALE_SPREAD  # weighs it as a run whose share is off by LEAST_SPREAD
     rows = np.vstack([
         np.array([_row(kind, point.config, terms) for point in used]) / peaks[:, None],
         np.eye(terms)[1] * near_one,
@@ -207,8 +207,8 @@ def fit_host(kind: Kind, points: Sequence[Point]) -> "HostModel":
 class HostModel:
     """The fitted model of one kind; ``fit_host`` makes it."""
 
-    kind: Kind
-    points: tuple[Point, ...]
+    kind: MemoryProfile
+    points: tuple[PeakObservation, ...]
     coefficients: Values  # base in MiB, scale of the tensors, and MiB a worker where the points differ in workers
     inverse: Values  # of the weighted normal matrix: times spread squared the coefficients' covariance
     spread: float  # standard deviation of these runs' peaks, as a share of them
@@ -249,12 +249,12 @@ class HostModel:
             next_probe=self.next_probe(config, memory_mib, max_share),
         )
 
-    def parts(self, config: RunConfig) -> Parts:
+    def parts(self, config: RunConfig) -> PeakParts:
         """What the peak is made of."""
         terms = self.coefficients * self._row(config)
         workers = float(terms[2]) if terms.size > 2 else 0.0
         copied = _copied_mib(config, self.copied_mib)
-        return Parts(float(terms[0]), float(terms[1]), workers, shared_mib(config), copied)
+        return PeakParts(float(terms[0]), float(terms[1]), workers, shared_mib(config), copied)
 
     def peak(self, config: RunConfig) -> Peak:
         """The peak with its prediction interval (Draper and Smith, Applied Regression Analysis, ch. 3 and 9): Student's
@@ -306,7 +306,7 @@ class HostModel:
 
     def _reach(self, mib: float, leverage: float, freedom: int) -> float:
         share = (1 + CONFIDENCE) / 2
-        deviation = max(float(stats.t.ppf(share, freedom)) * self.spread, float(stats.norm.ppf(share)) * LEAST_SPREAD)
+        deviation = max(float(stats.t.ppf(share, freedom)) * self.spread, float(stats.norm.ppf(share)) * MIN_SPREAD)
         return deviation * math.sqrt(mib**2 + leverage)
 
     def _row(self, config: RunConfig) -> Values:
@@ -330,11 +330,11 @@ class HostModel:
             )
 
 
-def _row(kind: Kind, config: RunConfig, terms: int) -> Values:
+def _row(kind: MemoryProfile, config: RunConfig, terms: int) -> Values:
     return np.array([1.0, kind.tensors_mib(config.batch_size), config.num_workers][:terms])
 
 
-def copied_first(config: RunConfig) -> float:
+def first_pass_copied_share(config: RunConfig) -> float:
     """Share of what is written anew in each step that forked workers keep in the first pass.
 
     They together keep one copy of what was there when they were forked and is written anew since: in the first pass the
@@ -347,5 +347,5 @@ def copied_first(config: RunConfig) -> float:
 def _copied_mib(config: RunConfig, copied_mib: float) -> float:
     """What forked workers keep of weights, gradients and optimiser's state at the most."""
     passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
-    share = 1.0 if passes > 1 else copied_first(config)
+    share = 1.0 if passes > 1 else first_pass_copied_share(config)
     return share * copied_mib if config.num_workers else 0.0

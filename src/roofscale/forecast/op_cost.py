@@ -13,7 +13,7 @@ _FREE = ("empty", "new_empty", "detach", "_unsafe_view", "lift_fresh")
 
 
 @dataclass(frozen=True)
-class Work:
+class OpCost:
     """One operation's work; each sample beyond those traced adds ``per_sample``."""
 
     flops: float  # of products and convolutions; other operations are held up by memory
@@ -23,7 +23,7 @@ class Work:
     forward: bool  # whether it is of the forward pass or the loss
     per_sample: tuple[float, float] = (0.0, 0.0)  # flops and bytes
 
-    def at(self, batch: int) -> "Work":
+    def at(self, batch: int) -> "OpCost":
         """With ``batch`` samples."""
         flops, nbytes = self.per_sample
         return replace(
@@ -31,7 +31,7 @@ class Work:
         )
 
 
-def work_of(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *, forward: bool) -> Work | None:
+def op_cost(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *, forward: bool) -> OpCost | None:
     """What one operation does; None where it only makes a view or takes memory.
 
     It reads its inputs and writes its results, or where it has none the inputs that its schema says it changes.
@@ -47,7 +47,7 @@ def work_of(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *,
     written = _tensors(result) or _changed(func, args)
     formula = flop_registry.get(func.overloadpacket)
     floating = next((value for value in read if value.is_floating_point()), None)
-    return Work(
+    return OpCost(
         flops=float(formula(*args, **kwargs, out_val=result)) if formula else 0.0,
         nbytes=sum(map(_held_bytes, (*read, *written))),
         is_fp32=floating is not None and floating.dtype == torch.float32,

@@ -7,15 +7,15 @@ from roofscale.config import RunConfig
 from roofscale.forecast.host_memory import FURTHEST_BATCH, FURTHEST_WORKERS
 
 
-def first_probes(config: RunConfig) -> tuple[RunConfig, ...]:
+def initial_probes(config: RunConfig) -> tuple[RunConfig, ...]:
     """The short runs from which a config can be forecast: three batch sizes with two worker counts, smallest first."""
     least = config.least_batch
     batches = (least, least + 1, max(least + 3, math.ceil(config.batch_size / FURTHEST_BATCH)))
     workers = (0, max(2, math.ceil(config.num_workers / FURTHEST_WORKERS)))
-    return tuple(as_probe(config, size, count) for size in batches for count in workers)
+    return tuple(probe_config(config, size, count) for size in batches for count in workers)
 
 
-def as_probe(config: RunConfig, batch_size: int, num_workers: int) -> RunConfig:
+def probe_config(config: RunConfig, batch_size: int, num_workers: int) -> RunConfig:
     """A run of three steps, as short as one can be that takes as much memory as a long one: the optimiser's state is
     there from the second step on, and the six steps on a cached batch that end a run count too."""
     return dataclasses.replace(

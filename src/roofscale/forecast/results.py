@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from roofscale.config import RunConfig
-from roofscale.measurement import foreseen
+from roofscale.measurement import forecast_metrics
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit, memory_fit
 
 
@@ -50,4 +50,4 @@ class GpuForecast:
     def metrics(self) -> dict[str, float]:
         """What a run logs of this beforehand, to be held against what it reports of itself."""
         mib = self.reserved_mib
-        return foreseen("gpu_peak_mib", mib, mib * (1 - self.spread), mib * (1 + self.spread))
+        return forecast_metrics("gpu_peak_mib", mib, mib * (1 - self.spread), mib * (1 + self.spread))

@@ -19,7 +19,7 @@ import yaml
 from roofscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from roofscale.forecast.op_cost import Work
+    from roofscale.forecast.op_cost import OpCost
 
 # Others find a roofline 32 % off on average, and it was not compared with a GPU here. The standard deviation of a
 # normal error with that mean, of the logarithm: 0.32 x sqrt(pi / 2).
@@ -29,7 +29,7 @@ _PEAKS = Path(__file__).with_name("gpu_peaks.yaml")
 
 
 @dataclass(frozen=True)
-class Peaks:
+class GpuPeaks:
     """What a GPU can do at best; see ``gpu_peaks.yaml``."""
 
     fp32: float  # TFLOP/s
@@ -69,7 +69,7 @@ class StepEstimate:
 
 
 def estimate_step(
-    work: Iterable["Work"], gpu: str, precision: str, samples: int, peaks: Peaks | None = None
+    work: Iterable["OpCost"], gpu: str, precision: str, samples: int, peaks: GpuPeaks | None = None
 ) -> StepEstimate:
     """Sum up the operations of one step.
 
@@ -97,7 +97,7 @@ def estimate_step(
     return StepEstimate(seconds, forward, flops, nbytes, arithmetic / seconds, gpu, precision, samples)
 
 
-def peaks_of(gpu: str) -> Peaks:
+def peaks_of(gpu: str) -> GpuPeaks:
     """The peaks of a GPU model.
 
     Raises:
@@ -112,7 +112,7 @@ def peaks_of(gpu: str) -> Peaks:
     return known[gpu]
 
 
-def known_gpu(device: str) -> str:
+def gpu_from_driver_name(device: str) -> str:
     """The model in ``gpu_peaks.yaml`` that a driver's name for a device stands for ("Tesla V100-SXM2-16GB": V100); that
     name itself where there is none."""
     words = re.split(r"[^A-Za-z0-9]+", device)
@@ -120,5 +120,5 @@ def known_gpu(device: str) -> str:
 
 
 @cache
-def _read(file: Path) -> dict[str, Peaks]:
-    return {name: Peaks(**entry) for name, entry in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
+def _read(file: Path) -> dict[str, GpuPeaks]:
+    return {name: GpuPeaks(**entry) for name, entry in yaml.safe_load(file.read_text(encoding="utf-8")).items()}

@@ -21,8 +21,8 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import time_scaling
 from roofscale.forecast.roofline_model import ERROR, StepEstimate
-from roofscale.forecast.time_scaling import Bound, SampleTime, Timed, area_ratio, passes_of
-from roofscale.stats.intervals import BUSY, Estimate, Interval, interval, spread
+from roofscale.forecast.time_scaling import Bound, SampleTime, TimingRecord, area_ratio, passes_of
+from roofscale.stats.intervals import MAX_OTHER_LOAD, Estimate, Interval, add_variance, interval
 
 Amounts = Mapping[str, tuple[int, int]]  # by data set: the training and the validation samples that there are
 
@@ -34,7 +34,7 @@ _MIN_CACHED = 3
 
 
 @dataclass(frozen=True)
-class Parts:
+class TimeParts:
     """What a run's seconds are made of."""
 
     start: float  # the process and its imports, the net, the data
@@ -62,7 +62,7 @@ class TimeForecast:
     epoch_seconds: Interval  # of one pass over the data, its start-up left out
     usd: Interval | None  # of the run; None where the compute has no price
     epoch_usd: Interval | None
-    parts: Parts
+    parts: TimeParts
     seconds_per_sample: float
     bound: Bound  # what the pace hangs on
     loader_share: float  # of a step's time, in the runs that it is scaled from: what scales with the workers
@@ -74,7 +74,7 @@ class TimeForecast:
 def forecast_time(
     config: RunConfig,
     compute: Compute,
-    runs: Sequence[Timed],
+    runs: Sequence[TimingRecord],
     amounts: Amounts | None = None,
     *,
     threads: int = 0,
@@ -94,7 +94,7 @@ def forecast_time(
         ConfigError: all samples are asked for, and ``amounts`` does not say how many there are.
     """
     timed = _undisturbed([run for run in runs if run.is_timed])
-    alike = [run for run in timed if time_scaling.same_kind(config, compute.gpu, run)]
+    alike = [run for run in timed if time_scaling.is_comparable(config, compute.gpu, run)]
     if alike:
         return _from_runs(config, compute, alike, amounts, threads)
     return _from_estimate(config, compute, timed, amounts, estimate) if estimate else None
@@ -120,7 +120,7 @@ def validated_samples(config: RunConfig, amounts: Amounts | None = None) -> int:
     return sum(each) + config.epochs * sum(seen)
 
 
-def sum_of(forecasts: Sequence[Interval]) -> Interval:
+def sum_forecasts(forecasts: Sequence[Interval]) -> Interval:
     """The sum of several, taken to err together: they are scaled from the same runs."""
     parts = zip(*((one.centre, one.low, one.high) for one in forecasts), strict=True)
     return Interval(*map(math.fsum, parts)) if forecasts else Interval(0.0, 0.0, 0.0)
@@ -143,14 +143,14 @@ def _of_each(config: RunConfig, amounts: Amounts | None, *, training: bool) -> l
     return found
 
 
-def _undisturbed(runs: Sequence[Timed]) -> list[Timed]:
+def _undisturbed(runs: Sequence[TimingRecord]) -> list[TimingRecord]:
     """Those that had the machine to themselves; all of them where none had."""
-    quiet = [run for run in runs if run.metrics.get("cpu/others", 0.0) <= BUSY]
+    quiet = [run for run in runs if run.metrics.get("cpu/others", 0.0) <= MAX_OTHER_LOAD]
     return quiet or list(runs)
 
 
 def _from_runs(
-    config: RunConfig, compute: Compute, alike: list[Timed], amounts: Amounts | None, threads: int
+    config: RunConfig, compute: Compute, alike: list[TimingRecord], amounts: Amounts | None, threads: int
 ) -> TimeForecast:
     deviations = [time_scaling.deviation(config, threads, run) for run in alike]
     least = min(deviations)
@@ -158,7 +158,7 @@ def _from_runs(
     paces = [_pace(config, threads, run) for run in nearest]
     seconds = math.exp(statistics.fmean(math.log(found) for found, _ in paces))
     parts = _parts(config, nearest, seconds, amounts, threads)
-    steps = max(1.0, training_samples(config, amounts) / config.step_samples)
+    steps = max(1.0, training_samples(config, amounts) / config.global_batch_size)
     return _with_intervals(
         config,
         compute,
@@ -172,40 +172,44 @@ def _from_runs(
     )
 
 
-def _pace(config: RunConfig, threads: int, run: Timed) -> tuple[float, Bound]:
+def _pace(config: RunConfig, threads: int, run: TimingRecord) -> tuple[float, Bound]:
     """Seconds a sample of a config as one measured run foretells them."""
-    factor = area_ratio(config, run) * time_scaling.core_gain(threads, run)[0]
+    factor = area_ratio(config, run) * time_scaling.core_speedup(threads, run)[0]
     return SampleTime.of(run).scaled(factor).with_workers(config.num_workers)
 
 
-def _log_pace(centre: float, transferred: float, nearest: list[Timed], alike: list[Timed], steps: float) -> Estimate:
+def _log_pace(
+    centre: float, transferred: float, nearest: list[TimingRecord], alike: list[TimingRecord], steps: float
+) -> Estimate:
     """Log seconds a sample of a run to come: the spread between runs, of these and of that one, the noise of the
     steps, of these and of its own, and the extra error where it is scaled."""
-    variance, freedom = time_scaling.between_runs(alike)
+    variance, freedom = time_scaling.run_to_run_variance(alike)
     between = Estimate(centre, variance * (1 + 1 / len(nearest)), freedom)
     within = statistics.fmean(run.log_error**2 for run in nearest)
     a_step = statistics.fmean(run.log_error**2 * max(1.0, run.metrics["train/steps"]) for run in nearest)
-    return spread(between, within / len(nearest) + a_step / steps + transferred**2)
+    return add_variance(between, within / len(nearest) + a_step / steps + transferred**2)
 
 
-def _parts(config: RunConfig, runs: list[Timed], seconds: float, amounts: Amounts | None, threads: int) -> Parts:
+def _parts(
+    config: RunConfig, runs: list[TimingRecord], seconds: float, amounts: Amounts | None, threads: int
+) -> TimeParts:
     taken = [_Taken.of(run) for run in runs]
-    factors = [area_ratio(config, run) * time_scaling.core_gain(threads, run)[0] for run in runs]
+    factors = [area_ratio(config, run) * time_scaling.core_speedup(threads, run)[0] for run in runs]
     validated = statistics.fmean(one.validated * factor for one, factor in zip(taken, factors, strict=True))
     return _add_up(config, taken, seconds, validated, amounts)
 
 
 def _add_up(
     config: RunConfig, taken: Sequence["_Taken"], seconds: float, validated: float, amounts: Amounts | None
-) -> Parts:
+) -> TimeParts:
     samples = training_samples(config, amounts)
-    cached = _CACHED_STEPS * config.step_samples * seconds
-    return Parts(
+    cached = _CACHED_STEPS * config.global_batch_size * seconds
+    return TimeParts(
         start=statistics.fmean(one.start for one in taken) if taken else 0.0,
         passes=passes_of(config) * statistics.fmean(one.each_pass for one in taken) if taken else 0.0,
         training=seconds * samples,
         validation=validated * validated_samples(config, amounts),
-        cached=cached if samples >= _MIN_CACHED * config.step_samples else 0.0,
+        cached=cached if samples >= _MIN_CACHED * config.global_batch_size else 0.0,
     )
 
 
@@ -218,14 +222,14 @@ class _Taken:
     validated: float  # of one sample
 
     @classmethod
-    def of(cls, run: Timed) -> "_Taken":
+    def of(cls, run: TimingRecord) -> "_Taken":
         """Split up what is left of a run's time.
 
         An older run does not say what validation took: then all that is left after training counts as validation,
         the passes' starts too.
         """
         metrics, config = run.metrics, run.config
-        cached = _CACHED_STEPS * config.step_samples * metrics.get("speed/cached_seconds_per_sample", 0.0)
+        cached = _CACHED_STEPS * config.global_batch_size * metrics.get("speed/cached_seconds_per_sample", 0.0)
         setup = metrics.get("speed/setup_seconds", 0.0)
         training = metrics["speed/seconds_per_sample"] * metrics["train/samples"]
         left = max(0.0, metrics["speed/run_seconds"] - setup - training - cached)
@@ -246,15 +250,15 @@ def _validations(config: RunConfig) -> tuple[int, int]:
 
 
 def _from_estimate(
-    config: RunConfig, compute: Compute, runs: Sequence[Timed], amounts: Amounts | None, estimate: StepEstimate
+    config: RunConfig, compute: Compute, runs: Sequence[TimingRecord], amounts: Amounts | None, estimate: StepEstimate
 ) -> TimeForecast:
     """A GPU's step as it was estimated; start and passes as runs on record took them, of whatever kind.
 
     Several GPUs take as many samples in the time of one: the exchange of gradients is taken to go on beside backward.
     """
-    seconds = estimate.seconds / config.step_samples
-    parts = _add_up(config, [_Taken.of(run) for run in runs], seconds, estimate.forward_seconds / config.step_samples,
-                    amounts)  # fmt: skip
+    seconds = estimate.seconds / config.global_batch_size
+    forward_seconds = estimate.forward_seconds / config.global_batch_size
+    parts = _add_up(config, [_Taken.of(run) for run in runs], seconds, forward_seconds, amounts)
     return _with_intervals(
         config,
         compute,
@@ -270,12 +274,12 @@ def _from_estimate(
 
 
 def _with_intervals(
-    config: RunConfig, compute: Compute, parts: Parts, pace: Estimate, amounts: Amounts | None, **rest: Any
+    config: RunConfig, compute: Compute, parts: TimeParts, pace: Estimate, amounts: Amounts | None, **rest: Any
 ) -> TimeForecast:
     """The forecast from its parts: all that goes with the pace errs together, the fixed part by itself."""
     moving = 1 - parts.fixed / parts.total
     whole = Estimate(math.log(parts.total), pace.variance * moving**2, pace.freedom)
-    run = interval(spread(whole, (FIXED_SPREAD * (1 - moving)) ** 2)).exp()
+    run = interval(add_variance(whole, (FIXED_SPREAD * (1 - moving)) ** 2)).exp()
     an_epoch = training_samples(config, amounts) / passes_of(config)
     epoch = _times(interval(pace).exp(), an_epoch)
     price = None if compute.usd_per_hour is None else config.instance_count * compute.usd_per_hour / 3600

@@ -40,7 +40,7 @@ def peak_mib(trace: Trace, batch: int, largest_on_heap: float = _LARGEST_ON_HEAP
     """The most that is alive at once, with the gaps on the heap."""
     sized = trace.at(batch)
     on_heap = most = 0.0
-    for index, born, alive in sized.live():
+    for index, born, alive in sized.live_bytes():
         nbytes = sized.storages[index].nbytes
         if nbytes < largest_on_heap:
             on_heap += nbytes if born else -nbytes

@@ -19,7 +19,7 @@ LOADER_BOUND = 0.10  # share of a step that waits for the loader, from which it 
 _REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # standard deviations to either end of an interval
 
 # Standard deviation of log seconds a sample for each doubling of a knob, beyond what is accounted for.
-DOUBLING: Mapping[str, float] = {
+SD_PER_DOUBLING: Mapping[str, float] = {
     # Phase 2 on record (experiments/results/phase2.json, ResNet-34 at 512 px): 2 to 4, 8 and 16 samples a batch moved
     # it by -0.04, 0.10 and 0.26. Their root mean square.
     "batch_size": 0.16,
@@ -29,7 +29,7 @@ DOUBLING: Mapping[str, float] = {
     "num_workers": 0.08,
     "prefetch_factor": 0.08,  # assumed: as of the workers, which prepare as many batches ahead
 }
-OTHER: Mapping[str, float] = {  # of a difference that is no matter of degree
+SD_PER_CHANGE: Mapping[str, float] = {  # of a difference that is no matter of degree
     "augment": 0.40,  # assumed: the heavy one takes longer than the model's part of a small image
     "fit": 0.10,  # assumed
     "datasets": 0.05,  # phase 4 on record: Roofline and AIRS beside RID moved it by 0.00 and 0.04
@@ -44,7 +44,7 @@ WORKERS_OR_NONE = 0.30  # 0 against 2 loader processes moved it by 0.30 (benchma
 _TIMED = affecting("step", "loader")
 # How far these move it is not known, so seconds a sample cannot be carried over. Precision and threads are compared as
 # they ran.
-_ALIKE = _TIMED - {*DOUBLING, *OTHER, "precision", "threads"}
+_ALIKE = _TIMED - {*SD_PER_DOUBLING, *SD_PER_CHANGE, "precision", "threads"}
 
 
 class Bound(enum.StrEnum):
@@ -56,7 +56,7 @@ class Bound(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimingRecord:
     """A run that was measured: what it ran and what it took."""
 
     config: RunConfig
@@ -104,7 +104,7 @@ class SampleTime:
     loader: float | None  # of one loader process; None: not known, as it has never held the model up
 
     @classmethod
-    def of(cls, run: Timed) -> "SampleTime":
+    def of(cls, run: TimingRecord) -> "SampleTime":
         """As a run was measured."""
         seconds, share, workers = run.metrics["speed/seconds_per_sample"], run.loader_share, run.config.num_workers
         if workers == 0:
@@ -133,12 +133,12 @@ def passes_of(config: RunConfig) -> int:
     return config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
 
 
-def area_ratio(config: RunConfig, run: Timed) -> float:
+def area_ratio(config: RunConfig, run: TimingRecord) -> float:
     """Pixels of an image over those of a measured run's."""
     return (config.image_size / run.config.image_size) ** 2
 
 
-def core_gain(threads: int, run: Timed) -> tuple[float, float]:
+def core_speedup(threads: int, run: TimingRecord) -> tuple[float, float]:
     """Factor on the seconds of a sample with other threads, and the deviation of its logarithm.
 
     Assumed: somewhere between no gain from more cores and a gain in proportion, so that the 90 % interval spans both.
@@ -149,24 +149,24 @@ def core_gain(threads: int, run: Timed) -> tuple[float, float]:
     return math.exp(-half), abs(half) / _REACH
 
 
-def deviation(config: RunConfig, threads: int, run: Timed) -> float:
+def deviation(config: RunConfig, threads: int, run: TimingRecord) -> float:
     """Standard deviation of log seconds a sample that comes of the differences between a config and a measured run."""
-    by_degree = (_variance_by_degree(config, run.config, knob) for knob in DOUBLING)
-    other = (OTHER[knob] ** 2 for knob in OTHER if getattr(config, knob) != getattr(run.config, knob))
-    return math.sqrt(sum(by_degree) + sum(other) + core_gain(threads, run)[1] ** 2)
+    by_degree = (_variance_by_degree(config, run.config, knob) for knob in SD_PER_DOUBLING)
+    other = (SD_PER_CHANGE[knob] ** 2 for knob in SD_PER_CHANGE if getattr(config, knob) != getattr(run.config, knob))
+    return math.sqrt(sum(by_degree) + sum(other) + core_speedup(threads, run)[1] ** 2)
 
 
-def differences(config: RunConfig, threads: int, run: Timed) -> Iterator[str]:
+def differences(config: RunConfig, threads: int, run: TimingRecord) -> Iterator[str]:
     """What a forecast had to be scaled over, in words."""
-    for knob in (*DOUBLING, *OTHER):
-        ours, theirs = config.written()[knob], run.config.written()[knob]
+    for knob in (*SD_PER_DOUBLING, *SD_PER_CHANGE):
+        ours, theirs = config.to_strings()[knob], run.config.to_strings()[knob]
         if ours != theirs:
             yield f"{knob} {theirs} to {ours}"
     if threads and run.threads and threads != run.threads:
         yield f"threads {run.threads} to {threads}"
 
 
-def same_kind(config: RunConfig, gpu: str, run: Timed) -> bool:
+def is_comparable(config: RunConfig, gpu: str, run: TimingRecord) -> bool:
     """Whether a run's seconds say anything: of the same net in the same arithmetic, on the same kind of processor."""
     if any(getattr(config, knob) != getattr(run.config, knob) for knob in _ALIKE):
         return False
@@ -176,7 +176,7 @@ def same_kind(config: RunConfig, gpu: str, run: Timed) -> bool:
     return here or (run.gpu == gpu and run.on_gpu == bool(gpu))
 
 
-def between_runs(runs: list[Timed]) -> tuple[float, float]:
+def run_to_run_variance(runs: list[TimingRecord]) -> tuple[float, float]:
     """Variance of log seconds a sample between runs of one config, and its degrees of freedom.
 
     Pooled over the configs that ran more than once, whatever their seeds and lengths, with RUN_SPREAD, which three
@@ -200,4 +200,4 @@ def _variance_by_degree(config: RunConfig, other: RunConfig, knob: str) -> float
         return 0.0
     if not (ours and theirs):  # only the workers may be none
         return WORKERS_OR_NONE**2
-    return DOUBLING[knob] ** 2 * abs(math.log2(ours / theirs))
+    return SD_PER_DOUBLING[knob] ** 2 * abs(math.log2(ours / theirs))

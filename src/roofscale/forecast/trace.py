@@ -25,9 +25,9 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
 from roofscale.forecast.cuda_autocast import CudaAutocast
-from roofscale.forecast.op_cost import Work, work_of
+from roofscale.forecast.op_cost import OpCost, op_cost
 from roofscale.torch_compat import TRACING
-from roofscale.train.device import Device
+from roofscale.train.device import Execution
 from roofscale.train.trainer import Trainer
 
 _STEPS = 2  # the optimiser's state is born at the end of the first: only the second step has all of it
@@ -56,14 +56,14 @@ class Trace:
 
     storages: tuple[Storage, ...]
     events: tuple[int, ...]
-    work: tuple[Work, ...] = ()
+    work: tuple[OpCost, ...] = ()
 
     def at(self, batch: int) -> "Trace":
         """The trace of the same steps with ``batch`` samples each, or in each part."""
         grown = (replace(s, nbytes=s.nbytes + batch * s.per_sample, per_sample=0.0) for s in self.storages)
         return Trace(tuple(grown), self.events, tuple(one.at(batch) for one in self.work))
 
-    def walk(self) -> Iterator[tuple[int, bool]]:
+    def events_in_order(self) -> Iterator[tuple[int, bool]]:
         """Each event in order: the storage or ``CONVOLUTION``, and whether it begins to live or dies.
 
         A convolution's workspace dies at once; its event stands for both.
@@ -75,10 +75,10 @@ class Trace:
                 (alive.add if born else alive.remove)(index)
             yield index, born
 
-    def live(self) -> Iterator[tuple[int, bool, float]]:
+    def live_bytes(self) -> Iterator[tuple[int, bool, float]]:
         """After each birth and death: the storage, whether it was born, and the bytes then alive."""
         held = 0.0
-        for index, born in self.walk():
+        for index, born in self.events_in_order():
             if index != CONVOLUTION:
                 held += self.storages[index].nbytes if born else -self.storages[index].nbytes
                 yield index, born, held
@@ -145,7 +145,7 @@ def trace_batch(config: RunConfig, precision: str, net: nn.Module, batch: int, *
         net: the model, on the CPU; left as it is.
         batch: samples a step.
     """
-    where = Device(torch.device("cpu"), "bf16" if precision == "fp16" else precision, "traced")
+    where = Execution(torch.device("cpu"), "bf16" if precision == "fp16" else precision, "traced")
     mode = _FakeMode() if fake else contextlib.nullcontext()
     net = copy.deepcopy(net)
     recorder = Recorder()
@@ -153,12 +153,12 @@ def trace_batch(config: RunConfig, precision: str, net: nn.Module, batch: int, *
         if fake:
             _make_fake(net)
         in_host_memory = _batch(config, batch)
-        recorder.overlook(in_host_memory[:-1])
+        recorder.ignore(in_host_memory[:-1])
         for tensor in (*net.parameters(), *net.buffers()):
-            recorder.see(tensor)
+            recorder.record(tensor)
         with recorder, CudaAutocast(), _naming_modules(net, recorder):
             _change_layout(net, models.memory_format(config))
-            recorder.claim("parameters", (*net.parameters(), *net.buffers()))
+            recorder.assign_kind("parameters", (*net.parameters(), *net.buffers()))
             trainer = _TracedTrainer(config, _STEPS, where=where, model=net)
             for _ in range(_STEPS):
                 recorder.work.clear()
@@ -173,7 +173,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = "parameters"
         self.module = ""
-        self.work: list[Work] = []
+        self.work: list[OpCost] = []
         self._storages: list[Storage] = []
         self._events: list[int] = []
         # A storage's Python object lives as long as the storage itself, so that its id is its own until it dies.
@@ -183,16 +183,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and look at what it returns."""
         result = func(*args, **(kwargs or {}))
-        if done := work_of(func, args, kwargs or {}, result, forward=self.phase == "activations"):
+        if done := op_cost(func, args, kwargs or {}, result, forward=self.phase == "activations"):
             self.work.append(done)
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
-                self.see(value)
+                self.record(value)
         if func.name().startswith("aten::convolution"):
             self._events.append(CONVOLUTION)
         return result
 
-    def see(self, tensor: torch.Tensor) -> None:
+    def record(self, tensor: torch.Tensor) -> None:
         """Note a tensor's storage, if it is new and holds anything."""
         storage = tensor.untyped_storage()
         if id(storage) in self._alive or not storage.nbytes() or any(storage is one for one in self._elsewhere):
@@ -207,11 +207,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         self._alive[key] = index, weakref.ref(storage, died)
         self._events.append(index)
 
-    def overlook(self, tensors: Iterable[torch.Tensor]) -> None:
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """Say which tensors are not on the device."""
         self._elsewhere += [tensor.untyped_storage() for tensor in tensors]
 
-    def claim(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
+    def assign_kind(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
         """Say what tensors turned out to be."""
         for tensor in tensors:
             found = self._alive.get(id(tensor.untyped_storage()))
@@ -249,16 +249,16 @@ class _TracedTrainer(Trainer):
 def _step(trainer: Trainer, recorder: Recorder, batch: Batch) -> None:
     """One step as ``Trainer.step`` takes it, without its look at whether the loss is finite."""
     trainer.begin()
-    labelled = trainer.labelled(batch)
+    labelled = trainer.count_labelled(batch)
     for part in trainer.parts(batch):
         recorder.phase = "activations"
         loss = trainer.loss(part, labelled)
         recorder.phase = "temporary"
         trainer.backward(loss)
-        recorder.claim("gradients", (p.grad for p in trainer.model.parameters() if p.grad is not None))
+        recorder.assign_kind("gradients", (p.grad for p in trainer.model.parameters() if p.grad is not None))
     trainer.update()
     kept = (value for state in trainer.optimizer.state.values() for value in state.values())
-    recorder.claim("optimizer", (value for value in kept if isinstance(value, torch.Tensor)))
+    recorder.assign_kind("optimizer", (value for value in kept if isinstance(value, torch.Tensor)))
 
 
 class _FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch does not annotate it

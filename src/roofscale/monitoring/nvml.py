@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class GpuUse:
+class GpuUsage:
     """All visible GPUs together at one moment."""
 
     utilisation: float  # share of the last sample period with a kernel running, mean over the GPUs
@@ -16,7 +16,7 @@ class GpuUse:
     power_w: float  # summed
 
 
-class Gpus:
+class GpuMonitor:
     """NVIDIA's management library, opened once; without a GPU or driver it is falsy and ``use`` gives None."""
 
     def __init__(self) -> None:
@@ -38,19 +38,19 @@ class Gpus:
                 self._nvml.nvmlShutdown()
         self._nvml, self._handles = None, []
 
-    def use(self, pids: Iterable[int]) -> GpuUse | None:
+    def use(self, pids: Iterable[int]) -> GpuUsage | None:
         """What ``pids`` hold and how busy the GPUs are, or None where there is no GPU or it does not answer."""
         if not self._handles:
             return None
         try:
             busy = [self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
             power = [self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000 for handle in self._handles]
-            held = [self._held(handle, frozenset(pids)) for handle in self._handles]
+            held = [self._used_mib(handle, frozenset(pids)) for handle in self._handles]
         except self._nvml.NVMLError:
             return None
-        return GpuUse(sum(busy) / len(busy), sum(held), sum(power))
+        return GpuUsage(sum(busy) / len(busy), sum(held), sum(power))
 
-    def _held(self, handle: Any, pids: frozenset[int]) -> int:
+    def _used_mib(self, handle: Any, pids: frozenset[int]) -> int:
         """Bytes held by ``pids``; by everybody where the driver knows them by other ids, as it does in a container."""
         running = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         ours = [process.usedGpuMemory for process in running if process.pid in pids]

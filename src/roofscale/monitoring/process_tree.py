@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Resident:
+class Rss:
     """Cheap memory counters, bytes. Pages that processes share count once for each of them."""
 
     total: int  # resident sets summed
@@ -28,7 +28,7 @@ class Resident:
 
 
 @dataclass(frozen=True)
-class Proportional:
+class Pss:
     """Proportional set sizes, bytes: a page shared by n processes counts 1/n in each, so the sum is the true use."""
 
     total: int
@@ -42,9 +42,9 @@ class Tree(Protocol):
         """Look for new and gone processes; True where the set changed."""
         ...
 
-    def resident(self) -> Resident: ...
+    def resident(self) -> Rss: ...
 
-    def proportional(self) -> Proportional | None: ...
+    def proportional(self) -> Pss | None: ...
 
     def cpu_seconds(self) -> float:
         """CPU time, user and system, of the living and of the dead that were waited for."""
@@ -57,7 +57,7 @@ class Tree(Protocol):
     def pids(self) -> frozenset[int]: ...
 
 
-def watch(pid: int) -> Tree:
+def open_tree(pid: int) -> Tree:
     """The tree under ``pid``, by the best means that the system has."""
     return LinuxTree(pid) if Path("/proc/self/smaps_rollup").exists() else PortableTree(pid)
 
@@ -82,19 +82,19 @@ class LinuxTree:
     def pids(self) -> frozenset[int]:
         return frozenset(self._pids)
 
-    def resident(self) -> Resident:
+    def resident(self) -> Rss:
         sizes = [self._statm(pid) for pid in self._pids]
         peak = _kib(_read(f"/proc/{self._main}/status"), b"VmHWM:")
         workers = sum(resident - shared for resident, shared in sizes[1:])
         lost = any(resident == 0 for resident, _ in sizes)
-        return Resident(sum(resident for resident, _ in sizes), sizes[0][0], peak, workers, lost)
+        return Rss(sum(resident for resident, _ in sizes), sizes[0][0], peak, workers, lost)
 
-    def proportional(self) -> Proportional | None:
+    def proportional(self) -> Pss | None:
         texts = [_read(f"/proc/{pid}/smaps_rollup") for pid in self._pids]
         if not texts[0]:  # gone, or not ours to look into
             return None
         sizes = [_kib(text, b"Pss:") for text in texts]
-        return Proportional(sum(sizes), sum(sizes[1:]))
+        return Pss(sum(sizes), sum(sizes[1:]))
 
     def cpu_seconds(self) -> float:
         return sum(map(self._cpu_ticks, self._pids)) / self._TICKS
@@ -134,11 +134,11 @@ class PortableTree:
     def pids(self) -> frozenset[int]:
         return frozenset(process.pid for process in self._processes)
 
-    def resident(self) -> Resident:
+    def resident(self) -> Rss:
         sizes = [_ask(process, lambda p: int(p.memory_info().rss), 0) for process in self._processes] or [0]
-        return Resident(sum(sizes), sizes[0], 0, sum(sizes[1:]))
+        return Rss(sum(sizes), sizes[0], 0, sum(sizes[1:]))
 
-    def proportional(self) -> Proportional | None:
+    def proportional(self) -> Pss | None:
         return None
 
     def cpu_seconds(self) -> float:

@@ -80,11 +80,11 @@ def _never_back(now: Counters, before: Counters) -> Counters:
         now.io_wait,
         now.idle,
         now.machine,
-        (larger(now.disk[0], before.disk[0]), larger(now.disk[1], before.disk[1])),
+        (nan_max(now.disk[0], before.disk[0]), nan_max(now.disk[1], before.disk[1])),
         now.network,
     )
 
 
-def larger(a: float, b: float) -> float:
+def nan_max(a: float, b: float) -> float:
     """The larger of two values; the other where one is NaN."""
     return b if math.isnan(a) else a if math.isnan(b) else max(a, b)

@@ -23,8 +23,8 @@ from typing import Generic, TypeVar
 from roofscale.cgroup import MemoryCgroup
 from roofscale.measurement import MemoryPoint, ResourceSample
 from roofscale.monitoring import process_tree
-from roofscale.monitoring.nvml import Gpus, GpuUse
-from roofscale.monitoring.rates import Rates, larger
+from roofscale.monitoring.nvml import GpuMonitor, GpuUsage
+from roofscale.monitoring.rates import Rates, nan_max
 
 MIB = 2**20
 # Exact looks together may take this share of one core, less where a cgroup knows the total and only the workers' part
@@ -65,20 +65,20 @@ class Monitor:
         tree: process_tree.Tree | None = None,
     ) -> None:
         self.rows: deque[ResourceSample] = deque()  # taken away from the left by whoever shows them
-        self._points = Thinned[MemoryPoint](interval, _MOST_POINTS)
-        self._resources = Thinned[ResourceSample](row_seconds, _MOST_ROWS)
+        self._points = DownsampledSeries[MemoryPoint](interval, _MOST_POINTS)
+        self._resources = DownsampledSeries[ResourceSample](row_seconds, _MOST_ROWS)
         self.peak_mib = self.workers_mib = self.shm_mib = self.shm_share = math.nan
         self._group = group
-        self._tree = tree or process_tree.watch(pid)
-        self._gpus = Gpus()
+        self._tree = tree or process_tree.open_tree(pid)
+        self._gpus = GpuMonitor()
         self._interval, self._row_seconds, self._limit_mib, self._on_over = interval, row_seconds, limit_mib, on_over
-        self._exact = _Exact(self._tree, _EXACT_SHARE["workers" if group else "total"])
+        self._exact = _PssCorrection(self._tree, _EXACT_SHARE["workers" if group else "total"])
         self._main_peak = 0
         self._shm_before = _Shm.now().used
         self._next_tree = 0.0
         self._next_row = time.monotonic() + row_seconds  # a rate over no time says nothing
         self._rates = Rates(self._tree, cores)
-        self._gpu: list[GpuUse] = []
+        self._gpu: list[GpuUsage] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="roofscale-monitor", daemon=True)
 
@@ -151,7 +151,7 @@ class Monitor:
             self._next_row = now + self._row_seconds
             self._add_row()
 
-    def _note_memory(self, resident: process_tree.Resident) -> None:
+    def _note_memory(self, resident: process_tree.Rss) -> None:
         if not self._exact.look():
             return
         shm = _Shm.now()
@@ -166,14 +166,14 @@ class Monitor:
         # The kernel remembers the main process's largest size: a peak between two samples shows in it.
         missed = max(0, resident.main_peak - resident.main) / MIB if resident.main_peak > self._main_peak > 0 else 0.0
         self._main_peak = max(self._main_peak, resident.main_peak)
-        self.shm_mib = larger(self.shm_mib, shm_mib)
-        self.shm_share = larger(self.shm_share, shm.share)
+        self.shm_mib = nan_max(self.shm_mib, shm_mib)
+        self.shm_share = nan_max(self.shm_share, shm.share)
         if not mib + missed <= self.peak_mib:
             self.peak_mib = mib + missed
             workers = resident.workers_private if self._exact.workers is None else self._exact.workers
             self.workers_mib = workers / MIB
 
-    def _memory_mib(self, resident: process_tree.Resident, shm: "_Shm") -> tuple[float, float]:
+    def _memory_mib(self, resident: process_tree.Rss, shm: "_Shm") -> tuple[float, float]:
         if self._group:
             with contextlib.suppress(OSError):
                 use = self._group.use()
@@ -196,7 +196,7 @@ class Monitor:
         self._resources.add(row)
 
 
-class Thinned(Generic[Timed]):
+class DownsampledSeries(Generic[Timed]):
     """Values over time, ``seconds`` apart or more: beyond ``most`` every second one goes, and twice as far apart."""
 
     def __init__(self, seconds: float, most: int) -> None:
@@ -213,7 +213,7 @@ class Thinned(Generic[Timed]):
             self._seconds *= 2
 
 
-class _Exact:
+class _PssCorrection:
     """Turns summed resident sets into true use by a correction that is renewed from PSS now and then.
 
     The correction is what the processes share, so it holds for one set of processes only; and while a fork goes on to

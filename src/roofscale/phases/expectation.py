@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roofscale.measurement import Measurement
-from roofscale.runners.build_measurement import warm
+from roofscale.runners.build_measurement import without_first_steps
 from roofscale.stats.intervals import Estimate, log_pace
 
 REFERENCES = ("previous", "base", "absolute")
@@ -32,6 +32,6 @@ def is_timed(metric: str) -> bool:
     return metric in _TIMED
 
 
-def pace(runs: Sequence[Measurement]) -> Estimate | None:
+def log_seconds_per_sample(runs: Sequence[Measurement]) -> Estimate | None:
     """Logarithm of the seconds a sample of one config's runs, each epoch's first step left out; see ``log_pace``."""
-    return log_pace([warm(run.steps) for run in runs])
+    return log_pace([without_first_steps(run.steps) for run in runs])

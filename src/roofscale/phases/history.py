@@ -24,7 +24,7 @@ def experiment_name(phase: int) -> str:
     return f"roofscale-phase{phase}"
 
 
-def newest_climb(phase: int) -> PhaseResult | None:
+def latest_result(phase: int) -> PhaseResult | None:
     """The newest attempt at a phase that judged at least one step; None where the server has none."""
     tracker = Tracker.find(experiment_name(phase))
     if tracker is None:
@@ -62,15 +62,15 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> PhaseResult | None:
 def judged_runs(phase: int) -> list[RunRecord]:
     """Every run of every attempt at a phase that has a verdict, those of the newest attempt first."""
     tracker = Tracker.find(experiment_name(phase))
-    return judged_in(tracker) if tracker else []
+    return judged_runs_of(tracker) if tracker else []
 
 
-def judged_in(tracker: Tracker) -> list[RunRecord]:
+def judged_runs_of(tracker: Tracker) -> list[RunRecord]:
     """Every run in an experiment that has a verdict, those of the newest attempt first."""
     return [run for run in _children(tracker) if "verdict" in run.tags]
 
 
-def trials_in(tracker: Tracker) -> list[RunRecord]:
+def trials_of(tracker: Tracker) -> list[RunRecord]:
     """Every trial of every search in an experiment, those of the newest attempt first."""
     return [trial for run in _children(tracker) if "search" in run.tags for trial in tracker.children(run.run_id)]
 

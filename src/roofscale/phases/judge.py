@@ -8,7 +8,7 @@ from typing import Any
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
-from roofscale.phases.criteria import CRITERIA, Comparison, Evidence, Rung, compare
+from roofscale.phases.criteria import CRITERIA, Comparison, EarlierStep, Evidence, compare
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.phase_file import Step
 from roofscale.stats.curves import Verdict, combine
@@ -81,7 +81,7 @@ def judge(
     repeats: Sequence[Measurement] = (),
     *,
     config: RunConfig | None = None,
-    history: Sequence[Rung] = (),
+    history: Sequence[EarlierStep] = (),
 ) -> StepVerdict:
     """Judge a step.
 

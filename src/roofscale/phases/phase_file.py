@@ -23,8 +23,8 @@ from roofscale.measurement import METRICS
 from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.expectation import REFERENCES, Expectation
-from roofscale.phases.search.space import SearchSpec, read_search
-from roofscale.phases.yaml_source import Node, read_yaml
+from roofscale.phases.search.space import SearchSpace, read_search
+from roofscale.phases.yaml_source import YamlNode, read_yaml
 
 ON_FAILURE = ("stop", "continue")  # after the remedies, where none of them passed
 ON_INSUFFICIENT = ("repeat", "continue", "stop")
@@ -64,7 +64,7 @@ class Step:
     on_insufficient: str  # of ON_INSUFFICIENT
     max_repeats: int  # more runs under other seeds while the evidence is insufficient
     max_retreats: int = _DEFAULT_RETREATS  # further runs, each with a remedy for the cause of the failure before it
-    search: SearchSpec | None = None  # finds the rest of what the step sets, before its run
+    search: SearchSpace | None = None  # finds the rest of what the step sets, before its run
     when: str = ""  # of CONDITIONS; empty: it is run whatever the forecast says
 
     @property
@@ -80,7 +80,7 @@ class Step:
 
     def changes(self) -> list[str]:
         """What it changes on the phase's base: overrides as they would be written, and what it searches."""
-        written = RunConfig().with_overrides(self.set).written()
+        written = RunConfig().with_overrides(self.set).to_strings()
         return [*(f"{key}={written[key]}" for key in self.set), *([str(self.search)] if self.search else [])]
 
 
@@ -126,7 +126,7 @@ class Phase:
         plain: dict[str, Any] = json.loads(json.dumps(self.said, default=str))
         return plain
 
-    def documents(self) -> dict[str, str]:
+    def as_yaml(self) -> dict[str, str]:
         """The phase file and the overlay as texts that ``load_phase`` reads, by file name; comments are gone."""
         import yaml  # only a climb writes them
 
@@ -207,11 +207,11 @@ def load_phase(file: Path, overlay: Path | None = None) -> Phase:
     )
 
 
-def _read_requirements(node: Node | None) -> tuple[str, ...]:
+def _read_requirements(node: YamlNode | None) -> tuple[str, ...]:
     return () if node is None else tuple(item.choice("requires", REQUIREMENTS) for item in node.items("requires"))
 
 
-def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) -> Step:
+def _read_step(node: YamlNode, phase: Mapping[str, YamlNode], over: Mapping[str, YamlNode]) -> Step:
     content = node.mapping("key of a step", _STEP_KEYS)
     if "name" not in content:
         raise node.error("a step needs a 'name'.")
@@ -236,7 +236,7 @@ def _read_step(node: Node, phase: Mapping[str, Node], over: Mapping[str, Node]) 
     )
 
 
-def _check_steps(node: Node, steps: tuple[Step, ...]) -> None:
+def _check_steps(node: YamlNode, steps: tuple[Step, ...]) -> None:
     """What only shows when all steps are seen: names, and what can be compared or judged at all."""
     seen: set[str] = set()
     if not steps:
@@ -255,7 +255,7 @@ def _check_steps(node: Node, steps: tuple[Step, ...]) -> None:
             )
 
 
-def _read_overrides(node: Node | None) -> dict[str, Any]:
+def _read_overrides(node: YamlNode | None) -> dict[str, Any]:
     """Overrides as written, each checked on its own so that the error has its line."""
     if node is None:
         return {}
@@ -269,7 +269,7 @@ def _read_overrides(node: Node | None) -> dict[str, Any]:
     return overrides
 
 
-def _read_metric(node: Node, name: str | None = None) -> str:
+def _read_metric(node: YamlNode, name: str | None = None) -> str:
     name = node.text("metric") if name is None else name
     if name not in METRICS and not _DATASET_METRIC.fullmatch(name):
         known = (*METRICS, *(f"val/{d}/{m}" for d in run_config.DATASETS for m in ("loss", "iou", "f1", "accuracy")))
@@ -277,11 +277,11 @@ def _read_metric(node: Node, name: str | None = None) -> str:
     return name
 
 
-def _read_expectations(node: Node | None) -> tuple[Expectation, ...]:
+def _read_expectations(node: YamlNode | None) -> tuple[Expectation, ...]:
     return () if node is None else tuple(_read_expectation(k, v) for k, v in node.mapping("expect").items())
 
 
-def _read_expectation(metric: str, node: Node) -> Expectation:
+def _read_expectation(metric: str, node: YamlNode) -> Expectation:
     _read_metric(node, metric)
     content = node.mapping("key of an expectation", _EXPECT_KEYS)
     for key in _EXPECT_KEYS:
@@ -300,7 +300,9 @@ def _read_expectation(metric: str, node: Node) -> Expectation:
     return Expectation(metric, content["of"].choice("of", REFERENCES), value, tolerance)
 
 
-def _read_criteria(decide: Node | None, shown: Node | None, decided_by: Node | None) -> tuple[CriterionSpec, ...]:
+def _read_criteria(
+    decide: YamlNode | None, shown: YamlNode | None, decided_by: YamlNode | None
+) -> tuple[CriterionSpec, ...]:
     asked = [
         (name, _read_limits(name, child), node is decide)
         for node in (decide, shown)
@@ -315,7 +317,7 @@ def _read_criteria(decide: Node | None, shown: Node | None, decided_by: Node | N
     return tuple(dataclasses.replace(spec, decides=spec.decides and spec.name in deciding) for spec in specs)
 
 
-def _read_limits(name: str, node: Node) -> dict[str, float]:
+def _read_limits(name: str, node: YamlNode) -> dict[str, float]:
     limits = CRITERIA[name].limits
     if not limits and node.value not in (None, {}):
         raise node.error(f"the criterion {name!r} has no limits to set; write '{name}:' and nothing behind it.")

@@ -19,7 +19,7 @@ from roofscale.config import RunConfig
 from roofscale.files import write_json
 from roofscale.measurement import FORECAST, Measurement, Outcome
 from roofscale.phases.attempt import Attempt, Attempts, StepFolder, plan_changes
-from roofscale.phases.criteria import Rung
+from roofscale.phases.criteria import EarlierStep
 from roofscale.phases.fallback import (
     MEMORY_CAUSES,
     OUT_OF_MEMORY,
@@ -39,7 +39,7 @@ from roofscale.runners.supervise import Listener, Listeners
 from roofscale.tracking import TrackedRun, Tracker
 
 if TYPE_CHECKING:
-    from roofscale.phases.search.step_search import Conductor  # Optuna and scikit-learn: only where a phase searches
+    from roofscale.phases.search.step_search import StepSearch  # Optuna and scikit-learn: only where a phase searches
 
 
 _Measured = tuple[TrackedRun, Measurement]  # the MLflow run is still open
@@ -87,7 +87,7 @@ class StepRequest:
         """Judge the runs of this config, one a seed, against the steps before."""
         first, *repeats = measurements
         previous, base = (self.earlier[-1].measurements, self.earlier[0].measurements) if self.earlier else ((), ())
-        history = [Rung(result.config, result.measurements) for result in self.earlier]
+        history = [EarlierStep(result.config, result.measurements) for result in self.earlier]
         return judge(self.step, first, previous, base, repeats, config=self.config, history=history)
 
 
@@ -107,7 +107,7 @@ class PhaseRunner:
     notes: Sequence[str] = ()  # remarks to be shown with the verdict
     forecast: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics of a run before it begins
     resolve_data: Callable[[RunConfig], RunConfig | None] = lambda config: config  # of a fallback; None: no more data
-    search: "Conductor | None" = None  # for the steps that search
+    search: "StepSearch | None" = None  # for the steps that search
     pool: JobPool = field(default_factory=JobPool)  # how many runs may go on at a time
     parent_run: str = ""  # an empty MLflow run of this experiment that a new attempt takes over
     _attempt: Attempt = field(init=False)
@@ -126,7 +126,7 @@ class PhaseRunner:
             changes = self._plan_changes()
             attempt, parent = self._attempt, self._parent = self._open_attempt(fresh)
             notes = attempt.add_notes([*self.notes, *changes])
-            parent.tags({"attempt": str(attempt.path), "notes": json.dumps(notes)})
+            parent.set_tags({"attempt": str(attempt.path), "notes": json.dumps(notes)})
             self._out_of_memory = [known for known in self.known_out_of_memory if known.attempt != parent.run_id]
             skipped: dict[str, str] = dict(attempt.content.get("skipped", {}))
             results: list[StepResult] = []
@@ -138,14 +138,14 @@ class PhaseRunner:
                         if step.name not in skipped and (reason := self._skip_reason(number, config)):
                             skipped[step.name] = reason
                             attempt.update(skipped=skipped)
-                            parent.tags({"skipped": json.dumps(skipped)})
+                            parent.set_tags({"skipped": json.dumps(skipped)})
                         if step.name in skipped:
                             continue
                         self._start_independent(number)
                         result = self.run_step(StepRequest(number, step, config, tuple(results)))
                         results.append(result)
                         if result.fallback:
-                            changed = result.config.changed_from(result.runs[0].config)
+                            changed = result.config.diff(result.runs[0].config)
                             self._kept_changes |= {knob: getattr(result.config, knob) for knob in changed}
                         if last_good := select_last_good(self.phase, results):
                             self._record_last_good(last_good)
@@ -203,7 +203,7 @@ class PhaseRunner:
             if cause not in MEMORY_CAUSES and not newest.cause:  # memory is bisected further after a run that passed
                 break
         deciding = next((result for result in reversed(results) if result.verdict.verdict is Verdict.PASSED), planned)
-        self.tracker.open(deciding.run_id).tags({"decides": "true"})
+        self.tracker.open(deciding.run_id).set_tags({"decides": "true"})
         return replace(deciding, step=planned.step, tries=tuple(run for run in results if run is not deciding))
 
     def _run_repeats(self, request: StepRequest, last_good: RunConfig | None) -> StepResult:
@@ -230,7 +230,7 @@ class PhaseRunner:
         tags: dict[str, str] = {"verdict": newest.verdict.verdict, **({"failure": cause} if cause else {})}
         if repeats:  # the first run has the verdict from before its repeats
             tags["repeats"] = str(len(repeats))
-        self.tracker.open(first.run_id).tags(tags)
+        self.tracker.open(first.run_id).set_tags(tags)
         measurements = tuple(result.measurement for result in repeats)
         return replace(first, verdict=newest.verdict, repeats=measurements, fallback=request.fallback, cause=cause)
 
@@ -252,13 +252,13 @@ class PhaseRunner:
         if future is None:
             future = self.pool.submit(partial(self._measure, request, self._known_too_large(request.config)))
         run, measurement = future.result()
-        run.summary(measurement)
+        run.log_summary(measurement)
         if measurement.outcome is Outcome.INTERRUPTED:
             run.finish(measurement.outcome)
             raise RunInterrupted(f"{request.step.name}: {measurement.detail}")
         verdict = request.judge([*before, measurement])
-        run.tags({"verdict": verdict.verdict, **{f"verdict.{c.name}": c.verdict for c in verdict.criteria}})
-        run.tags({f"evidence.{c.name}": c.evidence for c in verdict.criteria})
+        run.set_tags({"verdict": verdict.verdict, **{f"verdict.{c.name}": c.verdict for c in verdict.criteria}})
+        run.set_tags({f"evidence.{c.name}": c.evidence for c in verdict.criteria})
         run.text(json.dumps(verdict.as_dict(), indent=1), "verdict.json")
         result = StepResult(
             request.step, request.config, measurement, verdict, run.run_id, folder.path, fallback=request.fallback
@@ -280,7 +280,7 @@ class PhaseRunner:
         if known and is_new:
             measurement = _not_run(request.config, known)
             measurement.save(folder.path / MEASUREMENT)
-            run.tags({"ruled_out_by": known.run_id})
+            run.set_tags({"ruled_out_by": known.run_id})
         elif measurement is None:
             listener = self.observer.begin(request.step, request.config, note)
             with run.system_metrics():
@@ -316,8 +316,8 @@ class PhaseRunner:
             tags["repeat"] = str(request.repeat)
             notes.append(f"repeat {request.repeat}, seed {request.config.seed}")
         run = self.tracker.start(" ".join([request.step.name, *(f"({note})" for note in notes)]), tags, self._parent)
-        run.params(request.config)
-        run.foreseen(self.forecast(request.config))
+        run.log_params(request.config)
+        run.log_forecast(self.forecast(request.config))
         folder.set_run(run.run_id, request.config)
         return run, ", ".join(notes)
 
@@ -357,7 +357,7 @@ class PhaseRunner:
             parent = adopted or self.tracker.start(name, tags)
             names = [step.name for step, _ in self.plan]
             attempt = self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json())
-        for name, text in self.phase.documents().items():  # of a resumed attempt too: the kill may have come before
+        for name, text in self.phase.as_yaml().items():  # of a resumed attempt too: the kill may have come before
             parent.text(text, name)
         return attempt, parent
 
@@ -400,8 +400,8 @@ class PhaseRunner:
         """Write the last good config to its file and to MLflow."""
         content = {"config": result.config.as_dict(), "step": result.step.name, "run_id": result.run_id}
         write_json(self.attempts.last_good_file, content)
-        self._parent.tags({"last_good": result.step.name, "last_good_run": result.run_id})
-        self.tracker.open(result.run_id).promote(*last_good_aliases(self.phase.number))
+        self._parent.set_tags({"last_good": result.step.name, "last_good_run": result.run_id})
+        self.tracker.open(result.run_id).set_aliases(*last_good_aliases(self.phase.number))
 
 
 def last_good_aliases(phase: int) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from roofscale.phases.attempt import Attempts
 from roofscale.phases.history import experiment_name, read_config
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.phase_runner import last_good_aliases
-from roofscale.tracking import aliased, tracking_uri
+from roofscale.tracking import run_by_alias, tracking_uri
 
 
 def starting_config(phase: Phase, runs: Path, cache: Path, from_defaults: bool) -> tuple[RunConfig, str]:
@@ -35,7 +35,7 @@ def starting_config(phase: Phase, runs: Path, cache: Path, from_defaults: bool) 
     config, where = found
     if Path(config.data_root).is_relative_to(cache):
         config = config.with_overrides({"data_root": ""})
-    changed = " ".join(f"{key}={value}" for key, value in config.changed_from(RunConfig()).items())
+    changed = " ".join(f"{key}={value}" for key, value in config.diff(RunConfig()).items())
     return config, f"Starting from the last good config of phase {phase.needs} ({where}): {changed or 'the defaults'}."
 
 
@@ -55,5 +55,5 @@ def _from_file(phase: int, runs: Path) -> tuple[RunConfig, str] | None:
 
 
 def _from_registry(phase: int) -> tuple[RunConfig, str] | None:
-    run = aliased(last_good_aliases(phase)[0])
+    run = run_by_alias(last_good_aliases(phase)[0])
     return (read_config(run), f"step {run.tags.get('step', run.name)}, run {run.run_id}") if run else None

@@ -12,7 +12,7 @@ from roofscale.files import read_text
 
 
 @dataclass(frozen=True)
-class Node:
+class YamlNode:
     """One value of a YAML file and the line it stands on."""
 
     file: Path
@@ -23,7 +23,7 @@ class Node:
         """A ConfigError that begins with this value's file and line."""
         return ConfigError(f"{self.file}:{self.line}: {message}")
 
-    def mapping(self, what: str, known: Iterable[str] | None = None) -> dict[str, "Node"]:
+    def mapping(self, what: str, known: Iterable[str] | None = None) -> dict[str, "YamlNode"]:
         """This value as name -> Node; an empty value is an empty mapping.
 
         Raises:
@@ -40,7 +40,7 @@ class Node:
                     raise node.error(f"{name!r} is no {what}.{did_you_mean(name, names)}")
         return self.value
 
-    def items(self, what: str) -> Iterator["Node"]:
+    def items(self, what: str) -> Iterator["YamlNode"]:
         """The Nodes of a list.
 
         Raises:
@@ -93,7 +93,7 @@ class Node:
         return self.value
 
 
-def read_yaml(file: Path) -> Node:
+def read_yaml(file: Path) -> YamlNode:
     """Read one YAML document.
 
     Raises:
@@ -116,20 +116,20 @@ def read_yaml(file: Path) -> Node:
     return _build(file, loader, root)
 
 
-def _build(file: Path, loader: yaml.SafeLoader, node: yaml.Node) -> Node:
+def _build(file: Path, loader: yaml.SafeLoader, node: yaml.Node) -> YamlNode:
     line = node.start_mark.line + 1
     if isinstance(node, yaml.SequenceNode):
-        return Node(file, line, tuple(_build(file, loader, child) for child in node.value))
+        return YamlNode(file, line, tuple(_build(file, loader, child) for child in node.value))
     if isinstance(node, yaml.MappingNode):
-        return Node(file, line, _build_mapping(file, loader, node))
+        return YamlNode(file, line, _build_mapping(file, loader, node))
     try:
-        return Node(file, line, loader.construct_object(node))
+        return YamlNode(file, line, loader.construct_object(node))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file}:{line}: {node.value!r} cannot be read ({error}).") from error
 
 
-def _build_mapping(file: Path, loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Node]:
-    content: dict[str, Node] = {}
+def _build_mapping(file: Path, loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, YamlNode]:
+    content: dict[str, YamlNode] = {}
     for key, child in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
@@ -137,11 +137,11 @@ def _build_mapping(file: Path, loader: yaml.SafeLoader, node: yaml.MappingNode) 
         if key.value in content:
             raise ConfigError(f"{file}:{line}: {key.value!r} stands here a second time; keep one.")
         # a value is reported on the line of its name, where a person looks for it
-        content[key.value] = Node(file, line, _build(file, loader, child).value)
+        content[key.value] = YamlNode(file, line, _build(file, loader, child).value)
     return content
 
 
-def _shown(node: Node) -> str:
+def _shown(node: YamlNode) -> str:
     if isinstance(node.value, dict):
         return f"a mapping with {', '.join(map(repr, node.value)) or 'nothing'}"
     if isinstance(node.value, tuple):

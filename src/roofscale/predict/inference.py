@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 from roofscale import model as models
 from roofscale.config import RunConfig
-from roofscale.data.airs import check_ids
+from roofscale.data.airs import check_label_values
 from roofscale.data.augment import resized
 from roofscale.data.sample import CHANNELS, Pixels
 from roofscale.predict.raster import NODATA, Mask, MaskWriter, Raster, open_image, open_label
-from roofscale.predict.sliding_window import Probabilities, Rows, Segment, Tiling, segment_rows
+from roofscale.predict.sliding_window import Probabilities, RowBlock, Segment, Tiling, sliding_window_inference
 from roofscale.train import device as devices
 
 
@@ -37,7 +37,7 @@ class Segmenter:
         self, config: RunConfig, weights: Mapping[str, torch.Tensor], channels: Sequence[str], window: int
     ) -> None:
         config = config.with_overrides({"precision": "auto", "pretrained": False, "image_size": window})
-        self.where = devices.choose(config)
+        self.where = devices.select_device(config)
         self._window = window
         self._channels = [CHANNELS.index(channel) for channel in channels]
         self._format = models.memory_format(config)
@@ -62,11 +62,11 @@ class Segmenter:
         return found
 
 
-Tick = Callable[[int], object]  # told how many windows are done since it was told last
+ProgressCallback = Callable[[int], object]  # told how many windows are done since it was told last
 
 
 @dataclass(frozen=True)
-class Cutting:
+class InferenceSettings:
     """How pictures are cut for a model, and its probabilities into yes and no."""
 
     segmenter: Segmenter  # of one channel
@@ -75,7 +75,7 @@ class Cutting:
 
 
 @dataclass(frozen=True)
-class Shares:
+class MaskCoverage:
     """What a mask says of a picture."""
 
     px: int  # that show something
@@ -87,17 +87,17 @@ class Shares:
         return self.found / self.px if self.px else math.nan
 
 
-def fill_mask(image: Raster, cutting: Cutting, mask: MaskWriter, tick: Tick) -> Shares:
+def predict_mask(image: Raster, cutting: InferenceSettings, mask: MaskWriter, tick: ProgressCallback) -> MaskCoverage:
     """Write the mask of a picture: 1 and 0, and nodata where the picture shows nothing."""
     px = found = 0
     for _, found_HW, valid_HW in _decided(image, cutting, tick):
         mask.write(np.where(valid_HW, found_HW, NODATA).astype(np.uint8))
         px += int(valid_HW.sum())
         found += int((found_HW & valid_HW).sum())
-    return Shares(px, found)
+    return MaskCoverage(px, found)
 
 
-def count_whole(picture: Path, label: Path, cutting: Cutting, tick: Tick) -> torch.Tensor:
+def whole_image_counts(picture: Path, label: Path, cutting: InferenceSettings, tick: ProgressCallback) -> torch.Tensor:
     """Count a picture's px against its label of roofs, where it shows something.
 
     Returns:
@@ -110,14 +110,14 @@ def count_whole(picture: Path, label: Path, cutting: Cutting, tick: Tick) -> tor
     with open_image(picture) as image, open_label(label, image) as labels:
         for first, found_HW, valid_HW in _decided(image, cutting, tick):
             label_HW = labels.rows(first, first + len(found_HW))
-            check_ids(label, int(label_HW.max()))
+            check_label_values(label, int(label_HW.max()))
             true_HW = label_HW > 0
             kinds = found_HW & true_HW, found_HW & ~true_HW, ~found_HW & true_HW, ~found_HW & ~true_HW
             counts_4K[:, 0] += torch.tensor([int((kind_HW & valid_HW).sum()) for kind_HW in kinds])
     return counts_4K
 
 
-def _decided(image: Raster, cutting: Cutting, tick: Tick) -> Iterator[tuple[int, Mask, Mask]]:
+def _decided(image: Raster, cutting: InferenceSettings, tick: ProgressCallback) -> Iterator[tuple[int, Mask, Mask]]:
     """Part by part from top to bottom: its first row, where the channel is found, and where the picture shows
     something."""
     for first, probability_KHW in _segmented(image, cutting, tick):
@@ -125,13 +125,13 @@ def _decided(image: Raster, cutting: Cutting, tick: Tick) -> Iterator[tuple[int,
         yield first, found_HW, image.valid(first, first + len(found_HW))
 
 
-def _segmented(image: Raster, cutting: Cutting, tick: Tick) -> Iterator[Rows]:
+def _segmented(image: Raster, cutting: InferenceSettings, tick: ProgressCallback) -> Iterator[RowBlock]:
     segmenter = cutting.segmenter
     segment = _ticking(segmenter, tick)
-    return segment_rows(image.rows, image.height, image.width, cutting.tiling, segment, segmenter.batch)
+    return sliding_window_inference(image.rows, image.height, image.width, cutting.tiling, segment, segmenter.batch)
 
 
-def _ticking(segment: Segment, tick: Tick) -> Segment:
+def _ticking(segment: Segment, tick: ProgressCallback) -> Segment:
     def and_tick(images_NHWC: Pixels) -> Probabilities:
         found_NKHW = segment(images_NHWC)
         tick(len(images_NHWC))

@@ -19,8 +19,8 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
-from roofscale.data.file_error import FileProblem
-from roofscale.data.geotiff import described, interleaved, rgb_bands
+from roofscale.data.file_error import FileError
+from roofscale.data.geotiff import described, rgb_bands, to_hwc
 from roofscale.data.sample import Pixels
 from roofscale.errors import DataError, one_line
 
@@ -56,7 +56,7 @@ class Raster:
         """
         with _reading(self.path):
             found: Pixels = self._dataset.read(self._bands, window=self._across(first, last))
-        return interleaved(found) if found.ndim == 3 else found
+        return to_hwc(found) if found.ndim == 3 else found
 
     def valid(self, first: int, last: int) -> Mask:
         """Where these rows show something, as (H,W): neither nodata nor transparent nor masked.
@@ -81,7 +81,7 @@ def open_image(path: Path) -> Iterator[Raster]:
     with _opened(path) as dataset:
         try:
             bands = rgb_bands(path, dataset)
-        except FileProblem:
+        except FileError:
             raise DataError(
                 f"{path}: {described(dataset)}; expected an RGB image of 8 bits, as the model was trained on. "
                 f"Convert it, for example: {_conversion(path, dataset)}"

@@ -53,7 +53,7 @@ class Tiling:
         if overlap % MULTIPLE or not 0 <= overlap <= window / 2:
             raise ConfigError(
                 f"overlap={overlap}: expected a multiple of {MULTIPLE} px, at most half of window={window}; "
-                f"try {usual_overlap(window)}."
+                f"try {default_overlap(window)}."
             )
         if not 1 / 16 <= scale <= 16:
             raise ConfigError(f"scale={scale:g}: expected a factor between 0.0625 and 16; 1 leaves the image as it is.")
@@ -80,14 +80,14 @@ class Tiling:
         return len(self.starts(height)) * len(self.starts(width))
 
 
-class Rows(NamedTuple):
+class RowBlock(NamedTuple):
     """A part of the result, over the image's whole width."""
 
     first: int  # row of the image
     probability_KHW: Probabilities
 
 
-def usual_overlap(window: int) -> int:
+def default_overlap(window: int) -> int:
     """A quarter of a window, as a multiple of 32 px, where that is no more than half of it."""
     quarter = math.ceil(window / 4 / MULTIPLE) * MULTIPLE
     return quarter if quarter <= window / 2 else 0
@@ -97,9 +97,9 @@ def _rounded(window: int) -> int:
     return max(MULTIPLE, round(window / MULTIPLE) * MULTIPLE)
 
 
-def segment_rows(
+def sliding_window_inference(
     read: ReadRows, height: int, width: int, tiling: Tiling, segment: Segment, batch: int = 1
-) -> Iterator[Rows]:
+) -> Iterator[RowBlock]:
     """Segment an image, and yield the result from top to bottom; each row of the image is read once, in order.
 
     Where windows hang over the right or the lower edge the image is mirrored.
@@ -122,7 +122,7 @@ def segment_rows(
         strip_KHW = _segment_strip(np.pad(held_HWC, missing, "symmetric"), lefts, tiling.window, segment, batch)
         if above_KHW is not None:
             _fade(above_KHW, strip_KHW[:, : above_KHW.shape[1]], axis=1)
-        yield Rows(top, strip_KHW[:, : min(following, height) - top, :width])
+        yield RowBlock(top, strip_KHW[:, : min(following, height) - top, :width])
         held_HWC, above_KHW = held_HWC[following - top :], strip_KHW[:, following - top :]
 
 

@@ -47,7 +47,7 @@ def require_ground(image: Raster) -> None:
         ) from error
 
 
-def write_outlines(mask: Path, file: Path) -> int:
+def write_geojson(mask: Path, file: Path) -> int:
     """Trace the outlines of a mask that has a place on the ground; return how many there are.
 
     GDAL traces the file itself, row by row and over the whole of it: no part of an outline has to be joined to another,

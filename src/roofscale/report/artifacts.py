@@ -18,7 +18,7 @@ from roofscale.tracking import TrackedRun, save_model, tracking_uri
 from roofscale.train import checkpoint
 
 
-def write_model(config: RunConfig, weights: Path, folder: Path) -> None:
+def export_model(config: RunConfig, weights: Path, folder: Path) -> None:
     """Write the model of a config, with the weights of a run of it, into a folder that is not there yet."""
     from roofscale import model as models  # imports PyTorch
     from roofscale.torch_compat import TRACING
@@ -75,7 +75,7 @@ def publish_run(
     best = folder / checkpoint.BEST
     if measurement.outcome is Outcome.OK and best.exists():
         try:
-            run.model(lambda folder: write_model(config, best, folder))
+            run.model(lambda folder: export_model(config, best, folder))
         except RecordError as error:
             _log.warning(f"{error} The run has no model.")
             return

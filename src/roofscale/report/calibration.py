@@ -8,16 +8,16 @@ from typing import Any
 
 from scipy import stats
 
-from roofscale.measurement import FIRST_PASS_ONLY, FORECAST, FORESEEN, Outcome
+from roofscale.measurement import FIRST_PASS_ONLY, FORECAST, FORECAST_QUANTITIES, Outcome
 from roofscale.report.format import markdown
-from roofscale.stats.intervals import BUSY, CONFIDENCE
+from roofscale.stats.intervals import CONFIDENCE, MAX_OTHER_LOAD
 from roofscale.tracking import RunRecord
 
 _DIED_OF = {"memory/peak_mib": Outcome.HOST_OOM, "gpu/memory_peak_mib": Outcome.CUDA_OOM}
 
 
 @dataclass(frozen=True)
-class Pair:
+class ForecastOutcome:
     """One quantity of one run: as it was foreseen before, and as it was measured."""
 
     run_id: str
@@ -63,36 +63,36 @@ class Calibration:
         return "wider than they need be" if self.share_low > CONFIDENCE else f"agrees with {CONFIDENCE:.0%}"
 
 
-def pairs(runs: Sequence[RunRecord]) -> Iterator[Pair]:
+def forecast_outcomes(runs: Sequence[RunRecord]) -> Iterator[ForecastOutcome]:
     """Every forecast that can be held against a measurement.
 
     A run that ran out of memory would have taken more: it counts only where even what it had is above the interval.
     """
     for run in runs:
-        for quantity, (_, metric) in FORESEEN.items():
+        for quantity, (_, metric) in FORECAST_QUANTITIES.items():
             names = (*(f"{FORECAST}{quantity}{end}" for end in ("", "_low", "_high")), metric)
             if not set(names) <= run.metrics.keys() or not run.metrics[metric] > 0:
                 continue
             foreseen, low, high, actual = (run.metrics[name] for name in names)
-            disturbed = run.metrics.get("cpu/others", 0.0) > BUSY
+            disturbed = run.metrics.get("cpu/others", 0.0) > MAX_OTHER_LOAD
             if metric == "memory/peak_mib" and FIRST_PASS_ONLY in run.tags:
                 continue  # what was foreseen is the peak of a whole training
-            pair = Pair(run.run_id, quantity, foreseen, low, high, actual, disturbed)
+            pair = ForecastOutcome(run.run_id, quantity, foreseen, low, high, actual, disturbed)
             outcome = run.tags.get("outcome")
             if outcome == Outcome.OK or (outcome == _DIED_OF.get(metric) and pair.actual > pair.high):
                 yield pair
 
 
-def calibrate(found: Sequence[Pair]) -> list[Calibration]:
+def calibrate(found: Sequence[ForecastOutcome]) -> list[Calibration]:
     """How the forecasts of each quantity have done, those without a run among them."""
-    return [_calibration(name, [pair for pair in found if pair.quantity == name]) for name in FORESEEN]
+    return [_calibration(name, [pair for pair in found if pair.quantity == name]) for name in FORECAST_QUANTITIES]
 
 
 def calibration_table(found: Sequence[Calibration]) -> str:
     """In Markdown."""
     rows = [
         (
-            FORESEEN[one.quantity][1],
+            FORECAST_QUANTITIES[one.quantity][1],
             str(one.runs),
             *(f"{error:.1%}" if one.runs else "-" for error in (one.median_error, one.worst_error)),
             f"{one.held} of {one.runs}" if one.runs else "-",
@@ -105,7 +105,8 @@ def calibration_table(found: Sequence[Calibration]) -> str:
     said = (
         f"Each run logs what is foreseen of it before it begins, with an interval that is to hold in {CONFIDENCE:.0%} "
         "of runs. These are the runs on record that have both a forecast and a measurement. Undisturbed are those "
-        f"during which no more than {BUSY:.0%} of the machine went to other work, which a forecast of time takes for "
+        f"during which no more than {MAX_OTHER_LOAD:.0%} of the machine went to other work, which a "
+        f"forecast of time takes for "
         "granted."
     )
     heading = (
@@ -121,13 +122,16 @@ def calibration_table(found: Sequence[Calibration]) -> str:
     return f"{said}\n\n{markdown(heading, rows)}"
 
 
-def calibration_record(found: Sequence[Pair]) -> dict[str, Any]:
+def calibration_record(found: Sequence[ForecastOutcome]) -> dict[str, Any]:
     """For a script: the table, and every run behind it."""
-    table = [{**asdict(one), "metric": FORESEEN[one.quantity][1], "verdict": one.verdict} for one in calibrate(found)]
+    table = [
+        {**asdict(one), "metric": FORECAST_QUANTITIES[one.quantity][1], "verdict": one.verdict}
+        for one in calibrate(found)
+    ]
     return {"nominal": CONFIDENCE, "quantities": table, "runs": [asdict(pair) for pair in found]}
 
 
-def _calibration(quantity: str, found: Sequence[Pair]) -> Calibration:
+def _calibration(quantity: str, found: Sequence[ForecastOutcome]) -> Calibration:
     if not found:
         return Calibration(quantity, 0, 0, 0, 0, *[math.nan] * 4)
     errors, held = [abs(pair.error) for pair in found], sum(pair.held for pair in found)

@@ -36,7 +36,7 @@ def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
         rows = result.verdict.criteria
         for place, criterion in enumerate(rows):
             name = Text(result.step.name, style=_STYLE[result.verdict.verdict]) if place == 0 else ""
-            verdict = Text(criterion.verdict.words, style=_STYLE[criterion.verdict])
+            verdict = Text(criterion.verdict.label, style=_STYLE[criterion.verdict])
             table.add_row(name, criterion.name, verdict, criterion.evidence)
         for found in result.verdict.comparisons:
             said = f"{found.evidence}{f'; {found.reason}' if found.reason else ''}"
@@ -47,12 +47,12 @@ def verdict_table(title: str, results: Sequence[StepResult]) -> Table:
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, its cells not padded to columns: MLflow cuts long descriptions off."""
-    cells = [headers, *([plain(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    cells = [headers, *([one_line(cell).replace("|", "\\|") for cell in row] for row in rows)]
     head, *body = (" ".join(f"| {cell}".rstrip() for cell in row) + " |" for row in cells)
     return "\n".join([head, "|---" * len(headers) + "|", *body])
 
 
-def plain(text: str) -> str:
+def one_line(text: str) -> str:
     """A text from elsewhere on one line, where nothing passes for HTML or for a marker."""
     return " ".join(text.split()).replace("<", "&lt;")
 
@@ -62,7 +62,7 @@ def code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A measured value to three or four significant digits; a dash where it was not measured."""
     if math.isnan(value):
         return "-"

@@ -13,7 +13,7 @@ from roofscale.files import read_text, write_text
 from roofscale.phases.gate import GateReport
 from roofscale.phases.phase_file import Phase
 from roofscale.report.format import markdown
-from roofscale.report.notebook_cells import Cell, wanted_cells
+from roofscale.report.notebook_cells import Cell, notebook_cells
 from roofscale.report.phase_status import Climbs
 
 _PARAMETERS = "parameters"  # the tag that papermill looks for
@@ -34,7 +34,7 @@ def update_notebook(file: Path, climbs: Climbs, phases: Sequence[Phase], gate: G
             f"{file}: cannot be read as a notebook ({error}); expected JSON of notebook format 4. Mend it, or move it "
             "away and run `roofscale report` for a new one. It was left as it is."
         ) from error
-    _renew_cells(book, wanted_cells(climbs, phases, gate))
+    _renew_cells(book, notebook_cells(climbs, phases, gate))
     # Not through nbformat's own writer, which would sort keys and join lines in cells that are not ours.
     indent = re.match(r"\{\r?\n( +)", text)
     written = json.dumps(book, indent=len(indent[1]) if indent else 1, ensure_ascii=False)

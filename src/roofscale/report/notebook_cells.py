@@ -9,8 +9,8 @@ from roofscale.phases.gate import GateReport
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import StepResult
-from roofscale.report.format import cause_words, code, number
-from roofscale.report.phase_status import Climbs, at_words, config_words, current, next_phase, step_words
+from roofscale.report.format import cause_words, code, format_number
+from roofscale.report.phase_status import Climbs, config_words, current_best, format_changes, next_phase, step_words
 
 Rows = Sequence[Sequence[str]]
 
@@ -112,7 +112,7 @@ class Cell:
     rows: Mapping[int, Rows] = field(default_factory=dict)  # of a table, by phase
 
 
-def wanted_cells(climbs: Climbs, phases: Sequence[Phase], gate: GateReport | None) -> list[Cell]:
+def notebook_cells(climbs: Climbs, phases: Sequence[Phase], gate: GateReport | None) -> list[Cell]:
     """All of them, in order."""
     return [
         Cell("roofscale-title", "markdown", _TITLE),
@@ -129,7 +129,7 @@ def wanted_cells(climbs: Climbs, phases: Sequence[Phase], gate: GateReport | Non
 
 def _parameters(climbs: Climbs) -> str:
     """The last good knobs as plain assignments, which papermill can inject others after."""
-    found = current(climbs)
+    found = current_best(climbs)
     origin, config = "No step has passed yet: these are the defaults.", RunConfig()
     if found:
         climb, good = found
@@ -155,7 +155,7 @@ def _successes(climbs: Climbs) -> Cell:
 
 def _success(phase: int, result: StepResult) -> tuple[str, ...]:
     names = ("speed/samples_per_s", "memory/mib_per_sample", "memory/share", "speed/data_stall")
-    measured = (number(result.measurement.metric(name)) for name in names)
+    measured = (format_number(result.measurement.metric(name)) for name in names)
     return (str(phase), step_words(result), code(config_words(result.config)), *measured, code(result.run_id))
 
 
@@ -170,8 +170,8 @@ def _failures(climbs: Climbs) -> Cell:
 def _failure(phase: int, run: StepResult) -> tuple[str, ...]:
     wanting = "; ".join(f"{c.name}: {c.evidence}" for c in run.verdict.criteria if c.verdict is not Verdict.PASSED)
     seen = wanting if run.measurement.outcome is Outcome.OK else run.measurement.detail
-    came_to = (run.measurement.outcome.value, run.verdict.verdict.words, cause_words(run.cause) if run.cause else "")
-    return (str(phase), run.step.name, code(at_words(run)), *came_to, seen, code(run.run_id))
+    came_to = (run.measurement.outcome.value, run.verdict.verdict.label, cause_words(run.cause) if run.cause else "")
+    return (str(phase), run.step.name, code(format_changes(run)), *came_to, seen, code(run.run_id))
 
 
 def _passed(run: StepResult) -> bool:
@@ -190,9 +190,9 @@ def _gate(gate: GateReport | None) -> str:
 
 
 def _launch(climbs: Climbs, phases: Sequence[Phase]) -> str:
-    coming, found = next_phase(phases, climbs), current(climbs)
+    coming, found = next_phase(phases, climbs), current_best(climbs)
     if coming is None:
         return _NO_LAUNCH
-    changed = found[1].config.changed_from(RunConfig()) if found else {}
+    changed = found[1].config.diff(RunConfig()) if found else {}
     changed.pop("data_root", None)
     return _LAUNCH.format(number=coming.number, name=coming.name, last_good=changed)

@@ -20,8 +20,8 @@ from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report import format
 from roofscale.report.figures import style
 from roofscale.report.figures.phase import CAPTIONS, phase_figures
-from roofscale.report.phase_status import at_words, config_words, step_words, watched
-from roofscale.report.recommendations import advise
+from roofscale.report.phase_status import config_words, format_changes, step_words, watched
+from roofscale.report.recommendations import recommend
 from roofscale.stats.intervals import CONFIDENCE
 
 REPORT = "report.html"  # in MLflow
@@ -49,12 +49,12 @@ def phase_html(climb: PhaseResult, following: Phase | None = None, ui: str = UI)
         climb=climb,
         phase=climb.phase,
         runs=runs,
-        outcome="interrupted" if climb.interrupted else climb.verdict.words,
+        outcome="interrupted" if climb.interrupted else climb.verdict.label,
         headline=_headline(climb),
         left_out=climb.left_out,
         setbacks=[run for run in runs if run.fallback or run.verdict.verdict is not Verdict.PASSED],
         compared=climb.comparisons,
-        advice=advise(climb, following),
+        advice=recommend(climb, following),
         watched=watched(climb),
         facts={
             name: ", ".join(_distinct(run.measurement.facts.get(name, "") for run in runs)) for name in format.FACTS
@@ -77,13 +77,13 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": format.number,
+        "number": format.format_number,
         "heading": format.metric_heading,
         "cause": format.cause_words,
         "expectation": format.expectation_words,
         "limits": format.limits_words,
         "config": config_words,
-        "at": at_words,
+        "at": format_changes,
         "step": step_words,
         "minutes": _minutes,
         "percent": _percent,
@@ -125,7 +125,7 @@ def _worst(runs: Iterable[StepResult], metric: str) -> float:
 def _over_seeds(run: StepResult, metric: str) -> str:
     """The value, or over several seeds the smallest to the largest."""
     known = sorted(m.metric(metric) for m in _measurements([run]) if math.isfinite(m.metric(metric)))
-    return " to ".join(_distinct(format.number(value) for value in (known[0], known[-1]))) if known else "-"
+    return " to ".join(_distinct(format.format_number(value) for value in (known[0], known[-1]))) if known else "-"
 
 
 def _distinct(words: Iterable[str]) -> list[str]:

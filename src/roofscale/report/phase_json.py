@@ -62,4 +62,4 @@ def _run(run: StepResult, decides: bool) -> dict[str, Any]:
 
 def _config(run: StepResult) -> dict[str, str]:
     """What differs from the defaults, as overrides; where the files of a machine lie is left out."""
-    return {k: v for k, v in run.config.changed_from(RunConfig()).items() if k != "data_root"}
+    return {k: v for k, v in run.config.diff(RunConfig()).items() if k != "data_root"}

@@ -12,9 +12,18 @@ from roofscale.phases.criteria import Comparison
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult
-from roofscale.report.format import FACTS, cause_words, code, expectation_words, markdown, metric_heading, number, plain
-from roofscale.report.phase_status import at_words, config_words, step_words, watched
-from roofscale.report.recommendations import advise
+from roofscale.report.format import (
+    FACTS,
+    cause_words,
+    code,
+    expectation_words,
+    format_number,
+    markdown,
+    metric_heading,
+    one_line,
+)
+from roofscale.report.phase_status import config_words, format_changes, step_words, watched
+from roofscale.report.recommendations import recommend
 
 DESCRIPTION_LENGTH = 8000  # most characters of a tag, and so of a run's description, that MLflow takes
 
@@ -52,20 +61,20 @@ def description(section: str, whole: str) -> str:
 
 def outcome_words(climb: PhaseResult) -> str:
     """What a climb came to, in words."""
-    return "interrupted" if climb.interrupted else climb.verdict.words
+    return "interrupted" if climb.interrupted else climb.verdict.label
 
 
 def _head(climb: PhaseResult) -> str:
     where = [f"Attempt of {climb.created}" if climb.created else "", f"MLflow experiment {code(climb.experiment)}"]
     where += [f"run {code(climb.run_id)}", f"commit {code(climb.commit)}" if climb.commit else "commit not known"]
     facts = {name: _fact(climb, name) for name in FACTS}
-    lines = [f"- {name.replace('_', ' ')}: {plain(value)}" for name, value in facts.items() if value]
+    lines = [f"- {name.replace('_', ' ')}: {one_line(value)}" for name, value in facts.items() if value]
     overlay = climb.phase.as_json().get("overlay")
     changed = [f"the phase file was climbed with an overlay: {json.dumps(overlay)}"] if overlay else []
-    notes = [f"> {plain(note)}" for note in (*changed, *climb.notes)]
+    notes = [f"> {one_line(note)}" for note in (*changed, *climb.notes)]
     return "\n\n".join(
         part
-        for part in (plain(climb.phase.question), ", ".join(filter(None, where)) + ".", "\n".join(lines), *notes)
+        for part in (one_line(climb.phase.question), ", ".join(filter(None, where)) + ".", "\n".join(lines), *notes)
         if part
     )
 
@@ -84,9 +93,9 @@ def _runs(climb: PhaseResult) -> str:
             rows.append(
                 (
                     f"**{run.step.name}**" if run is result else run.step.name,
-                    code(at_words(run)) + (f" (for {cause_words(run.fallback.cause)})" if run.fallback else ""),
+                    code(format_changes(run)) + (f" (for {cause_words(run.fallback.cause)})" if run.fallback else ""),
                     run.measurement.outcome.value,
-                    run.verdict.verdict.words + seeds,
+                    run.verdict.verdict.label + seeds,
                     code(run.run_id),
                 )
             )
@@ -136,7 +145,7 @@ def _measured(results: Sequence[StepResult], metrics: Sequence[str]) -> str:
 def _over_seeds(result: StepResult, name: str) -> str:
     values = [run.metric(name) for run in result.measurements]
     known = sorted(value for value in values if math.isfinite(value))
-    return " to ".join(dict.fromkeys(number(value) for value in (known[0], known[-1]))) if known else "-"
+    return " to ".join(dict.fromkeys(format_number(value) for value in (known[0], known[-1]))) if known else "-"
 
 
 def _issues(climb: PhaseResult) -> str:
@@ -149,13 +158,13 @@ def _issues(climb: PhaseResult) -> str:
 
 
 def _issues_of(run: StepResult) -> Iterator[tuple[str, str, str, str]]:
-    where, cause = (run.step.name, code(at_words(run))), cause_words(run.cause) if run.cause else ""
+    where, cause = (run.step.name, code(format_changes(run))), cause_words(run.cause) if run.cause else ""
     if run.measurement.outcome is not Outcome.OK:  # what the criteria lack then follows from it
         yield *where, cause or run.measurement.outcome.value, run.measurement.detail
         return
     for criterion in run.verdict.criteria:
         if criterion.verdict is not Verdict.PASSED:
-            words = criterion.verdict.words
+            words = criterion.verdict.label
             yield *where, cause or words, f"{criterion.name} {words}: {criterion.evidence}"
     if skipped := run.measurement.metrics.get("train/skipped_samples"):
         yield *where, "broken samples", f"{skipped:.0f} were left out (on_bad_sample=skip)"
@@ -175,12 +184,15 @@ def _solutions_of(result: StepResult, good: str) -> Iterator[str]:
     """What was done in a step when something went wrong; ``good`` names what a rollback returns to."""
     name = result.step.name
     for run in result.runs:
-        came_to = run.verdict.verdict.words
+        came_to = run.verdict.verdict.label
         if run.fallback:
             yield f"{name}: for {cause_words(run.fallback.cause)}, {code(run.fallback.changed)} was tried: {came_to}."
         if run.repeats:
             seeds = len(run.measurements)
-            yield f"{name}: for want of evidence, {code(at_words(run)) or 'it'} was run under {seeds} seeds: {came_to}."
+            yield (
+                f"{name}: for want of evidence, {code(format_changes(run)) or 'it'} was "
+                f"run under {seeds} seeds: {came_to}."
+            )
     if result.verdict.sound is Verdict.FAILED:
         yield f"{name}: rolled back to {good}."
     elif result.fallback:
@@ -192,7 +204,7 @@ def _recommendation(climb: PhaseResult, following: Phase | None) -> str:
     kept = (
         [f"Last good: {code(config_words(good.config))} ({step_words(good)}, run {code(good.run_id)})."] if good else []
     )
-    lines = [f"{advice.say} Because: {plain(advice.because)}." for advice in advise(climb, following)]
+    lines = [f"{advice.say} Because: {one_line(advice.because)}." for advice in recommend(climb, following)]
     return "\n".join(f"- {line}" for line in [*kept, *lines])
 
 
@@ -201,7 +213,7 @@ def _evidence(climb: PhaseResult) -> str:
         (
             step_words(run) if place == 0 else "",
             criterion.name,
-            criterion.verdict.words,
+            criterion.verdict.label,
             criterion.evidence,
         )
         for run in climb.all_runs()

@@ -9,7 +9,7 @@ from roofscale.phases.results import PhaseResult, StepResult, find_knee
 Climbs = Mapping[int, PhaseResult]  # the newest climb of each phase that the server has one of
 
 
-def current(climbs: Climbs) -> tuple[PhaseResult, StepResult] | None:
+def current_best(climbs: Climbs) -> tuple[PhaseResult, StepResult] | None:
     """The last good of the highest phase that has one: the configuration to go on with."""
     found = ((climb, climb.last_good) for _, climb in sorted(climbs.items(), reverse=True))
     return next(((climb, good) for climb, good in found if good), None)
@@ -17,10 +17,10 @@ def current(climbs: Climbs) -> tuple[PhaseResult, StepResult] | None:
 
 def next_phase(phases: Sequence[Phase], climbs: Climbs) -> Phase | None:
     """The first phase that no other can stand on yet; None where there is none."""
-    return next((p for p in phases if p.number not in climbs or not carries(climbs[p.number])), None)
+    return next((p for p in phases if p.number not in climbs or not is_complete_base(climbs[p.number])), None)
 
 
-def carries(climb: PhaseResult) -> bool:
+def is_complete_base(climb: PhaseResult) -> bool:
     """Whether the next phase can stand on a climb: every step was judged, and there is a last good."""
     return climb.complete and climb.last_good is not None
 
@@ -30,20 +30,20 @@ def following(number: int, phases: Sequence[Phase]) -> Phase | None:
     return next((phase for phase in phases if phase.number > number), None)
 
 
-def stale(number: int, climbs: Climbs) -> int | None:
+def superseded_by(number: int, climbs: Climbs) -> int | None:
     """An earlier phase that was climbed again after this one, so that this one stands on an older base."""
     return max((n for n in climbs if n < number and climbs[n].created > climbs[number].created), default=None)
 
 
 def config_words(config: RunConfig) -> str:
     """What a config changes on the defaults, as overrides; where the files of a machine lie is left out."""
-    changed = config.changed_from(RunConfig())
+    changed = config.diff(RunConfig())
     return " ".join(f"{key}={value}" for key, value in changed.items() if key != "data_root") or "the defaults"
 
 
-def at_words(result: StepResult) -> str:
+def format_changes(result: StepResult) -> str:
     """What a run changed on its phase's base: the step's own overrides, and the remedy that it took."""
-    written = result.config.written()
+    written = result.config.to_strings()
     searched = result.step.search.space if result.step.search else ()
     knobs = [*result.step.set, *searched, *([result.fallback.changed.partition("=")[0]] if result.fallback else [])]
     return " ".join(f"{key}={written[key]}" for key in dict.fromkeys(knobs))

@@ -9,10 +9,10 @@ from roofscale.phases.fallback import ADVICE
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult, find_knee
-from roofscale.report.figures.scaling import by_value, mean, points
-from roofscale.report.format import cause_words, code, number
-from roofscale.report.phase_status import carries, step_words
-from roofscale.stats.intervals import BUSY
+from roofscale.report.figures.scaling import group_by_value, mean, runs_by_knob
+from roofscale.report.format import cause_words, code, format_number
+from roofscale.report.phase_status import is_complete_base, step_words
+from roofscale.stats.intervals import MAX_OTHER_LOAD
 
 _NEAR = CRITERIA["knee"].limits["tolerance"].default
 _STALL = CRITERIA["data_stall"].limits["max_share"].default
@@ -26,7 +26,7 @@ class Advice:
     because: str
 
 
-def advise(climb: PhaseResult, following: Phase | None = None) -> tuple[Advice, ...]:
+def recommend(climb: PhaseResult, following: Phase | None = None) -> tuple[Advice, ...]:
     """All recommendations that follow from a climb, the most important first."""
     found = [_go_on(climb, following)]
     for rule in _RULES:
@@ -38,13 +38,13 @@ def _go_on(climb: PhaseResult, following: Phase | None) -> Advice:
     """Whether to go on, and with which command."""
     again = code(f"roofscale phase {climb.phase.number}")
     stuck = [r for r in climb.results if r.verdict.verdict is not Verdict.PASSED]
-    why = "; ".join(f"{r.step.name} {r.verdict.verdict.words}" for r in stuck) or "all steps passed"
+    why = "; ".join(f"{r.step.name} {r.verdict.verdict.label}" for r in stuck) or "all steps passed"
     if climb.interrupted:
         done = f"{len(climb.results)} of {len(climb.phase.steps)} steps were judged"
         return Advice(f"Run {again} again; it goes on where it stopped.", done)
     if climb.last_good is None:
         return Advice(f"Do not go on: mend what the issues name, then run {again}.", f"no step passed ({why})")
-    if not carries(climb):
+    if not is_complete_base(climb):
         return Advice(f"Mend what the issues name, then run {again}.", f"{why}, and the phase stopped there")
     if following is None:
         return Advice("Nothing is left to climb.", f"{why}, and no phase file follows")
@@ -72,11 +72,11 @@ def _knee(climb: PhaseResult) -> Iterator[Advice]:
 
 def _workers(climb: PhaseResult) -> Iterator[Advice]:
     """The fewest loader processes that come near the best throughput, where several counts were tried."""
-    tried = by_value(point for point in points(climb, "num_workers") if point.alike and point.ended_well)
+    tried = group_by_value(point for point in runs_by_knob(climb, "num_workers") if point.alike and point.ended_well)
     rates = {int(count): mean(runs, "speed/samples_per_s") for count, runs in tried.items()}
     if len(rates) > 1 and all(map(math.isfinite, rates.values())):
         fewest = next(count for count, rate in rates.items() if rate >= (1 - _NEAR) * max(rates.values()))
-        listed = ", ".join(f"{count}: {number(rate)}" for count, rate in rates.items())
+        listed = ", ".join(f"{count}: {format_number(rate)}" for count, rate in rates.items())
         because = f"{fewest} is the smallest within {_NEAR:.0%} of the best (samples/s by workers {listed})"
         yield _take(climb, "num_workers", fewest, because)
 
@@ -84,7 +84,7 @@ def _workers(climb: PhaseResult) -> Iterator[Advice]:
 def _starved(climb: PhaseResult) -> Iterator[Advice]:
     """More loader processes where training waits for them, and no other count was tried."""
     good = climb.last_good
-    if good is None or points(climb, "num_workers"):
+    if good is None or runs_by_knob(climb, "num_workers"):
         return
     stall, wait = (good.measurement.metric(f"speed/{name}") for name in ("data_stall", "loader_wait"))
     if min(stall, wait) > _STALL:
@@ -112,19 +112,21 @@ def _headroom(climb: PhaseResult) -> Iterator[Advice]:
         yield Advice(
             f"Host memory {'leaves room for' if foreseen < margin else 'does not allow'} `batch_size={2 * batch}`: "
             f"about {foreseen:.0%} of what there is, by extrapolation (limit {margin:.0%}).",
-            f"step {good.step.name} peaked at {number(peak)} MiB, {share:.0%}, with {number(each)} MiB a sample",
+            f"step {good.step.name} peaked at {format_number(peak)} MiB, {share:.0%}, with "
+            f"{format_number(each)} MiB a sample",
         )
 
 
 def _busy(climb: PhaseResult) -> Iterator[Advice]:
     """Times that were measured on a machine that did other work."""
     busy = {r.step.name: max(_all(r, "cpu/others"), default=0.0) for r in climb.results}
-    busy = {name: share for name, share in busy.items() if share > BUSY}
+    busy = {name: share for name, share in busy.items() if share > MAX_OTHER_LOAD}
     if busy:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in busy.items())
         yield Advice(
             "Measure speed again on a quiet machine before relying on it.",
-            f"share of the machine that went to other work: {shares} (over {BUSY:.0%} proves nothing about time)",
+            f"share of the machine that went to other work: {shares} (over {MAX_OTHER_LOAD:.0%} "
+            f"proves nothing about time)",
         )
 
 

@@ -11,9 +11,17 @@ from roofscale.phases.phase_file import Phase, Step
 from roofscale.phases.results import Cause, PhaseResult
 from roofscale.report import user_blocks
 from roofscale.report.calibration import Calibration, calibration_table
-from roofscale.report.format import cause_words, code, expectation_words, limits_words, markdown, plain
+from roofscale.report.format import cause_words, code, expectation_words, limits_words, markdown, one_line
 from roofscale.report.phase_section import outcome_words, phase_section
-from roofscale.report.phase_status import Climbs, config_words, current, following, next_phase, stale, step_words
+from roofscale.report.phase_status import (
+    Climbs,
+    config_words,
+    current_best,
+    following,
+    next_phase,
+    step_words,
+    superseded_by,
+)
 
 _UP = (
     "A step passes when all of its criteria hold; then the next one is climbed. Evidence that is too thin passes "
@@ -44,7 +52,7 @@ _REMEDIES = {  # in words, what ``phases.fallback`` does
 }
 
 
-def going_up(phases: Sequence[Phase]) -> str:
+def criteria_table(phases: Sequence[Phase]) -> str:
     """The scaling criteria: each one that some phase asks for, with its limits and where they hold."""
     asked: dict[str, dict[str, list[int]]] = {}
     for phase in phases:
@@ -59,7 +67,7 @@ def going_up(phases: Sequence[Phase]) -> str:
     return f"{_UP}\n\n" + markdown(("criterion", "holds when", "limits", "phases"), rows)
 
 
-def coming_down() -> str:
+def fallback_table() -> str:
     """The rollback rule, cause by cause."""
     rows = [(cause_words(cause), _REMEDIES.get(cause, "none"), ADVICE.get(cause, "")) for cause in Cause]
     return f"{_DOWN}\n\n" + markdown(("cause", "remedy", "left to a person"), rows)
@@ -75,12 +83,12 @@ def phase_plan(phase: Phase) -> str:
         [(step.name, *_planned(step)) for step in phase.steps],
     )
     title = f"### Plan of phase {phase.number}: {phase.name}"
-    return f"{title}\n\n{plain(phase.question)}\n\nStands on {stands}{base}{requires}.\n\n{table}"
+    return f"{title}\n\n{one_line(phase.question)}\n\nStands on {stands}{base}{requires}.\n\n{table}"
 
 
 def overrides_words(overrides: Mapping[str, Any]) -> str:
     """Overrides as they would be written on the command line."""
-    written = RunConfig().with_overrides(overrides).written()
+    written = RunConfig().with_overrides(overrides).to_strings()
     return " ".join(f"{key}={written[key]}" for key in overrides)
 
 
@@ -130,31 +138,31 @@ def strategy_document(
         _offer(_NOTES, yours),
         f"## Where it stands\n\n{_standing(phases, climbs, kept.phases)}",
         f"## Configuration and target\n\n{_configuration(phases, climbs)}",
-        f"## Going up\n\n{going_up(phases)}",
-        f"## Coming down\n\n{coming_down()}",
+        f"## Going up\n\n{criteria_table(phases)}",
+        f"## Coming down\n\n{fallback_table()}",
         "## Plan\n\n" + "\n\n".join(phase_plan(phase) for phase in phases),
         *_sections(phases, climbs, kept.phases, yours),
         f"## Gate before the GPU\n\n{_gate(gate)}",
         *([f"## Foreseen and measured\n\n{calibration_table(forecasts)}"] if forecasts else []),
     ]
     if yours:
-        left = (user_blocks.block(name, written) for name, written in yours.items())
+        left = (user_blocks.user_block(name, written) for name, written in yours.items())
         parts.append("\n\n".join(["## Kept", "Blocks whose place on this page is gone.", *left]))
     return "\n\n".join(parts) + "\n"
 
 
 def _offer(name: str, yours: dict[str, str]) -> str:
     """A place to write in, with what was written there, which is taken out of ``yours``."""
-    return f"{_INVITATION}\n{user_blocks.block(name, yours.pop(name, user_blocks.EMPTY))}"
+    return f"{_INVITATION}\n{user_blocks.user_block(name, yours.pop(name, user_blocks.EMPTY))}"
 
 
 def _sections(phases: Sequence[Phase], climbs: Climbs, kept: Mapping[int, str], yours: dict[str, str]) -> Iterator[str]:
     """The section of each phase, as climbed or as it was kept, and a place to write beneath it."""
     for number in sorted({*(phase.number for phase in phases), *climbs, *kept}):
         if number in climbs:
-            yield user_blocks.section(number, phase_section(climbs[number], following(number, phases)))
+            yield user_blocks.phase_block(number, phase_section(climbs[number], following(number, phases)))
         elif number in kept:
-            yield user_blocks.section(number, kept[number])
+            yield user_blocks.phase_block(number, kept[number])
         else:
             yield f"## Phase {number}: not climbed yet"
         yield _offer(f"phase-{number}", yours)
@@ -177,13 +185,13 @@ def _standing(phases: Sequence[Phase], climbs: Climbs, kept: Mapping[int, str]) 
 
 def _state(climb: PhaseResult, climbs: Climbs) -> str:
     state = f"{outcome_words(climb)}, {len(climb.results)} of {len(climb.phase.steps)} steps"
-    older = stale(climb.phase.number, climbs)
+    older = superseded_by(climb.phase.number, climbs)
     return f"{state}; phase {older} was climbed again since" if older else state
 
 
 def _configuration(phases: Sequence[Phase], climbs: Climbs) -> str:
     """The configuration to go on with, beside the defaults and what the last step of the last phase asks for."""
-    found = current(climbs)
+    found = current_best(climbs)
     now = found[1].config if found else RunConfig()
     said = "No step has passed yet: these are the defaults."
     if found:
@@ -192,10 +200,10 @@ def _configuration(phases: Sequence[Phase], climbs: Climbs) -> str:
     aim: dict[str, str] = {}
     for last in phases[-1:]:
         asked = {**last.base, **last.steps[-1].set}
-        written = RunConfig().with_overrides(asked).written()
+        written = RunConfig().with_overrides(asked).to_strings()
         aim = {knob: written[knob] for knob in asked}
         said += f" The target is what phase {last.number} asks for in its last step, {last.steps[-1].name}."
-    defaults = RunConfig().written()
+    defaults = RunConfig().to_strings()
     rows = [
         (
             knob,
@@ -205,7 +213,7 @@ def _configuration(phases: Sequence[Phase], climbs: Climbs) -> str:
             _reached(value, aim.get(knob)),
             FIELDS[knob].metadata["meaning"],
         )
-        for knob, value in now.written().items()
+        for knob, value in now.to_strings().items()
         if knob != "data_root" and (knob in aim or value != defaults[knob])
     ]
     return f"{said}\n\n" + markdown(("knob", "default", "now", "target", "reached", "meaning"), rows)

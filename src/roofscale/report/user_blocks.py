@@ -17,7 +17,7 @@ EMPTY = "\n"  # what stands in a block that nobody has written in
 
 
 @dataclass(frozen=True)
-class Regions:
+class ParsedDocument:
     """A document taken apart."""
 
     yours: dict[str, str]  # block name: all that stands between its markers, byte for byte
@@ -25,7 +25,7 @@ class Regions:
     outside: str  # the rest
 
 
-def read_regions(text: str) -> Regions:
+def read_regions(text: str) -> ParsedDocument:
     """Take a document apart.
 
     Raises:
@@ -33,15 +33,15 @@ def read_regions(text: str) -> Regions:
     """
     yours, without = _cut(text, _YOURS)
     phases, outside = _cut(without, _PHASE)
-    return Regions(yours, {int(number): section.strip("\r\n") for number, section in phases.items()}, outside)
+    return ParsedDocument(yours, {int(number): section.strip("\r\n") for number, section in phases.items()}, outside)
 
 
-def block(name: str, content: str = EMPTY) -> str:
+def user_block(name: str, content: str = EMPTY) -> str:
     """A block for a person to write in."""
     return f"<!-- yours: begin {name} -->{content}<!-- yours: end {name} -->"
 
 
-def section(number: int, content: str) -> str:
+def phase_block(number: int, content: str) -> str:
     """A section about a phase, between its markers."""
     return f"<!-- phase {number}: begin -->\n{content.strip()}\n<!-- phase {number}: end -->"
 

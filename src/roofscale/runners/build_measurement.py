@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from roofscale.compute import GIB, Allowance, Compute
+from roofscale.compute import GIB, Compute, ResourceLimits
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, ResourceSample, StepRecord, Validation
 from roofscale.runners import events as event_log
@@ -28,7 +28,7 @@ _WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Supervised:
+class RunObservation:
     """All that a runner saw of one run."""
 
     outcome: Outcome
@@ -43,9 +43,9 @@ class Supervised:
     resources: tuple[ResourceSample, ...] = ()
 
 
-def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervised) -> Measurement:
+def build_measurement(config: RunConfig, size: Compute, allowed: ResourceLimits, seen: RunObservation) -> Measurement:
     """The measurement of a run, complete whatever the outcome."""
-    in_force = event_log.in_force(seen.events)
+    in_force = event_log.drop_superseded(seen.events)
     steps = tuple(with_memory(event_log.steps(in_force), seen.memory))
     validations = tuple(event_log.validations(in_force))
     now = [step for step in steps if step.time >= seen.started]
@@ -59,9 +59,9 @@ def assemble(config: RunConfig, size: Compute, allowed: Allowance, seen: Supervi
         **forgetting_metrics(steps, validations),
         **_reported(in_force),
     }
-    if config.devices > 1:
+    if config.world_size > 1:
         metrics.pop("memory/workers_mib", None)  # what torchrun has started counts as such, too
-    metrics |= shares(metrics, allowed.memory_bytes, size.gpu_memory_gib)
+    metrics |= memory_shares(metrics, allowed.memory_bytes, size.gpu_memory_gib)
     return Measurement(
         outcome=seen.outcome,
         detail=seen.detail,
@@ -89,7 +89,7 @@ def with_memory(steps: Sequence[StepRecord], memory: Sequence[MemoryPoint]) -> l
 
 
 def memory_metrics(
-    steps: Sequence[StepRecord], seen: Supervised, batch_size: int, *, writes_nothing: bool = False
+    steps: Sequence[StepRecord], seen: RunObservation, batch_size: int, *, writes_nothing: bool = False
 ) -> dict[str, float]:
     """Peak, MiB a sample and lasting growth.
 
@@ -104,18 +104,18 @@ def memory_metrics(
     brief = writes_nothing and math.fsum(step.seconds for step in steps) < _SEEN_WELL_SECONDS
     if seen.outcome is Outcome.HOST_OOM or brief:
         peak = max(peak, seen.metrics.get("memory/kernel_peak_mib", math.nan), key=_nan_last)
-    metrics = {"memory/peak_mib": peak, "memory/growth_mib_per_step": growth(steps)}
-    metrics["memory/mib_per_sample"] = (peak - held_before(steps, seen.memory)) / batch_size
+    metrics = {"memory/peak_mib": peak, "memory/growth_mib_per_step": memory_slope(steps)}
+    metrics["memory/mib_per_sample"] = (peak - baseline_mib(steps, seen.memory)) / batch_size
     return metrics
 
 
-def held_before(steps: Sequence[StepRecord], memory: Sequence[MemoryPoint]) -> float:
+def baseline_mib(steps: Sequence[StepRecord], memory: Sequence[MemoryPoint]) -> float:
     """MiB that were held when the first step began; NaN where they were not sampled."""
     before = [point.mib for point in memory if steps and point.time <= steps[0].time - steps[0].seconds]
     return before[-1] if before else math.nan
 
 
-def growth(steps: Sequence[StepRecord]) -> float:
+def memory_slope(steps: Sequence[StepRecord]) -> float:
     """Theil-Sen slope of memory over steps after the warm-up, MiB a step; NaN with fewer than five points.
 
     Source: P. K. Sen, Estimates of the regression coefficient based on Kendall's tau, JASA 63 (1968).
@@ -133,7 +133,7 @@ def speed_metrics(steps: Sequence[StepRecord]) -> dict[str, float]:
 
     Totals, not medians: with W loader processes only one step in W may have to wait, and a median would not see it.
     """
-    timed = warm(steps) or list(zip(steps, samples_of(steps), strict=True))
+    timed = without_first_steps(steps) or list(zip(steps, batch_samples(steps), strict=True))
     seconds = math.fsum(step.seconds for step, _ in timed)
     samples = sum(size for _, size in timed)
     if not (seconds > 0 and samples > 0):
@@ -158,13 +158,13 @@ def pace_error(timed: Sequence[tuple[StepRecord, int]]) -> float:
     return math.sqrt(found.variance) if found else math.nan
 
 
-def warm(steps: Sequence[StepRecord]) -> list[tuple[StepRecord, int]]:
+def without_first_steps(steps: Sequence[StepRecord]) -> list[tuple[StepRecord, int]]:
     """All steps but each epoch's first, with the samples of their batches."""
-    sized = list(zip(steps, samples_of(steps), strict=True))
+    sized = list(zip(steps, batch_samples(steps), strict=True))
     return [(step, size) for before, (step, size) in zip(steps, sized[1:], strict=False) if before.epoch == step.epoch]
 
 
-def samples_of(steps: Sequence[StepRecord]) -> list[int]:
+def batch_samples(steps: Sequence[StepRecord]) -> list[int]:
     """Samples in each step's batch, from the running count; the last batch of an epoch may be smaller."""
     counts = [0, *(step.samples for step in steps)]
     return [after - before for before, after in itertools.pairwise(counts)]
@@ -182,7 +182,7 @@ def epoch_seconds(steps: Sequence[StepRecord]) -> float:
     return statistics.fmean(statistics.fmean(s[1:] or s) * len(s) for s in seconds.values()) if seconds else math.nan
 
 
-def setup_metrics(steps: Sequence[StepRecord], seen: Supervised) -> dict[str, float]:
+def setup_metrics(steps: Sequence[StepRecord], seen: RunObservation) -> dict[str, float]:
     """Seconds of the whole run and of its start, of the process that was watched."""
     metrics = {"speed/run_seconds": seen.ended - seen.started}
     if steps:
@@ -217,7 +217,7 @@ def validation_metrics(validations: Sequence[Validation]) -> dict[str, float]:
     return metrics
 
 
-def since_trained(
+def validations_since_trained(
     steps: Sequence[StepRecord], validations: Sequence[Validation]
 ) -> dict[str, tuple[Validation, Validation]]:
     """By data set that was not trained on to the end: its validation after it last was, and its last validation."""
@@ -230,11 +230,11 @@ def forgetting_metrics(steps: Sequence[StepRecord], validations: Sequence[Valida
     """``forgetting/<data set>``: how far its validation IoU has fallen since it was last trained on."""
     return {
         f"forgetting/{name}": then.metrics.get("iou", math.nan) - end.metrics.get("iou", math.nan)
-        for name, (then, end) in since_trained(steps, validations).items()
+        for name, (then, end) in validations_since_trained(steps, validations).items()
     }
 
 
-def shares(metrics: Mapping[str, float], memory_bytes: int, gpu_memory_gib: float) -> dict[str, float]:
+def memory_shares(metrics: Mapping[str, float], memory_bytes: int, gpu_memory_gib: float) -> dict[str, float]:
     """Peaks over what there was."""
     found = {"memory/share": metrics.get("memory/peak_mib", math.nan) / (memory_bytes / _MIB)}
     if gpu_memory_gib:
@@ -251,7 +251,7 @@ def _reported(events: Sequence[Event]) -> dict[str, float]:
     return metrics
 
 
-def _facts(events: Sequence[Event], size: Compute, allowed: Allowance, seen: Supervised) -> dict[str, str]:
+def _facts(events: Sequence[Event], size: Compute, allowed: ResourceLimits, seen: RunObservation) -> dict[str, str]:
     facts: dict[str, str] = {}
     for event in events:
         if event["event"] == "start":

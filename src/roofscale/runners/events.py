@@ -51,7 +51,7 @@ class EventTail:
             ) from error
 
 
-def in_force(events: Iterable[Event]) -> list[Event]:
+def drop_superseded(events: Iterable[Event]) -> list[Event]:
     """Leave out steps and validations that a resumed process took back and did again.
 
     A validation follows the step that it belongs to, and a checkpoint may lie between the two: it counts once.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from roofscale.runners import RunInterrupted
-from roofscale.runners.supervise import Interrupt
+from roofscale.runners.supervise import StopRequest
 
 _T = TypeVar("_T")
 
@@ -20,7 +20,7 @@ class JobPool:
     """
 
     max_jobs: int = 1
-    interrupt: Interrupt = field(default_factory=Interrupt)
+    interrupt: StopRequest = field(default_factory=StopRequest)
     _executor: ThreadPoolExecutor | None = field(default=None, init=False)
 
     @contextmanager
@@ -40,7 +40,7 @@ class JobPool:
             except RunInterrupted:
                 raise
             except BaseException:
-                self.interrupt.ask()
+                self.interrupt.request()
                 raise
             finally:
                 self._executor = None

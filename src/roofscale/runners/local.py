@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from roofscale import cgroup, compute
-from roofscale.compute import Allowance
+from roofscale.compute import ResourceLimits
 from roofscale.config import RunConfig
 from roofscale.files import write_json
 from roofscale.measurement import Measurement
@@ -25,12 +25,12 @@ from roofscale.monitoring.sampler import Monitor
 from roofscale.runners import child_exec, torchrun
 from roofscale.runners.events import EventTail
 from roofscale.runners.memory_limit import MemoryLimit
-from roofscale.runners.outcome import Evidence, classify
-from roofscale.runners.supervise import Interrupt, Listener, SilentListener, Supervisor
-from roofscale.runners.torchrun import Machines
+from roofscale.runners.outcome import ExitEvidence, classify
+from roofscale.runners.supervise import Listener, SilentListener, StopRequest, Supervisor
+from roofscale.runners.torchrun import Nodes
 
 if TYPE_CHECKING:
-    from roofscale.runners.build_measurement import Supervised
+    from roofscale.runners.build_measurement import RunObservation
 
 EVENTS = "events.jsonl"
 MEASUREMENT = "measurement.json"
@@ -54,8 +54,8 @@ class LocalRunner:
     command: Sequence[str] = TRAIN  # the run folder is appended; run in each of the config's processes
     grace_seconds: float = 100.0  # SageMaker kills a job 120 s after it has asked it to stop
     use_cgroup: bool = True  # False: hold the memory by the watchdog even where a cgroup can be made
-    interrupt: Interrupt = field(default_factory=Interrupt)  # ask() it from another thread to stop the run
-    machines: Machines = field(default_factory=Machines)  # that train together; this one alone
+    interrupt: StopRequest = field(default_factory=StopRequest)  # ask() it from another thread to stop the run
+    machines: Nodes = field(default_factory=Nodes)  # that train together; this one alone
 
     def __call__(self, config: RunConfig) -> Measurement:
         """Run, and save the measurement in the run folder.
@@ -65,22 +65,22 @@ class LocalRunner:
             OSError: the run folder cannot be written, or the command cannot be started.
         """
         size = compute.get(config.compute)
-        allowed = compute.allowance(size)
-        command = (*torchrun.around(self.command, config, self.machines, allowed.cores), str(self.run_dir))
+        allowed = compute.resource_limits(size)
+        command = (*torchrun.torchrun_command(self.command, config, self.machines, allowed.cores), str(self.run_dir))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / "config.json", config.as_dict())
         parent = cgroup.own_memory() if self.use_cgroup else None
         with MemoryLimit(allowed.memory_bytes, parent) as limit, self.interrupt.on_signals():
             supervised = self._supervise(command, config, allowed, limit)
-        from roofscale.runners.build_measurement import assemble
+        from roofscale.runners.build_measurement import build_measurement
 
-        measurement = assemble(config, size, allowed, supervised)
+        measurement = build_measurement(config, size, allowed, supervised)
         measurement.save(self.run_dir / MEASUREMENT)
         return measurement
 
     def _supervise(
-        self, command: Sequence[str], config: RunConfig, allowed: Allowance, limit: MemoryLimit
-    ) -> "Supervised":
+        self, command: Sequence[str], config: RunConfig, allowed: ResourceLimits, limit: MemoryLimit
+    ) -> "RunObservation":
         events = EventTail(self.run_dir / EVENTS, from_end=True)
         started = time.time()
         with _append(self.run_dir / "stdout.log") as out, _append(self.run_dir / "stderr.log") as err:
@@ -98,16 +98,16 @@ class LocalRunner:
             self.interrupt,
             timeout_seconds=config.timeout_seconds,
             grace_seconds=self.grace_seconds,
-            together=config.devices > 1,
+            together=config.world_size > 1,
         )
         monitor = _watch(child, supervisor, allowed, limit)
         supervisor.forward(monitor)
         stderr = _tail(self.run_dir / "stderr.log", stderr_start)
         evidence = _evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds)
-        outcome, detail = classify(torchrun.of_first_failure(evidence) if config.devices > 1 else evidence)
-        from roofscale.runners.build_measurement import Supervised
+        outcome, detail = classify(torchrun.with_root_cause(evidence) if config.world_size > 1 else evidence)
+        from roofscale.runners.build_measurement import RunObservation
 
-        return Supervised(
+        return RunObservation(
             outcome=outcome,
             detail=detail,
             started=started,
@@ -124,7 +124,7 @@ class LocalRunner:
         self,
         command: Sequence[str],
         config: RunConfig,
-        allowed: Allowance,
+        allowed: ResourceLimits,
         limit: MemoryLimit,
         out: IO[bytes],
         err: IO[bytes],
@@ -148,13 +148,15 @@ class LocalRunner:
             env={
                 **os.environ,
                 **dict.fromkeys(_THREAD_VARIABLES, threads),
-                **(self.machines.environment() if config.devices > 1 else {}),
+                **(self.machines.environment() if config.world_size > 1 else {}),
             },
             start_new_session=True,
         )
 
 
-def _watch(child: "subprocess.Popen[bytes]", supervisor: Supervisor, allowed: Allowance, limit: MemoryLimit) -> Monitor:
+def _watch(
+    child: "subprocess.Popen[bytes]", supervisor: Supervisor, allowed: ResourceLimits, limit: MemoryLimit
+) -> Monitor:
     """Watch the child to its end, and leave nothing of it behind, whatever fails here."""
     try:
         monitor = Monitor(
@@ -173,8 +175,8 @@ def _watch(child: "subprocess.Popen[bytes]", supervisor: Supervisor, allowed: Al
     return monitor
 
 
-def _evidence(exit_code: int, supervisor: Supervisor, limit: MemoryLimit, stderr: str, timeout: float) -> Evidence:
-    return Evidence(
+def _evidence(exit_code: int, supervisor: Supervisor, limit: MemoryLimit, stderr: str, timeout: float) -> ExitEvidence:
+    return ExitEvidence(
         exit_code=exit_code,
         watchdog=supervisor.watchdog,
         timed_out=supervisor.timed_out,

@@ -14,7 +14,7 @@ from roofscale.measurement import Outcome
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ExitEvidence:
     """What a runner knows about a run that is over."""
 
     exit_code: int  # minus the signal number where a signal ended it, as subprocess has it
@@ -31,7 +31,7 @@ class Evidence:
 _LESS_MEMORY = "lower batch_size, image_size or num_workers, or choose a compute with more memory"
 
 # Of a process that only ended because it missed another, which may be on another machine and have told why there.
-FOLLOWED = "another process of the run has ended, and this one with it"
+PEER_FAILED = "another process of the run has ended, and this one with it"
 
 # What stderr, or the run's own account of an exception, says; first match wins.
 _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
@@ -82,17 +82,22 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         # gloo/transport/tcp/pair.cc; NCCL's ncclRemoteError; torch's store, once its machine has gone
         re.compile(r"gloo/transport|ncclRemoteError|^torch\.distributed\.Dist\w*Error", re.MULTILINE),
         Outcome.CRASHED,
-        FOLLOWED,
+        PEER_FAILED,
     ),
 )
 
 
-def classify(evidence: Evidence) -> tuple[Outcome, str]:
+def classify(evidence: ExitEvidence) -> tuple[Outcome, str]:
     """The outcome, and one line that says what happened and what to do."""
-    return _forced(evidence) or _told(evidence) or _read(evidence) or _died(evidence)
+    return (
+        _from_runner_or_kernel(evidence)
+        or _from_end_event(evidence)
+        or _from_stderr(evidence)
+        or _from_exit_code(evidence)
+    )
 
 
-def _forced(evidence: Evidence) -> tuple[Outcome, str] | None:
+def _from_runner_or_kernel(evidence: ExitEvidence) -> tuple[Outcome, str] | None:
     """What the runner did, and what the kernel counted."""
     held = f" ({evidence.limit})" if evidence.limit else ""
     if evidence.watchdog:
@@ -107,7 +112,7 @@ def _forced(evidence: Evidence) -> tuple[Outcome, str] | None:
     return None
 
 
-def _told(evidence: Evidence) -> tuple[Outcome, str] | None:
+def _from_end_event(evidence: ExitEvidence) -> tuple[Outcome, str] | None:
     """The run's own account, where it is conclusive."""
     if evidence.end is None:
         return None
@@ -119,7 +124,7 @@ def _told(evidence: Evidence) -> tuple[Outcome, str] | None:
     return outcome, detail
 
 
-def _read(evidence: Evidence) -> tuple[Outcome, str] | None:
+def _from_stderr(evidence: ExitEvidence) -> tuple[Outcome, str] | None:
     """What stderr says; not asked where the run was interrupted, or ended of its own accord and well."""
     if evidence.interrupted or evidence.exit_code in (0, -signal.SIGTERM, -signal.SIGINT):
         return None
@@ -133,7 +138,7 @@ def _recognise(text: str) -> tuple[Outcome, str] | None:
     return None
 
 
-def _died(evidence: Evidence) -> tuple[Outcome, str]:
+def _from_exit_code(evidence: ExitEvidence) -> tuple[Outcome, str]:
     """The exit code, the last resort."""
     if evidence.interrupted or evidence.exit_code in (-signal.SIGTERM, -signal.SIGINT):
         return (

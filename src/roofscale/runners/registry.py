@@ -7,7 +7,7 @@ from pathlib import Path
 
 from roofscale.runners import Runner
 from roofscale.runners.local import LocalRunner
-from roofscale.runners.supervise import Interrupt, Listener
+from roofscale.runners.supervise import Listener, StopRequest
 
 MakeRunner = Callable[[Path, Listener], Runner]
 
@@ -16,15 +16,15 @@ NAMES = (LOCAL, SAGEMAKER)  # cli.py has them too, as --help loads nothing of th
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RunnerFactory:
     """Where runs execute: how a runner is made for a run folder and a listener, and how many may run at a time."""
 
     make: MakeRunner
     most: int = 1
-    interrupt: Interrupt = field(default_factory=Interrupt)  # of all that run at the same time
+    interrupt: StopRequest = field(default_factory=StopRequest)  # of all that run at the same time
 
 
-def runs_here(name: str) -> bool:
+def runs_on_this_machine(name: str) -> bool:
     """Whether its runs execute on this machine, be it in containers.
 
     Raises:
@@ -37,17 +37,19 @@ def runs_here(name: str) -> bool:
     return settings.load().local_mode
 
 
-def chosen(name: str) -> Chosen:
+def get_runner(name: str) -> RunnerFactory:
     """The runner of this name.
 
     Raises:
         ConfigError: SageMaker's settings are lacking or wrong.
     """
     if name == LOCAL:
-        return Chosen(LocalRunner)
+        return RunnerFactory(LocalRunner)
     from roofscale.runners.sagemaker import settings
     from roofscale.runners.sagemaker.runner import SageMakerRunner
     from roofscale.runners.sagemaker.session import Session
 
     session = Session(settings.load())
-    return Chosen(partial(SageMakerRunner, session=session), session.settings.max_parallel_jobs, session.interrupt)
+    return RunnerFactory(
+        partial(SageMakerRunner, session=session), session.settings.max_parallel_jobs, session.interrupt
+    )

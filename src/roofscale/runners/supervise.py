@@ -62,12 +62,12 @@ class Listeners:
 
 
 @dataclass
-class Interrupt:
+class StopRequest:
     """A request to stop, from a signal or another thread."""
 
     count: int = 0
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Ask; the first time for a checkpoint and an orderly end, the second time for an end at once."""
         self.count += 1
 
@@ -79,7 +79,7 @@ class Interrupt:
             return
 
         def handle(_number: int, _frame: FrameType | None) -> None:
-            self.ask()
+            self.request()
 
         before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -107,7 +107,7 @@ class Supervisor:
         limit: MemoryLimit,
         tail: EventTail,
         listener: Listener,
-        interrupt: Interrupt,
+        interrupt: StopRequest,
         *,
         timeout_seconds: float,
         grace_seconds: float,

@@ -10,7 +10,7 @@ import psutil
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners import child_exec
-from roofscale.runners.outcome import Evidence
+from roofscale.runners.outcome import ExitEvidence
 
 _HERE = "127.0.0.1"
 _PORT = "29500"  # torchrun's own default; on the first of several machines
@@ -22,7 +22,7 @@ _LOG_LINE = re.compile(r"^(?:\[rank\d+\]:)?\[?[IWE]\d{4} ")
 
 
 @dataclass(frozen=True)
-class Machines:
+class Nodes:
     """The machines that train together, and which of them this is."""
 
     names: tuple[str, ...] = (_HERE,)
@@ -35,7 +35,7 @@ class Machines:
         return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
 
 
-def check_machines(config: RunConfig, machines: Machines) -> None:
+def check_nodes(config: RunConfig, machines: Nodes) -> None:
     """Refuse a config for another number of machines.
 
     Raises:
@@ -48,14 +48,14 @@ def check_machines(config: RunConfig, machines: Machines) -> None:
         )
 
 
-def around(command: Sequence[str], config: RunConfig, machines: Machines, cores: int) -> tuple[str, ...]:
+def torchrun_command(command: Sequence[str], config: RunConfig, machines: Nodes, cores: int) -> tuple[str, ...]:
     """The command that runs ``command`` once a device of this machine: itself where the config wants one device.
 
     Raises:
         ConfigError: the config wants more machines, or fewer.
     """
-    check_machines(config, machines)
-    if config.devices == 1:
+    check_nodes(config, machines)
+    if config.world_size == 1:
         return tuple(command)
     where: tuple[str, ...] = ("--standalone", "--local-addr", _HERE)  # on a free port
     if len(machines.names) > 1:
@@ -77,7 +77,7 @@ def processes(torchrun: int) -> list[psutil.Process]:
         return []
 
 
-def of_first_failure(evidence: Evidence) -> Evidence:
+def with_root_cause(evidence: ExitEvidence) -> ExitEvidence:
     """The same evidence with the exit code of the process that failed first, and without torchrun's words.
 
     torchrun itself ends with 1, whatever its processes ended with, and after their last words.

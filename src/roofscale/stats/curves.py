@@ -48,7 +48,7 @@ class Verdict(enum.StrEnum):
     INSUFFICIENT_EVIDENCE = "insufficient_evidence"
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """As a person would write it."""
         return self.value.replace("_", " ")
 
@@ -116,7 +116,7 @@ def stable(
             {"steps": values.size},
         )
     share = spike_share(values)
-    p, size = rise(values)
+    p, size = late_rise(values)
     rising = p < alpha and size >= min_rise
     numbers = {"spike_share": share, "rise_p": p, "rise": size, "steps": float(values.size)}
     return Finding(
@@ -276,7 +276,7 @@ def spike_share(losses: Values) -> float:
     return float(found.mean()) if found.size else 0.0
 
 
-def rise(losses: Values) -> tuple[float, float]:
+def late_rise(losses: Values) -> tuple[float, float]:
     """One-sided p and size of a rise in the last third; size is over the median loss of that third.
 
     From 30 steps: Mann-Kendall on the third (see ``trend``), size by its Theil-Sen slope. Shorter: exact Mann-Whitney

@@ -27,11 +27,11 @@ MAX_WINDOWS = 10
 RUN_SPREAD = 0.025
 # The same of runs that end once their pace is known, after seconds: measured on configs that were tried several times
 # ("pace_spread" in benchmarks/results/search_compare.json).
-BRIEF_SPREAD = 0.04
+TRIAL_SPREAD = 0.04
 
 # Share of the machine's time that went to other work, over which a run's times prove nothing. A run that wants every
 # core loses about as much of its speed; half the tightest tolerance of a shipped phase file (0.20).
-BUSY = 0.10
+MAX_OTHER_LOAD = 0.10
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Interval:
         return f"{format(self.centre, form)} ({CONFIDENCE:.0%} interval {low} to {high})"
 
 
-def place(low: float, high: float, smallest: float, largest: float) -> Verdict:
+def compare_to_band(low: float, high: float, smallest: float, largest: float) -> Verdict:
     """Where an interval lies to a band: within it passed, outside of it failed, across its edge not enough evidence."""
     if smallest <= low and high <= largest:
         return Verdict.PASSED
@@ -76,7 +76,7 @@ def interval(estimate: Estimate) -> Interval:
     return Interval(estimate.value, estimate.value - reach, estimate.value + reach)
 
 
-def minus(a: Estimate, b: Estimate) -> Estimate:
+def difference(a: Estimate, b: Estimate) -> Estimate:
     """The difference of two independent means (Welch 1947, Biometrika 34:28)."""
     return Estimate(a.value - b.value, *_together(a, b))
 
@@ -96,7 +96,7 @@ def pooled(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(centre, max(1.0, scatter) / float(weights.sum()), freedom)
 
 
-def spread(estimate: Estimate, variance: float) -> Estimate:
+def add_variance(estimate: Estimate, variance: float) -> Estimate:
     """The same mean with a known variance on top of its own."""
     return Estimate(estimate.value, *_together(estimate, Estimate(0.0, variance, math.inf)))
 
@@ -120,7 +120,7 @@ def mean(blocks: Values) -> Estimate | None:
     return Estimate(float(blocks.mean()), float(blocks.var(ddof=1)) / blocks.size, blocks.size - 1.0)
 
 
-def level(series: Sequence[Values]) -> Estimate | None:
+def batch_means(series: Sequence[Values]) -> Estimate | None:
     """The mean of autocorrelated series, one a run: blocks as long as the root of each (batch means, Flegal and Jones
     2010, Ann. Stat. 38:1034).
     """
@@ -152,4 +152,4 @@ def log_rate(runs: Sequence[Sequence[tuple[float, float]]]) -> Estimate | None:
 def log_pace(runs: Sequence[Sequence[Sized]], between: float = RUN_SPREAD) -> Estimate | None:
     """Logarithm of the seconds a sample of some steps of each run, the spread between runs included."""
     found = log_rate([[(float(size), step.seconds) for step, size in run] for run in runs])
-    return found and spread(found, between**2 / len(runs))
+    return found and add_variance(found, between**2 / len(runs))

@@ -4,33 +4,33 @@ One MLflow experiment a phase, one parent run an attempt, one child run a step. 
 MLflow; the training process writes events, which arrive here.
 """
 
-from roofscale.tracking.mlflow_project import ProjectRun
+from roofscale.tracking.mlflow_project import MlflowProjectRun
 from roofscale.tracking.models import CHAMPION, StoredModel, find_model, read_weights, register
-from roofscale.tracking.records import RunRecord, aliased, get_run
+from roofscale.tracking.records import RunRecord, get_run, run_by_alias
 from roofscale.tracking.run import TrackedRun, save_model
 from roofscale.tracking.server import TrackingError, tracking_uri
-from roofscale.tracking.sync import OUTBOX, Sent, in_use, send_left_behind, waiting
-from roofscale.tracking.tracker import Tracker, require_answer
+from roofscale.tracking.sync import OUTBOX, SyncResult, active_outboxes, pending, send_abandoned
+from roofscale.tracking.tracker import Tracker, check_server
 
 __all__ = [
     "CHAMPION",
     "OUTBOX",
-    "ProjectRun",
+    "MlflowProjectRun",
     "RunRecord",
-    "Sent",
     "StoredModel",
+    "SyncResult",
     "TrackedRun",
     "Tracker",
     "TrackingError",
-    "aliased",
+    "active_outboxes",
+    "check_server",
     "find_model",
     "get_run",
-    "in_use",
+    "pending",
     "read_weights",
     "register",
-    "require_answer",
+    "run_by_alias",
     "save_model",
-    "send_left_behind",
+    "send_abandoned",
     "tracking_uri",
-    "waiting",
 ]

@@ -19,7 +19,7 @@ MODEL = "model"  # the name of a run's model
 _MLMODEL = "MLmodel"  # the file in which MLflow describes a model
 
 
-def deliver(client: MlflowClient, operation: Operation) -> None:
+def apply_operation(client: MlflowClient, operation: Operation) -> None:
     """Tell the server.
 
     Raises:

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 
 from roofscale import invocation
-from roofscale.tracking.server import TrackingError, asking, was_ever_used
+from roofscale.tracking.server import TrackingError, store_exists, translate_errors
 
 
 @dataclass(frozen=True)
-class ProjectRun:
+class MlflowProjectRun:
     """The run that ``mlflow run`` has opened around the entry point that executes; it is never deleted."""
 
     run_id: str
     experiment_id: str  # whose next attempt may make the run its own; empty where several phases are climbed
 
     @classmethod
-    def take_over(cls, entry_point: str) -> "ProjectRun | None":
+    def adopt(cls, entry_point: str) -> "MlflowProjectRun | None":
         """Take the run that the environment names out of it, so that nothing logs into it by accident.
 
         Returns:
@@ -27,8 +27,11 @@ class ProjectRun:
         """
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         run_id = os.environ.pop("MLFLOW_RUN_ID", "")
-        if run_id and was_ever_used():
-            with contextlib.suppress(TrackingError), asking():  # the command that needs a server says that it is away
+        if run_id and store_exists():
+            with (
+                contextlib.suppress(TrackingError),
+                translate_errors(),
+            ):  # the command that needs a server says that it is away
                 run = MlflowClient().get_run(run_id)
                 is_called = run.data.tags.get("mlflow.project.entryPoint") == entry_point
                 if is_called and run.info.status == "RUNNING" and not run.data.metrics:
@@ -40,7 +43,7 @@ class ProjectRun:
         """Say in the run where the results are, unless they are in itself."""
         if run_id == self.run_id:
             return
-        with contextlib.suppress(TrackingError), asking():
+        with contextlib.suppress(TrackingError), translate_errors():
             client = MlflowClient()
             found = client.get_run(run_id).info
             link = f"[{found.run_name}](#/experiments/{found.experiment_id}/runs/{run_id})"

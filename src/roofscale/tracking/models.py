@@ -11,8 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from roofscale.errors import ConfigError
 from roofscale.tracking.apply import REGISTERED_MODEL, model_uri, version_of
-from roofscale.tracking.records import RunRecord, is_absent, record_of
-from roofscale.tracking.server import asking, tracking_uri, was_ever_used
+from roofscale.tracking.records import RunRecord, from_mlflow, is_not_found
+from roofscale.tracking.server import store_exists, tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ def register(run_id: str, alias: str, name: str = REGISTERED_MODEL) -> StoredMod
         TrackingError: the server does not answer, or will not have the name.
     """
     model = find_model(run_id)
-    with asking():
+    with translate_errors():
         client = MlflowClient()
         version = version_of(client, model.run.run_id, model.uri, name)
         client.set_registered_model_alias(name, alias, version)
@@ -86,7 +86,7 @@ def read_weights(model: StoredModel) -> "dict[str, torch.Tensor]":
     """
     import mlflow.pytorch
 
-    with asking():
+    with translate_errors():
         try:
             state: dict[str, torch.Tensor] = mlflow.pytorch.load_model(model.uri).state_dict()
         except MlflowException as error:
@@ -100,24 +100,24 @@ def read_weights(model: StoredModel) -> "dict[str, torch.Tensor]":
 
 
 def _find(named: str) -> StoredModel | None:
-    if not was_ever_used():
+    if not store_exists():
         return None
-    with asking():
+    with translate_errors():
         client = MlflowClient()
         try:
             if of_run := _RUN.fullmatch(named):
                 return _of_run(client, of_run[1])
             version = _version(client, named)
-            run = record_of(client.get_run(version.run_id)) if version.run_id else None
+            run = from_mlflow(client.get_run(version.run_id)) if version.run_id else None
         except MlflowException as error:
-            if is_absent(error):
+            if is_not_found(error):
                 return None
             raise
     return StoredModel(run, f"models:/{version.name}/{version.version}", named) if run else None
 
 
 def _of_run(client: MlflowClient, run_id: str) -> StoredModel | None:
-    run, uri = record_of(client.get_run(run_id)), model_uri(client, run_id)
+    run, uri = from_mlflow(client.get_run(run_id)), model_uri(client, run_id)
     return StoredModel(run, uri, run_id) if uri else None
 
 

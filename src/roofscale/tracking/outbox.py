@@ -96,7 +96,7 @@ class Outbox:
 
 
 @dataclass(frozen=True)
-class Left:
+class AbandonedOutbox:
     """The outbox that a process left behind."""
 
     folder: Path
@@ -110,7 +110,7 @@ class Left:
 
 
 @contextlib.contextmanager
-def left_behind(root: Path) -> Iterator[list[Left]]:
+def abandoned_outboxes(root: Path) -> Iterator[list[AbandonedOutbox]]:
     """The outboxes that no running process holds, oldest first; held by us as long as the block lasts."""
     with contextlib.ExitStack() as held:
         found = []
@@ -130,7 +130,7 @@ def left_behind(root: Path) -> Iterator[list[Left]]:
         yield found
 
 
-def _read(file: Path) -> Left:
+def _read(file: Path) -> AbandonedOutbox:
     folder = file.parent
     *whole, _ = file.read_text(encoding="utf-8").split("\n")  # a killed process leaves a part of a line at the end
     header, *lines = map(json.loads, whole or ['{"server": ""}'])
@@ -143,7 +143,7 @@ def _read(file: Path) -> Left:
         )
         for line in lines
     )
-    return Left(folder, header["server"], tuple(operations), bool(header.get("refused")))
+    return AbandonedOutbox(folder, header["server"], tuple(operations), bool(header.get("refused")))
 
 
 def _remove(folder: Path) -> None:

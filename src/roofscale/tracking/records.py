@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from roofscale.tracking.apply import REGISTERED_MODEL
-from roofscale.tracking.server import asking, was_ever_used
+from roofscale.tracking.server import store_exists, translate_errors
 
 _T = TypeVar("_T")
 _PAGE = 1000  # runs asked for at once; 50000 is the most that MLflow takes
@@ -30,7 +30,7 @@ class RunRecord:
     metrics: Mapping[str, float]  # the last point of each
 
 
-def record_of(run: Run) -> RunRecord:
+def from_mlflow(run: Run) -> RunRecord:
     """The record of a run that MLflow's client gave."""
     info, data = run.info, run.data
     return RunRecord(
@@ -52,7 +52,7 @@ def search(client: MlflowClient, experiment_id: str, condition: str, order: str)
     token = None
     while True:
         page = client.search_runs([experiment_id], condition, max_results=_PAGE, order_by=[order], page_token=token)
-        found += map(record_of, page)
+        found += map(from_mlflow, page)
         token = page.token
         if not token:
             return found
@@ -61,27 +61,27 @@ def search(client: MlflowClient, experiment_id: str, condition: str, order: str)
 def get_run(run_id: str) -> RunRecord | None:
     """The run with this id; None where the server does not have it, or where it is deleted."""
     run = _unless_absent(lambda client: client.get_run(run_id))
-    return record_of(run) if run and run.info.lifecycle_stage != "deleted" else None
+    return from_mlflow(run) if run and run.info.lifecycle_stage != "deleted" else None
 
 
-def aliased(alias: str) -> RunRecord | None:
+def run_by_alias(alias: str) -> RunRecord | None:
     """The run whose model an alias of the registered model ``roofscale`` points to; None where there is none."""
     version = _unless_absent(lambda client: client.get_model_version_by_alias(REGISTERED_MODEL, alias))
     return get_run(version.run_id) if version and version.run_id else None
 
 
 def _unless_absent(ask: Callable[[MlflowClient], _T]) -> _T | None:
-    if not was_ever_used():
+    if not store_exists():
         return None
-    with asking():
+    with translate_errors():
         try:
             return ask(MlflowClient())
         except MlflowException as error:
-            if is_absent(error):
+            if is_not_found(error):
                 return None
             raise
 
 
-def is_absent(error: MlflowException) -> bool:
+def is_not_found(error: MlflowException) -> bool:
     """Whether the server said that there is no such thing; MLflow says so of an alias with 'invalid parameter'."""
     return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")

@@ -60,26 +60,26 @@ class TrackedRun:
         self._elsewhere = False  # whether the run executes on another machine
         self._lock = threading.RLock()  # the system metrics have a thread of their own
 
-    def params(self, config: RunConfig) -> None:
+    def log_params(self, config: RunConfig) -> None:
         """Log the run config, every knob under its own name; those that a phase climbs by as metrics too.
 
         MLflow sorts and filters parameters as text, which puts 8 after 16.
         """
         self._add({f"knob/{name}": float(getattr(config, name)) for name in _CLIMBED_BY})
-        self._tell("batch", {"params": config.written()})
+        self._tell("batch", {"params": config.to_strings()})
 
-    def foreseen(self, metrics: Mapping[str, float]) -> None:
+    def log_forecast(self, metrics: Mapping[str, float]) -> None:
         """Log what is foreseen of the run; the server has it before the run begins."""
         self._add(metrics)
         self.flush()
 
-    def tags(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self._tell("batch", {"tags": _cut(tags)})
 
-    def describe(self, markdown: str) -> None:
+    def set_description(self, markdown: str) -> None:
         """Set the description that the UI shows at the top of the run."""
-        self.tags({"mlflow.note.content": markdown})
+        self.set_tags({"mlflow.note.content": markdown})
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Take one event of the training process (see ``roofscale.measurement``)."""
@@ -101,14 +101,14 @@ class TrackedRun:
         """Take one sample of the process tree's resources; its series run over seconds, not training steps."""
         self._log(sample.metrics, int(sample.time - self._started), sample.time)
 
-    def summary(self, measurement: Measurement) -> None:
+    def log_summary(self, measurement: Measurement) -> None:
         """Log what the run yielded as a whole, and how it ended.
 
         A metric that was also followed over time gets its total as the last point, which is what lists of runs show.
         """
         self._add({name: value for name, value in measurement.metrics.items() if not name.startswith("val/")})
         self.flush()
-        self.tags({**measurement.facts, "outcome": measurement.outcome, "outcome_detail": measurement.detail})
+        self.set_tags({**measurement.facts, "outcome": measurement.outcome, "outcome_detail": measurement.detail})
 
     def figure(self, figure: "Figure", path: str) -> None:
         """Log a figure as an artifact."""
@@ -126,7 +126,7 @@ class TrackedRun:
             file.write_text(content, encoding="utf-8")
             self.artifact(file, _folder_of(path))
 
-    def promote(self, *aliases: str) -> None:
+    def set_aliases(self, *aliases: str) -> None:
         """Register the run's model, if it has one, and point these aliases to it; doing it again changes nothing."""
         self._tell("promote", {"aliases": aliases})
 
@@ -139,7 +139,7 @@ class TrackedRun:
     def flush(self) -> None:
         """Send the points that are buffered."""
         self._post_points()
-        self._sender.settle()
+        self._sender.flush()
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
@@ -181,11 +181,11 @@ class TrackedRun:
             self._posted = time.monotonic()
 
     def _post(self, kind: str, content: Mapping[str, Any], path: Path | None = None) -> None:
-        self._sender.post(Operation(kind, self.run_id, content, path))
+        self._sender.enqueue(Operation(kind, self.run_id, content, path))
 
     def _tell(self, kind: str, content: Mapping[str, Any], path: Path | None = None) -> None:
         self._post(kind, content, path)
-        self._sender.settle()
+        self._sender.flush()
 
 
 def save_model(model: "nn.Module", image_size: int, folder: Path) -> None:

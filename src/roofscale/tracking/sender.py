@@ -7,9 +7,9 @@ from collections import deque
 
 from mlflow import MlflowClient
 
-from roofscale.tracking.apply import deliver
+from roofscale.tracking.apply import apply_operation
 from roofscale.tracking.outbox import Operation, Outbox, said_of
-from roofscale.tracking.server import away, may_pass, reason, tracking_uri
+from roofscale.tracking.server import is_transient, server_away_error, short_reason, tracking_uri
 
 _PAUSES = (0.5, 5.0)  # seconds between tries while the server is away: the first, and the longest after doubling
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Sender:
         self._away: Exception | None = None  # why the server does not answer; None while it does
         self._answered = 0.0  # monotonic seconds of its last answer, or of the first that did not come
 
-    def post(self, operation: Operation) -> None:
+    def enqueue(self, operation: Operation) -> None:
         """Take an operation to be sent."""
         with self._changed:
             self._queue.append(self._keep(operation) if self._away else operation)
@@ -41,26 +41,26 @@ class Sender:
                 self._thread = threading.Thread(target=self._send, name="tracking", daemon=True)
                 self._thread.start()
 
-    def settle(self, patience: float = 0.0) -> None:
+    def flush(self, patience: float = 0.0) -> None:
         """Wait until all is sent or set aside, or until the server has not answered for ``patience`` seconds."""
         with self._changed:
             while self._queue and not self._gave_up(patience):
                 self._changed.wait(0.5)
 
-    def require(self, patience: float) -> None:
+    def flush_or_raise(self, patience: float) -> None:
         """Wait until all is sent.
 
         Raises:
             TrackingError: the server has not answered for ``patience`` seconds; says what is kept and where.
         """
-        self.settle(patience)
+        self.flush(patience)
         with self._changed:
             if self._queue and self._away:
-                raise away(self._away, said_of(self._queue, self._outbox.folder))
+                raise server_away_error(self._away, said_of(self._queue, self._outbox.folder))
 
     def close(self, patience: float) -> None:
         """Wait until all is sent, like ``require``, and leave what was refused to ``roofscale sync``."""
-        self.require(patience)
+        self.flush_or_raise(patience)
         self._refused.leave()
 
     def _gave_up(self, patience: float) -> bool:
@@ -70,9 +70,9 @@ class Sender:
         pause, longest = _PAUSES
         while (operation := self._next()) is not None:
             try:
-                deliver(self._client, operation)
+                apply_operation(self._client, operation)
             except Exception as error:
-                if may_pass(error):
+                if is_transient(error):
                     self._lose(error)
                     time.sleep(pause)
                     pause = min(2 * pause, longest)
@@ -103,7 +103,7 @@ class Sender:
             self._said.add(operation.kind)
             _log.warning(
                 f"{tracking_uri()}: the tracking server refuses the {operation.kind} of run {operation.run_id} "
-                f"({reason(error)}); it is kept in {self._refused.folder}, and `roofscale sync` offers it again."
+                f"({short_reason(error)}); it is kept in {self._refused.folder}, and `roofscale sync` offers it again."
             )
 
     def _lose(self, why: Exception) -> None:
@@ -113,7 +113,7 @@ class Sender:
                 self._answered = time.monotonic()
                 self._queue = deque(map(self._keep, self._queue))
                 kept = f"what is logged is kept in {self._outbox.folder}"
-                _log.warning(f"{tracking_uri()} does not answer ({reason(why)}); {kept}.")
+                _log.warning(f"{tracking_uri()} does not answer ({short_reason(why)}); {kept}.")
             self._away = why
             self._changed.notify_all()
 
@@ -123,5 +123,5 @@ class Sender:
         try:
             return box.keep(operation)
         except OSError as error:
-            _log.warning(f"{box.folder}: cannot be written ({reason(error)}); make room there.")
+            _log.warning(f"{box.folder}: cannot be written ({short_reason(error)}); make room there.")
             return operation

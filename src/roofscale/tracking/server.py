@@ -60,7 +60,7 @@ def tracking_uri() -> str:
     return without_secrets(without_credentials(str(mlflow.get_tracking_uri())))
 
 
-def was_ever_used() -> bool:
+def store_exists() -> bool:
     """False for a local database that does not exist: a client that looks into it would make it."""
     uri = str(mlflow.get_tracking_uri())
     return not uri.startswith(_SQLITE) or Path(unquote(uri.removeprefix(_SQLITE))).exists()
@@ -96,7 +96,7 @@ def require_address() -> None:
         ) from None
 
 
-def patience() -> float:
+def wait_seconds() -> float:
     """Seconds for which a server that has gone is waited for where nothing can go on without it.
 
     Raises:
@@ -109,7 +109,7 @@ def patience() -> float:
         raise ConfigError(f"{PATIENCE}={said}: expected a number of seconds, such as 90.") from None
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same call may succeed later: the server is away or overloaded, and it is not the call's own fault."""
     if isinstance(answer := getattr(error, "response", None), dict):  # botocore's, of artifacts in S3
         code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
@@ -137,7 +137,7 @@ def lacks_endpoint(error: MlflowException) -> bool:
     return unknown or error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 
 
-def reason(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """One short line of an error, for a person."""
     text = without_secrets(str(error))
     if page := re.search(r"failed with error code (\d{3}) != 200", text):
@@ -156,7 +156,7 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def asking() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Around a question to the server.
 
     Raises:
@@ -168,14 +168,14 @@ def asking() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if may_pass(error):
-            raise away(error) from None
+        if is_transient(error):
+            raise server_away_error(error) from None
         if isinstance(error, MlflowException):
-            raise TrackingError(f"{tracking_uri()}: {reason(error)}") from None
+            raise TrackingError(f"{tracking_uri()}: {short_reason(error)}") from None
         raise
 
 
-def away(error: Exception, kept: str = "") -> ServerAway:
+def server_away_error(error: Exception, kept: str = "") -> ServerAway:
     """Say that the server does not answer, or refuses the credentials, with what was kept and the remedy."""
     named = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") else ""
     refuses = status_of(error) in (401, 403)
@@ -183,7 +183,7 @@ def away(error: Exception, kept: str = "") -> ServerAway:
     todo = _remedy(error)
     if kept:
         todo += f" Nothing is lost: {kept}. Once it answers, `roofscale sync` sends it, and the same command goes on."
-    return ServerAway(f"{named}{tracking_uri()}: the tracking server {what} ({reason(error)}). {todo}")
+    return ServerAway(f"{named}{tracking_uri()}: the tracking server {what} ({short_reason(error)}). {todo}")
 
 
 def _remedy(error: Exception) -> str:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from roofscale.tracking.apply import deliver
-from roofscale.tracking.outbox import Left, Operation, Outbox, left_behind, said_of
-from roofscale.tracking.server import away, may_pass, reason, tracking_uri
+from roofscale.tracking.apply import apply_operation
+from roofscale.tracking.outbox import AbandonedOutbox, Operation, Outbox, abandoned_outboxes, said_of
+from roofscale.tracking.server import is_transient, server_away_error, short_reason, tracking_uri
 
 OUTBOX = "outbox"  # in the folder of the runs
 
 
 @dataclass
-class Sent:
+class SyncResult:
     """What became of one outbox."""
 
     folder: Path
@@ -24,19 +24,19 @@ class Sent:
     refused: list[str] = field(default_factory=list)  # what the server will not have, and why
 
 
-def waiting(runs: Path) -> list[Sent]:
+def pending(runs: Path) -> list[SyncResult]:
     """What waits to be sent, to whichever server; nothing is sent."""
-    with left_behind(runs / OUTBOX) as found:
+    with abandoned_outboxes(runs / OUTBOX) as found:
         return [_account(left) for left in found]
 
 
-def in_use(runs: Path) -> list[Path]:
+def active_outboxes(runs: Path) -> list[Path]:
     """Where a process that still runs keeps what it will send itself."""
-    with left_behind(runs / OUTBOX) as found:
+    with abandoned_outboxes(runs / OUTBOX) as found:
         return sorted(set((runs / OUTBOX).glob("*")) - {left.folder for left in found})
 
 
-def send_left_behind(runs: Path, refused_too: bool = False) -> Iterator[Sent]:
+def send_abandoned(runs: Path, refused_too: bool = False) -> Iterator[SyncResult]:
     """Send, in order, what waits for the server that is in use, and remove from the disk what was sent.
 
     What the server refuses is kept; it is tried again where a user asks for it, with ``refused_too``.
@@ -44,35 +44,35 @@ def send_left_behind(runs: Path, refused_too: bool = False) -> Iterator[Sent]:
     Raises:
         TrackingError: the server does not answer; what was not sent is still there.
     """
-    with left_behind(runs / OUTBOX) as found:
+    with abandoned_outboxes(runs / OUTBOX) as found:
         for left in found:
             if left.server == tracking_uri() and (refused_too or not left.refused):
                 yield _send(MlflowClient(), left)
 
 
-def _send(client: MlflowClient, left: Left) -> Sent:
+def _send(client: MlflowClient, left: AbandonedOutbox) -> SyncResult:
     account, refused = _account(left), []
     for operation in left.operations:
         try:
-            deliver(client, operation)
+            apply_operation(client, operation)
         except Exception as error:
-            if may_pass(error):
-                raise away(error, said_of(left.operations, left.folder)) from None
+            if is_transient(error):
+                raise server_away_error(error, said_of(left.operations, left.folder)) from None
             refused.append(operation)
-            account.refused.append(f"{operation.kind} of run {operation.run_id}: {reason(error)}")
+            account.refused.append(f"{operation.kind} of run {operation.run_id}: {short_reason(error)}")
     if not (left.refused and len(refused) == len(left.operations)):
         _keep_refused(refused, left)
         left.clear()
     return account
 
 
-def _keep_refused(operations: Sequence[Operation], left: Left) -> None:
+def _keep_refused(operations: Sequence[Operation], left: AbandonedOutbox) -> None:
     box = Outbox(left.folder.parent, left.server, refused=True)
     for operation in operations:
         box.keep(operation)
     box.leave()
 
 
-def _account(left: Left) -> Sent:
+def _account(left: AbandonedOutbox) -> SyncResult:
     runs = tuple(dict.fromkeys(operation.run_id for operation in left.operations))
-    return Sent(left.folder, left.server, len(left.operations), runs)
+    return SyncResult(left.folder, left.server, len(left.operations), runs)

@@ -16,11 +16,11 @@ from mlflow.exceptions import MlflowException
 from roofscale.measurement import Outcome
 from roofscale.tracking.apply import artifacts_of, keeps_models
 from roofscale.tracking.outbox import Outbox
-from roofscale.tracking.records import RunRecord, is_absent, search
+from roofscale.tracking.records import RunRecord, is_not_found, search
 from roofscale.tracking.run import TrackedRun
 from roofscale.tracking.sender import Sender
-from roofscale.tracking.server import ServerAway, asking, patience, tracking_uri, was_ever_used
-from roofscale.tracking.sync import OUTBOX, send_left_behind
+from roofscale.tracking.server import ServerAway, store_exists, tracking_uri, translate_errors, wait_seconds
+from roofscale.tracking.sync import OUTBOX, send_abandoned
 
 _T = TypeVar("_T")
 _RUNS = Path("runs")
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 0.5
 
 
-def require_answer() -> None:
+def check_server() -> None:
     """Ask the server something, to know before anything else is done that it answers; a local database is not made.
 
     Raises:
         TrackingError: there is no answer, or none of a tracking server.
     """
-    if was_ever_used():
-        with asking():
+    if store_exists():
+        with translate_errors():
             MlflowClient().search_experiments(max_results=1)
 
 
@@ -54,8 +54,8 @@ class Tracker:
 
     def __init__(self, experiment: str, runs: Path = _RUNS) -> None:
         self.experiment = experiment
-        self._patience = patience()
-        with asking():
+        self._patience = wait_seconds()
+        with translate_errors():
             self.client = MlflowClient()
             found = self.client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage == "deleted":
@@ -81,8 +81,8 @@ class Tracker:
     @classmethod
     def find(cls, experiment: str) -> "Tracker | None":
         """Like the constructor, but nothing is created: None where there is no such experiment, or it is deleted."""
-        with asking():
-            found = MlflowClient().get_experiment_by_name(experiment) if was_ever_used() else None
+        with translate_errors():
+            found = MlflowClient().get_experiment_by_name(experiment) if store_exists() else None
         return cls(experiment) if found and found.lifecycle_stage != "deleted" else None
 
     @property
@@ -107,7 +107,7 @@ class Tracker:
         """Make an empty run of this experiment what ``start`` would have opened; None where the server lost it."""
         run = self.resume(run_id)
         if run:
-            run.tags({**tags, "mlflow.runName": name})
+            run.set_tags({**tags, "mlflow.runName": name})
         return run
 
     def resume(self, run_id: str) -> TrackedRun | None:
@@ -123,7 +123,7 @@ class Tracker:
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:
-            if is_absent(error):
+            if is_not_found(error):
                 return None
             raise
         if run.info.lifecycle_stage == "deleted":
@@ -152,14 +152,14 @@ class Tracker:
 
     def attempts(self) -> list[RunRecord]:
         """The runs of this experiment that are nobody's child, newest first; deleted ones are left out."""
-        with asking():
+        with translate_errors():
             runs = search(self.client, self.experiment_id, "", "attributes.start_time DESC")
         return [run for run in runs if run.parent_id is None]
 
     def children(self, parent_id: str) -> list[RunRecord]:
         """The runs that were opened under this one, oldest first; deleted ones are left out."""
         condition = f"tags.`mlflow.parentRunId` = '{parent_id}'"
-        with asking():
+        with translate_errors():
             return search(self.client, self.experiment_id, condition, "attributes.start_time ASC")
 
     def close_lost(self, parent_id: str) -> None:
@@ -176,7 +176,7 @@ class Tracker:
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path | None:
         """Fetch a file or folder of a run's artifacts into a folder; None where the run has no such artifact."""
-        with asking():
+        with translate_errors():
             artifacts = artifacts_of(self.client, run_id)
             beside = artifacts.list_artifacts(str(Path(artifact).parent).removeprefix("."))
             if all(item.path != artifact for item in beside):
@@ -186,16 +186,16 @@ class Tracker:
     def _require_all_sent(self) -> None:
         with self._sending_first:
             if self._runs is not None:
-                list(send_left_behind(self._runs))
+                list(send_abandoned(self._runs))
                 self._runs = None
-        self._sender.require(self._patience)
+        self._sender.flush_or_raise(self._patience)
 
     def _patiently(self, ask: Callable[[], _T]) -> _T:
         """Ask again, as long as one is patient, where the server has gone between two runs."""
         deadline = time.monotonic() + self._patience
         while True:
             try:
-                with asking():
+                with translate_errors():
                     return ask()
             except ServerAway:
                 if time.monotonic() > deadline:

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 
 from roofscale import config as configs
-from roofscale.data.airs_prepare import CACHE, make_ready
-from roofscale.data.loader import forks
-from roofscale.data.sources import data_fingerprint, data_notes, leak_notes, open_sources, resolve_root
+from roofscale.data.airs_prepare import CACHE, prepare_airs
+from roofscale.data.loader import uses_fork
+from roofscale.data.sources import data_fingerprint, data_notes, leak_warnings, open_sources, resolve_data_root
 from roofscale.errors import DISK_FULL, DataError, RoofscaleError
 from roofscale.measurement import Outcome
 from roofscale.model import count_parameters
 from roofscale.train import distributed, malloc
 from roofscale.train.cores import Threads
-from roofscale.train.loop import Diverged, Interrupted, Run
+from roofscale.train.loop import Diverged, Interrupted, TrainingLoop
 
 
 class EventFile:
@@ -63,13 +63,16 @@ def main(folder: Path) -> int:
         outcome, detail = Outcome.DIVERGED, str(error)
     except Exception as error:
         # torchrun asks the others to stop when one has failed: what then breaks in them is no cause of its own.
-        alike, events.heard = False, not (distributed.is_aftermath(error) or (distributed.size() > 1 and asked_to_stop))
-        outcome, detail = own_ending(error, folder, events)
+        alike, events.heard = (
+            False,
+            not (distributed.is_peer_failure(error) or (distributed.world_size() > 1 and asked_to_stop)),
+        )
+        outcome, detail = classify_exception(error, folder, events)
     if alike:
-        events.heard = distributed.is_first_here()  # whoever runs a machine's processes looks in its own folder
+        events.heard = distributed.is_local_rank0()  # whoever runs a machine's processes looks in its own folder
     events.emit("end", {"outcome": outcome, "detail": detail})
     if alike:
-        distributed.leave()
+        distributed.destroy_process_group()
     return 0 if outcome is Outcome.OK else 1
 
 
@@ -78,15 +81,15 @@ def train(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> str:
     run = prepare(folder, events, stopping)
     done = run.fit()
     metrics: dict[str, float] = {"train/skipped_samples": len(run.trainer.progress.skipped)}
-    if forks(run.config):
-        metrics["memory/copied_mib"] = run.config.processes * run.trainer.overwritten_bytes / 2**20
-    of_gpus = distributed.gather(gpu_memory())
+    if uses_fork(run.config):
+        metrics["memory/copied_mib"] = run.config.processes * run.trainer.mutable_state_bytes / 2**20
+    of_gpus = distributed.all_gather(gpu_memory())
     metrics |= {name: max(one[name] for one in of_gpus) for name in of_gpus[0]}
     events.emit("metrics", {"metrics": metrics})
     return done
 
 
-def own_ending(error: Exception, folder: Path, events: EventFile) -> tuple[Outcome, str]:
+def classify_exception(error: Exception, folder: Path, events: EventFile) -> tuple[Outcome, str]:
     """What an error comes to; one that says nothing to a user is raised again, and left to stderr."""
     if isinstance(error, DataError):
         return Outcome.DATA_ERROR, str(error)
@@ -103,7 +106,7 @@ def own_ending(error: Exception, folder: Path, events: EventFile) -> tuple[Outco
         return Outcome.CRASHED, f"compile=true: the step could not be compiled ({what}); set compile=false"
     if isinstance(error, RoofscaleError):
         return Outcome.CRASHED, str(error)
-    if distributed.size() > 1:  # whose stderr has the others' words in it, and torchrun's
+    if distributed.world_size() > 1:  # whose stderr has the others' words in it, and torchrun's
         events.emit("end", {"outcome": Outcome.CRASHED, "detail": f"{type(error).__name__}: {error}"})
     raise error
 
@@ -128,25 +131,25 @@ def begun_with(folder: Path) -> int:
     return 0
 
 
-def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Run:
+def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> TrainingLoop:
     """Build the run of a folder and say what it is."""
     config = configs.load(overrides=json.loads((folder / "config.json").read_text(encoding="utf-8")))
     threads = None
     if config.threads:
         torch.set_num_threads(config.threads)
-    elif config.devices == 1 and not torch.cuda.is_available():
+    elif config.world_size == 1 and not torch.cuda.is_available():
         threads = Threads()  # what is free is measured over all that comes before training
-    distributed.join(config)
-    root, said = distributed.first_on_each_machine(lambda: resolve_root(config, Path("data/generated")))
+    distributed.init_process_group(config)
+    root, said = distributed.local_rank0_first(lambda: resolve_data_root(config, Path("data/generated")))
     events.emit("note", {"text": said})
-    opened = distributed.first_on_each_machine(lambda: open_sources(config, root))
-    leaks, doubtful = leak_notes(opened), data_notes(opened)
+    opened = distributed.local_rank0_first(lambda: open_sources(config, root))
+    leaks, doubtful = leak_warnings(opened), data_notes(opened)
     for note in (*leaks, *doubtful):
         events.emit("note", {"text": note})
-    splits, drawn = distributed.first_on_each_machine(
-        lambda: make_ready(config, opened, CACHE, lambda text: events.emit("note", {"text": text}), stopping)
+    splits, drawn = distributed.local_rank0_first(
+        lambda: prepare_airs(config, opened, CACHE, lambda text: events.emit("note", {"text": text}), stopping)
     )
-    run = Run(config, splits, folder, events.emit, stopping, threads)
+    run = TrainingLoop(config, splits, folder, events.emit, stopping, threads)
     free = threads.settle(begun_with(folder)) if threads else ""
     inputs = [
         {
@@ -165,11 +168,11 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Ru
         "precision": run.trainer.where.precision,
         "precision_why": run.trainer.where.why,
         "threads": str(torch.get_num_threads()),
-        "malloc": malloc.settings(),
+        "malloc": malloc.allocator_settings(),
         "parameters": str(count_parameters(run.trainer.model)),
         "torch": torch.__version__,
     }
-    if together := distributed.described():
+    if together := distributed.describe():
         facts["processes"] = together
     if free:
         facts["cores_free"] = free

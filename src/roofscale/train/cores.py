@@ -28,7 +28,7 @@ class Others:
     """
 
     def __init__(self) -> None:
-        self._tree, self._launcher = process_tree.watch(os.getpid()), psutil.Process(os.getppid())
+        self._tree, self._launcher = process_tree.open_tree(os.getpid()), psutil.Process(os.getppid())
         has = hasattr(os, "sched_getaffinity")
         self._allowed = sorted(os.sched_getaffinity(0)) if has else range(psutil.cpu_count() or 1)
         self.cores = len(self._allowed)

@@ -19,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 Gather = Callable[[torch.Tensor], torch.Tensor]  # of each process's tensor: all of them, stacked
 
 
-def synchronise(model: nn.Module, gather: Gather) -> None:
+def install(model: nn.Module, gather: Gather) -> None:
     """Let every batch normalisation of a model take its statistics from all processes."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = functools.partial(_forward, gather, module.forward)  # type: ignore[method-assign]
 
 
-def gathered(tensor: torch.Tensor) -> torch.Tensor:
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     """Each process's tensor of the default group, stacked in the order of the ranks."""
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())

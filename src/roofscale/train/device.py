@@ -9,7 +9,7 @@ from roofscale.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Device:
+class Execution:
     """Where a run computes and in what arithmetic."""
 
     device: torch.device
@@ -22,7 +22,7 @@ class Device:
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
 
-def choose(config: RunConfig) -> Device:
+def select_device(config: RunConfig) -> Execution:
     """Choose the device and resolve ``precision``.
 
     ``auto`` takes bf16 where it is native (CUDA compute capability 8.0 and later; a CPU with AVX512-BF16 or AMX, where
@@ -39,22 +39,22 @@ def choose(config: RunConfig) -> Device:
         raise ConfigError("precision=fp16: a CPU has no fast fp16; use precision=auto, or compute with a GPU.")
     if config.precision != "auto":
         slow = "" if native or config.precision == "fp32" else ", which this CPU only emulates, slowly"
-        return Device(cpu, config.precision, f"{config.precision} as asked{slow}")
+        return Execution(cpu, config.precision, f"{config.precision} as asked{slow}")
     if native:
-        return Device(cpu, "bf16", "bf16: this CPU has AVX512-BF16 or AMX")
-    return Device(cpu, "fp32", "fp32: this CPU has no native bf16 (AVX512-BF16 or AMX)")
+        return Execution(cpu, "bf16", "bf16: this CPU has AVX512-BF16 or AMX")
+    return Execution(cpu, "fp32", "fp32: this CPU has no native bf16 (AVX512-BF16 or AMX)")
 
 
-def _cuda(config: RunConfig) -> Device:
+def _cuda(config: RunConfig) -> Execution:
     gpu = torch.device("cuda")
     name, has_bf16 = torch.cuda.get_device_name(), torch.cuda.get_device_capability() >= (8, 0)
     fp32 = _settle_fp32(has_tf32=has_bf16)  # both came with Ampere
     if config.precision == "bf16" and not has_bf16:
         raise ConfigError(f"precision=bf16: {name} has no native bf16 (compute capability 8.0); use fp16 or auto.")
     if config.precision != "auto":
-        return Device(gpu, config.precision, f"{config.precision} as asked, on {name}; {fp32}")
+        return Execution(gpu, config.precision, f"{config.precision} as asked, on {name}; {fp32}")
     precision = "bf16" if has_bf16 else "fp16"
-    return Device(gpu, precision, f"{precision}: the fastest that {name} computes natively; {fp32}")
+    return Execution(gpu, precision, f"{precision}: the fastest that {name} computes natively; {fp32}")
 
 
 def _settle_fp32(*, has_tf32: bool) -> str:

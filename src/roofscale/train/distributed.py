@@ -29,16 +29,17 @@ _TIMEOUT = datetime.timedelta(minutes=30)
 _RANK_SEEDS = 7_368_787  # a prime: the seeds of a rank's steps are no other rank's
 
 
-def join(config: RunConfig) -> None:
+def init_process_group(config: RunConfig) -> None:
     """Join the processes that torchrun has started; nothing where the config wants one.
 
     Raises:
         ConfigError: there are more or fewer of them than the config says, or more than this machine has GPUs.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
-    if started != config.devices:
+    if started != config.world_size:
         raise ConfigError(
-            f"processes={config.processes} on instance_count={config.instance_count} machines make {config.devices}, "
+            f"processes={config.processes} on instance_count={config.instance_count} machines make "
+            f"{config.world_size}, "
             f"and {started} were started; start the run by 'roofscale train', or as many by torchrun."
         )
     if started == 1:
@@ -54,14 +55,14 @@ def join(config: RunConfig) -> None:
     dist.init_process_group(backends, timeout=_TIMEOUT)
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Wait for the others to be done, and part; for those only who end together, as after an error nobody answers."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -71,37 +72,37 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def is_first_here() -> bool:
+def is_local_rank0() -> bool:
     """Whether this is the first process of its machine."""
     return _local_rank() == 0
 
 
 def step_seed(seed: int) -> int:
     """The seed of a step in this process, so that dropout does not drop the same in all of them."""
-    return seed + _RANK_SEEDS * (rank() if size() > 1 else 0)
+    return seed + _RANK_SEEDS * (rank() if world_size() > 1 else 0)
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """What each process says, in the order of the ranks."""
-    if size() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def mean(value: torch.Tensor) -> torch.Tensor:
+def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
     """The mean over the processes, the same to the last bit in all of them; float64 where they are several."""
-    if size() == 1:
+    if world_size() == 1:
         return value
     total = value.to("cpu", torch.float64)
     dist.all_reduce(total)
-    return (total / size()).to(value.device)
+    return (total / world_size()).to(value.device)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_from_rank0(make: Callable[[], T]) -> T:
     """What rank 0 makes of it; the others take it over."""
-    if size() == 1:
+    if world_size() == 1:
         return make()
     made: list[Any] = [make() if rank() == 0 else None]
     dist.broadcast_object_list(made)
@@ -109,11 +110,11 @@ def from_first(make: Callable[[], T]) -> T:
     return value
 
 
-def first_on_each_machine(make: Callable[[], T]) -> T:
+def local_rank0_first(make: Callable[[], T]) -> T:
     """Call it in one process of each machine first, then in the others, which find the files that it has made."""
-    if size() == 1:
+    if world_size() == 1:
         return make()
-    if not is_first_here():
+    if not is_local_rank0():
         dist.barrier()
         return make()
     made = make()
@@ -121,27 +122,27 @@ def first_on_each_machine(make: Callable[[], T]) -> T:
     return made
 
 
-def with_global_statistics(model: nn.Module) -> nn.Module:
+def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """The model, with batch normalisation over the samples of all processes, as a single one would have them."""
-    if size() == 1:
+    if world_size() == 1:
         return model
     if next(model.parameters()).is_cuda:
         from timm.layers.norm_act import convert_sync_batchnorm  # torch's does not know timm's, with an activation
 
         converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
-    cpu_sync_batchnorm.synchronise(model, cpu_sync_batchnorm.gathered)
+    cpu_sync_batchnorm.install(model, cpu_sync_batchnorm.all_gather)
     return model
 
 
-def wrapped(model: nn.Module) -> nn.Module:
+def wrap_ddp(model: nn.Module) -> nn.Module:
     """What to train in the model's place: it averages the gradients over the processes.
 
     ``gradient_as_bucket_view`` saves a second copy of the gradients. ``find_unused_parameters`` keeps the order in
     which they are exchanged: torch would otherwise settle a new one after the first step of a process, and sums over
     three or more would round differently in a resumed run. No buffer differs, as statistics are global.
     """
-    if size() == 1:
+    if world_size() == 1:
         return model
     return DistributedDataParallel(
         model, forward_sync_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
@@ -149,7 +150,7 @@ def wrapped(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def exchanging(net: nn.Module, now: bool) -> Iterator[None]:
+def maybe_no_sync(net: nn.Module, now: bool) -> Iterator[None]:
     """Average the gradients of the passes inside; or keep them to add to, until those of the last part are."""
     if now or not isinstance(net, DistributedDataParallel):
         yield
@@ -158,20 +159,20 @@ def exchanging(net: nn.Module, now: bool) -> Iterator[None]:
             yield
 
 
-def is_aftermath(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error only says that another process is gone."""
-    return size() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in _GONE)
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in _GONE)
 
 
 # Of gloo and of NCCL; torch has no class of its own for the former.
 _GONE = ("gloo/transport", "Connection closed by peer", "NCCL", "TCPStore")
 
 
-def described() -> str:
+def describe() -> str:
     """For a person: how many processes, and what their gradients go through; empty for a single one."""
-    if size() == 1:
+    if world_size() == 1:
         return ""
-    return f"{size()} ({'nccl' if torch.cuda.is_available() else 'gloo'})"
+    return f"{world_size()} ({'nccl' if torch.cuda.is_available() else 'gloo'})"
 
 
 def _local_rank() -> int:

@@ -20,7 +20,7 @@ from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
 from roofscale.errors import RecordError
 from roofscale.train import checkpoint, distributed
-from roofscale.train.prefetch import Fetched, ahead
+from roofscale.train.prefetch import PrefetchedBatch, prefetch
 from roofscale.train.trainer import Trainer
 from roofscale.train.validate import Row, sheet_arrays, validate
 
@@ -40,12 +40,12 @@ class Diverged(Exception):
     """The loss or the gradients are no longer finite."""
 
 
-class PaceKnown(Exception):
+class StoppedEarly(Exception):
     """A run that only measures its pace has come to its end."""
 
 
 @dataclass(frozen=True)
-class Pass:
+class EpochPlan:
     """One pass over training data."""
 
     epoch: int
@@ -53,18 +53,18 @@ class Pass:
     seen: tuple[str, ...]  # trained on so far, so validated after this pass
 
 
-def passes(config: RunConfig) -> list[Pass]:
+def epoch_plans(config: RunConfig) -> list[EpochPlan]:
     """The passes of a run: ``epochs`` of each data set in turn, or ``epochs`` of all mixed."""
     if config.schedule == "mixed":
-        return [Pass(epoch, config.datasets, config.datasets) for epoch in range(config.epochs)]
+        return [EpochPlan(epoch, config.datasets, config.datasets) for epoch in range(config.epochs)]
     return [
-        Pass(place * config.epochs + epoch, (name,), config.datasets[: place + 1])
+        EpochPlan(place * config.epochs + epoch, (name,), config.datasets[: place + 1])
         for place, name in enumerate(config.datasets)
         for epoch in range(config.epochs)
     ]
 
 
-class Run:
+class TrainingLoop:
     """One training run in a run folder: resumes by itself from the checkpoint that it finds there.
 
     Of several processes each has a run of its own, in the same state after every step; rank 0 writes to the folder.
@@ -81,10 +81,10 @@ class Run:
     ) -> None:
         self.threads = threads
         self.config, self.splits, self.folder, self.emit, self.stopping = config, splits, folder, emit, stopping
-        self.passes = passes(config)
+        self.passes = epoch_plans(config)
         self.steps_planned = sum(len(self._loader(one)) for one in self.passes)
         self.trainer = Trainer(config, self.steps_planned)
-        left = distributed.from_first(self._left_behind)
+        left = distributed.broadcast_from_rank0(self._left_behind)
         if left is not None:
             self.trainer.restore(left)
         self._saved_at = time.monotonic()
@@ -115,7 +115,7 @@ class Run:
         except Interrupted:
             self._save()
             raise
-        except PaceKnown as known:
+        except StoppedEarly as known:
             return f"{self.trainer.progress.step} steps: {known}"
         self._measure_data_stall()
         return f"{self.trainer.progress.step} steps"
@@ -134,21 +134,21 @@ class Run:
             self.emit("note", {"text": f"{error} It is {aside.name} now, and training begins anew."})
             return None
 
-    def _loader(self, one: Pass, skip: int = 0) -> BatchLoader:
+    def _loader(self, one: EpochPlan, skip: int = 0) -> BatchLoader:
         sources: list[Source] = [self.splits[name].train for name in one.datasets]
         return make_loader(
             self.config, sources, epoch=one.epoch, train=True, skip_batches=skip, rank=distributed.rank()
         )
 
-    def _train(self, one: Pass) -> None:
+    def _train(self, one: EpochPlan) -> None:
         progress = self.trainer.progress
         loader = self._loader(one, skip=progress.batch)
         stage = f"training, pass {one.epoch + 1} of {len(self.passes)}"
         self._stage(stage)
         clock = time.perf_counter()
-        for place, fetched in enumerate(ahead(loader, self.trainer.side)):
+        for place, fetched in enumerate(prefetch(loader, self.trainer.side)):
             wait = time.perf_counter() - clock
-            ids = list(chain(*distributed.gather(fetched.host.ids)))
+            ids = list(chain(*distributed.all_gather(fetched.host.ids)))
             if ids:  # some process has a whole sample
                 self._step(one, fetched, ids, clock, wait)
             progress.batch = fetched.position
@@ -164,17 +164,17 @@ class Run:
             clock = time.perf_counter()
 
     def _stop_when_paced(self, first: bool) -> None:
-        from roofscale.train.early_stop import enough  # two seconds of SciPy, for those who want them
+        from roofscale.train.early_stop import stop_reason  # two seconds of SciPy, for those who want them
 
         seconds, samples = self._timed[-1]
         if not first:
             self._paced.append((samples, seconds))
-        if why := distributed.from_first(lambda: enough(self.config, self._paced)):
-            raise PaceKnown(why)
+        if why := distributed.broadcast_from_rank0(lambda: stop_reason(self.config, self._paced)):
+            raise StoppedEarly(why)
         if self.trainer.progress.step == self.steps_planned:
-            raise PaceKnown("all of them, and the pace is not known as well as asked")
+            raise StoppedEarly("all of them, and the pace is not known as well as asked")
 
-    def _step(self, one: Pass, fetched: Fetched, ids: list[str], clock: float, wait: float) -> None:
+    def _step(self, one: EpochPlan, fetched: PrefetchedBatch, ids: list[str], clock: float, wait: float) -> None:
         progress, lr = self.trainer.progress, self.trainer.lr
         loss, norm = self.trainer.step(fetched.batch)
         self.trainer.schedule.step()
@@ -206,11 +206,11 @@ class Run:
     def _leave_out(self, complaints: Iterable[str]) -> None:
         if self.config.on_bad_sample != "skip":  # then the first ends the run
             return
-        for complaint in self.trainer.progress.leave_out(chain(*distributed.gather(list(complaints)))):
+        for complaint in self.trainer.progress.leave_out(chain(*distributed.all_gather(list(complaints)))):
             self.emit("note", {"text": f"sample left out: {complaint}"})
 
     def _tick(self) -> None:
-        if any(distributed.gather(self.stopping())):  # all at the same step
+        if any(distributed.all_gather(self.stopping())):  # all at the same step
             raise Interrupted(f"asked to stop at step {self.trainer.progress.step} of {self.steps_planned}")
 
     def _stage(self, name: str) -> None:
@@ -247,7 +247,7 @@ class Run:
                 self._keep_best()
 
     def _keep_best(self) -> None:
-        content = {"fingerprint": self.config.fingerprint, "model": self.trainer.judged.state_dict()}
+        content = {"fingerprint": self.config.fingerprint, "model": self.trainer.eval_model.state_dict()}
         checkpoint.save(content, self.folder / checkpoint.BEST)
 
     def _measure_data_stall(self) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 
-def settings(environ: Mapping[str, str] = os.environ) -> str:
+def allocator_settings(environ: Mapping[str, str] = os.environ) -> str:
     """The environment's own settings as ``NAME=VALUE`` words in order; empty where the allocator is as it comes.
 
     Those of glibc and jemalloc (``MALLOC_...``, ``GLIBC_TUNABLES``), and another allocator that is loaded first.

@@ -14,7 +14,7 @@ from roofscale.data.sample import Batch
 BATCHES_ON_GPU = 3
 
 
-class Positioned(Protocol):
+class PositionedLoader(Protocol):
     """Batches, and where in their order the last one stood: a ``BatchLoader``."""
 
     position: int
@@ -22,7 +22,7 @@ class Positioned(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-class Fetched(NamedTuple):
+class PrefetchedBatch(NamedTuple):
     """A batch that is ready to be computed on."""
 
     batch: Batch  # on the device
@@ -30,7 +30,7 @@ class Fetched(NamedTuple):
     position: int  # of the loader after it, and not after the one that is copied meanwhile
 
 
-class SideStream:
+class CudaPrefetcher:
     """Copies to the GPU on a stream of its own, from pinned memory, so that the kernels of a step run beside it.
 
     One serves a whole run: the allocator keeps each stream's memory for itself.
@@ -56,18 +56,18 @@ class SideStream:
             tensor.record_stream(now)
 
 
-def ahead(loader: Positioned, side: SideStream | None) -> Iterator[Fetched]:
+def prefetch(loader: PositionedLoader, side: CudaPrefetcher | None) -> Iterator[PrefetchedBatch]:
     """Each batch of a loader on the device; with a side stream the next one is copied while its user works."""
     if side is None:
         for batch in loader:
-            yield Fetched(batch, batch, loader.position)
+            yield PrefetchedBatch(batch, batch, loader.position)
         return
-    ready: Fetched | None = None
+    ready: PrefetchedBatch | None = None
     for batch in loader:
         waited, position = ready, loader.position
         if waited is not None:
             side.finish(waited.batch)  # before the next copy begins, which is not to be waited for
-        ready = Fetched(side.begin(batch), batch, position)
+        ready = PrefetchedBatch(side.begin(batch), batch, position)
         if waited is not None:
             yield waited
     if ready is not None:

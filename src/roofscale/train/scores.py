@@ -12,7 +12,7 @@ from roofscale.data.sample import CHANNELS
 from roofscale.torch_compat import segmentation_models
 
 
-def count(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: torch.Tensor) -> torch.Tensor:
+def confusion_counts(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: torch.Tensor) -> torch.Tensor:
     """Count pixels at probability 0.5.
 
     Returns:
@@ -23,7 +23,7 @@ def count(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: tor
     return torch.stack([(c * labelled_NK).sum(0) for c in counts])
 
 
-def ratios(counts_4K: torch.Tensor, labelled: Sequence[bool]) -> dict[str, float]:
+def scores(counts_4K: torch.Tensor, labelled: Sequence[bool]) -> dict[str, float]:
     """IoU, F1 and accuracy of each labelled channel, and the means over those present.
 
     Returns:

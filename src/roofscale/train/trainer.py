@@ -16,7 +16,7 @@ from roofscale.data.sample import Batch
 from roofscale.train import device as devices
 from roofscale.train import distributed
 from roofscale.train.loss import sample_losses
-from roofscale.train.prefetch import SideStream
+from roofscale.train.prefetch import CudaPrefetcher
 
 
 @dataclass
@@ -52,29 +52,29 @@ class Trainer:
         config: RunConfig,
         total_steps: int,
         *,
-        where: devices.Device | None = None,
+        where: devices.Execution | None = None,
         model: nn.Module | None = None,
     ) -> None:
         self.config = config
-        self.where = where or devices.choose(config)
+        self.where = where or devices.select_device(config)
         self.format = models.memory_format(config)
         self.model = model or self._build()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         net: Any = torch.compile(self.model) if config.compile else self.model
-        self.net = distributed.wrapped(net)  # the same weights: what is trained in the model's place
+        self.net = distributed.wrap_ddp(net)  # the same weights: what is trained in the model's place
         self.schedule = _lr_schedule(config, self.optimizer, total_steps)
         self.scaler = torch.amp.GradScaler(self.where.device.type, enabled=self.where.precision == "fp16")
-        self.average = models.moving_average(self.model, config.ema) if config.ema else None
-        self.side = SideStream(self._moved) if self.where.device.type == "cuda" else None
+        self.ema = models.make_ema(self.model, config.ema) if config.ema else None
+        self.side = CudaPrefetcher(self._moved) if self.where.device.type == "cuda" else None
         self.progress = Progress()
 
     def _build(self) -> nn.Module:
         # A net that is built from a seed and then moved has the same weights on every device.
         model = models.build(self.config).to(self.where.device)
         model.to(memory_format=self.format)  # type: ignore[call-overload]  # missing from torch's stubs
-        return distributed.with_global_statistics(model)
+        return distributed.convert_sync_batchnorm(model)
 
     def to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Move image, target and labelled to the device, the image in the model's memory format."""
@@ -86,9 +86,9 @@ class Trainer:
         return Batch(*self.to_device(batch), batch.ids)
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model that is validated and kept: the moving average of the trained one where the config has one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.ema is None else self.ema.module
 
     def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
         """Logits of the trained model in the run's precision, returned as float32."""
@@ -99,7 +99,7 @@ class Trainer:
     def predict(self, image_NCHW: torch.Tensor) -> torch.Tensor:
         """Logits of the model that is judged, in the run's precision, returned as float32."""
         with self.where.autocast():
-            logits_NKHW: torch.Tensor = self.judged(image_NCHW)
+            logits_NKHW: torch.Tensor = self.eval_model(image_NCHW)
         return logits_NKHW
 
     def step(self, batch: Batch) -> tuple[float, float]:
@@ -112,14 +112,14 @@ class Trainer:
         """
         torch.manual_seed(distributed.step_seed(self.config.seed * 1_000_003 + self.progress.step))
         self.begin()
-        labelled, parts = self.labelled(batch), self.parts(batch)
+        labelled, parts = self.count_labelled(batch), self.parts(batch)
         losses = []
         for number, part in enumerate(parts, 1):
-            with distributed.exchanging(self.net, now=number == len(parts)):
+            with distributed.maybe_no_sync(self.net, now=number == len(parts)):
                 loss = self.loss(part, labelled)
                 losses.append(loss.detach())  # read below: a GPU is not waited for between forward and backward
                 self.backward(loss)
-        total = distributed.mean(torch.tensor(sum(one.item() for one in losses), dtype=torch.float64)).item()
+        total = distributed.all_reduce_mean(torch.tensor(sum(one.item() for one in losses), dtype=torch.float64)).item()
         return total, self.update().item() if math.isfinite(total) else math.nan
 
     def begin(self) -> None:
@@ -128,16 +128,16 @@ class Trainer:
         # Before the forward pass and not after it, so that the old gradients do not lie beside the activations.
         self.optimizer.zero_grad(set_to_none=True)
 
-    def labelled(self, batch: Batch) -> torch.Tensor:
+    def count_labelled(self, batch: Batch) -> torch.Tensor:
         """How many channels of samples are labelled in the batch, a scalar, 1 at the least.
 
         Of several processes' batch, on average over these: gradients and losses are averaged over them, too.
         """
-        return distributed.mean(batch.labelled_NK.sum()).clamp_min(1 / distributed.size())
+        return distributed.all_reduce_mean(batch.labelled_NK.sum()).clamp_min(1 / distributed.world_size())
 
     def parts(self, batch: Batch) -> list[Batch]:
         """The micro-batches of a batch, as even as can be; as many in every process."""
-        largest = max(distributed.gather(len(batch.ids))) if self.config.micro_batches > 1 else 1
+        largest = max(distributed.all_gather(len(batch.ids))) if self.config.micro_batches > 1 else 1
         count = min(self.config.micro_batches, largest)
         if count == 1:
             return [batch]
@@ -166,8 +166,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.model, step=self.progress.step + 1)  # counted from 1
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.progress.step + 1)  # counted from 1
         return norm
 
     @property
@@ -176,12 +176,12 @@ class Trainer:
         return float(self.schedule.get_last_lr()[0])
 
     @property
-    def overwritten_bytes(self) -> int:
+    def mutable_state_bytes(self) -> int:
         """Host memory that every step writes anew: weights and their average, gradients, optimiser's state; next to
         none on a GPU."""
         weights = list(self.model.parameters())
         kept = [value for state in self.optimizer.state.values() for value in state.values()]
-        averaged = [] if self.average is None else self.average.module.state_dict().values()
+        averaged = [] if self.ema is None else self.ema.module.state_dict().values()
         tensors = [*weights, *(weight.grad for weight in weights), *self.model.buffers(), *kept, *averaged]
         return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor) and t.device.type == "cpu")
 

@@ -13,7 +13,7 @@ from roofscale.errors import DataError
 from roofscale.measurement import Validation
 from roofscale.train import distributed
 from roofscale.train.loss import constant_losses, mean_labelled, sample_losses
-from roofscale.train.scores import count, ratios
+from roofscale.train.scores import confusion_counts, scores
 from roofscale.train.trainer import Trainer
 
 _SHEET = 4  # samples on a prediction sheet
@@ -59,7 +59,7 @@ def validate(
         DataError: a broken sample under ``on_bad_sample=error``, or not one that is whole.
     """
     start = time.perf_counter()
-    parts = distributed.gather(_validated_here(trainer, source, stopping, sheet))
+    parts = distributed.all_gather(_validated_here(trainer, source, stopping, sheet))
     ids = [name for part in parts for name in part.ids]
     skipped = [complaint for part in parts for complaint in part.skipped]
     if not ids:
@@ -73,14 +73,14 @@ def validate(
         sample_ids=tuple(ids),
         losses=tuple(losses_N.tolist()),
         constant_losses=tuple(constant_losses(shares_NK, labelled_NK).tolist()),
-        metrics={"loss": losses_N.mean().item(), **ratios(counts_4K, source.labelled)},
+        metrics={"loss": losses_N.mean().item(), **scores(counts_4K, source.labelled)},
         seconds=time.perf_counter() - start,
     )
     return validation, skipped
 
 
 def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet: list[Row] | None) -> _Part:
-    trainer.judged.eval()
+    trainer.eval_model.eval()
     counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
     ids: list[str] = []
     losses, shares, known = [torch.zeros(0)], [torch.zeros(0, len(CHANNELS))], [torch.zeros(0, len(CHANNELS)).bool()]
@@ -92,7 +92,7 @@ def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet:
         losses.append(mean_labelled(losses_NK, labelled_NK, dim=1).cpu())
         shares.append(target_NKHW.float().mean((2, 3)).cpu())
         known.append(labelled_NK.cpu())
-        counts_4K += count(logits_NKHW, target_NKHW, labelled_NK).cpu()
+        counts_4K += confusion_counts(logits_NKHW, target_NKHW, labelled_NK).cpu()
         ids += batch.ids
         if sheet is not None and len(sheet) < _SHEET:
             image_NHWC, probability_NKHW = batch.image_NCHW.permute(0, 2, 3, 1), logits_NKHW.sigmoid().half().cpu()

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from roofscale.data.synthetic.real_samples import Joined
+from roofscale.data.synthetic.real_samples import RealSamples
 from roofscale.data.synthetic.spec import GenerateSpec
 from roofscale.files import atomic_dir, read_json
 
@@ -38,7 +38,7 @@ def generate(root: Path, spec: GenerateSpec, join: Path | None = None, only: Seq
     """
     from roofscale.data.synthetic import writers
 
-    joined = Joined.of(join, spec) if join else None
+    joined = RealSamples.of(join, spec) if join else None
     write: dict[str, _Write] = {
         "rid": functools.partial(writers.write_rid, only=only),
         "roofline": functools.partial(writers.write_roofline, joined=joined),
@@ -48,7 +48,9 @@ def generate(root: Path, spec: GenerateSpec, join: Path | None = None, only: Seq
         "rid": {"only": list(only)} if only else {},
         "roofline": {"joined": joined.as_dict()} if joined else {},
     }
-    return tuple(_generate_one(root / name, spec.only(name), write[name], more.get(name, {})) for name in spec.datasets)
+    return tuple(
+        _generate_one(root / name, spec.for_dataset(name), write[name], more.get(name, {})) for name in spec.datasets
+    )
 
 
 def _generate_one(folder: Path, spec: GenerateSpec, write: _Write, more: Mapping[str, Any]) -> Path:

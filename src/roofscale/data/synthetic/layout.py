@@ -59,7 +59,7 @@ _CARS: tuple[Colour, ...] = ((210, 212, 214), (40, 42, 46), (120, 124, 130), (15
 
 
 @dataclass(frozen=True)
-class Style:
+class TownStyle:
     """What the settlements of one data set look like, lengths in metres."""
 
     metres_per_px: float
@@ -69,11 +69,11 @@ class Style:
     metal: bool  # sheet metal with ribs down the slope instead of tiles
 
 
-EUROPEAN = Style(0.1, _TILES, hip_share=0.2, flat_share=0.1, metal=False)
-OCEANIC = Style(0.075, _METAL + _TILES[:3], hip_share=0.6, flat_share=0.12, metal=True)
+EUROPEAN = TownStyle(0.1, _TILES, hip_share=0.2, flat_share=0.1, metal=False)
+OCEANIC = TownStyle(0.075, _METAL + _TILES[:3], hip_share=0.6, flat_share=0.12, metal=True)
 
 
-def plan(side: int, seed: int, style: Style, *, share: tuple[float, float] = ROOF_SHARE) -> Scene:
+def plan(side: int, seed: int, style: TownStyle, *, share: tuple[float, float] = ROOF_SHARE) -> Scene:
     """Plan a scene of ``side`` px whose share of roof lies in ``share``; the same arguments give the same scene."""
     for attempt in range(1000):
         rng = np.random.default_rng((seed, attempt))
@@ -95,7 +95,7 @@ def roof_share(scene: Scene) -> float:
 class _Town:
     """Builds one scene: parallel streets in a random direction, with a row of parcels on either side."""
 
-    def __init__(self, rng: np.random.Generator, side: int, style: Style, seed: int) -> None:
+    def __init__(self, rng: np.random.Generator, side: int, style: TownStyle, seed: int) -> None:
         self.rng, self.style = rng, style
         self.px = 1 / style.metres_per_px
         self.frame = Frame(
@@ -269,7 +269,7 @@ class _Town:
         else:
             wing = 0.42 * b + 0.1 * a
             roof = roofs.cross_gable(frame, a, b, height, wing, rng.uniform(-0.5, 0.5) * (a - wing))
-        on_it = roofs.fittings(rng, frame, a, b, px, free) if free > px and len(roof.facets) <= 4 else []
+        on_it = roofs.superstructures(rng, frame, a, b, px, free) if free > px and len(roof.facets) <= 4 else []
         self._place(dataclasses.replace(roof, fittings=on_it))
 
     def _place(self, roof: Roof) -> None:

@@ -14,7 +14,7 @@ from roofscale.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Joined:
+class RealSamples:
     """What is joined to generated Roofline samples."""
 
     file: Path
@@ -22,7 +22,7 @@ class Joined:
     sha256: str  # of the file: the same content is the same data set, wherever it lay
 
     @classmethod
-    def of(cls, file: Path, spec: GenerateSpec) -> "Joined":
+    def of(cls, file: Path, spec: GenerateSpec) -> "RealSamples":
         """Look at an imdb.mat; every sample of it is read once, as training would.
 
         Raises:

@@ -27,9 +27,9 @@ from roofscale.data.synthetic.roofs import (
     WINDOW,
     Colour,
     Facet,
-    Fitting,
     Points,
     Roof,
+    Superstructure,
     shadow_of,
 )
 from roofscale.data.synthetic.scene import Patch, Scene, Tree
@@ -60,7 +60,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Painting:
+class RenderedImage:
     """An aerial image and what is known about each px."""
 
     image_HWC: Pixels
@@ -88,12 +88,12 @@ def _noise_at(octaves: int, row: int, col: int, height: int, width: int) -> Canv
     return _noise(octaves)[rows[:, None], cols[None, :]]
 
 
-def paint(scene: Scene, window: Window | None = None) -> Painting:
+def paint(scene: Scene, window: Window | None = None) -> RenderedImage:
     """Paint a window of a scene (default: all of it)."""
     window = window or Window(0, 0, scene.side, scene.side)
     wide = Window(window.row - HALO, window.col - HALO, window.height + 2 * HALO, window.width + 2 * HALO)
     scene = scene.clipped(wide.col, wide.row, wide.width, wide.height)
-    brush = _Brush(scene, wide)
+    brush = _Renderer(scene, wide)
     brush.ground()
     brush.shadows()
     for roof in scene.roofs:
@@ -102,12 +102,12 @@ def paint(scene: Scene, window: Window | None = None) -> Painting:
     for tree in scene.trees:
         brush.tree(tree)
     inner = slice(HALO, HALO + window.height), slice(HALO, HALO + window.width)
-    return Painting(
+    return RenderedImage(
         brush.developed()[inner], brush.segments[inner], brush.superstructures[inner], brush.elements[:, *inner]
     )
 
 
-class _Brush:
+class _Renderer:
     """The canvas of one window, with the masks that grow beside it."""
 
     def __init__(self, scene: Scene, window: Window) -> None:
@@ -175,7 +175,7 @@ class _Brush:
             if self.sees(fitting.polygon):
                 self._fitting(fitting, roof)
 
-    def _fitting(self, fitting: Fitting, roof: Roof) -> None:
+    def _fitting(self, fitting: Superstructure, roof: Roof) -> None:
         rows, cols, inside = self._stencil(fitting.polygon)
         if fitting.kind == DORMER:
             for facet in fitting.facets:

@@ -32,7 +32,7 @@ class Facet:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class Superstructure:
     """Something on a roof: a PV module, a dormer, a chimney, ..."""
 
     kind: int  # RID's superstructure id
@@ -50,7 +50,7 @@ class Roof:
     eaves: tuple[Points, ...] = ()  # each (2, 2): from, to
     ridges: tuple[Points, ...] = ()
     hips: tuple[Points, ...] = ()
-    fittings: list[Fitting] = field(default_factory=list)
+    fittings: list[Superstructure] = field(default_factory=list)
     colour: Colour = (130, 70, 50)
     course_px: float = 3.5  # distance of tile rows or metal ribs
     ribs_down: bool = False  # ribs run down the slope (sheet metal) instead of across (tiles)
@@ -153,10 +153,12 @@ def cross_gable(frame: Frame, a: float, b: float, height: float, wing: float, at
     )
 
 
-def fittings(rng: np.random.Generator, frame: Frame, a: float, b: float, px: float, free: float) -> list[Fitting]:
+def superstructures(
+    rng: np.random.Generator, frame: Frame, a: float, b: float, px: float, free: float
+) -> list[Superstructure]:
     """Furnish the two main slopes of a gable or hip roof; ``free`` is the half-length that is clear of hips, ``px``
     pixels a metre."""
-    found: list[Fitting] = []
+    found: list[Superstructure] = []
     for side in (1.0, -1.0):
         sunny = frame.to((0, side))[0][1] > frame.centre[1]
         draw = rng.random()
@@ -172,8 +174,8 @@ def fittings(rng: np.random.Generator, frame: Frame, a: float, b: float, px: flo
     return found
 
 
-def _box(frame: Frame, kind: int, p: float, q: float, half_p: float, half_q: float) -> Fitting:
-    return Fitting(
+def _box(frame: Frame, kind: int, p: float, q: float, half_p: float, half_q: float) -> Superstructure:
+    return Superstructure(
         kind,
         frame.to(
             (p - half_p, q - half_q), (p + half_p, q - half_q), (p + half_p, q + half_q), (p - half_p, q + half_q)
@@ -181,7 +183,7 @@ def _box(frame: Frame, kind: int, p: float, q: float, half_p: float, half_q: flo
     )
 
 
-def _pv(rng: np.random.Generator, frame: Frame, side: float, free: float, b: float, px: float) -> list[Fitting]:
+def _pv(rng: np.random.Generator, frame: Frame, side: float, free: float, b: float, px: float) -> list[Superstructure]:
     module_p, module_q = 1.0 * px, 1.4 * px
     columns = int(2 * free * rng.uniform(0.4, 0.85) / module_p)
     rows = int(0.75 * b / module_q)
@@ -200,7 +202,7 @@ def _pv(rng: np.random.Generator, frame: Frame, side: float, free: float, b: flo
     ]
 
 
-def _row(rng: np.random.Generator, frame: Frame, side: float, free: float, b: float, px: float) -> list[Fitting]:
+def _row(rng: np.random.Generator, frame: Frame, side: float, free: float, b: float, px: float) -> list[Superstructure]:
     """A row of dormers or of roof windows."""
     count = int(rng.integers(1, 4))
     places = np.linspace(-0.7, 0.7, count) * free if count > 1 else [rng.uniform(-0.5, 0.5) * free]
@@ -209,7 +211,7 @@ def _row(rng: np.random.Generator, frame: Frame, side: float, free: float, b: fl
     return [_box(frame, WINDOW, float(p), side * rng.uniform(0.35, 0.7) * b, 0.4 * px, 0.55 * px) for p in places]
 
 
-def _dormer(frame: Frame, p: float, side: float, half: float, inner: float, outer: float) -> Fitting:
+def _dormer(frame: Frame, p: float, side: float, half: float, inner: float, outer: float) -> Superstructure:
     near, far = side * inner, side * outer
     facets = tuple(
         frame.facet((p, near), (p + s * half, near + side * half), (p + s * half, far), (p, far), fall=(s, 0))
@@ -218,10 +220,10 @@ def _dormer(frame: Frame, p: float, side: float, half: float, inner: float, oute
     outline = frame.to(
         (p, near), (p + half, near + side * half), (p + half, far), (p - half, far), (p - half, near + side * half)
     )
-    return Fitting(DORMER, outline, facets)
+    return Superstructure(DORMER, outline, facets)
 
 
-def _chimneys(rng: np.random.Generator, frame: Frame, free: float, b: float, px: float) -> list[Fitting]:
+def _chimneys(rng: np.random.Generator, frame: Frame, free: float, b: float, px: float) -> list[Superstructure]:
     found = []
     for _ in range(int(rng.integers(0, 3))):
         p, q = rng.uniform(-0.8, 0.8) * free, rng.uniform(-0.25, 0.25) * b

@@ -9,7 +9,7 @@ import numpy as np
 from roofscale.config import DATASETS
 from roofscale.errors import ConfigError, did_you_mean
 
-DRAWING = 3  # raised with every change that draws other pixels, so that nobody takes old images for these
+RENDER_VERSION = 3  # raised with every change that draws other pixels, so that nobody takes old images for these
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GenerateSpec:
     airs_tiles: tuple[int, int, int] = (7, 3, 1)  # train, val, test
     airs_tile_px: int = 2048  # side of an AIRS tile; the real ones have 10000
     seed: int = 0
-    drawing: int = DRAWING
+    drawing: int = RENDER_VERSION
 
     def __post_init__(self) -> None:
         for name in self.datasets:
@@ -70,6 +70,6 @@ class GenerateSpec:
         words = [self.seed, zlib.crc32(dataset.encode()), index]
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
-    def only(self, dataset: str) -> "GenerateSpec":
+    def for_dataset(self, dataset: str) -> "GenerateSpec":
         """The same with one data set."""
         return dataclasses.replace(self, datasets=(dataset,))

@@ -19,7 +19,7 @@ from rasterio.windows import Window as RasterWindow
 from roofscale.data import airs, rid, roofline
 from roofscale.data.sample import Pixels
 from roofscale.data.synthetic import layout, render
-from roofscale.data.synthetic.real_samples import Joined
+from roofscale.data.synthetic.real_samples import RealSamples
 from roofscale.data.synthetic.spec import GenerateSpec
 
 # About 0.1 m at 48.4 degrees north, as in the release.
@@ -79,7 +79,7 @@ def _write_tif(file: Path, image_HWC: Pixels, crs: str, transform: Affine) -> No
         dataset.write(image_HWC.transpose(2, 0, 1))
 
 
-def write_roofline(folder: Path, spec: GenerateSpec, joined: Joined | None = None) -> Iterator[int]:
+def write_roofline(folder: Path, spec: GenerateSpec, joined: RealSamples | None = None) -> Iterator[int]:
     """Write imdb.mat under ``folder``, with what is joined as its last rows; yields once for each sample done."""
     folder.mkdir(parents=True)
     count, side = spec.roofline_samples + (joined.samples if joined else 0), spec.roofline_px

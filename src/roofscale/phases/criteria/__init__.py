@@ -13,20 +13,20 @@ import types
 from collections.abc import Mapping
 
 from roofscale.phases.criteria import completion, curves, datasets, equal_samples, resources, speed
-from roofscale.phases.criteria.evidence import DRIFT, Criterion, Evidence, Limit, Rung
+from roofscale.phases.criteria.evidence import MAX_PACE_DRIFT, Criterion, EarlierStep, Evidence, Limit
 from roofscale.phases.criteria.expectations import COMPARED, Comparison, compare
 from roofscale.phases.criteria.speed import BatchPoint, knee
 
 __all__ = [
     "COMPARED",
     "CRITERIA",
-    "DRIFT",
+    "MAX_PACE_DRIFT",
     "BatchPoint",
     "Comparison",
     "Criterion",
+    "EarlierStep",
     "Evidence",
     "Limit",
-    "Rung",
     "compare",
     "knee",
 ]

@@ -6,26 +6,26 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from roofscale.measurement import Measurement, Validation
-from roofscale.phases.criteria.evidence import Criterion, Evidence, Limit, each_run, join, lacking
+from roofscale.phases.criteria.evidence import Criterion, Evidence, Limit, all_of, insufficient, judge_each_run
 from roofscale.stats import curves, leak
 from roofscale.stats.curves import Finding
 
 
 def stable(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """See ``health.stable``."""
-    return each_run(
+    return judge_each_run(
         evidence, lambda run: curves.stable([s.loss for s in run.steps], [s.grad_norm for s in run.steps], **limits)
     )
 
 
 def smooth(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """See ``health.smooth``."""
-    return each_run(evidence, lambda run: curves.smooth([s.loss for s in run.steps], **limits))
+    return judge_each_run(evidence, lambda run: curves.smooth([s.loss for s in run.steps], **limits))
 
 
 def no_leak(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """See ``leak.no_leak``."""
-    return each_run(evidence, lambda run: leak.no_leak(step_memory(run), **limits))
+    return judge_each_run(evidence, lambda run: leak.no_leak(step_memory(run), **limits))
 
 
 def step_memory(run: Measurement) -> list[float]:
@@ -64,10 +64,10 @@ def _each_dataset(evidence: Evidence, judge: Callable[..., Finding]) -> Finding:
     """Judge the validation losses (before, after, constant) of each data set trained on; all must pass."""
     trained = {part for run in evidence.runs for step in run.steps for part in step.dataset.split("+")}
     if not trained:
-        return lacking("no training step was recorded")
+        return insufficient("no training step was recorded")
     tables = {dataset: _pool_validation(dataset, evidence.runs) for dataset in sorted(trained)}
-    missing = lacking("not validated both before and after training")
-    return join({name: missing if table is None else judge(*table.T) for name, table in tables.items()})
+    missing = insufficient("not validated both before and after training")
+    return all_of({name: missing if table is None else judge(*table.T) for name, table in tables.items()})
 
 
 def _pool_validation(dataset: str, runs: tuple[Measurement, ...]) -> curves.Values | None:

@@ -13,13 +13,13 @@ from roofscale.phases.criteria.evidence import (
     Criterion,
     Evidence,
     Limit,
-    each_run,
-    join,
-    lacking,
-    together,
+    all_of,
+    all_of_merged,
+    insufficient,
+    judge_each_run,
     unless_disturbed,
 )
-from roofscale.runners.build_measurement import held_before, since_trained, warm
+from roofscale.runners.build_measurement import baseline_mib, validations_since_trained, without_first_steps
 from roofscale.stats.curves import Finding, Verdict, learning_min_samples, wilcoxon_p
 from roofscale.stats.intervals import (
     MIN_WINDOWS,
@@ -27,11 +27,11 @@ from roofscale.stats.intervals import (
     Interval,
     Sized,
     Values,
+    compare_to_band,
+    difference,
     interval,
     log_pace,
     mean,
-    minus,
-    place,
     windows,
 )
 
@@ -40,7 +40,7 @@ PLATEAU_SHARE = 0.5  # the last half of a stretch: the loader's start and the fi
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Passes in a row over the same data sets."""
 
     name: str  # the data sets, joined by '+'
@@ -54,19 +54,19 @@ class Stretch:
         return self.steps[-1].step
 
 
-def stretches(run: Measurement) -> list[Stretch]:
+def segments(run: Measurement) -> list[Segment]:
     """The run in stretches; one that mixes the data sets, or has only one, is a single stretch."""
     trained: dict[int, set[str]] = {}
     for step in run.steps:
         trained.setdefault(step.epoch, set()).update(step.dataset.split("+"))
     memory = _memory_of_one_copy(run)
-    timed = warm(run.steps)
+    timed = without_first_steps(run.steps)
     found = []
     for name, group in itertools.groupby(run.steps, lambda step: "+".join(sorted(trained[step.epoch]))):
         steps = tuple(group)
         inside = tuple(sized for sized in timed if steps[0].step <= sized[0].step <= steps[-1].step)
         plateau = steps[math.floor(len(steps) * PLATEAU_SHARE) :]
-        found.append(Stretch(name, steps, inside, np.array([memory[step.step] for step in plateau])))
+        found.append(Segment(name, steps, inside, np.array([memory[step.step] for step in plateau])))
     return found
 
 
@@ -82,16 +82,16 @@ def _memory_of_one_copy(run: Measurement) -> dict[int, float]:
     return {step.step: mib - (copied if step.epoch > run.steps[0].epoch else 0.0) for step, mib in steps}
 
 
-def _by_stretches(evidence: Evidence, judge: Callable[[Measurement, list[Stretch]], Finding]) -> Finding:
+def _by_stretches(evidence: Evidence, judge: Callable[[Measurement, list[Segment]], Finding]) -> Finding:
     """Judge each run by its stretches, where it has several; where the data sets are mixed, nothing switches."""
 
     def judge_run(run: Measurement) -> Finding:
-        found = stretches(run)
+        found = segments(run)
         if len(found) == 1 and "+" in found[0].name:
             return Finding(Verdict.PASSED, f"{found[0].name} mixed in every epoch: no switch")
-        return judge(run, found) if len(found) > 1 else lacking("no switch of data set within the run")
+        return judge(run, found) if len(found) > 1 else insufficient("no switch of data set within the run")
 
-    return each_run(evidence, judge_run)
+    return judge_each_run(evidence, judge_run)
 
 
 def smooth_transition(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
@@ -104,33 +104,35 @@ def smooth_transition(evidence: Evidence, limits: Mapping[str, float]) -> Findin
     paired signed-rank test tells whether it is noise.
     """
 
-    def judge(run: Measurement, found: Sequence[Stretch]) -> Finding:
+    def judge(run: Measurement, found: Sequence[Segment]) -> Finding:
         judged = {}
         for so_far, (before, after) in enumerate(itertools.pairwise(found), 1):
             speed = _speed_step(before, after, int(limits["max_steps"]), limits["max_slowdown"])
             old = sorted({stretch.name for stretch in found[:so_far]})
             parts = [_memory_step(before, after, limits["max_rise"]), unless_disturbed(speed, evidence)]
             parts += [_loss_step(run, name, before.end, limits["max_spike"]) for name in old]
-            judged[f"{before.name} to {after.name}"] = together(parts)
-        return join(judged)
+            judged[f"{before.name} to {after.name}"] = all_of_merged(parts)
+        return all_of(judged)
 
     return _by_stretches(evidence, judge)
 
 
-def _memory_step(before: Stretch, after: Stretch, max_rise: float) -> Finding:
+def _memory_step(before: Segment, after: Segment, max_rise: float) -> Finding:
     ratio = _ratio(mean(windows(np.log(after.memory))), mean(windows(np.log(before.memory))))
     if ratio is None:
-        return lacking(f"memory of fewer than {MIN_WINDOWS} steps on a plateau")
-    verdict = place(ratio.low, ratio.high, 0.0, 1 + max_rise)
+        return insufficient(f"memory of fewer than {MIN_WINDOWS} steps on a plateau")
+    verdict = compare_to_band(ratio.low, ratio.high, 0.0, 1 + max_rise)
     return Finding(verdict, f"memory {ratio:.2f} x (limit {1 + max_rise:g})", {"memory_ratio": ratio.centre})
 
 
-def _speed_step(before: Stretch, after: Stretch, max_steps: int, max_slowdown: float) -> Finding:
+def _speed_step(before: Segment, after: Segment, max_steps: int, max_slowdown: float) -> Finding:
     settled = [sized for sized in after.timed if sized[0].step > before.end + max_steps]
     ratio = _ratio(log_pace([before.timed]), log_pace([settled]))
     if ratio is None:
-        return lacking(f"fewer than {MIN_WINDOWS} timed steps before the switch, or from {max_steps} steps after it")
-    verdict = place(ratio.low, ratio.high, 1 - max_slowdown, math.inf)
+        return insufficient(
+            f"fewer than {MIN_WINDOWS} timed steps before the switch, or from {max_steps} steps after it"
+        )
+    verdict = compare_to_band(ratio.low, ratio.high, 1 - max_slowdown, math.inf)
     text = f"samples/s {ratio:.2f} x from {max_steps} steps on (at least {1 - max_slowdown:g})"
     return Finding(verdict, text, {"speed_ratio": ratio.centre})
 
@@ -140,7 +142,7 @@ def _loss_step(run: Measurement, dataset: str, switch: int, max_spike: float) ->
     before, after = [v for v in mine if v.step <= switch], [v for v in mine if v.step > switch]
     table = _losses([(before[-1], after[0])]) if before and after else None
     if table is None:
-        return lacking(f"{dataset} not validated before and after the switch, on the same samples")
+        return insufficient(f"{dataset} not validated before and after the switch, on the same samples")
     (old, new), p = table.mean(axis=0), wilcoxon_p(table[:, 1] - table[:, 0])
     text = f"{dataset}'s val loss {new / old:.2f} x (limit {max_spike:g}; rise p={p:.1g})"
     return Finding(_over(new / old, max_spike, p, len(table)), text, {f"{dataset}/loss_ratio": new / old})
@@ -154,29 +156,29 @@ def consistent(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """
     factor = limits["max_factor"]
 
-    def judge(run: Measurement, found: Sequence[Stretch]) -> Finding:
+    def judge(run: Measurement, found: Sequence[Segment]) -> Finding:
         first, *others = found
-        held = held_before(run.steps, run.memory)
+        held = baseline_mib(run.steps, run.memory)
         judged = {}
         for other in others:
             memory = _ratio(_log_level(other.memory - held), _log_level(first.memory - held))
             speed = _ratio(log_pace([other.timed]), log_pace([first.timed]))
-            judged[other.name] = together(
+            judged[other.name] = all_of_merged(
                 [
                     unless_disturbed(_alike("seconds", speed, first.name, factor), evidence),
                     _alike("memory", memory, first.name, factor),
                 ]
             )
-        return join(judged)
+        return all_of(judged)
 
     return _by_stretches(evidence, judge)
 
 
 def _alike(what: str, ratio: Interval | None, first: str, factor: float) -> Finding:
     if ratio is None:
-        return lacking(f"{what} a sample of fewer than {MIN_WINDOWS} steps")
+        return insufficient(f"{what} a sample of fewer than {MIN_WINDOWS} steps")
     text = f"{what} a sample {ratio:.2f} x {first}'s (within a factor of {factor:g})"
-    return Finding(place(ratio.low, ratio.high, 1 / factor, factor), text, {f"{what}_ratio": ratio.centre})
+    return Finding(compare_to_band(ratio.low, ratio.high, 1 / factor, factor), text, {f"{what}_ratio": ratio.centre})
 
 
 def forgetting(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
@@ -186,16 +188,16 @@ def forgetting(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     runs. Above the limit, a paired signed-rank test of the samples' losses tells whether it is noise. What is forgotten
     when data sets come one after the other is kept when they are mixed (rehearsal; Robins 1995, Connection Sci. 7:123).
     """
-    names = [[set(stretch.name.split("+")) for stretch in stretches(run)] for run in evidence.runs]
+    names = [[set(stretch.name.split("+")) for stretch in segments(run)] for run in evidence.runs]
     trained = {name for run in names for stretch in run for name in stretch}
     if len(trained) < 2:
-        return lacking(f"{len(trained)} data set trained on; forgetting needs a second")
+        return insufficient(f"{len(trained)} data set trained on; forgetting needs a second")
     left = sorted({name for run in names for stretch in run for name in stretch - run[-1]})
     if not left:
         return Finding(Verdict.PASSED, "every data set was trained on to the end")
-    pairs = [since_trained(run.steps, run.validations) for run in evidence.runs]
+    pairs = [validations_since_trained(run.steps, run.validations) for run in evidence.runs]
     drops = {name: [found[name] for found in pairs if name in found] for name in left}
-    joined = join({name: _drop(name, found, limits["max_drop"]) for name, found in drops.items()})
+    joined = all_of({name: _drop(name, found, limits["max_drop"]) for name, found in drops.items()})
     if joined.verdict is not Verdict.FAILED:
         return joined
     return Finding(joined.verdict, f"{joined.evidence}; train them together: schedule=mixed", joined.numbers)
@@ -205,7 +207,7 @@ def _drop(dataset: str, pairs: Sequence[tuple[Validation, Validation]], max_drop
     drops = [then.metrics.get("iou", math.nan) - end.metrics.get("iou", math.nan) for then, end in pairs]
     drop, table = float(np.mean(drops)) if drops else math.nan, _losses(pairs)
     if table is None or not math.isfinite(drop):
-        return lacking(f"no IoU of {dataset} on the same samples before and after the others")
+        return insufficient(f"no IoU of {dataset} on the same samples before and after the others")
     p = wilcoxon_p(table[:, 1] - table[:, 0])
     text = f"val IoU of {dataset} {-drop:+.3f} since it was last trained on (limit {-max_drop:+g}; loss rise p={p:.1g})"
     return Finding(_over(drop, max_drop, p, len(table)), text, {"drop": drop, "p": p})
@@ -237,7 +239,7 @@ def _log_level(memory: Values) -> Estimate | None:
 
 def _ratio(a: Estimate | None, b: Estimate | None) -> Interval | None:
     """The interval of a ratio from its two logarithms."""
-    return interval(minus(a, b)).exp() if a and b else None
+    return interval(difference(a, b)).exp() if a and b else None
 
 
 CRITERIA = {

@@ -10,10 +10,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from roofscale.measurement import Measurement, StepRecord, Validation
-from roofscale.phases.criteria.evidence import Criterion, Evidence, Limit, lacking, together
-from roofscale.runners.build_measurement import samples_of
+from roofscale.phases.criteria.evidence import Criterion, Evidence, Limit, all_of_merged, insufficient
+from roofscale.runners.build_measurement import batch_samples
 from roofscale.stats.curves import Finding
-from roofscale.stats.intervals import MIN_WINDOWS, Estimate, interval, log_rate, mean, minus, place, spread
+from roofscale.stats.intervals import (
+    MIN_WINDOWS,
+    Estimate,
+    add_variance,
+    compare_to_band,
+    difference,
+    interval,
+    log_rate,
+    mean,
+)
 
 WINDOW = 0.5  # the share of the samples seen so far whose losses are averaged: 7 steps at batch 16 leave four
 SAME_SAMPLES = 0.05  # a last batch of one is dropped, so that numbers of samples differ by less than a batch
@@ -31,12 +40,12 @@ def loss_at(runs: Sequence[Measurement], samples: int) -> Estimate | None:
     if not runs or any(not run.steps or run.steps[-1].samples < samples for run in runs):
         return None
     found = log_rate([_losses(run.steps, samples) for run in runs])
-    return found and spread(found, SEED_SPREAD**2 / len(runs))
+    return found and add_variance(found, SEED_SPREAD**2 / len(runs))
 
 
 def _losses(steps: Sequence[StepRecord], samples: int) -> list[tuple[float, float]]:
     """(batch, summed loss) of the steps whose samples lie in the window that ends at ``samples``."""
-    sized = zip(steps, samples_of(steps), strict=True)
+    sized = zip(steps, batch_samples(steps), strict=True)
     return [(size, step.loss * size) for step, size in sized if (1 - WINDOW) * samples < step.samples <= samples]
 
 
@@ -48,23 +57,23 @@ def no_worse_loss(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     seeds: repeats of the step narrow it.
     """
     if not evidence.base:
-        return lacking("no base step to compare with")
+        return insufficient("no base step to compare with")
     seen = [run.steps[-1].samples if run.steps else 0 for run in (*evidence.runs, *evidence.base)]
     ours, theirs = (loss_at(runs, min(seen)) for runs in (evidence.runs, evidence.base))
     if ours is None or theirs is None:
-        return lacking(f"no finite training losses of {MIN_WINDOWS} steps at {min(seen)} samples seen")
-    findings = [_judge("training loss", minus(ours, theirs), min(seen), limits["max_ratio"])]
+        return insufficient(f"no finite training losses of {MIN_WINDOWS} steps at {min(seen)} samples seen")
+    findings = [_judge("training loss", difference(ours, theirs), min(seen), limits["max_ratio"])]
     for dataset in sorted({validation.dataset for run in evidence.base for validation in run.validations}):
         ratio, samples = _validation_ratio(dataset, evidence.runs, evidence.base)
         if ratio:
             findings.append(_judge(f"val/{dataset}/loss", ratio, samples, limits["max_val_ratio"]))
-    return together(findings)
+    return all_of_merged(findings)
 
 
 def _judge(name: str, log_ratio: Estimate, samples: int, most: float) -> Finding:
     ratio = interval(log_ratio).exp()
     return Finding(
-        place(ratio.low, ratio.high, 0.0, most),
+        compare_to_band(ratio.low, ratio.high, 0.0, most),
         f"{name} {ratio:.2f} x base at {samples} samples seen (limit {most:g})",
         {f"{name} ratio": ratio.centre, f"{name} ratio/low": ratio.low, f"{name} ratio/high": ratio.high},
     )
@@ -81,7 +90,7 @@ def _validation_ratio(
         ours, theirs = ([_validation_near(run, dataset, samples) for run in side] for side in (runs, base))
         if None not in (*ours, *theirs):
             ratio = _paired_log_ratio(list(filter(None, ours)), list(filter(None, theirs)))
-            return ratio and spread(ratio, SEED_SPREAD**2 * (1 / len(runs) + 1 / len(base))), samples
+            return ratio and add_variance(ratio, SEED_SPREAD**2 * (1 / len(runs) + 1 / len(base))), samples
     return None, 0
 
 

@@ -8,9 +8,9 @@ from roofscale.config import RunConfig, affecting
 from roofscale.measurement import Measurement
 from roofscale.phases.expectation import Expectation
 from roofscale.stats.curves import Finding, Verdict, combine
-from roofscale.stats.intervals import BUSY
+from roofscale.stats.intervals import MAX_OTHER_LOAD
 
-DRIFT = 1.2  # ratio of paces; half the tightest tolerance of a shipped phase file (0.20), either way
+MAX_PACE_DRIFT = 1.2  # ratio of paces; half the tightest tolerance of a shipped phase file (0.20), either way
 
 # Runs that agree in these did the same work on each sample, in batches of whatever size, loaded by however many.
 SAME_WORK = affecting("step", "loader") - {"batch_size", "num_workers", "prefetch_factor"}
@@ -26,7 +26,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Rung:
+class EarlierStep:
     """An earlier step of the phase: the config that decided it, and what it yielded under each seed."""
 
     config: RunConfig
@@ -43,7 +43,7 @@ class Evidence:
     repeats: tuple[Measurement, ...] = ()  # the same step under other seeds
     expect: tuple[Expectation, ...] = ()
     config: RunConfig | None = None  # of the measurement; None where nobody knows it
-    history: tuple[Rung, ...] = ()  # the earlier steps of the phase, in order
+    history: tuple[EarlierStep, ...] = ()  # the earlier steps of the phase, in order
 
     @property
     def runs(self) -> tuple[Measurement, ...]:
@@ -67,12 +67,12 @@ class Criterion:
     finding: bool = False  # it tells what a change is worth; a run that does not meet it is sound all the same
 
 
-def lacking(text: str) -> Finding:
+def insufficient(text: str) -> Finding:
     """Not enough evidence, and of what."""
     return Finding(Verdict.INSUFFICIENT_EVIDENCE, text)
 
 
-def each_run(evidence: Evidence, judge: Callable[[Measurement], Finding]) -> Finding:
+def judge_each_run(evidence: Evidence, judge: Callable[[Measurement], Finding]) -> Finding:
     """The finding that decides among those of the runs; one run's lack of evidence is made up by another's."""
     findings = [judge(run) for run in evidence.runs]
     decided = [f for f in findings if f.verdict is not Verdict.INSUFFICIENT_EVIDENCE]
@@ -82,7 +82,7 @@ def each_run(evidence: Evidence, judge: Callable[[Measurement], Finding]) -> Fin
     return Finding(worst.verdict, f"{worst.evidence}; {len(findings)} seeds, {len(decided)} decided", worst.numbers)
 
 
-def join(findings: Mapping[str, Finding]) -> Finding:
+def all_of(findings: Mapping[str, Finding]) -> Finding:
     """All must pass; names are shown only where there are several."""
     if len(findings) == 1:
         return next(iter(findings.values()))
@@ -93,7 +93,7 @@ def join(findings: Mapping[str, Finding]) -> Finding:
     )
 
 
-def together(findings: Sequence[Finding]) -> Finding:
+def all_of_merged(findings: Sequence[Finding]) -> Finding:
     """All must pass; the evidence in one line, the numbers under their own names."""
     return Finding(
         combine([f.verdict for f in findings]),
@@ -115,26 +115,26 @@ def largest(values: Iterable[float]) -> float:
 
 def unless_disturbed(finding: Finding, evidence: Evidence, reference: Sequence[Measurement] = ()) -> Finding:
     """A failure by time is no evidence where the machine gave much of its time to other work, or changed its pace."""
-    return doubted(finding, disturbed(evidence, reference)) if finding.verdict is Verdict.FAILED else finding
+    return as_insufficient(finding, disturbed(evidence, reference)) if finding.verdict is Verdict.FAILED else finding
 
 
 def disturbed(evidence: Evidence, reference: Sequence[Measurement] = ()) -> str:
     """Why the times of a step and of what it is compared with prove nothing; empty where they do."""
     runs = [*evidence.runs, *reference]
     others = max((run.metric("cpu/others") for run in runs), default=math.nan)
-    if others > BUSY:
-        return f"{others:.0%} of the machine went to other work (over {BUSY:.0%} proves nothing)"
-    return drifted(evidence, runs)
+    if others > MAX_OTHER_LOAD:
+        return f"{others:.0%} of the machine went to other work (over {MAX_OTHER_LOAD:.0%} proves nothing)"
+    return pace_drift(evidence, runs)
 
 
-def doubted(finding: Finding, why: str) -> Finding:
+def as_insufficient(finding: Finding, why: str) -> Finding:
     """The same finding, but no evidence; unchanged where there is no reason why."""
     if not why:
         return finding
     return Finding(Verdict.INSUFFICIENT_EVIDENCE, f"{finding.evidence}; but {why}", finding.numbers)
 
 
-def drifted(evidence: Evidence, runs: Sequence[Measurement]) -> str:
+def pace_drift(evidence: Evidence, runs: Sequence[Measurement]) -> str:
     """Why the runs' times cannot be compared, empty where they can.
 
     The pace is that of the cached batch: no loader and no data set can change it, but a neighbour on a shared host can.
@@ -146,6 +146,8 @@ def drifted(evidence: Evidence, runs: Sequence[Measurement]) -> str:
         same = config and tuple(getattr(config, knob) for knob in affecting("step"))
         paces.setdefault(same, []).append(run.metric("speed/cached_seconds_per_sample"))
     drift = max((max(p) / min(p) for p in paces.values() if all(pace > 0 for pace in p)), default=math.nan)
-    if not drift > DRIFT:
+    if not drift > MAX_PACE_DRIFT:
         return ""
-    return f"a cached batch took {drift:.2f} x as long in one run as in another (over {DRIFT:g} proves nothing)"
+    return (
+        f"a cached batch took {drift:.2f} x as long in one run as in another (over {MAX_PACE_DRIFT:g} proves nothing)"
+    )

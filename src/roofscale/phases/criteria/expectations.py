@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roofscale.measurement import Measurement
-from roofscale.phases.criteria.evidence import Evidence, disturbed, lacking
-from roofscale.phases.expectation import Expectation, is_timed, pace
+from roofscale.phases.criteria.evidence import Evidence, disturbed, insufficient
+from roofscale.phases.expectation import Expectation, is_timed, log_seconds_per_sample
 from roofscale.stats.curves import Finding, Verdict
-from roofscale.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, interval, minus, place
+from roofscale.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, compare_to_band, difference, interval
 
 COMPARED = {
     Verdict.PASSED: "borne out",
@@ -61,15 +61,15 @@ def _find(expected: Expectation, runs: Sequence[Measurement], reference: Sequenc
     if of != "absolute":
         measured /= _mean(reference, name) or math.nan
     if not math.isfinite(measured):
-        return lacking("no measurement" if reference or of == "absolute" else f"no {of} step to compare with")
+        return insufficient("no measurement" if reference or of == "absolute" else f"no {of} step to compare with")
     spread = _relative_spread(name, runs, reference)
     if spread is None:
-        return lacking(f"fewer than {MIN_WINDOWS} timed steps")
+        return insufficient(f"fewer than {MIN_WINDOWS} timed steps")
     low, high = (measured * factor for factor in spread)
     shown = f"{measured:.3g}" if of == "absolute" else f"{measured:.2f} x {of}"
     between = "" if low == high else f", {CONFIDENCE:.0%} interval {low:.2f} to {high:.2f}"
     return Finding(
-        place(low, high, *expected.band),
+        compare_to_band(low, high, *expected.band),
         f"{shown}{between} (expected {expected.value:g} +-{expected.tolerance:.0%})",
         {"measured": measured, "low": low, "high": high},
     )
@@ -86,10 +86,10 @@ def _relative_spread(
     """The interval over its centre: (1, 1) for a metric without step noise, None where too few steps were timed."""
     if not is_timed(name):
         return 1.0, 1.0
-    ours, theirs = pace(runs), pace(reference) if reference else _EXACT
+    ours, theirs = log_seconds_per_sample(runs), log_seconds_per_sample(reference) if reference else _EXACT
     if ours is None or theirs is None:
         return None
-    found = interval(minus(ours, theirs))
+    found = interval(difference(ours, theirs))
     return math.exp(found.low - found.centre), math.exp(found.high - found.centre)
 
 

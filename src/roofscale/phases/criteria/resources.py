@@ -19,14 +19,14 @@ from roofscale.phases.criteria.evidence import (
     Criterion,
     Evidence,
     Limit,
-    lacking,
+    insufficient,
     largest,
     unless_disturbed,
     worst_metric,
 )
-from roofscale.runners.build_measurement import warm
+from roofscale.runners.build_measurement import without_first_steps
 from roofscale.stats.curves import MAD_TO_SIGMA, SIGMA_FLOOR, SMALL_SAMPLE, Finding, Values, Verdict, combine
-from roofscale.stats.intervals import MIN_WINDOWS, Estimate, interval, level, minus, place
+from roofscale.stats.intervals import MIN_WINDOWS, Estimate, batch_means, compare_to_band, difference, interval
 
 FULL = 0.90  # share of the cores: what CPUBottleneck calls a busy CPU
 IDLE_GPU = 0.10  # what it calls an idle GPU
@@ -46,7 +46,7 @@ def memory_margin(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     if all(run.metrics.get("gpu/memory_share") is None for run in evidence.runs):
         del shares["GPU"]  # a run without a GPU
     if not all(map(math.isfinite, shares.values())):
-        return lacking("peak memory was not measured")
+        return insufficient("peak memory was not measured")
     over = any(share >= limits["max_share"] for share in shares.values())
     peak = worst_metric(evidence, "memory/peak_mib")
     text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
@@ -68,7 +68,7 @@ def data_stall(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     stall = float(np.median([run.metric("speed/data_stall") for run in evidence.runs]))
     wait = float(np.median([run.metric("speed/loader_wait") for run in evidence.runs]))
     if not (math.isfinite(stall) and math.isfinite(wait)):
-        return lacking("the wait for the loader was not measured")
+        return insufficient("the wait for the loader was not measured")
     finding = Finding(
         Verdict.FAILED if min(stall, wait) > limits["max_share"] else Verdict.PASSED,
         f"{wait:.0%} of the steps' time waiting for the loader; a cached batch saves {stall:.0%} (both over "
@@ -87,7 +87,7 @@ def attains(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """
     share = float(np.median([_attained(run) for run in evidence.runs]))
     if not math.isfinite(share):
-        return lacking("the same step on a cached batch was not timed")
+        return insufficient("the same step on a cached batch was not timed")
     finding = Finding(
         Verdict.PASSED if share >= limits["min_share"] else Verdict.FAILED,
         f"{share:.0%} of the samples/s of a cached batch, over whole epochs (at least {limits['min_share']:.0%})",
@@ -113,12 +113,15 @@ def utilisation_up(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     lie wholly below; else, and with fewer than nine rows a run, the evidence is insufficient.
     """
     if not evidence.base:
-        return lacking("no base step to compare with")
+        return insufficient("no base step to compare with")
     ours, theirs = (_level_of("cpu/utilisation", runs) for runs in (evidence.runs, evidence.base))
     if ours is None or theirs is None:
-        return lacking(f"CPU utilisation over fewer than {MIN_WINDOWS**2} rows of two seconds")
-    gain, own = interval(minus(ours, theirs)), interval(ours)
-    verdicts = {place(gain.low, gain.high, limits["min_gain"], math.inf), place(own.low, own.high, FULL, math.inf)}
+        return insufficient(f"CPU utilisation over fewer than {MIN_WINDOWS**2} rows of two seconds")
+    gain, own = interval(difference(ours, theirs)), interval(ours)
+    verdicts = {
+        compare_to_band(gain.low, gain.high, limits["min_gain"], math.inf),
+        compare_to_band(own.low, own.high, FULL, math.inf),
+    }
     verdict = Verdict.FAILED if verdicts == {Verdict.FAILED} else Verdict.INSUFFICIENT_EVIDENCE
     finding = Finding(
         Verdict.PASSED if Verdict.PASSED in verdicts else verdict,
@@ -129,7 +132,7 @@ def utilisation_up(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def _level_of(name: str, runs: Sequence[Measurement]) -> Estimate | None:
-    return level([training_rows(run, name)[0] for run in runs])
+    return batch_means([training_rows(run, name)[0] for run in runs])
 
 
 def training_rows(run: Measurement, *names: str) -> Values:
@@ -202,7 +205,7 @@ def _gpu_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding | None
         return None
     (busy,) = _rows(evidence, "gpu/utilisation")
     if busy.size < MIN_ROWS:
-        return lacking(f"{busy.size} rows, {MIN_ROWS} needed")
+        return insufficient(f"{busy.size} rows, {MIN_ROWS} needed")
     p95 = float(np.percentile(busy, 95))
     low = p95 < limits["min_gpu_p95"]
     text = f"95th percentile of its use {p95:.0%} (at least {limits['min_gpu_p95']:.0%})"
@@ -216,7 +219,7 @@ def _outlier_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     """
     flags = np.concatenate([_outliers(run) for run in evidence.runs])
     if not flags.size:
-        return lacking(f"fewer than {MIN_WINDOWS} timed steps")
+        return insufficient(f"fewer than {MIN_WINDOWS} timed steps")
     count = int(flags.sum())
     p = float(stats.binom.sf(count - 1, flags.size, limits["max_outliers"]))
     text = f"{count} of {flags.size} over {OUTLIER_SIGMAS:g} sigma (more than {limits['max_outliers']:.0%}: p={p:.2g})"
@@ -228,7 +231,7 @@ def _outlier_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def _outliers(run: Measurement) -> Flags:
-    seconds = np.array([step.seconds for step, _ in warm(run.steps)])
+    seconds = np.array([step.seconds for step, _ in without_first_steps(run.steps)])
     if seconds.size < MIN_WINDOWS or not (np.isfinite(seconds) & (seconds > 0)).all():
         return np.zeros(0, dtype=np.bool_)
     excess = np.log(seconds) - np.median(np.log(seconds))
@@ -242,7 +245,7 @@ def _outliers(run: Measurement) -> Flags:
 def _over_half(flags: Flags, evidence: Evidence, what: str, name: str) -> Finding:
     """Failed where the flags are up for over half the time."""
     if flags.size < MIN_ROWS:
-        return lacking(f"{flags.size} rows, {MIN_ROWS} needed")
+        return insufficient(f"{flags.size} rows, {MIN_ROWS} needed")
     share = float(flags.mean())
     finding = Finding(
         Verdict.FAILED if share > OVER_HALF else Verdict.PASSED, f"{what} in {share:.0%} of the time", {name: share}

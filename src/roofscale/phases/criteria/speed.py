@@ -14,18 +14,26 @@ from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.criteria.evidence import (
     SAME_WORK,
     Criterion,
+    EarlierStep,
     Evidence,
     Limit,
-    Rung,
-    doubted,
-    drifted,
-    lacking,
+    as_insufficient,
+    insufficient,
     largest,
+    pace_drift,
     unless_disturbed,
 )
-from roofscale.phases.expectation import pace
+from roofscale.phases.expectation import log_seconds_per_sample
 from roofscale.stats.curves import Finding, Verdict
-from roofscale.stats.intervals import BUSY, MIN_WINDOWS, Estimate, Interval, interval, minus, place
+from roofscale.stats.intervals import (
+    MAX_OTHER_LOAD,
+    MIN_WINDOWS,
+    Estimate,
+    Interval,
+    compare_to_band,
+    difference,
+    interval,
+)
 
 
 def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
@@ -36,18 +44,18 @@ def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     the machine was busier, or slower, is none.
     """
     if not evidence.base:
-        return lacking("no base step to compare with")
-    ours, theirs = pace(evidence.runs), pace(evidence.base)
+        return insufficient("no base step to compare with")
+    ours, theirs = log_seconds_per_sample(evidence.runs), log_seconds_per_sample(evidence.base)
     if ours is None or theirs is None:
-        return lacking(f"fewer than {MIN_WINDOWS} timed steps")
-    ratio = interval(minus(theirs, ours)).exp()
+        return insufficient(f"fewer than {MIN_WINDOWS} timed steps")
+    ratio = interval(difference(theirs, ours)).exp()
     finding = Finding(
-        place(ratio.low, ratio.high, 1 + limits["min_gain"], math.inf),
+        compare_to_band(ratio.low, ratio.high, 1 + limits["min_gain"], math.inf),
         f"{math.exp(-ours.value):.3g} samples/s, {ratio:.2f} x base (more than {1 + limits['min_gain']:g} wanted)",
         {"gain": ratio.centre - 1, "gain_low": ratio.low - 1, "gain_high": ratio.high - 1},
     )
     if finding.verdict is Verdict.PASSED:
-        return doubted(finding, _flattered(evidence, evidence.base))
+        return as_insufficient(finding, _flattered(evidence, evidence.base))
     return unless_disturbed(finding, evidence, evidence.base)
 
 
@@ -55,9 +63,12 @@ def _flattered(evidence: Evidence, base: Sequence[Measurement]) -> str:
     """Why the base looks slower than it is, empty where nothing says so."""
     theirs, ours = (max(run.metric("cpu/others") for run in runs) for runs in (base, evidence.runs))
     more = theirs - ours
-    if more > BUSY:
-        return f"the machine had {more:.0%} more other work while the base step ran (over {BUSY:.0%} proves nothing)"
-    return drifted(evidence, [*evidence.runs, *base])
+    if more > MAX_OTHER_LOAD:
+        return (
+            f"the machine had {more:.0%} more other work while the base step ran (over "
+            f"{MAX_OTHER_LOAD:.0%} proves nothing)"
+        )
+    return pace_drift(evidence, [*evidence.runs, *base])
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,9 @@ def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     paces = _paces_by_batch(evidence)
     points = [BatchPoint(size, math.exp(-seconds.value), share) for size, (seconds, share) in paces.items()]
     if len(points) < 2:
-        return lacking(f"{len(points)} batch sizes with {MIN_WINDOWS} timed steps and known memory; a knee needs 2")
+        return insufficient(
+            f"{len(points)} batch sizes with {MIN_WINDOWS} timed steps and known memory; a knee needs 2"
+        )
     tolerance, most = limits["tolerance"], limits["max_share"]
     found = knee(points, tolerance, most)
     if found is None:
@@ -123,10 +136,13 @@ def _paces_by_batch(evidence: Evidence) -> dict[int, tuple[Estimate, float]]:
         return {}
     here = _work(evidence.config)
     runs: dict[int, list[Measurement]] = {}
-    for rung in (*evidence.history, Rung(evidence.config, evidence.runs)):
+    for rung in (*evidence.history, EarlierStep(evidence.config, evidence.runs)):
         if _work(rung.config) == here:
             runs.setdefault(rung.config.batch_size, []).extend(rung.runs)
-    known = {batch: (pace(of_batch), largest(map(_memory_share, of_batch))) for batch, of_batch in sorted(runs.items())}
+    known = {
+        batch: (log_seconds_per_sample(of_batch), largest(map(_memory_share, of_batch)))
+        for batch, of_batch in sorted(runs.items())
+    }
     return {batch: (seconds, share) for batch, (seconds, share) in known.items() if seconds and math.isfinite(share)}
 
 
@@ -139,7 +155,7 @@ def _memory_share(run: Measurement) -> float:
 
 
 def _relative(paces: Mapping[int, tuple[Estimate, float]], point: BatchPoint, best: BatchPoint) -> Interval:
-    return interval(minus(paces[best.batch_size][0], paces[point.batch_size][0])).exp()
+    return interval(difference(paces[best.batch_size][0], paces[point.batch_size][0])).exp()
 
 
 CRITERIA = {

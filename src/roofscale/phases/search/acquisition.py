@@ -15,10 +15,10 @@ from scipy import stats
 
 from roofscale.config import RunConfig
 from roofscale.phases.fallback import needs_at_least_memory_of
-from roofscale.phases.search.choice import choose, size
-from roofscale.phases.search.gaussian_process import Surface, Values
-from roofscale.phases.search.space import SearchSpec
-from roofscale.phases.search.trial_result import SKIPPED, Tried
+from roofscale.phases.search.choice import choose, size_key
+from roofscale.phases.search.gaussian_process import GaussianProcess, Values
+from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 
 # Expected gain in log samples/s. Replayed on a table of 30 configs (benchmarks/results/search_compare.json at
 # eee07b1), 20 studies each (medians): at 0.01 the choice was at 0.928 of the best in 7.8 trials, at 0.005 at 0.956 in
@@ -26,7 +26,7 @@ from roofscale.phases.search.trial_result import SKIPPED, Tried
 WORTH_A_TRIAL = 0.005
 WORTH_A_LOOK = 0.3  # probability that a smaller config is within the tolerance of the fastest
 _PEAK_SPREAD = 0.02  # standard deviation of a log peak from run to run, about that of forecast.host.LEAST_SPREAD
-LEAST_PACES = 4  # before that a process has nothing to learn its scales from
+MIN_OBSERVATIONS = 4  # before that a process has nothing to learn its scales from
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Proposal:
 
 
 def propose(
-    tried: Sequence[Tried],
+    tried: Sequence[TrialResult],
     left: Sequence[RunConfig],
-    spec: SearchSpec,
+    spec: SearchSpace,
     within: Callable[[RunConfig], float],
     seed: int,
 ) -> Proposal | None:
@@ -54,35 +54,37 @@ def propose(
             al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
         seed: of what is random.
     """
-    left = [one for one in left if not any(t.over > 0 and needs_at_least_memory_of(one, t.config) for t in tried)]
+    left = [
+        one for one in left if not any(t.over_margin > 0 and needs_at_least_memory_of(one, t.config) for t in tried)
+    ]
     if not left:
         return None
     choice = choose(tried, spec, seed)
-    if choice is None or sum(one.feasible for one in tried) < LEAST_PACES:
+    if choice is None or sum(one.feasible for one in tried) < MIN_OBSERVATIONS:
         return Proposal(left[0], "the smallest, as too little is known yet")
-    mean, deviation = choice.rates.at(left)
-    best = float(choice.rates.at([choice.best.config])[0][0])
+    mean, deviation = choice.rates.predict(left)
+    best = float(choice.rates.predict([choice.best.config])[0][0])
     likely = np.minimum([within(one) for one in left], _within_by_trials(tried, left, spec, seed))
     gain = likely * _expected_improvement(mean, deviation, best)
     place = int(gain.argmax())
     if gain[place] > WORTH_A_TRIAL:
         return Proposal(left[place], f"may be faster: {gain[place]:.1%} expected")
     close: Values = likely * stats.norm.sf((best + math.log(1 - spec.tolerance) - mean) / deviation)
-    smaller = [size(one) < size(choice.chosen.config) for one in left]
+    smaller = [size_key(one) < size_key(choice.chosen.config) for one in left]
     place = int(np.where(smaller, close, 0.0).argmax())
     if smaller[place] and close[place] > WORTH_A_LOOK:
         return Proposal(left[place], f"smaller, and as fast with a probability of {close[place]:.0%}")
     return None
 
 
-def _within_by_trials(tried: Sequence[Tried], left: Sequence[RunConfig], spec: SearchSpec, seed: int) -> Values:
+def _within_by_trials(tried: Sequence[TrialResult], left: Sequence[RunConfig], spec: SearchSpace, seed: int) -> Values:
     """The probability of staying within the memory as the trials alone tell it, whatever a forecast may say."""
     shares = [
         (t.config, math.log(t.share / t.max_share), _PEAK_SPREAD**2)
         for t in tried
         if t.outcome != SKIPPED and t.share > 0
     ]
-    mean, deviation = Surface(shares, spec, seed).at(left)
+    mean, deviation = GaussianProcess(shares, spec, seed).predict(left)
     found: Values = stats.norm.cdf(-mean / deviation)
     return found
 

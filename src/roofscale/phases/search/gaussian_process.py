@@ -16,7 +16,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from roofscale.config import RunConfig
-from roofscale.phases.search.space import SearchSpec
+from roofscale.phases.search.space import SearchSpace
 from roofscale.stats.intervals import CONFIDENCE, Interval
 
 Values = npt.NDArray[np.float64]
@@ -25,7 +25,7 @@ Known = tuple[RunConfig, float, float]  # a config with a value and the variance
 _LEAST_DEVIATION = 1e-9  # rounding must not make it 0
 
 
-class Surface:
+class GaussianProcess:
     """A value over a space, as some configs show it.
 
     Args:
@@ -34,7 +34,7 @@ class Surface:
         seed: of the fit's restarts.
     """
 
-    def __init__(self, known: Sequence[Known], spec: SearchSpec, seed: int) -> None:
+    def __init__(self, known: Sequence[Known], spec: SearchSpace, seed: int) -> None:
         configs, values, variances = zip(*known, strict=True)
         self._spec = spec
         self._level = float(np.mean(values))
@@ -46,12 +46,12 @@ class Surface:
             warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound: the knob changes nothing
             self._process.fit(_features(configs, spec), np.array(values) - self._level)
 
-    def at(self, configs: Sequence[RunConfig]) -> tuple[Values, Values]:
+    def predict(self, configs: Sequence[RunConfig]) -> tuple[Values, Values]:
         """Mean and standard deviation at some configs, each ``(configs,)``."""
         mean, deviation = self._process.predict(_features(configs, self._spec), return_std=True)
         return mean + self._level, np.maximum(deviation, _LEAST_DEVIATION)
 
-    def above(self, configs: Sequence[RunConfig], other: RunConfig) -> list[Interval]:
+    def ratio_to(self, configs: Sequence[RunConfig], other: RunConfig) -> list[Interval]:
         """By how much the value at each config exceeds that at another one."""
         mean, covariance = self._process.predict(_features([*configs, other], self._spec), return_cov=True)
         variance = np.diag(covariance)[:-1] + covariance[-1, -1] - 2 * covariance[-1, :-1]
@@ -60,7 +60,7 @@ class Surface:
         return [Interval(c, c - r, c + r) for c, r in zip(centres, reach.tolist(), strict=True)]
 
 
-def _features(configs: Sequence[RunConfig], spec: SearchSpec) -> Values:
+def _features(configs: Sequence[RunConfig], spec: SearchSpace) -> Values:
     """Each knob over its range as 0 to 1, by its logarithm: twice the batch is the same step everywhere."""
     rows = []
     for config in configs:

@@ -12,38 +12,38 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import host_memory
-from roofscale.forecast.host_memory import HostModel, Kind, Point
+from roofscale.forecast.host_memory import HostModel, MemoryProfile, PeakObservation
 from roofscale.forecast.results import GpuForecast
-from roofscale.measurement import Outcome, foreseen
+from roofscale.measurement import Outcome, forecast_metrics
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.phases.fallback import needs_at_least_memory_of
-from roofscale.phases.search.trial_result import SKIPPED, Tried
+from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 from roofscale.stats.intervals import CONFIDENCE
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryBudget:
     """The memory that there is, and what peaks were measured in it before the search."""
 
     memory_mib: float  # of the host
     shm_free_mib: float | None = None  # None: not known, and then it is no limit
-    kind: Kind | None = None  # as the host trains it; None on a GPU, where the GPU's memory decides
-    points: tuple[Point, ...] = ()  # peaks of host memory on record
+    kind: MemoryProfile | None = None  # as the host trains it; None on a GPU, where the GPU's memory decides
+    points: tuple[PeakObservation, ...] = ()  # peaks of host memory on record
     max_share: float = MEMORY_MARGIN  # of each memory that a run may take
 
 
 @dataclass(frozen=True)
-class Foresight:
+class MemoryGuard:
     """What is known of memory before a trial: from larger ones that left theirs, and from forecasts."""
 
-    room: Room
-    tried: Sequence[Tried]
+    room: MemoryBudget
+    tried: Sequence[TrialResult]
 
-    def skip(self, config: RunConfig) -> Tried | None:
+    def known_too_large(self, config: RunConfig) -> TrialResult | None:
         """A config that need not be run, with the reason; None where it has to be."""
         return self._as_large(config) or self._foreseen_host(config) or self._foreseen_gpu(config)
 
-    def covers(self, config: RunConfig) -> bool:
+    def can_forecast(self, config: RunConfig) -> bool:
         """Whether host memory can be forecast at all, as far as this config."""
         if self._model is None:
             return False
@@ -53,17 +53,17 @@ class Foresight:
             return False
         return True
 
-    def within(self, config: RunConfig) -> float:
+    def probability_within(self, config: RunConfig) -> float:
         """Probability that a config stays within the margin of its memory, as foreseen; 1 where nothing is."""
         return min(self._within_host(config), _within_gpu(config, self.room.max_share))
 
     def foreseen(self, config: RunConfig) -> dict[str, float]:
         """The metrics ``forecast/...`` of a trial that is about to begin, with what a whole training would take."""
         metrics: dict[str, float] = {}
-        if self.covers(config):
+        if self.can_forecast(config):
             assert self._model
             peak = self._model.peak(config)
-            metrics |= foreseen("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
+            metrics |= forecast_metrics("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
         if gpu := _gpu_forecast(config):
             metrics |= gpu.metrics()
         return metrics
@@ -77,16 +77,16 @@ class Foresight:
         most = self.room.max_share * self.room.memory_mib
         return float(stats.t.cdf((most - peak.mib) / scale, self._model.freedom))
 
-    def _as_large(self, config: RunConfig) -> Tried | None:
+    def _as_large(self, config: RunConfig) -> TrialResult | None:
         """Memory grows with every knob that is searched, so what is as large as one that left it leaves it too."""
         for one in self.tried:
-            if one.over > 0 and one.outcome != SKIPPED and needs_at_least_memory_of(config, one.config):
+            if one.over_margin > 0 and one.outcome != SKIPPED and needs_at_least_memory_of(config, one.config):
                 knobs = f"batch_size={one.config.batch_size} num_workers={one.config.num_workers}"
                 what = "ran out of memory" if one.pace is None else f"took {one.share:.0%} of the memory"
                 return self._skipped(config, one.share, f"at least as large as {knobs}, which {what}")
         return None
 
-    def _foreseen_host(self, config: RunConfig) -> Tried | None:
+    def _foreseen_host(self, config: RunConfig) -> TrialResult | None:
         if self._model is None:
             return None
         room = self.room
@@ -106,7 +106,7 @@ class Foresight:
         why = f"needs up to {shared:,.0f} MiB of shared memory, of which {room.shm_free_mib:,.0f} are free"
         return self._skipped(config, shared / room.shm_free_mib, why)
 
-    def _foreseen_gpu(self, config: RunConfig) -> Tried | None:
+    def _foreseen_gpu(self, config: RunConfig) -> TrialResult | None:
         forecast = _gpu_forecast(config)
         if forecast is None or forecast.fit(self.room.max_share) is not MemoryFit.TOO_LARGE:
             return None
@@ -116,8 +116,8 @@ class Foresight:
         )
         return self._skipped(config, forecast.share, why)
 
-    def _skipped(self, config: RunConfig, share: float, why: str) -> Tried:
-        return Tried(config, SKIPPED, share, why=why, max_share=self.room.max_share)
+    def _skipped(self, config: RunConfig, share: float, why: str) -> TrialResult:
+        return TrialResult(config, SKIPPED, share, why=why, max_share=self.room.max_share)
 
     @cached_property
     def _model(self) -> HostModel | None:
@@ -125,7 +125,7 @@ class Foresight:
         if kind is None:
             return None
         try:
-            return host_memory.fit_host(kind, [*self.room.points, *_points(kind, self.tried)])
+            return host_memory.fit_host_model(kind, [*self.room.points, *_points(kind, self.tried)])
         except ConfigError:  # too little was measured so far
             return None
 
@@ -137,9 +137,9 @@ def _gpu_forecast(config: RunConfig) -> GpuForecast | None:
 
 @cache
 def _gpu_forecast_of(config: RunConfig) -> GpuForecast | None:
-    from roofscale.forecast.gpu_memory import foresee  # imports PyTorch
+    from roofscale.forecast.gpu_memory import forecast_gpu_memory  # imports PyTorch
 
-    return foresee(config, compute.get(config.compute))
+    return forecast_gpu_memory(config, compute.get(config.compute))
 
 
 def _within_gpu(config: RunConfig, max_share: float) -> float:
@@ -151,8 +151,8 @@ def _within_gpu(config: RunConfig, max_share: float) -> float:
     return float(stats.norm.cdf((max_share * forecast.usable_mib - forecast.total_mib) / deviation))
 
 
-def _points(kind: Kind, tried: Iterable[Tried]) -> Iterable[Point]:
+def _points(kind: MemoryProfile, tried: Iterable[TrialResult]) -> Iterable[PeakObservation]:
     """The trials' own peaks. Those of earlier phases are on record, and are not counted twice."""
     for one in tried:
         if one.outcome == Outcome.OK and one.samples and math.isfinite(one.peak_mib):
-            yield Point(one.config, kind, one.peak_mib, one.run_id, one.copied_mib)
+            yield PeakObservation(one.config, kind, one.peak_mib, one.run_id, one.copied_mib)

@@ -8,7 +8,7 @@ from typing import Any
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
-from roofscale.phases.yaml_source import Node
+from roofscale.phases.yaml_source import YamlNode
 
 KNOBS = ("batch_size", "num_workers", "prefetch_factor")  # the smallest config has the least of the first, then ...
 
@@ -16,7 +16,7 @@ _KEYS = ("space", "max_trials", "precision", "tolerance")
 
 
 @dataclass(frozen=True)
-class SearchSpec:
+class SearchSpace:
     """A space of integers, and when a search of it has seen enough."""
 
     space: Mapping[str, tuple[int, int]]  # knob -> least and most
@@ -33,7 +33,7 @@ class SearchSpec:
         moved = config.with_overrides(dict(values))
         return dataclasses.replace(moved, prefetch_factor=config.prefetch_factor) if not moved.num_workers else moved
 
-    def holds(self, config: RunConfig) -> bool:
+    def contains(self, config: RunConfig) -> bool:
         """Whether a config lies in the space; prefetch counts only where there are loader processes."""
         idle = () if config.num_workers else ("prefetch_factor",)
         return all(low <= getattr(config, k) <= high for k, (low, high) in self.space.items() if k not in idle)
@@ -42,7 +42,7 @@ class SearchSpec:
         """Where a config lies, each knob drawn into its range."""
         return {k: min(max(getattr(config, k), low), high) for k, (low, high) in self.space.items()}
 
-    def corner(self, config: RunConfig) -> RunConfig:
+    def largest(self, config: RunConfig) -> RunConfig:
         """The largest config of the space."""
         return self.place(config, {knob: high for knob, (_, high) in self.space.items()})
 
@@ -52,7 +52,7 @@ class SearchSpec:
         yield from dict.fromkeys(self.place(config, dict(values)) for values in itertools.product(*ranges))
 
 
-def read_search(node: Node | None, over: Node | None = None) -> SearchSpec | None:
+def read_search(node: YamlNode | None, over: YamlNode | None = None) -> SearchSpace | None:
     """The search of a step, where it has one; an overlay's values win.
 
     Raises:
@@ -72,24 +72,24 @@ def read_search(node: Node | None, over: Node | None = None) -> SearchSpec | Non
     for key in ("precision", "tolerance"):
         if key in content:
             given[key] = _share(key, content[key])
-    return SearchSpec(**given)
+    return SearchSpace(**given)
 
 
-def _share(key: str, node: Node) -> float:
+def _share(key: str, node: YamlNode) -> float:
     value = node.number(key)
     if not 0 < value < 1:
         raise node.error(f"{key}: expected a share between 0 and 1, such as 0.05, found {value:g}.")
     return value
 
 
-def _read_space(node: Node) -> dict[str, tuple[int, int]]:
+def _read_space(node: YamlNode) -> dict[str, tuple[int, int]]:
     given = node.mapping("knob that can be searched", KNOBS)
     if "batch_size" not in given:
         raise node.error("space: expected a range of batch_size at least, such as batch_size: [1, 24].")
     return {knob: _read_range(knob, given[knob]) for knob in KNOBS if knob in given}
 
 
-def _read_range(knob: str, node: Node) -> tuple[int, int]:
+def _read_range(knob: str, node: YamlNode) -> tuple[int, int]:
     ends = [end.whole(knob, low=0) for end in node.items(knob)]
     if len(ends) != 2 or ends[0] > ends[1]:
         raise node.error(f"{knob}: expected its least and its most value, such as [1, 24], found {ends}.")

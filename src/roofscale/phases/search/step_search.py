@@ -18,11 +18,11 @@ from roofscale.errors import ConfigError, RecordError, RoofscaleError, one_line
 from roofscale.files import read_record, write_json
 from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import Choice
-from roofscale.phases.search.memory_guard import Room
-from roofscale.phases.search.space import SearchSpec
-from roofscale.phases.search.study import Search, open_study, tried_in
-from roofscale.phases.search.trial_result import Tried
-from roofscale.phases.search.trial_runner import Spectator, Trials
+from roofscale.phases.search.memory_guard import MemoryBudget
+from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.study import Search, open_study, trial_results
+from roofscale.phases.search.trial_result import TrialResult
+from roofscale.phases.search.trial_runner import TrialObserver, Trials
 from roofscale.runners import RunInterrupted, Runner
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
@@ -37,42 +37,42 @@ _ORDER = "roofscale"  # user attribute of a study: all that another worker needs
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """All that a search came to."""
 
-    spec: SearchSpec
+    spec: SearchSpace
     study: optuna.Study
-    tried: tuple[Tried, ...]
+    tried: tuple[TrialResult, ...]
     choice: Choice | None  # None: no trial stayed within its memory
 
 
-class Audience(Spectator, Protocol):
+class Audience(TrialObserver, Protocol):
     """Whoever follows a search."""
 
     def sharing(self, study_name: str) -> None:
         """Other workers can join this study from now on."""
         ...
 
-    def searched(self, found: Found, run: TrackedRun) -> None:
+    def searched(self, found: SearchResult, run: TrackedRun) -> None:
         """The search is over; its MLflow run is still open for figures."""
         ...
 
 
 @dataclass(frozen=True)
-class Conductor:
+class StepSearch:
     """Searches on behalf of a step."""
 
     tracker: Tracker
     make_runner: Callable[[Path, Listener], Runner]
     audience: Audience
     tags: Mapping[str, str]  # of every run
-    room_of: Callable[[RunConfig], Room]
-    known: Callable[[SearchSpec, RunConfig], list[Tried]]  # earlier runs of the same work
+    room_of: Callable[[RunConfig], MemoryBudget]
+    known: Callable[[SearchSpace, RunConfig], list[TrialResult]]  # earlier runs of the same work
     pool: JobPool = field(default_factory=JobPool)  # how many trials may go on at a time
     storage_url: str = ""  # of an Optuna RDB storage that several workers share; empty: a file of one's own
 
     def choose(
-        self, spec: SearchSpec, config: RunConfig, folder: Path, parent: TrackedRun, max_share: float
+        self, spec: SearchSpace, config: RunConfig, folder: Path, parent: TrackedRun, max_share: float
     ) -> dict[str, int]:
         """Search, or read what an earlier process has chosen; the chosen overrides, none where nothing fits.
 
@@ -101,12 +101,12 @@ class Conductor:
         except RunInterrupted:
             run.finish(Outcome.INTERRUPTED)
             raise
-        self.audience.searched(Found(spec, study, tuple(tried_in(study, spec, config)), choice), run)
+        self.audience.searched(SearchResult(spec, study, tuple(trial_results(study, spec, config)), choice), run)
         values = {knob: getattr(choice.chosen.config, knob) for knob in spec.space} if choice else {}
         why = str(choice or "no trial stayed within its memory")
         write_json(file, {"overrides": values, "why": why})
         run.artifact(file)
-        run.tags({"choice": why})
+        run.set_tags({"choice": why})
         run.finish(Outcome.OK)
         return values
 
@@ -124,7 +124,7 @@ class Conductor:
             names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
             raise ConfigError(f"--join {study_name}: no such study of Roofscale there; there are: {names}.") from None
         config = RunConfig().with_overrides(order["config"])
-        spec = SearchSpec(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
+        spec = SearchSpace(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
         study = open_study(storage, study_name, config.seed + os.getpid())
         run = self.tracker.open(order["run_id"])
         self._search(study, spec, config, folder / f"worker-{os.getpid()}", run, order["max_share"]).run()
@@ -132,12 +132,12 @@ class Conductor:
     def _search(
         self,
         study: optuna.Study,
-        spec: SearchSpec,
+        spec: SearchSpace,
         config: RunConfig,
         folder: Path,
         run: TrackedRun,
         max_share: float,
-        known: Sequence[Tried] | None = None,
+        known: Sequence[TrialResult] | None = None,
     ) -> Search:
         return Search(
             spec=spec,
@@ -153,7 +153,7 @@ class Conductor:
         )
 
     def _open(
-        self, study: optuna.Study, spec: SearchSpec, config: RunConfig, parent: TrackedRun, name: str, max_share: float
+        self, study: optuna.Study, spec: SearchSpace, config: RunConfig, parent: TrackedRun, name: str, max_share: float
     ) -> TrackedRun:
         """The search's own MLflow run, which the trials are children of; the one from before, where there is one."""
         known: dict[str, Any] | None = study.user_attrs.get(_ORDER)

@@ -19,13 +19,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
-from roofscale.forecast.probes import first_probes
-from roofscale.phases.search.acquisition import LEAST_PACES, propose
+from roofscale.forecast.probes import initial_probes
+from roofscale.phases.search.acquisition import MIN_OBSERVATIONS, propose
 from roofscale.phases.search.choice import Choice, choose
-from roofscale.phases.search.memory_guard import Foresight, Room
-from roofscale.phases.search.space import SearchSpec
-from roofscale.phases.search.trial_result import SKIPPED, Tried, worth
-from roofscale.phases.search.trial_runner import TrialFailed, as_trial
+from roofscale.phases.search.memory_guard import MemoryBudget, MemoryGuard
+from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.trial_result import SKIPPED, TrialResult, objective
+from roofscale.phases.search.trial_runner import TrialFailed, shorten_for_trial
 from roofscale.runners.job_pool import JobPool
 
 TRIED = "tried"
@@ -41,7 +41,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 class TrialRunner(Protocol):
     """Where trials are run, and put on record."""
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
         """Run ``trial``, which is short, and say what that tells of ``config``; what was foreseen goes on record first.
 
         Raises:
@@ -50,7 +50,7 @@ class TrialRunner(Protocol):
         """
         ...
 
-    def skip(self, number: int, tried: Tried) -> Tried:
+    def skip(self, number: int, tried: TrialResult) -> TrialResult:
         """Put on record what was not run."""
         ...
 
@@ -72,13 +72,13 @@ class Search:
         pool: how many trials this process may have under way.
     """
 
-    spec: SearchSpec
+    spec: SearchSpace
     base: RunConfig
-    room: Room
+    room: MemoryBudget
     usd_per_hour: float | None
     study: optuna.Study
     trials: TrialRunner
-    known: Sequence[Tried] = ()
+    known: Sequence[TrialResult] = ()
     shared: bool = False
     leads: bool = True
     pool: JobPool = field(default_factory=JobPool)
@@ -136,7 +136,7 @@ class Search:
 
     def choice(self) -> Choice | None:
         """What the trials so far would have chosen."""
-        return choose(tried_in(self.study, self.spec, self.base), self.spec, self.base.seed)
+        return choose(trial_results(self.study, self.spec, self.base), self.spec, self.base.seed)
 
     def _objective(self, trial: Trial) -> float:
         with self._asking:
@@ -146,22 +146,24 @@ class Search:
         if twin := self._twin(trial, config):
             trial.set_user_attr("twin", twin)
             raise optuna.TrialPruned(f"the same config as trial {twin}")
-        sight = Foresight(self.room, tried_in(self.study, self.spec, self.base))
-        if known := sight.skip(config):
+        sight = MemoryGuard(self.room, trial_results(self.study, self.spec, self.base))
+        if known := sight.known_too_large(config):
             tried = self.trials.skip(trial.number, known)
         else:
             tried = self._run(trial, config, sight.foreseen(config))
         trial.set_user_attr(TRIED, tried.as_dict())
-        trial.set_constraint("memory", tried.over)
-        value = worth(tried, self.usd_per_hour)
+        trial.set_constraint("memory", tried.over_margin)
+        value = objective(tried, self.usd_per_hour)
         if tried.outcome == SKIPPED:
             trial.report(value, 0)
             raise optuna.TrialPruned(tried.why)
         return value
 
-    def _run(self, trial: Trial, config: RunConfig, foreseen: Mapping[str, float]) -> Tried:
+    def _run(self, trial: Trial, config: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
         so_far = self.choice()
-        short = as_trial(config, self.spec, so_far.best.rate) if so_far else as_trial(config, self.spec)
+        short = (
+            shorten_for_trial(config, self.spec, so_far.best.rate) if so_far else shorten_for_trial(config, self.spec)
+        )
         try:
             tried = self.trials.run(trial.number, config, short, foreseen)
             if math.isnan(tried.share):
@@ -212,8 +214,8 @@ class Search:
                 trial = create_trial(
                     params=self.spec.values(one.config),
                     distributions=dict(ranges),
-                    value=worth(one, self.usd_per_hour),
-                    constraints={"memory": one.over},
+                    value=objective(one, self.usd_per_hour),
+                    constraints={"memory": one.over_margin},
                     user_attrs={TRIED: one.as_dict(), _TOLD: one.run_id},
                 )
                 self.study.add_trial(trial)
@@ -254,11 +256,11 @@ class Search:
 
     def _put_edge_on_record(self) -> None:
         """Skip, for each worker count, the smallest batch that is too large: why nothing beyond it was tried."""
-        tried = tried_in(self.study, self.spec, self.base)
-        sight, over = Foresight(self.room, tried), {one.config for one in tried if one.over > 0}
+        tried = trial_results(self.study, self.spec, self.base)
+        sight, over = MemoryGuard(self.room, tried), {one.config for one in tried if one.over_margin > 0}
         shown: set[int] = set()
         for config in self.spec.configs(self.base):
-            if config.num_workers not in shown and (config in over or sight.skip(config)):
+            if config.num_workers not in shown and (config in over or sight.known_too_large(config)):
                 shown.add(config.num_workers)
                 self._enqueue(config, "the smallest batch that is too large with so many workers")
         while self._reserve():
@@ -266,7 +268,7 @@ class Search:
 
     def _propose(self) -> bool:
         """Queue the next trial; False where no further one is wanted."""
-        tried = tried_in(self.study, self.spec, self.base)
+        tried = trial_results(self.study, self.spec, self.base)
         trials = self.study.get_trials(deepcopy=False)
         if sum(map(_was_run, trials)) + len(self._running()) + self._reserved >= self.spec.max_trials:
             return False
@@ -277,7 +279,7 @@ class Search:
             self._enqueue(probe, "what a forecast of memory lacks")
             return True
         left = [config for config in self.spec.configs(self.base) if config not in taken]
-        within = Foresight(self.room, tried).within
+        within = MemoryGuard(self.room, tried).probability_within
         found = propose(tried, left, self.spec, within, seed=self.base.seed + len(trials))
         if found:
             self._enqueue(found.config, found.why)
@@ -285,15 +287,15 @@ class Search:
             self._exhausted = len(tried)
         return found is not None
 
-    def _lacking_probe(self, tried: Sequence[Tried], taken: Set[RunConfig]) -> RunConfig | None:
+    def _lacking_probe(self, tried: Sequence[TrialResult], taken: Set[RunConfig]) -> RunConfig | None:
         """The smallest config not yet tried of those from which host memory is forecast, which make a start on a GPU
         too; None where the forecast has what it needs."""
-        corner = self.spec.corner(self.base)
-        if self.room.kind and Foresight(self.room, tried).covers(corner):
+        corner = self.spec.largest(self.base)
+        if self.room.kind and MemoryGuard(self.room, tried).can_forecast(corner):
             return None
-        if not self.room.kind and sum(one.feasible for one in tried) >= LEAST_PACES:
+        if not self.room.kind and sum(one.feasible for one in tried) >= MIN_OBSERVATIONS:
             return None
-        for probe in first_probes(corner):
+        for probe in initial_probes(corner):
             sizes = {"batch_size": probe.batch_size, "num_workers": probe.num_workers}
             config = self.spec.place(self.base, self.spec.values(self.base.with_overrides(sizes)))
             if config not in taken:
@@ -314,10 +316,10 @@ def open_study(storage: BaseStorage, name: str, seed: int) -> optuna.Study:
     return study
 
 
-def tried_in(study: optuna.Study, spec: SearchSpec, base: RunConfig) -> list[Tried]:
+def trial_results(study: optuna.Study, spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
     """What all finished trials came to, in their order."""
     ended = (t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and TRIED in t.user_attrs)
-    return [Tried.from_dict(spec.place(base, trial.params), trial.user_attrs[TRIED]) for trial in ended]
+    return [TrialResult.from_dict(spec.place(base, trial.params), trial.user_attrs[TRIED]) for trial in ended]
 
 
 def _was_run(trial: FrozenTrial) -> bool:

@@ -13,11 +13,11 @@ from roofscale.forecast import host_memory
 from roofscale.measurement import FIRST_PASS_ONLY, Measurement, Outcome
 from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.fallback import OUT_OF_MEMORY
-from roofscale.phases.search.space import SearchSpec
-from roofscale.phases.search.trial_result import Tried, measured
+from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.trial_result import TrialResult, from_measurement
 from roofscale.runners import RunInterrupted, Runner
 from roofscale.runners.supervise import Listener, Listeners
-from roofscale.stats.intervals import BRIEF_SPREAD
+from roofscale.stats.intervals import TRIAL_SPREAD
 from roofscale.tracking import TrackedRun, Tracker
 
 MOST_STEPS = 24  # of a trial whose pace stays unsteady
@@ -28,7 +28,7 @@ class TrialFailed(RoofscaleError):
     """A trial ended for a reason that says nothing of its config's size."""
 
 
-def as_trial(config: RunConfig, spec: SearchSpec, best_rate: float = math.nan) -> RunConfig:
+def shorten_for_trial(config: RunConfig, spec: SearchSpace, best_rate: float = math.nan) -> RunConfig:
     """The same training, ended once its pace is known, or known to be no match for the best: samples/s, NaN for none.
 
     It goes on over as many passes as it needs, so that it loads data in the way that the whole training would.
@@ -44,14 +44,14 @@ def as_trial(config: RunConfig, spec: SearchSpec, best_rate: float = math.nan) -
     )
 
 
-class Spectator(Protocol):
+class TrialObserver(Protocol):
     """Whoever follows the trials of a search."""
 
     def begin_trial(self, name: str, config: RunConfig) -> Listener:
         """A trial begins; return the listener for its events."""
         ...
 
-    def tried(self, name: str, tried: Tried) -> None:
+    def tried(self, name: str, tried: TrialResult) -> None:
         """A trial has ended, or was skipped."""
         ...
 
@@ -64,23 +64,23 @@ class Trials:
     parent: TrackedRun  # the search's
     folder: Path  # one folder a trial
     make_runner: Callable[[Path, Listener], Runner]
-    spectator: Spectator
+    spectator: TrialObserver
     tags: Mapping[str, str]
     max_share: float = MEMORY_MARGIN  # of the memory that a trial may take
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> Tried:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
         """Run ``trial``, and say what that tells of ``config``; see ``study.TrialRunner``."""
         name = f"trial {number}"
         run = self._open(name, config, {"trial": str(number)})
-        run.foreseen(foreseen)
+        run.log_forecast(foreseen)
         listener = self.spectator.begin_trial(name, config)
         folder = self.folder / f"trial-{number:03d}"
         with run.system_metrics():
             measurement = self.make_runner(folder, Listeners(run, listener))(trial)
-        run.summary(measurement)
-        lacking = lacking_mib(config, measurement)
+        run.log_summary(measurement)
+        lacking = later_pass_mib(config, measurement)
         if lacking:
-            run.tags({FIRST_PASS_ONLY: f"{lacking:.0f} MiB are added to its peak for later passes"})
+            run.set_tags({FIRST_PASS_ONLY: f"{lacking:.0f} MiB are added to its peak for later passes"})
         run.artifact(folder / "measurement.json")
         run.finish(measurement.outcome)
         for large in (*folder.glob("*.pt"), *folder.glob("*.npz")):
@@ -89,11 +89,11 @@ class Trials:
             raise RunInterrupted(measurement.detail)
         if measurement.outcome is not Outcome.OK and measurement.outcome not in OUT_OF_MEMORY:
             raise TrialFailed(f"{name} ended as {measurement.outcome}: {measurement.detail} See {folder}/stderr.log.")
-        tried = measured(config, measurement, run.run_id, lacking, BRIEF_SPREAD, self.max_share)
+        tried = from_measurement(config, measurement, run.run_id, lacking, TRIAL_SPREAD, self.max_share)
         self.spectator.tried(name, tried)
         return tried
 
-    def skip(self, number: int, tried: Tried) -> Tried:
+    def skip(self, number: int, tried: TrialResult) -> TrialResult:
         """Put a trial on record that was not run."""
         run = self._open(f"trial {number} (skipped)", tried.config, {"trial": str(number), "skipped": tried.why})
         run.finish(Outcome.OK)
@@ -102,15 +102,15 @@ class Trials:
 
     def _open(self, name: str, config: RunConfig, tags: Mapping[str, str]) -> TrackedRun:
         run = self.tracker.start(name, {**self.tags, **tags, "fingerprint": config.fingerprint}, self.parent)
-        run.params(config)
+        run.log_params(config)
         return run
 
 
-def lacking_mib(config: RunConfig, measurement: Measurement) -> float:
+def later_pass_mib(config: RunConfig, measurement: Measurement) -> float:
     """What loader processes of later passes keep beyond those of the first, where only the first was seen."""
     passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
     seen = {step.epoch for step in measurement.steps}
     copied = measurement.metric("memory/copied_mib")
     if not config.num_workers or passes < 2 or len(seen) > 1 or not math.isfinite(copied):
         return 0.0
-    return (1 - host_memory.copied_first(config)) * copied
+    return (1 - host_memory.first_pass_copied_share(config)) * copied

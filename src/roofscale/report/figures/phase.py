@@ -80,7 +80,7 @@ def ladder_figure(climbs: Sequence[PhaseResult]) -> Figure | None:
     _draw_time(time, rungs)
     _draw_memory(memory, rungs)
     for axes in (ladder, time, memory):
-        style.bare(axes)
+        style.strip_frame(axes)
         axes.spines["left"].set_visible(False)
         axes.tick_params(left=False)
     return figure
@@ -112,7 +112,7 @@ def _draw_rungs(axes: Any, rungs: Sequence[_Rung]) -> None:
 def _said(run: StepResult) -> str:
     """The verdict and how many seeds it took; on a second line what it hangs on."""
     verdict = run.verdict.verdict
-    words = verdict.words + (f", {len(run.measurements)} seeds" if run.repeats else "")
+    words = verdict.label + (f", {len(run.measurements)} seeds" if run.repeats else "")
     if verdict is Verdict.PASSED:
         return words
     if run.measurement.outcome is not Outcome.OK:

@@ -19,7 +19,7 @@ from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.report.figures import style
 
 if TYPE_CHECKING:
-    from roofscale.forecast.gpu_memory import Held  # imports PyTorch
+    from roofscale.forecast.gpu_memory import MemoryState  # imports PyTorch
 
 
 def loss_figure(measurement: Measurement) -> Figure | None:
@@ -137,7 +137,7 @@ _CREATOR = "roofscale"
 _HEAD_BYTES = 4096  # hold the metadata of either format
 
 
-def gpu_memory_figure(found: GpuForecast, timeline: Sequence["Held"]) -> Figure:
+def gpu_memory_figure(found: GpuForecast, timeline: Sequence["MemoryState"]) -> Figure:
     """What is allocated and reserved after each birth and death of two training steps, with the GPU's limit."""
     config = found.config
     title = f"GPU memory, forecast: {config.encoder}, {config.image_size} px, batch {config.batch_size}"

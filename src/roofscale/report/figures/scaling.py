@@ -18,14 +18,14 @@ from roofscale.phases.criteria.speed import BatchPoint, knee
 from roofscale.phases.judge import Verdict
 from roofscale.phases.results import PhaseResult
 from roofscale.report.figures import style
-from roofscale.runners.build_measurement import warm
+from roofscale.runners.build_measurement import without_first_steps
 from roofscale.stats.intervals import CONFIDENCE, Interval, interval, log_pace
 
 _COSTLY = affecting("memory", "step", "loader")
 
 
 @dataclass(frozen=True)
-class Point:
+class RunPoint:
     """One training run, a repeat under another seed included."""
 
     x: float  # the knob's value
@@ -48,19 +48,19 @@ class Point:
         return self.measurement.metric(name)
 
 
-def points(climb: PhaseResult, knob: str) -> list[Point]:
+def runs_by_knob(climb: PhaseResult, knob: str) -> list[RunPoint]:
     """Every run over a knob; none where the runs that are otherwise alike do not have two values of it."""
     runs = list(climb.all_runs())
     common = Counter(_rest(run.config, knob) for run in runs).most_common(1)
     found = [
-        Point(getattr(run.config, knob), measurement, run.verdict.verdict, _rest(run.config, knob) == common[0][0])
+        RunPoint(getattr(run.config, knob), measurement, run.verdict.verdict, _rest(run.config, knob) == common[0][0])
         for run in runs
         for measurement in run.measurements
     ]
     return found if len({point.x for point in found if point.alike}) > 1 else []
 
 
-def by_value(found: Iterable[Point]) -> dict[float, list[Measurement]]:
+def group_by_value(found: Iterable[RunPoint]) -> dict[float, list[Measurement]]:
     """The measurements at each value, smallest first."""
     grouped: dict[float, list[Measurement]] = {}
     for point in sorted(found, key=lambda point: point.x):
@@ -74,7 +74,7 @@ def mean(runs: Sequence[Measurement], metric: str) -> float:
 
 
 def _rest(config: RunConfig, knob: str) -> tuple[str, ...]:
-    return tuple(value for key, value in config.written().items() if key != knob and key in _COSTLY)
+    return tuple(value for key, value in config.to_strings().items() if key != knob and key in _COSTLY)
 
 
 _FIT_FROM = 3  # different batches: a line through two of them fits anything
@@ -106,7 +106,7 @@ GPU = Memory("GPU memory", "gpu/memory_peak_mib", "gpu/memory_share", Outcome.CU
 
 def memory_by_batch(climb: PhaseResult, memory: Memory) -> Figure | None:
     """Peak memory against the batch size: each run a point, the limit with the memory margin, and a straight line."""
-    found = [point for point in points(climb, "batch_size") if point.was_run]
+    found = [point for point in runs_by_knob(climb, "batch_size") if point.was_run]
     held = [point for point in found if point.ended_well and math.isfinite(point.metric(memory.peak))]
     burst = [point.x for point in found if point.measurement.outcome is memory.exhausted]
     batches = sorted({*burst, *(point.x for point in held)})
@@ -127,7 +127,7 @@ def memory_by_batch(climb: PhaseResult, memory: Memory) -> Figure | None:
     return figure
 
 
-def _mark_by_verdict(axes: Any, held: Sequence[Point], metric: str) -> None:
+def _mark_by_verdict(axes: Any, held: Sequence[RunPoint], metric: str) -> None:
     """Points with the colour and mark of their step's verdict; hollow where a run differs in other knobs as well."""
     for verdict, alike in itertools.product(Verdict, (True, False)):
         chosen = [point for point in held if (point.verdict, point.alike) == (verdict, alike)]
@@ -140,7 +140,7 @@ def _mark_by_verdict(axes: Any, held: Sequence[Point], metric: str) -> None:
                 markersize=9,
                 color=colour,
                 markerfacecolor=colour if alike else "white",
-                label=verdict.words + ("" if alike else ", other knobs changed too"),
+                label=verdict.label + ("" if alike else ", other knobs changed too"),
                 zorder=3,
             )
 
@@ -168,7 +168,7 @@ def _draw_limit(axes: Any, limit: float, margin: float, highest: float) -> None:
 
 def throughput_by_batch(climb: PhaseResult) -> Figure | None:
     """Samples a second against the batch size with its interval, and the knee."""
-    grouped = by_value(point for point in points(climb, "batch_size") if point.alike and point.ended_well)
+    grouped = group_by_value(point for point in runs_by_knob(climb, "batch_size") if point.alike and point.ended_well)
     rates = {batch: rate for batch, runs in grouped.items() if (rate := _rate(runs))}
     if len(rates) < 2:
         return None
@@ -201,7 +201,7 @@ def _draw_rates(axes: Any, rates: Mapping[float, Interval]) -> None:
 
 def _rate(runs: Sequence[Measurement]) -> Interval | None:
     """Samples a second, each epoch's first step left out; None where too few steps were timed."""
-    pace = log_pace([warm(run.steps) for run in runs])
+    pace = log_pace([without_first_steps(run.steps) for run in runs])
     if pace is None:
         return None
     seconds = interval(pace).exp()
@@ -215,7 +215,7 @@ def _fullest(run: Measurement) -> float:
 
 def stall_by_workers(climb: PhaseResult) -> Figure | None:
     """Data stall, the wait for the loader and CPU utilisation against the number of loader processes."""
-    grouped = by_value(point for point in points(climb, "num_workers") if point.alike and point.ended_well)
+    grouped = group_by_value(point for point in runs_by_knob(climb, "num_workers") if point.alike and point.ended_well)
     if len(grouped) < 2:
         return None
     figure, axes = style.new_axes("Loader and CPU by workers", "loader processes", "share, %")

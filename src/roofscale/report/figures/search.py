@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from optuna.visualization import matplotlib as plots
 
 from roofscale.measurement import Outcome
-from roofscale.phases.search.choice import Choice, shown
-from roofscale.phases.search.trial_result import SKIPPED, Tried
+from roofscale.phases.search.choice import Choice, format_config
+from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 from roofscale.report.figures import style
 
 _WIDEST = 1.6  # times the memory; what is further over is drawn there
@@ -22,7 +22,7 @@ _PLOTS: dict[str, Callable[[optuna.Study], object]] = {
 }
 
 
-def pareto_figure(tried: Sequence[Tried], choice: Choice | None) -> Figure | None:
+def pareto_figure(tried: Sequence[TrialResult], choice: Choice | None) -> Figure | None:
     """Samples a second against the share of the memory, with the front, the choice and what was never run."""
     ran = [one for one in tried if one.pace]
     if len(ran) < 2:
@@ -34,7 +34,7 @@ def pareto_figure(tried: Sequence[Tried], choice: Choice | None) -> Figure | Non
         axes.plot([100 * one.share for one in front], [one.rate for one in front], "o-", color=style.MEASURED,
                   label="Pareto front: none is faster with less memory")  # fmt: skip
         chosen = choice.chosen
-        said = f"chosen: {shown(chosen.config)}"
+        said = f"chosen: {format_config(chosen.config)}"
         axes.plot(100 * chosen.share, chosen.rate, "*", ms=16, color=style.WAITING, label=said)
     died = [one for one in tried if not one.pace and one.outcome not in (SKIPPED, Outcome.OK)]
     skipped = [one for one in tried if one.outcome == SKIPPED]

@@ -43,12 +43,12 @@ def new_rows(title: str, rows: int, height: float) -> tuple[Figure, list[Any]]:
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     grid = [row[0] for row in figure.subplots(rows, 1, squeeze=False, sharex=True, sharey=True)]
     for axes in grid:
-        bare(axes)
+        strip_frame(axes)
         axes.grid(alpha=0.3)
     return figure, grid
 
 
-def bare(axes: Any) -> None:
+def strip_frame(axes: Any) -> None:
     """Take away what frames a plot without saying anything."""
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -55,14 +55,14 @@ class CloudError(EnvironmentFault):
     """AWS gave no answer for long, or refused what was asked; the message says what to do."""
 
 
-def patiently(attempt: Callable[[], T], wait: Wait, patience: float = _PATIENCE_SECONDS) -> T:
+def retry_transient(attempt: Callable[[], T], wait: Wait, patience: float = _PATIENCE_SECONDS) -> T:
     """Try until it works or fails for good; waits twice as long after each passing fault, and says so once."""
     delay, waited = _FIRST_DELAY, 0.0
     while True:
         try:
             return attempt()
         except (BotoCoreError, ClientError) as error:
-            if not is_passing(error) or waited + delay > patience or wait(delay):
+            if not is_transient(error) or waited + delay > patience or wait(delay):
                 raise
             if not waited:  # boto3 itself has tried for half a minute before
                 _log.warning(
@@ -72,7 +72,7 @@ def patiently(attempt: Callable[[], T], wait: Wait, patience: float = _PATIENCE_
         waited, delay = waited + delay, min(2 * delay, _LONGEST_DELAY)
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same request may work later: throttling, a failing server, a network that is away, instances held."""
     if isinstance(error, ClientError):
         if code_of(error) == "ResourceLimitExceeded":
@@ -81,7 +81,7 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, ConnectionError | HTTPClientError)  # no connection, one that broke, or one that timed out
 
 
-class explained:
+class translating_errors:
     """Turns AWS's errors into a user's; ``doing`` says what was wanted."""
 
     def __init__(self, doing: str) -> None:
@@ -94,10 +94,10 @@ class explained:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, BotoCoreError | ClientError):
-            raise explain(error, self._doing) from error
+            raise to_aws_user_error(error, self._doing) from error
 
 
-def explain(error: BotoCoreError | ClientError, doing: str) -> RoofscaleError:
+def to_aws_user_error(error: BotoCoreError | ClientError, doing: str) -> RoofscaleError:
     """An error of AWS with its remedy."""
     if isinstance(error, NoCredentialsError):
         return ConfigError(
@@ -106,7 +106,7 @@ def explain(error: BotoCoreError | ClientError, doing: str) -> RoofscaleError:
         )
     if isinstance(error, NoRegionError):
         return ConfigError(f"No AWS region {doing}: set region in sagemaker.yaml, or AWS_DEFAULT_REGION.")
-    if is_passing(error) and not (isinstance(error, ClientError) and code_of(error) in _REMEDIES):
+    if is_transient(error) and not (isinstance(error, ClientError) and code_of(error) in _REMEDIES):
         return CloudError(
             f"AWS did not answer {doing} ({_line(error)}). A job goes on; the same command finds it again."
         )

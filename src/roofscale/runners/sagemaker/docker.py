@@ -49,19 +49,19 @@ def start(request: Mapping[str, Any], size: Compute, folder: Path) -> None:
         ConfigError: Docker is not there, or refuses; some of it may be left then, see ``remove``.
     """
     name = request["TrainingJobName"]
-    machines = multi_node.names(request["ResourceConfig"]["InstanceCount"])
+    machines = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
     if len(machines) > 1:
-        say("network", "create", "--internal", "--label", f"{JOB}={name}", name)
+        run_docker("network", "create", "--internal", "--label", f"{JOB}={name}", name)
     for host in machines:
-        say(*create_words(request, size, folder, host))
-    say("start", *(container(name, host) for host in machines))
+        run_docker(*create_words(request, size, folder, host))
+    run_docker("start", *(container(name, host) for host in machines))
 
 
 def create_words(request: Mapping[str, Any], size: Compute, folder: Path, host: str) -> list[str]:
     """The words for ``docker`` that make the container of one of a job's hosts."""
     algorithm, name = request["AlgorithmSpecification"], request["TrainingJobName"]
     command: list[str] = [*algorithm["ContainerEntrypoint"], *algorithm["ContainerArguments"]]
-    machines = multi_node.names(request["ResourceConfig"]["InstanceCount"])
+    machines = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
     memory = str(int(size.memory_gib * GIB))
     labels = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
     labels |= {JOB: name, LONGEST: str(request["StoppingCondition"]["MaxRuntimeInSeconds"])}
@@ -111,17 +111,17 @@ def _csv(*words: str) -> str:
     return line.getvalue()
 
 
-def found(*filters: str, over: bool = True) -> list[dict[str, Any]]:
+def list_containers(*filters: str, over: bool = True) -> list[dict[str, Any]]:
     """What ``docker inspect`` says of the containers that fit, those that are over among them if asked for."""
     words = [word for one in filters for word in ("--filter", one)]
-    names = say("ps", *(("--all",) if over else ()), *words, "--format", "{{.Names}}").split()
-    inspected: list[dict[str, Any]] = json.loads(say("inspect", *names)) if names else []
+    names = run_docker("ps", *(("--all",) if over else ()), *words, "--format", "{{.Names}}").split()
+    inspected: list[dict[str, Any]] = json.loads(run_docker("inspect", *names)) if names else []
     return sorted(inspected, key=lambda one: str(one["Name"]))
 
 
-def of_job(name: str) -> list[dict[str, Any]]:
+def job_containers(name: str) -> list[dict[str, Any]]:
     """What ``docker inspect`` says of each of a job's containers."""
-    return found(f"label={JOB}={name}")
+    return list_containers(f"label={JOB}={name}")
 
 
 def stop(containers: list[str]) -> None:
@@ -136,13 +136,13 @@ def stop(containers: list[str]) -> None:
 
 def remove(name: str) -> None:
     """Remove what there is of a job's containers and network."""
-    if left := say("ps", "--all", "--filter", f"label={JOB}={name}", "--format", "{{.Names}}").split():
-        say("rm", "--force", *left)
-    if say("network", "ls", "--quiet", "--filter", f"label={JOB}={name}").strip():
-        say("network", "rm", name)
+    if left := run_docker("ps", "--all", "--filter", f"label={JOB}={name}", "--format", "{{.Names}}").split():
+        run_docker("rm", "--force", *left)
+    if run_docker("network", "ls", "--quiet", "--filter", f"label={JOB}={name}").strip():
+        run_docker("network", "rm", name)
 
 
-def say(*words: str) -> str:
+def run_docker(*words: str) -> str:
     """Run ``docker``; what it says, the errors of a container's log included.
 
     Raises:

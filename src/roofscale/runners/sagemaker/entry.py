@@ -23,12 +23,12 @@ from roofscale import config as configs
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, RoofscaleError
 from roofscale.measurement import Measurement, Outcome, ResourceSample
-from roofscale.monitoring.sampler import Thinned
-from roofscale.runners.outcome import FOLLOWED
+from roofscale.monitoring.sampler import DownsampledSeries
+from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker.job_outcome import failure_text
 from roofscale.runners.sagemaker.request import CONFIG_CHANNEL
-from roofscale.runners.torchrun import Machines
+from roofscale.runners.torchrun import Nodes
 
 CONFIG = "config.json"
 GENERATED = "generated.json"  # by data set: the spec of what the job has to generate
@@ -46,18 +46,18 @@ def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
     parser.add_argument("--fingerprint", required=True, help="of the run config that was asked for")
     fingerprint = parser.parse_args(words).fingerprint
     os.chdir(tempfile.mkdtemp(prefix="roofscale-"))
-    machines = multi_node.machines_of(top / multi_node.RESOURCE_CONFIG)
+    machines = multi_node.read_resource_config(top / multi_node.RESOURCE_CONFIG)
     try:
         config = read_config(top / "input/data", fingerprint)
-        with Machine() as machine:
-            measurement = _run(config, multi_node.folder(top / "checkpoints", machines.place), asked, machines)
+        with InstanceMetrics() as machine:
+            measurement = _run(config, multi_node.node_folder(top / "checkpoints", machines.place), asked, machines)
         measurement = machine.added_to(measurement)
     except RoofscaleError as error:
         measurement = Measurement(Outcome.CRASHED, str(error), fingerprint)
     except Exception as error:  # whatever it is, FailureReason is to say more than an exit code
         traceback.print_exc()
         measurement = Measurement(Outcome.CRASHED, f"{type(error).__name__}: {error}", fingerprint)
-    leave(measurement, top / "output", machines.place)
+    write_results(measurement, top / "output", machines.place)
     return 0 if measurement.outcome is Outcome.OK else 1
 
 
@@ -86,13 +86,14 @@ def _generate(specs: Mapping[str, Any]) -> Path:
         ConfigError: this version of Roofscale draws them otherwise.
     """
     from roofscale.data.synthetic import GenerateSpec, generate
-    from roofscale.data.synthetic.spec import DRAWING
+    from roofscale.data.synthetic.spec import RENDER_VERSION
 
     root = Path("generated").absolute()
     for spec in specs.values():
-        if spec["drawing"] != DRAWING:
+        if spec["drawing"] != RENDER_VERSION:
             raise ConfigError(
-                f"the launcher's images are of drawing {spec['drawing']}, and this image makes drawing {DRAWING}: it "
+                f"the launcher's images are of drawing {spec['drawing']}, and this image makes "
+                f"drawing {RENDER_VERSION}: it "
                 "holds another version of Roofscale; build and push it again."
             )
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.items()}
@@ -101,14 +102,14 @@ def _generate(specs: Mapping[str, Any]) -> Path:
     return root
 
 
-def _run(config: RunConfig, run_dir: Path, asked: Sequence[int], machines: Machines) -> Measurement:
+def _run(config: RunConfig, run_dir: Path, asked: Sequence[int], machines: Nodes) -> Measurement:
     from roofscale.runners.local import LocalRunner
-    from roofscale.runners.supervise import Interrupt
+    from roofscale.runners.supervise import StopRequest
 
-    return LocalRunner(run_dir, Log(), interrupt=Interrupt(len(asked)), machines=machines)(config)
+    return LocalRunner(run_dir, LogListener(), interrupt=StopRequest(len(asked)), machines=machines)(config)
 
 
-class Machine:
+class InstanceMetrics:
     """MLflow's system metrics of the job's machine, while the block lasts; the launcher's say nothing of a job.
 
     MLflow is imported beside the training's own start, which nobody is to wait longer for, and so is what then sums up
@@ -116,11 +117,11 @@ class Machine:
     """
 
     def __init__(self) -> None:
-        self.rows = Thinned[ResourceSample](_SECONDS_BETWEEN_LINES, _MOST_ROWS)
+        self.rows = DownsampledSeries[ResourceSample](_SECONDS_BETWEEN_LINES, _MOST_ROWS)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="machine", daemon=True)
 
-    def __enter__(self) -> "Machine":
+    def __enter__(self) -> "InstanceMetrics":
         self._thread.start()
         return self
 
@@ -141,18 +142,18 @@ class Machine:
             self._over.wait()
 
 
-def leave(measurement: Measurement, output: Path, place: int = 0) -> None:
+def write_results(measurement: Measurement, output: Path, place: int = 0) -> None:
     """Put the measurement where the launcher finds it, and its cause where a person does: of several machines the
     cause of the one that ended first."""
     (output / "data").mkdir(parents=True, exist_ok=True)
     measurement.save(output / "data" / multi_node.measurement_name(place))
     said = failure_text(measurement)
     print(said, flush=True)
-    if measurement.outcome is not Outcome.OK and not measurement.detail.startswith(FOLLOWED):
+    if measurement.outcome is not Outcome.OK and not measurement.detail.startswith(PEER_FAILED):
         (output / "failure").write_text(said, encoding="utf-8")
 
 
-class Log:
+class LogListener:
     """A listener that writes a line to the job's log now and then."""
 
     def __init__(self) -> None:

@@ -34,7 +34,7 @@ class Job:
         write_json(run_dir / FILE, vars(self))
 
 
-def of_run(run_dir: Path) -> Job:
+def load_or_new(run_dir: Path) -> Job:
     """The run's job to wait for, or the next one to submit."""
     known = _read(run_dir / FILE)
     if known is None:
@@ -42,7 +42,7 @@ def of_run(run_dir: Path) -> Job:
     return Job(known.key, known.number + 1, usd=known.usd) if known.over else known
 
 
-def under_way(run_dir: Path) -> Job | None:
+def running_job(run_dir: Path) -> Job | None:
     """The run's job whose result was not taken yet; None where there is none."""
     known = _read(run_dir / FILE)
     return None if known is None or known.over else known
@@ -54,10 +54,10 @@ def _read(file: Path) -> Job | None:
 
 def new_key(run_dir: Path) -> str:
     """A name for a run: where it stands in whose attempt, and six hex digits, as names are unique in an account."""
-    return f"{place_name(run_dir)}-{secrets.token_hex(3)}"
+    return f"{key_prefix(run_dir)}-{secrets.token_hex(3)}"
 
 
-def place_name(run_dir: Path) -> str:
+def key_prefix(run_dir: Path) -> str:
     """How the key of every run in this folder begins, here and wherever else there is a folder of this name."""
     words = re.sub(r"[^a-zA-Z0-9]+", "-", "-".join(_place(run_dir))).removeprefix(PREFIX)
     return f"{PREFIX}{words}"[: _LONGEST_KEY - 7].strip("-")
@@ -65,21 +65,21 @@ def place_name(run_dir: Path) -> str:
 
 def tags_of(run_dir: Path) -> dict[str, str]:
     """Where a run belongs, and whose it is."""
-    return {**places(run_dir), FOLDER_TAG: whose(run_dir)}
+    return {**location_tags(run_dir), FOLDER_TAG: owner_tag(run_dir)}
 
 
-def whose(run_dir: Path) -> str:
+def owner_tag(run_dir: Path) -> str:
     """A tag of this machine's and this folder's alone."""
     return f"{socket.gethostname()}:{run_dir.absolute()}"[-256:]  # most characters of a tag
 
 
-def named(name: str) -> Job:
+def from_name(name: str) -> Job:
     """A job by the name that SageMaker knows it by."""
     key, _, number = name.rpartition("-")
     return Job(key, int(number))
 
 
-def places(run_dir: Path) -> dict[str, str]:
+def location_tags(run_dir: Path) -> dict[str, str]:
     """Tags that say where a run belongs, from its folder: ``<experiment>/<attempt>/<step>``, or fewer of these."""
     found = dict(zip(("experiment", "attempt", "step"), _place(run_dir), strict=False))
     phase = re.fullmatch(r"roofscale-phase(\d)", found["experiment"])

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from roofscale.measurement import Measurement, Outcome
-from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.outcome import PEER_FAILED
 
 RUNNING = ("InProgress", "Stopping")
 FAILURE_CHARACTERS = 1024  # of /opt/ml/output/failure, which the service repeats as FailureReason
@@ -90,8 +90,8 @@ def _told(own: Measurement | None, reason: str) -> tuple[Outcome, str] | None:
     """
     if own is None:
         return None
-    followed = own.detail.startswith(FOLLOWED) or own.outcome is Outcome.INTERRUPTED
-    if followed and reason and FOLLOWED not in reason:
+    followed = own.detail.startswith(PEER_FAILED) or own.outcome is Outcome.INTERRUPTED
+    if followed and reason and PEER_FAILED not in reason:
         return None
     return own.outcome, own.detail
 

@@ -6,16 +6,16 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from roofscale.runners.sagemaker.aws_errors import Wait, code_of, explained, is_passing
+from roofscale.runners.sagemaker.aws_errors import Wait, code_of, is_transient, translating_errors
 from roofscale.runners.sagemaker.job_outcome import RUNNING
-from roofscale.runners.sagemaker.s3 import Store
-from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.sagemaker.s3 import S3Client
+from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 
-class Cloud(Store):
+class SageMakerClient(S3Client):
     """S3 and SageMaker for one launcher; several threads may use it."""
 
-    def __init__(self, settings: Settings, wait: Wait = time.sleep) -> None:
+    def __init__(self, settings: SageMakerSettings, wait: Wait = time.sleep) -> None:
         super().__init__(settings.region, settings.kms_key, wait)
         self._sagemaker = self._client("sagemaker")
 
@@ -28,7 +28,7 @@ class Cloud(Store):
             ConfigError: refused.
             CloudError: no answer, or no instance, for an hour.
         """
-        with explained(f"to create the job {request['TrainingJobName']}"):
+        with translating_errors(f"to create the job {request['TrainingJobName']}"):
             try:
                 self._patiently(lambda: self._sagemaker.create_training_job(**request))
             except ClientError as error:
@@ -37,7 +37,7 @@ class Cloud(Store):
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """The tags of each job under way whose name begins so."""
-        with explained("to look for running jobs"):
+        with translating_errors("to look for running jobs"):
             pages = self._patiently(lambda: list(self._pages(begins)))
             jobs = [job for page in pages for job in page["TrainingJobSummaries"]]
             return {
@@ -57,7 +57,7 @@ class Cloud(Store):
         try:
             found = self._sagemaker.list_tags(ResourceArn=arn)["Tags"]  # not worth a wait of hours
         except ClientError as error:
-            if code_of(error) not in ("ValidationException", "ResourceNotFound") and not is_passing(error):
+            if code_of(error) not in ("ValidationException", "ResourceNotFound") and not is_transient(error):
                 raise
             return {}
         return {tag["Key"]: tag["Value"] for tag in found}
@@ -68,7 +68,7 @@ class Cloud(Store):
         Raises:
             CloudError: no answer for an hour.
         """
-        with explained(f"to look after the job {name}"):
+        with translating_errors(f"to look after the job {name}"):
             try:
                 found: dict[str, Any] = self._patiently(
                     lambda: self._sagemaker.describe_training_job(TrainingJobName=name)
@@ -81,7 +81,7 @@ class Cloud(Store):
 
     def stop(self, name: str) -> None:
         """Ask a job to stop; one that is over already is left alone."""
-        with explained(f"to stop the job {name}"):
+        with translating_errors(f"to stop the job {name}"):
             try:
                 self._patiently(lambda: self._sagemaker.stop_training_job(TrainingJobName=name))
             except ClientError as error:

@@ -20,10 +20,10 @@ from typing import Any
 from roofscale import compute
 from roofscale.errors import ConfigError
 from roofscale.files import write_json
-from roofscale.runners.outcome import FOLLOWED
+from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker import docker, multi_node
 from roofscale.runners.sagemaker.docker import folder_of
-from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 # What each job's folder remembers: as what it was stopped, and how it ended.
 _STOPPED, _ENDED = "stopped", "ended.json"
@@ -41,10 +41,10 @@ _GONE = {
 Inspected = Mapping[str, Any]
 
 
-class Containers:
+class LocalModeClient:
     """Docker and the file system, asked in the words of S3 and SageMaker."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SageMakerSettings) -> None:
         self._output = folder_of(f"s3://{settings.bucket}/{settings.prefix.strip('/')}/output")
 
     def submit(self, request: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Containers:
             ConfigError: Docker is not there, or refuses.
         """
         name, wanted = request["TrainingJobName"], request["ResourceConfig"]
-        job, machines = self._output / name, multi_node.names(wanted["InstanceCount"])
+        job, machines = self._output / name, multi_node.host_names(wanted["InstanceCount"])
         folder_of(request["CheckpointConfig"]["S3Uri"]).mkdir(parents=True, exist_ok=True)
         for host in machines:
             for folder in ("output/data", "model", docker.CONFIG):
@@ -77,7 +77,7 @@ class Containers:
         job = self._output / name
         if (job / _ENDED).exists():
             return _with_times(json.loads((job / _ENDED).read_text(encoding="utf-8")))
-        found = docker.of_job(name)
+        found = docker.job_containers(name)
         if not job.exists():
             return None
         if any(one["State"]["Status"] == "created" for one in found):  # the launcher was killed while it submitted it
@@ -91,7 +91,7 @@ class Containers:
             if not why:
                 self._hold(name, found)
             return _STOPPING if why and why != _FAILED else _TRAINING
-        write_json(job / _ENDED, ended(found, why, [_said(job, one) for one in found]))
+        write_json(job / _ENDED, describe_ended(found, why, [_said(job, one) for one in found]))
         docker.remove(name)
         return self.describe(name)
 
@@ -104,7 +104,7 @@ class Containers:
 
     def stop(self, name: str) -> None:
         """Ask a job to stop; one that is over already is left alone."""
-        if any(one["State"]["Status"] == "running" for one in docker.of_job(name)):
+        if any(one["State"]["Status"] == "running" for one in docker.job_containers(name)):
             self._stop(name, "Stopped")
 
     def _stop(self, name: str, why: str) -> None:
@@ -115,7 +115,7 @@ class Containers:
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """The tags of each job under way whose name begins so."""
-        found = docker.found(f"name=^/?{begins}", f"label={docker.JOB}", over=False)
+        found = docker.list_containers(f"name=^/?{begins}", f"label={docker.JOB}", over=False)
         return {one["Config"]["Labels"][docker.JOB]: one["Config"]["Labels"] for one in found}
 
     def write(self, uri: str, content: bytes) -> None:
@@ -152,7 +152,7 @@ class Containers:
         return sum(file.stat().st_size for file in folder_of(uri).rglob("*") if file.is_file())
 
 
-def ended(found: Sequence[Inspected], why: str, said: Sequence[str]) -> dict[str, Any]:
+def describe_ended(found: Sequence[Inspected], why: str, said: Sequence[str]) -> dict[str, Any]:
     """What DescribeTrainingJob would say of a job whose containers are over.
 
     Args:
@@ -182,7 +182,7 @@ def _reason(found: Sequence[Inspected], said: Sequence[str]) -> str:
     if not failed:
         return ""
     state, text = min(
-        failed, key=lambda one: (not one[0]["OOMKilled"], FOLLOWED in one[1], _time(one[0]["FinishedAt"]))
+        failed, key=lambda one: (not one[0]["OOMKilled"], PEER_FAILED in one[1], _time(one[0]["FinishedAt"]))
     )
     if state["ExitCode"] == 128 + signal.SIGKILL and not state["OOMKilled"]:
         return _KILLED  # Docker tells of its own memory limit, where the service's 137 may mean that as well
@@ -196,7 +196,7 @@ def _hosts(job: Path) -> list[str]:
 
 def _said(job: Path, one: Inspected) -> str:
     """The cause that a host left, or else the last line of its log, which is kept."""
-    log = docker.say("logs", one["Name"].removeprefix("/"))
+    log = docker.run_docker("logs", one["Name"].removeprefix("/"))
     own = job / str(one["Config"]["Hostname"])
     (own / "log").write_text(log, encoding="utf-8")
     if (own / "output/failure").exists():

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from roofscale.measurement import Measurement, Outcome, ResourceSample
-from roofscale.runners.outcome import FOLLOWED
-from roofscale.runners.torchrun import Machines
+from roofscale.runners.outcome import PEER_FAILED
+from roofscale.runners.torchrun import Nodes
 
 RESOURCE_CONFIG = "input/config/resourceconfig.json"  # below /opt/ml
 _OF_ONE_MACHINE = ("memory/", "cpu/", "disk/", "network/", "gpu/", "system/")
 
 
-def names(count: int) -> tuple[str, ...]:
+def host_names(count: int) -> tuple[str, ...]:
     """What SageMaker calls a job's machines."""
     return tuple(f"algo-{number}" for number in range(1, count + 1))
 
@@ -38,19 +38,19 @@ def resource_config(machines: Sequence[str], current: str, instance_type: str) -
     }
 
 
-def machines_of(file: Path) -> Machines:
+def read_resource_config(file: Path) -> Nodes:
     """The machines that SageMaker's resource config names; this one alone where there is no such file.
 
     Source: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
     """
     if not file.exists():
-        return Machines()
+        return Nodes()
     found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     hosts = tuple(sorted(found["hosts"]))
-    return Machines(hosts, hosts.index(found["current_host"]), found.get("network_interface_name", ""))
+    return Nodes(hosts, hosts.index(found["current_host"]), found.get("network_interface_name", ""))
 
 
-def folder(checkpoints: Path, place: int) -> Path:
+def node_folder(checkpoints: Path, place: int) -> Path:
     """The run folder of a machine; all lie in one place in S3, where no two files may have the same name."""
     return checkpoints / _node(place) if place else checkpoints
 
@@ -60,7 +60,7 @@ def measurement_name(place: int) -> str:
     return f"measurement-{_node(place)}.json" if place else "measurement.json"
 
 
-def joined(found: Sequence[Measurement | None]) -> Measurement | None:
+def merge_measurements(found: Sequence[Measurement | None]) -> Measurement | None:
     """The first machine's measurement, with what the others used under names of their own, and the ending of the one
     that ended first.
 
@@ -89,7 +89,7 @@ def joined(found: Sequence[Measurement | None]) -> Measurement | None:
 
 def _followed(one: Measurement) -> int:
     """How likely a machine only ended because another had: once one fails, the others miss it or are asked to stop."""
-    if one.outcome is Outcome.OK or one.detail.startswith(FOLLOWED):
+    if one.outcome is Outcome.OK or one.detail.startswith(PEER_FAILED):
         return 2
     return 1 if one.outcome is Outcome.INTERRUPTED else 0
 

@@ -16,7 +16,7 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker.job import Job
-from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 S3 = "s3://"
 TAG = "roofscale:"  # how the keys of our own tags begin
@@ -31,9 +31,9 @@ _FREE_SHARE = 1.2  # of the data's size, kept on the volume
 _TAG_REFUSES = re.compile(r"[^\w .:/=+\-@]")
 
 
-def build(
+def build_request(
     config: RunConfig,
-    settings: Settings,
+    settings: SageMakerSettings,
     job: Job,
     tags: dict[str, str],
     *,
@@ -87,28 +87,28 @@ def _request_shape() -> Any:
     return model.operation_model("CreateTrainingJob").input_shape
 
 
-def config_uri(settings: Settings, job: Job) -> str:
+def config_uri(settings: SageMakerSettings, job: Job) -> str:
     """Where the job finds its run config."""
     return f"{_top(settings)}/{job.key}/config"
 
 
-def folder_uri(settings: Settings, job: Job) -> str:
+def folder_uri(settings: SageMakerSettings, job: Job) -> str:
     """Where the run folder lies between the jobs of a run, and while one goes on."""
     return f"{_top(settings)}/{job.key}/folder"
 
 
-def output_uri(settings: Settings, job: Job) -> str:
+def output_uri(settings: SageMakerSettings, job: Job) -> str:
     """What this job alone has left; the service packs it."""
     return f"{_top(settings)}/output/{job.name}/output/output.tar.gz"
 
 
-def max_runtime(config: RunConfig, settings: Settings, most_seconds: float = math.inf) -> int:
+def max_runtime(config: RunConfig, settings: SageMakerSettings, most_seconds: float = math.inf) -> int:
     """Seconds after which the service stops the job."""
     own = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
     return max(1, math.floor(min(own, most_seconds, _LONGEST_SECONDS)))
 
 
-def _top(settings: Settings) -> str:
+def _top(settings: SageMakerSettings) -> str:
     return f"{S3}{settings.bucket}/{settings.prefix.strip('/')}".rstrip("/")
 
 
@@ -117,7 +117,7 @@ def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": mode}
 
 
-def _channels(config: RunConfig, settings: Settings, job: Job) -> list[dict[str, Any]]:
+def _channels(config: RunConfig, settings: SageMakerSettings, job: Job) -> list[dict[str, Any]]:
     """The run config, and each data set that lies in S3; the folder of all channels is the job's data root."""
     data = [_channel(name, uri, settings.input_mode) for name, uri in data_uris(config).items()]
     return [_channel(CONFIG_CHANNEL, config_uri(settings, job), "File"), *data]
@@ -130,7 +130,7 @@ def data_uris(config: RunConfig) -> dict[str, str]:
     return {name: f"{config.data_root.rstrip('/')}/{name}/" for name in config.datasets}
 
 
-def _resources(config: RunConfig, settings: Settings, data_bytes: int) -> dict[str, Any]:
+def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) -> dict[str, Any]:
     """Instances and their storage.
 
     Raises:
@@ -154,13 +154,13 @@ def _resources(config: RunConfig, settings: Settings, data_bytes: int) -> dict[s
     return found  # such disks are encrypted by themselves, and SageMaker refuses a key for them
 
 
-def _stopping(config: RunConfig, settings: Settings, most_seconds: float) -> dict[str, int]:
+def _stopping(config: RunConfig, settings: SageMakerSettings, most_seconds: float) -> dict[str, int]:
     longest = max_runtime(config, settings, most_seconds)
     waiting = {"MaxWaitTimeInSeconds": longest + settings.max_wait_seconds} if settings.spot else {}
     return {"MaxRuntimeInSeconds": longest, **waiting}
 
 
-def _with_key(found: dict[str, Any], name: str, settings: Settings) -> dict[str, Any]:
+def _with_key(found: dict[str, Any], name: str, settings: SageMakerSettings) -> dict[str, Any]:
     return {**found, name: settings.kms_key} if settings.kms_key else found
 
 

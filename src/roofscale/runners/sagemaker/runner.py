@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roofscale import compute
-from roofscale.compute import GIB, Allowance, Compute
+from roofscale.compute import GIB, Compute, ResourceLimits
 from roofscale.config import RunConfig
-from roofscale.data.locate import find_dataset, origin
+from roofscale.data.locate import describe_origin, find_dataset
 from roofscale.data.sources import open_sources
 from roofscale.data.synthetic import NOTE
 from roofscale.errors import ConfigError
 from roofscale.files import read_json, write_json
 from roofscale.measurement import Measurement, Outcome
-from roofscale.runners.build_measurement import Supervised, assemble
+from roofscale.runners.build_measurement import RunObservation, build_measurement
 from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
 from roofscale.runners.sagemaker import multi_node
@@ -34,16 +34,16 @@ from roofscale.runners.sagemaker.job import (
     FOLDER_TAG,
     Job,
     Spending,
-    named,
-    of_run,
-    place_name,
+    from_name,
+    key_prefix,
+    load_or_new,
+    owner_tag,
     spending,
     tags_of,
-    whose,
 )
 from roofscale.runners.sagemaker.job_outcome import RUNNING, cost_metrics, job_outcome
 from roofscale.runners.sagemaker.session import Session
-from roofscale.runners.sagemaker.settings import Settings
+from roofscale.runners.sagemaker.settings import SageMakerSettings
 from roofscale.runners.supervise import Listener, SilentListener
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class SageMakerRunner:
     session: Session = field(kw_only=True)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> SageMakerSettings:
         """Those of the session."""
         return self.session.settings
 
@@ -79,7 +79,7 @@ class SageMakerRunner:
             ConfigError: the job cannot be made as it is asked for, or AWS refuses it.
             CloudError: AWS did not answer for an hour.
         """
-        size = instance(config)
+        size = instance_of(config)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / CONFIG, config.as_dict())
         self.listener.event({"event": "elsewhere", "time": time.time()})
@@ -106,28 +106,30 @@ class SageMakerRunner:
 
         A folder that was lost has forgotten its job; that is known by its tags then.
         """
-        job = of_run(self.run_dir)
+        job = load_or_new(self.run_dir)
         if not (self.run_dir / JOB_FILE).exists():
             ours = {
-                f"{requests.TAG}{FOLDER_TAG}": requests.tag_value(whose(self.run_dir)),
+                f"{requests.TAG}{FOLDER_TAG}": requests.tag_value(owner_tag(self.run_dir)),
                 f"{requests.TAG}fingerprint": config.fingerprint,
             }
-            running = cloud.running(place_name(self.run_dir))
+            running = cloud.running(key_prefix(self.run_dir))
             lost = next((name for name, tags in running.items() if ours.items() <= tags.items()), None)
             if lost is None:
                 return job, None
-            job = named(lost)
+            job = from_name(lost)
             job.save(self.run_dir)
         return job, cloud.describe(job.name)
 
     def _submit(self, cloud: "Service", config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
         """Hand the config over and create the job; what SageMaker then says of it."""
-        generated = generated_specs(config)
+        generated = synthetic_specs(config)
         data_bytes = sum(map(cloud.size, requests.data_uris(config).values()))
         with self.session.lock:  # nobody else may take the same part of the budget
-            seconds = seconds_left(self.settings, size, spending(self.run_dir))
+            seconds = budget_seconds(self.settings, size, spending(self.run_dir))
             tags = tags_of(self.run_dir)
-            request = requests.build(config, self.settings, job, tags, data_bytes=data_bytes, most_seconds=seconds)
+            request = requests.build_request(
+                config, self.settings, job, tags, data_bytes=data_bytes, most_seconds=seconds
+            )
             longest = request["StoppingCondition"]["MaxRuntimeInSeconds"]
             dataclasses.replace(job, at_most_usd=longest / 3600 * (size.usd_per_hour or 0.0)).save(self.run_dir)
         top = requests.config_uri(self.settings, job)
@@ -144,7 +146,7 @@ class SageMakerRunner:
         self.session.running.add(job.name)
         while described["TrainingJobStatus"] in RUNNING:
             if self.session.interrupt.count > (1 if stopping else 0):
-                if stopping or not self.session.wants_stop():
+                if stopping or not self.session.should_stop_jobs():
                     break
                 stopping = True
                 cloud.stop(job.name)
@@ -162,7 +164,7 @@ class SageMakerRunner:
         left = [self._left(cloud, job, place) for place in range(config.instance_count)]
         self._tail(cloud, job).forward()
         cloud.fetch(requests.folder_uri(self.settings, job), self.run_dir, _NOT_FETCHED)
-        own = multi_node.joined(left)
+        own = multi_node.merge_measurements(left)
         for sample in own.resources if own else ():
             self.listener.resources(sample)
         outcome, detail = job_outcome(described, own)
@@ -208,7 +210,7 @@ class _Tail:
             self._listener.event(event)
 
 
-def instance(config: RunConfig) -> Compute:
+def instance_of(config: RunConfig) -> Compute:
     """The instance that a config runs on, at the price of as many as it takes.
 
     Raises:
@@ -223,7 +225,7 @@ def instance(config: RunConfig) -> Compute:
     return dataclasses.replace(size, usd_per_hour=size.usd_per_hour and size.usd_per_hour * config.instance_count)
 
 
-def generated_specs(config: RunConfig) -> dict[str, Any]:
+def synthetic_specs(config: RunConfig) -> dict[str, Any]:
     """By data set: the spec that a job has to generate, of RID with the images that it reads; empty where the data lies
     in S3.
 
@@ -236,7 +238,7 @@ def generated_specs(config: RunConfig) -> dict[str, Any]:
     for name in config.datasets:
         folder = find_dataset(name, Path(config.data_root).expanduser()).resolve()
         notes = [place / NOTE for place in (folder, *folder.parents[:3]) if (place / NOTE).is_file()]
-        if origin(folder) != "GENERATED" or not notes:
+        if describe_origin(folder) != "GENERATED" or not notes:
             raise ConfigError(
                 f"data_root={config.data_root}: {name} lies on this machine, and a job cannot see it. Copy it to S3 "
                 f"(roofscale data upload {config.data_root} s3://BUCKET/data) and give data_root=s3://BUCKET/data; or "
@@ -255,7 +257,7 @@ def _read_of(name: str, config: RunConfig) -> dict[str, list[str]]:
     return {ONLY: [place.removesuffix(".tif") for place in places]}
 
 
-def seconds_left(settings: Settings, size: Compute, spent: Spending) -> float:
+def budget_seconds(settings: SageMakerSettings, size: Compute, spent: Spending) -> float:
     """How long a job may run until its part of the attempt's budget is used up; infinite without a budget.
 
     What is neither spent nor promised to a job under way is shared among the jobs that may yet run beside those.
@@ -290,7 +292,7 @@ def _from_events(
     if begun is None:
         return _unseen(config, outcome, detail)
     started = begun.timestamp()
-    seen = Supervised(
+    seen = RunObservation(
         outcome=outcome,
         detail=detail,
         started=started,
@@ -301,7 +303,7 @@ def _from_events(
         source="none: the job ended before it could say",
         limit=f"{size.memory_gib:g} GiB of {size.name}",
     )
-    return assemble(config, size, Allowance(int(size.memory_gib * GIB), size.vcpus), seen)
+    return build_measurement(config, size, ResourceLimits(int(size.memory_gib * GIB), size.vcpus), seen)
 
 
 def _unseen(config: RunConfig, outcome: Outcome, detail: str) -> Measurement:

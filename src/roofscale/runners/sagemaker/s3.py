@@ -13,7 +13,7 @@ from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_tr
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from roofscale.runners.sagemaker.aws_errors import T, Wait, code_of, explained, patiently
+from roofscale.runners.sagemaker.aws_errors import T, Wait, code_of, retry_transient, translating_errors
 from roofscale.runners.sagemaker.upload import PART_BYTES
 
 _CONNECTIONS = 16  # at a time
@@ -22,7 +22,7 @@ _FETCHING = TransferConfig(max_concurrency=4, max_io_queue=16)
 _ATTEMPTS = 8  # boto3 itself tries that often before it says that something passing has not passed
 
 
-class Store:
+class S3Client:
     """S3, with passing faults waited out.
 
     Args:
@@ -48,19 +48,19 @@ class Store:
     def _client(self, service: str) -> Any:
         retries: Any = {"mode": "adaptive", "total_max_attempts": _ATTEMPTS}
         config = Config(retries=retries, max_pool_connections=2 * _CONNECTIONS)
-        with explained("to reach AWS"):
+        with translating_errors("to reach AWS"):
             return self._session.client(service, config=config)
 
     def write(self, uri: str, content: bytes) -> None:
         """Write an object."""
         bucket, key = split(uri)
-        with explained(f"to write {uri}"):
+        with translating_errors(f"to write {uri}"):
             self._s3.put_object(Bucket=bucket, Key=key, Body=content, **self._encryption)
 
     def read_from(self, uri: str, offset: int) -> bytes:
         """What an object holds from a place on; nothing where it is not there, or not that long."""
         bucket, key = split(uri)
-        with explained(f"to read {uri}"):
+        with translating_errors(f"to read {uri}"):
             try:
                 found = self._patiently(
                     lambda: self._s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-")["Body"].read()
@@ -83,7 +83,7 @@ class Store:
     def fetch(self, uri: str, folder: Path, leave_out: Collection[str] = ()) -> None:
         """Copy all that lies under a prefix into a folder, but the files of these names."""
         bucket, top = split(f"{uri.rstrip('/')}/")
-        with explained(f"to fetch {uri}"):
+        with translating_errors(f"to fetch {uri}"):
             for key, _ in self._patiently(lambda: list(self._objects(bucket, top))):
                 file = folder / key.removeprefix(top)
                 # A name with a dot is half a file that a rename was to follow; one must not lead out of the folder.
@@ -99,14 +99,14 @@ class Store:
     def sizes(self, uri: str) -> dict[str, int]:
         """Bytes of each object under a prefix, by what follows that."""
         bucket, top = split(uri)
-        with explained(f"to look at {uri}"):
+        with translating_errors(f"to look at {uri}"):
             found = self._patiently(lambda: list(self._objects(bucket, top)))
         return {key.removeprefix(top): size for key, size in found}
 
     def checksum(self, uri: str) -> str:
         """The SHA-256 that S3 has of an object, see ``upload.checksum_of``; empty where it was copied without one."""
         bucket, key = split(uri)
-        with explained(f"to look at {uri}"):
+        with translating_errors(f"to look at {uri}"):
             found = self._patiently(lambda: self._s3.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED"))
         return str(found.get("ChecksumSHA256", "")).partition("-")[0]  # how many parts follows from the size
 
@@ -119,7 +119,7 @@ class Store:
         bucket, key = split(uri)
         extra = {"ChecksumAlgorithm": "SHA256", **self._encryption}
         heard = [ProgressCallbackInvoker(progress)]
-        with explained(f"to copy {file} to {uri}"):
+        with translating_errors(f"to copy {file} to {uri}"):
             self._patiently(lambda: self._transfers.upload(str(file), bucket, key, extra, heard).result())
 
     def _objects(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
@@ -127,7 +127,7 @@ class Store:
             yield from ((one["Key"], one["Size"]) for one in page.get("Contents", ()))
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        return patiently(attempt, self._wait)
+        return retry_transient(attempt, self._wait)
 
 
 def split(uri: str) -> tuple[str, str]:

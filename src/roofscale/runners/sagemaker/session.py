@@ -7,24 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from roofscale.runners.sagemaker.settings import Settings
-from roofscale.runners.supervise import Interrupt
+from roofscale.runners.sagemaker.settings import SageMakerSettings
+from roofscale.runners.supervise import StopRequest
 
 if TYPE_CHECKING:
     from roofscale.runners.sagemaker.aws_errors import Wait
-    from roofscale.runners.sagemaker.jobs_api import Cloud
-    from roofscale.runners.sagemaker.local_mode import Containers
+    from roofscale.runners.sagemaker.jobs_api import SageMakerClient
+    from roofscale.runners.sagemaker.local_mode import LocalModeClient
 
-    Service = Cloud | Containers
+    Service = SageMakerClient | LocalModeClient
 
 
 @dataclass
 class Session:
     """The launcher's side of all jobs that one command has under way, each followed by a thread of its own."""
 
-    settings: Settings
-    interrupt: Interrupt = field(default_factory=Interrupt)
-    connect: "Callable[[Settings, Wait], Service] | None" = None  # to AWS; a test's stand-in
+    settings: SageMakerSettings
+    interrupt: StopRequest = field(default_factory=StopRequest)
+    connect: "Callable[[SageMakerSettings, Wait], Service] | None" = None  # to AWS; a test's stand-in
     ask: Callable[[str], str] = input
     patient: bool = True  # whether a service that does not answer is waited for
     running: set[str] = field(default_factory=set)  # names of jobs
@@ -55,7 +55,7 @@ class Session:
     def _wants_out(self) -> bool:
         return self.interrupt.count > (1 if self._stop else 0)
 
-    def wants_stop(self) -> bool:
+    def should_stop_jobs(self) -> bool:
         """Whether running jobs are to be stopped, rather than left to themselves; decided once for all of them."""
         with self.lock:
             if self._stop is None:
@@ -73,11 +73,11 @@ class Session:
         return not answer.strip().lower().startswith("d")
 
 
-def _connect(settings: Settings, wait: "Wait") -> "Service":
+def _connect(settings: SageMakerSettings, wait: "Wait") -> "Service":
     if settings.local_mode:
-        from roofscale.runners.sagemaker.local_mode import Containers
+        from roofscale.runners.sagemaker.local_mode import LocalModeClient
 
-        return Containers(settings)
-    from roofscale.runners.sagemaker.jobs_api import Cloud  # boto3: only those who run there pay for it
+        return LocalModeClient(settings)
+    from roofscale.runners.sagemaker.jobs_api import SageMakerClient  # boto3: only those who run there pay for it
 
-    return Cloud(settings, wait)
+    return SageMakerClient(settings, wait)

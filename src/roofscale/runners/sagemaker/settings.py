@@ -33,7 +33,7 @@ def setting(meaning: str, default: Any = dataclasses.MISSING, *, low: float = 0,
 
 
 @dataclass(frozen=True)
-class Settings:
+class SageMakerSettings:
     """All that a training job needs beside the run config.
 
     Raises:
@@ -104,23 +104,23 @@ class Settings:
             )
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+FIELDS = {field.name: field for field in dataclasses.fields(SageMakerSettings)}
 REQUIRED = ("role", "bucket", "image")
 # What a request has to name all the same, and what has no meaning without an account.
 _IN_LOCAL_MODE = {"role": "arn:aws:iam::000000000000:role/nobody", "bucket": HERE, "spot": False, "budget_usd": 0.0,
                   "keep_alive_seconds": 0, "kms_key": ""}  # fmt: skip
-_TYPES = typing.get_type_hints(Settings)
+_TYPES = typing.get_type_hints(SageMakerSettings)
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def are_given(environment: Mapping[str, str] = os.environ, folder: Path = Path()) -> bool:
+def is_configured(environment: Mapping[str, str] = os.environ, folder: Path = Path()) -> bool:
     """Whether a user has said anything of SageMaker."""
     return (folder / FILE).exists() or any(name.startswith(FILE_VARIABLE) for name in environment)
 
 
 def load(
     environment: Mapping[str, str] = os.environ, folder: Path = Path(), required: Sequence[str] = REQUIRED
-) -> Settings:
+) -> SageMakerSettings:
     """Read the settings: the defaults, then the file, then the environment.
 
     Args:
@@ -147,7 +147,7 @@ def load(
             f"or set {VARIABLE_PREFIX}{lacking[0].upper()}; or run on this machine, without --runner sagemaker."
         )
     with naming(file if found and not named else None):
-        return Settings(**{**dict.fromkeys(REQUIRED, ""), **values})
+        return SageMakerSettings(**{**dict.fromkeys(REQUIRED, ""), **values})
 
 
 def _convert(key: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from roofscale.data.airs import VISUAL
-from roofscale.data.locate import find_dataset, present
+from roofscale.data.locate import available_datasets, find_dataset
 from roofscale.data.synthetic import NOTE
 from roofscale.errors import ConfigError, DataError
 
@@ -35,7 +35,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FileToUpload:
     """One file, and where jobs look for it."""
 
     dataset: str
@@ -44,7 +44,7 @@ class Wanted:
     size: int  # bytes
 
 
-def wanted(folder: Path, everything: bool = False) -> list[Wanted]:
+def files_to_upload(folder: Path, everything: bool = False) -> list[FileToUpload]:
     """The files of all data sets in a folder, each data set under its name, as jobs want it.
 
     Args:
@@ -53,7 +53,7 @@ def wanted(folder: Path, everything: bool = False) -> list[Wanted]:
     Raises:
         ConfigError: no data set is there.
     """
-    names = present(folder)
+    names = available_datasets(folder)
     if not names:
         raise ConfigError(
             f"{folder}: expected a folder with data sets, such as rid/, roofline/ or airs/; found none. Name the "
@@ -62,34 +62,34 @@ def wanted(folder: Path, everything: bool = False) -> list[Wanted]:
     return [one for name in names for one in _files_of(name, folder, everything)]
 
 
-def _files_of(name: str, folder: Path, everything: bool) -> Iterator[Wanted]:
+def _files_of(name: str, folder: Path, everything: bool) -> Iterator[FileToUpload]:
     top = find_dataset(name, folder).resolve()
     for file in sorted(file for file in top.rglob("*") if file.is_file()):
         inside = file.relative_to(top)
         hidden = any(part.startswith(".") for part in inside.parts)
         if everything or not (hidden or file.stem.endswith(VISUAL)):
-            yield Wanted(name, file, f"{name}/{inside.as_posix()}", file.stat().st_size)
+            yield FileToUpload(name, file, f"{name}/{inside.as_posix()}", file.stat().st_size)
     # What generated images are known by lies above them, where a release nests its own.
     above = next((place / NOTE for place in top.parents[:3] if (place / NOTE).is_file()), None)
     if above and not (top / NOTE).exists():
-        yield Wanted(name, above, f"{name}/{NOTE}", above.stat().st_size)
+        yield FileToUpload(name, above, f"{name}/{NOTE}", above.stat().st_size)
 
 
 @dataclass(frozen=True)
-class Copied:
+class UploadResult:
     """What became of the files."""
 
-    copied: tuple[Wanted, ...]
-    there: tuple[Wanted, ...]  # with the same bytes already
+    copied: tuple[FileToUpload, ...]
+    there: tuple[FileToUpload, ...]  # with the same bytes already
 
 
-def copy(
-    files: Sequence[Wanted],
+def upload_files(
+    files: Sequence[FileToUpload],
     uri: str,
     store: Store,
     progress: Callable[[int], None] = lambda sent: None,
     dry_run: bool = False,
-) -> Copied:
+) -> UploadResult:
     """Copy what is not there with the same size and checksum; a second try goes on where the first was stopped.
 
     Args:
@@ -104,7 +104,7 @@ def copy(
     top = uri.rstrip("/")
     sizes = store.sizes(f"{top}/")
 
-    def settle(one: Wanted) -> bool:
+    def settle(one: FileToUpload) -> bool:
         address = f"{top}/{one.path}"
         try:
             same = sizes.get(one.path) == one.size and store.checksum(address) == checksum_of(one.file)
@@ -124,7 +124,7 @@ def copy(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Copied(
+    return UploadResult(
         *(tuple(one for one, same in zip(files, found, strict=True) if same is there) for there in (False, True))
     )
 
