@@ -188,7 +188,7 @@ def forecast_gpu_memory(config: RunConfig) -> MemoryForecast:
 
     forecaster = GpuForecaster(config, compute.get(config.compute))
     found, largest = forecaster.forecast(config.batch_size), forecaster.largest_batch()
-    return MemoryForecast(found.total_mib, found.low_mib, found.high_mib, found.usable_mib, str(found.fit), largest)
+    return MemoryForecast(found.total_mib, found.low_mib, found.high_mib, found.usable_mib, str(found.fit()), largest)
 
 
 def forecast_host_memory(config: RunConfig) -> MemoryForecast:

@@ -64,7 +64,7 @@ def test_a_phase_below_keeps_the_knobs_that_its_steps_set() -> None:
 
 
 def test_without_a_gpu_phase_5_says_so_and_climbs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roofscale.commands.gate.Gpus", list)
+    monkeypatch.setattr("roofscale.commands.gate.GpuMonitor", list)
     monkeypatch.setattr("roofscale.commands.phase.preview", lambda phase, order: None)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
