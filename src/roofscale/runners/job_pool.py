@@ -53,15 +53,3 @@ class JobPool:
         future: Future[_T] = Future()
         future.set_result(work())
         return future
-
-    def run_on_all(self, work: Callable[[], None]) -> None:
-        """Run the same work in every thread of the pool, to the end.
-
-        Raises:
-            Exception: the first that was raised, once all have ended.
-        """
-        with self.running():
-            futures = [self.submit(work) for _ in range(self.max_jobs)]
-            errors = [future.exception() for future in futures]
-        for error in filter(None, errors):
-            raise error

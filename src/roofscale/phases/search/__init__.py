@@ -1,5 +1,6 @@
 """A search of batch size, workers and prefetch by trials: short runs, each in its own process, that may die of memory.
 
-``spec`` says what may be searched, ``foresight`` which trials are not worth running, ``trials`` runs one, ``tried`` is
-what came of it, ``study`` asks Optuna for the next, ``choice`` takes the knee.
+``space`` says what may be searched, ``sampler`` which config is next (``acquisition`` by a ``gaussian_process``,
+``memory_guard`` by its memory), ``trial_runner`` runs one trial, ``trial_result`` is its result, ``study`` is the loop,
+``choice`` takes the knee, and ``step_search`` is what a phase calls.
 """

@@ -1,22 +1,21 @@
-"""Suggests the next trial, knowing that the space is finite and that its knee is what is wanted. Pure functions.
+"""Acquisition: which config of a finite space to try next, so that its knee is found. Pure functions.
 
-A ``Surface`` tells of every config that is left how fast it may be. Tried next is the one with the largest expected
-improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455); when none is worth a trial
-any more, a smaller config that may well be as good as the fastest; when there is none of these, the search is over.
-Memory grows with every knob, so what is as large as a config known to be too large is never suggested.
+A ``GaussianProcess`` predicts the pace of every config that is left. The next one is that with the largest expected
+improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455); if none is worth a trial, a
+smaller config that may well be as good as the fastest; if there is none of these either, the search is over.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from roofscale.config import RunConfig
-from roofscale.phases.fallback import needs_at_least_memory_of
 from roofscale.phases.search.choice import choose, size_key
 from roofscale.phases.search.gaussian_process import GaussianProcess, Values
+from roofscale.phases.search.memory_guard import MemoryGuard
 from roofscale.phases.search.space import SearchSpace
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 
@@ -41,7 +40,7 @@ def propose(
     tried: Sequence[TrialResult],
     left: Sequence[RunConfig],
     spec: SearchSpace,
-    within: Callable[[RunConfig], float],
+    guard: MemoryGuard,
     seed: int,
 ) -> Proposal | None:
     """The next config; None where no trial is likely to change the choice.
@@ -50,13 +49,11 @@ def propose(
         tried: what is known.
         left: the configs that were not tried, smallest first.
         spec: the space.
-        within: the probability that a config stays within its memory, by which what it promises is weighed (Gardner et
-            al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
+        guard: rules out what is too large, and gives the probability that a config stays within its memory, by which
+            what it promises is weighed (Gardner et al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
         seed: of what is random.
     """
-    left = [
-        one for one in left if not any(t.over_margin > 0 and needs_at_least_memory_of(one, t.config) for t in tried)
-    ]
+    left = [one for one in left if not guard.exceeded_by(one)]
     if not left:
         return None
     choice = choose(tried, spec, seed)
@@ -64,7 +61,7 @@ def propose(
         return Proposal(left[0], "the smallest, as too little is known yet")
     mean, deviation = choice.rates.predict(left)
     best = float(choice.rates.predict([choice.best.config])[0][0])
-    likely = np.minimum([within(one) for one in left], _within_by_trials(tried, left, spec, seed))
+    likely = np.minimum([guard.probability_within(one) for one in left], _within_by_trials(tried, left, spec, seed))
     gain = likely * _expected_improvement(mean, deviation, best)
     place = int(gain.argmax())
     if gain[place] > WORTH_A_TRIAL:

@@ -34,14 +34,30 @@ class MemoryBudget:
 
 @dataclass(frozen=True)
 class MemoryGuard:
-    """What is known of memory before a trial: from larger ones that left theirs, and from forecasts."""
+    """What is known of the memory of a trial before it is run: from results over the margin, and from forecasts."""
 
     room: MemoryBudget
     tried: Sequence[TrialResult]
 
     def known_too_large(self, config: RunConfig) -> TrialResult | None:
-        """A config that need not be run, with the reason; None where it has to be."""
-        return self._as_large(config) or self._foreseen_host(config) or self._foreseen_gpu(config)
+        """Result of a config that need not be run, with the reason; None if it has to be run."""
+        if forecast := self._foreseen_host(config) or self._foreseen_gpu(config):
+            return forecast
+        smaller = self.exceeded_by(config)
+        if smaller is None:
+            return None
+        knobs = f"batch_size={smaller.config.batch_size} num_workers={smaller.config.num_workers}"
+        ran = f"took {smaller.share:.0%} of the memory" if smaller.pace else "ran out of memory"
+        what = "was skipped" if smaller.outcome == SKIPPED else ran
+        return self._skipped(config, smaller.share, f"at least as large as {knobs}, which {what}")
+
+    def exceeded_by(self, config: RunConfig) -> TrialResult | None:
+        """A result over the margin whose config is not larger than this one; None if there is none.
+
+        Memory grows with every knob that is searched, so this config is over the margin too.
+        """
+        over = (result for result in self.tried if result.over_margin > 0)
+        return next((result for result in over if needs_at_least_memory_of(config, result.config)), None)
 
     def can_forecast(self, config: RunConfig) -> bool:
         """Whether host memory can be forecast at all, as far as this config."""
@@ -76,15 +92,6 @@ class MemoryGuard:
         scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + CONFIDENCE) / 2, self._model.freedom)
         most = self.room.max_share * self.room.memory_mib
         return float(stats.t.cdf((most - peak.mib) / scale, self._model.freedom))
-
-    def _as_large(self, config: RunConfig) -> TrialResult | None:
-        """Memory grows with every knob that is searched, so what is as large as one that left it leaves it too."""
-        for one in self.tried:
-            if one.over_margin > 0 and one.outcome != SKIPPED and needs_at_least_memory_of(config, one.config):
-                knobs = f"batch_size={one.config.batch_size} num_workers={one.config.num_workers}"
-                what = "ran out of memory" if one.pace is None else f"took {one.share:.0%} of the memory"
-                return self._skipped(config, one.share, f"at least as large as {knobs}, which {what}")
-        return None
 
     def _foreseen_host(self, config: RunConfig) -> TrialResult | None:
         if self._model is None:
