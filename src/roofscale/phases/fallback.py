@@ -197,7 +197,6 @@ def _bisect(
 
 
 def needs_at_least_memory_of(config: RunConfig, other: RunConfig) -> bool:
-    """Return whether a config is at least as large as another in every dimension, and the same in all other knobs that
-    affect memory."""
+    """Return whether a config is as large as another in every dimension and equal in all other memory knobs."""
     same_rest = all(getattr(config, knob) == getattr(other, knob) for knob in _SAME)
     return same_rest and all(getattr(config, knob) >= getattr(other, knob) for knob in DIMENSIONS)

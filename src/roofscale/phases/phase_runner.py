@@ -359,10 +359,8 @@ class PhaseRunner:
             parent = adopted or self.tracker.start(name, tags)
             names = [step.name for step, _ in self.plan]
             attempt = self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json())
-        for (
-            name,
-            text,
-        ) in self.phase.as_yaml().items():  # also on resuming: the kill may have come before
+        # also for a resumed attempt: the kill may have come before
+        for name, text in self.phase.as_yaml().items():
             parent.text(text, name)
         return attempt, parent
 
