@@ -1,6 +1,7 @@
-"""A search of batch size, workers and prefetch by trials: short runs, each in its own process, that may die of memory.
+"""Search of batch size, loader processes and prefetch by trials: short runs that may run out of memory.
 
-``space`` says what may be searched, ``sampler`` which config is next (``acquisition`` by a ``gaussian_process``,
-``memory_guard`` by its memory), ``trial_runner`` runs one trial, ``trial_result`` is its result, ``study`` is the loop,
-``choice`` takes the knee, and ``step_search`` is what a phase calls.
+``step_search`` conducts the search of a step, ``space`` defines the knobs and their ranges, ``study`` runs trials as
+an Optuna study, ``sampler`` samples the next config (``acquisition`` proposes it by a ``gaussian_process``),
+``memory_guard`` skips configs known to be too large, ``trial_runner`` runs a trial, ``trial_result`` is its result, and
+``choice`` takes the knee.
 """

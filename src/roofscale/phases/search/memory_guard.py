@@ -1,4 +1,4 @@
-"""Which trials need not be run, because it is known beforehand that they leave their memory."""
+"""Memory guard of a search: skips trials that are known or forecast to exceed their memory margin."""
 
 import dataclasses
 import math
@@ -23,25 +23,25 @@ from roofscale.stats.intervals import CONFIDENCE
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """The memory that there is, and what peaks were measured in it before the search."""
+    """Memory of the compute, and the peaks measured on it before the search."""
 
     memory_mib: float  # of the host
-    shm_free_mib: float | None = None  # None: not known, and then it is no limit
-    kind: MemoryProfile | None = None  # as the host trains it; None on a GPU, where the GPU's memory decides
+    shm_free_mib: float | None = None  # None: unknown, and not limited
+    kind: MemoryProfile | None = None  # of training on the host; None on a GPU, where the GPU's memory decides
     points: tuple[PeakObservation, ...] = ()  # peaks of host memory on record
     max_share: float = MEMORY_MARGIN  # of each memory that a run may take
 
 
 @dataclass(frozen=True)
 class MemoryGuard:
-    """What is known of the memory of a trial before it is run: from results over the margin, and from forecasts."""
+    """Memory of a trial before it runs: known from other trials that exceeded their margin, or forecast."""
 
     room: MemoryBudget
     tried: Sequence[TrialResult]
 
     def known_too_large(self, config: RunConfig) -> TrialResult | None:
-        """Result of a config that need not be run, with the reason; None if it has to be run."""
-        if forecast := self._foreseen_host(config) or self._foreseen_gpu(config):
+        """Return the result of a config that need not be run, with the reason; None if it must be run."""
+        if forecast := self._skip_by_host_forecast(config) or self._skip_by_gpu_forecast(config):
             return forecast
         smaller = self.exceeded_by(config)
         if smaller is None:
@@ -52,15 +52,15 @@ class MemoryGuard:
         return self._skipped(config, smaller.share, f"at least as large as {knobs}, which {what}")
 
     def exceeded_by(self, config: RunConfig) -> TrialResult | None:
-        """A result over the margin whose config is not larger than this one; None if there is none.
+        """Return a result over its margin of a config that is not larger than this one; None if there is none.
 
-        Memory grows with every knob that is searched, so this config is over the margin too.
+        Memory grows with every knob that is searched, so this config exceeds the margin too.
         """
         over = (result for result in self.tried if result.over_margin > 0)
         return next((result for result in over if needs_at_least_memory_of(config, result.config)), None)
 
     def can_forecast(self, config: RunConfig) -> bool:
-        """Whether host memory can be forecast at all, as far as this config."""
+        """Return whether the host memory of a config can be forecast from what was measured so far."""
         if self._model is None:
             return False
         try:
@@ -70,11 +70,11 @@ class MemoryGuard:
         return True
 
     def probability_within(self, config: RunConfig) -> float:
-        """Probability that a config stays within the margin of its memory, as foreseen; 1 where nothing is."""
+        """Return the forecast probability that a config stays within its memory margin; 1 without a forecast."""
         return min(self._within_host(config), _within_gpu(config, self.room.max_share))
 
     def foreseen(self, config: RunConfig) -> dict[str, float]:
-        """The metrics ``forecast/...`` of a trial that is about to begin, with what a whole training would take."""
+        """Return the metrics ``forecast/...`` of a trial: the memory that a whole training would take."""
         metrics: dict[str, float] = {}
         if self.can_forecast(config):
             assert self._model
@@ -90,16 +90,16 @@ class MemoryGuard:
         peak = self._model.peak(config)
         # The interval is a Student's t, scaled (Draper and Smith, see ``forecast.host_memory``).
         scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + CONFIDENCE) / 2, self._model.freedom)
-        most = self.room.max_share * self.room.memory_mib
-        return float(stats.t.cdf((most - peak.mib) / scale, self._model.freedom))
+        limit = self.room.max_share * self.room.memory_mib
+        return float(stats.t.cdf((limit - peak.mib) / scale, self._model.freedom))
 
-    def _foreseen_host(self, config: RunConfig) -> TrialResult | None:
+    def _skip_by_host_forecast(self, config: RunConfig) -> TrialResult | None:
         if self._model is None:
             return None
         room = self.room
         try:
             forecast = self._model.forecast(config, room.memory_mib, room.shm_free_mib, room.max_share)
-        except ConfigError:  # too far from what was measured: to be tried
+        except ConfigError:  # too far from the measured configs to be forecast, so it must be run
             return None
         if forecast.fit is not MemoryFit.TOO_LARGE:
             return None
@@ -113,7 +113,7 @@ class MemoryGuard:
         why = f"needs up to {shared:,.0f} MiB of shared memory, of which {room.shm_free_mib:,.0f} are free"
         return self._skipped(config, shared / room.shm_free_mib, why)
 
-    def _foreseen_gpu(self, config: RunConfig) -> TrialResult | None:
+    def _skip_by_gpu_forecast(self, config: RunConfig) -> TrialResult | None:
         forecast = _gpu_forecast(config)
         if forecast is None or forecast.fit(self.room.max_share) is not MemoryFit.TOO_LARGE:
             return None
@@ -133,12 +133,15 @@ class MemoryGuard:
             return None
         try:
             return host_memory.fit_host_model(kind, [*self.room.points, *_points(kind, self.tried)])
-        except ConfigError:  # too little was measured so far
+        except ConfigError:  # too few peaks were measured so far
             return None
 
 
 def _gpu_forecast(config: RunConfig) -> GpuForecast | None:
-    """What a config takes of its GPU; None where it has none. Loader processes take nothing of it."""
+    """Return the forecast GPU memory of a config; None without a GPU.
+
+    Loader processes take no GPU memory, so their knobs are fixed to share one cached forecast.
+    """
     return _gpu_forecast_of(dataclasses.replace(config, num_workers=0, prefetch_factor=1))
 
 
@@ -153,13 +156,13 @@ def _within_gpu(config: RunConfig, max_share: float) -> float:
     forecast = _gpu_forecast(config)
     if forecast is None:
         return 1.0
-    # The interval's half width as that of a normal one.
+    # The half width of the forecast interval, taken as that of a normal distribution.
     deviation = (forecast.high_mib - forecast.total_mib) / stats.norm.ppf((1 + CONFIDENCE) / 2)
     return float(stats.norm.cdf((max_share * forecast.usable_mib - forecast.total_mib) / deviation))
 
 
 def _points(kind: MemoryProfile, tried: Iterable[TrialResult]) -> Iterable[PeakObservation]:
-    """The trials' own peaks. Those of earlier phases are on record, and are not counted twice."""
-    for one in tried:
-        if one.outcome == Outcome.OK and one.samples and math.isfinite(one.peak_mib):
-            yield PeakObservation(one.config, kind, one.peak_mib, one.run_id, one.copied_mib)
+    """Yield the trials' own peaks."""
+    for result in tried:
+        if result.outcome == Outcome.OK and result.samples and math.isfinite(result.peak_mib):
+            yield PeakObservation(result.config, kind, result.peak_mib, result.run_id, result.copied_mib)

@@ -1,6 +1,6 @@
-"""Optuna sampler of a search: the starting config, the probes of the memory forecast, then the Gaussian process.
+"""Optuna sampler of a search: the config of the step, the probes for the memory forecast, then the Gaussian process.
 
-All that it knows it reads from the study, so that any process can go on with a study, or join it.
+Its state is in the study, so that any process can resume a study or join it.
 """
 
 import math
@@ -19,16 +19,16 @@ from roofscale.phases.search.space import SearchSpace
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 
 RESULT = "result"  # user attribute of a finished trial: its TrialResult
-PRIOR_RUN = "prior_run"  # user attribute of a trial that stands for a run of an earlier phase: the id of that run
+PRIOR_RUN = "prior_run"  # user attribute of a trial that was added from an earlier run: the id of that run
 
 
 class KneeSampler(optuna.samplers.BaseSampler):
-    """Samples the config that is most likely to change which one the search chooses.
+    """Sampler of the config that is most likely to change which one the search chooses.
 
     Args:
         spec: the space.
-        base: what every trial stands on; the first config that is tried.
-        room: the memory that there is.
+        base: the config that every trial changes, and the first to be tried.
+        room: the memory of the compute.
     """
 
     def __init__(self, spec: SearchSpace, base: RunConfig, room: MemoryBudget) -> None:
@@ -40,7 +40,7 @@ class KneeSampler(optuna.samplers.BaseSampler):
         self._newest: tuple[tuple[int, int], Proposal | None] = ((-1, -1), None)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All knobs: they are sampled together."""
+        """Return all knobs, which are sampled together."""
         return dict(self.distributions)
 
     def sample_relative(
@@ -64,9 +64,9 @@ class KneeSampler(optuna.samplers.BaseSampler):
         raise NotImplementedError(f"{param_name} is not in the space")
 
     def propose(self, study: optuna.Study, number: float = math.inf) -> Proposal | None:
-        """Propose a config for the trial of this number; None if no config is worth one, or enough trials were run.
+        """Propose a config for the trial of this number; None if no config is worth one or ``max_trials`` are run.
 
-        Running trials of higher numbers do not count, so of several workers that ask for the last trial one gets it.
+        Running trials of higher numbers do not count, so that one of several workers gets the last trial.
         """
         trials = study.get_trials(deepcopy=False)
         ran = sum(map(_was_run, trials))
@@ -82,7 +82,7 @@ class KneeSampler(optuna.samplers.BaseSampler):
         return proposal
 
     def configs(self, trials: Iterable[FrozenTrial]) -> set[RunConfig]:
-        """Configs of trials; a trial may have been killed before its config was sampled."""
+        """Return the configs of trials; a worker may be killed before it sets all parameters of one."""
         sampled = (trial for trial in trials if trial.params.keys() == self.spec.space.keys())
         return {self.spec.place(self.base, trial.params) for trial in sampled}
 
@@ -95,22 +95,23 @@ class KneeSampler(optuna.samplers.BaseSampler):
         return propose(results, left, self.spec, guard, seed=self.base.seed + len(results))
 
     def _first(self, guard: MemoryGuard, observations: int) -> Iterator[Proposal]:
-        """Configs to try before the Gaussian process is asked.
+        """Yield the configs to try before the Gaussian process proposes one.
 
-        The probes of the host memory forecast make a start on a GPU too, where that forecast is not needed.
+        The probes are for a forecast of host memory. On a GPU, whose memory is forecast without probes, they give the
+        Gaussian process its first observations.
         """
-        yield Proposal(self.spec.place(self.base, self.spec.values(self.base)), "the search starts from it")
+        yield Proposal(self.spec.place(self.base, self.spec.values(self.base)), "the config of the step")
         largest = self.spec.largest(self.base)
         if guard.can_forecast(largest) if self.room.kind else observations >= MIN_OBSERVATIONS:
             return
         for probe in initial_probes(largest):
             sizes = {"batch_size": probe.batch_size, "num_workers": probe.num_workers}
             values = self.spec.values(self.base.with_overrides(sizes))
-            yield Proposal(self.spec.place(self.base, values), "the memory forecast needs it")
+            yield Proposal(self.spec.place(self.base, values), "needed for a forecast of memory")
 
 
 def trial_results(study: optuna.Study, spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
-    """Results of all finished trials, in their order."""
+    """Return the results of all finished trials, in their order."""
     finished = (t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and RESULT in t.user_attrs)
     return [TrialResult.from_dict(spec.place(base, trial.params), trial.user_attrs[RESULT]) for trial in finished]
 

@@ -1,7 +1,7 @@
-"""Search of one space: Optuna's loop around the sampler, the memory guard and the trials.
+"""Search of a space as an Optuna study: known results are added, too large configs are skipped, the others are run.
 
-All that a search knows is in its Optuna storage, so that the same command goes on where it was stopped and several
-workers can share one study.
+The state of a search is in its Optuna storage, so that the same command resumes it and several workers can share one
+study.
 """
 
 import math
@@ -26,7 +26,7 @@ from roofscale.phases.search.trial_result import SKIPPED, TrialResult, objective
 from roofscale.phases.search.trial_runner import TrialFailed, shorten_for_trial
 from roofscale.runners.job_pool import JobPool
 
-_MAX_FAILURES = 3  # trials that end for no reason of memory, before the search gives up
+_MAX_FAILURES = 3  # trials that fail for another reason than memory, before the search fails
 _POLL_SECONDS = 0.5
 
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -34,37 +34,43 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class TrialRunner(Protocol):
-    """Where trials are run, and put on record."""
+    """Runner of trials, which also tracks them."""
 
     def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
-        """Run ``trial``, which is short, and say what that tells of ``config``; what was foreseen goes on record first.
+        """Run the shortened config ``trial`` and return the result for ``config``.
+
+        Args:
+            number: of the trial.
+            config: of the whole training.
+            trial: the config that is run.
+            foreseen: metrics ``forecast/...`` to be logged before the run.
 
         Raises:
-            RunInterrupted: it was interrupted; nothing of it counts.
-            TrialFailed: it ended otherwise than well or for want of memory.
+            RunInterrupted: the trial was interrupted; it has no result.
+            TrialFailed: the trial failed for another reason than memory.
         """
         ...
 
     def skip(self, number: int, tried: TrialResult) -> TrialResult:
-        """Put on record what was not run."""
+        """Record a trial that is not run; return its result with the id of its MLflow run."""
         ...
 
 
 @dataclass
 class Search:
-    """A search of one space from one base config.
+    """Search of one space from one base config.
 
     Args:
-        spec: the space, and when enough was seen.
-        base: what every trial stands on.
-        room: the memory that there is.
-        usd_per_hour: of the compute; None where it has no price.
-        study: Optuna's, from ``open_study``.
-        trials: where trials run.
-        known: runs of earlier phases, told to the study and not repeated.
-        shared: whether other processes may have trials under way in the same study.
-        leads: whether this process conducts the search, rather than only taking part in it.
-        pool: how many trials this process may have under way.
+        spec: the space, with the limits that end the search.
+        base: the config that every trial changes.
+        room: the memory of the compute.
+        usd_per_hour: price of the compute; None if it has none.
+        study: the Optuna study, from ``open_study``.
+        trials: runner of the trials.
+        known: results of runs of earlier phases, which are added to the study and not repeated.
+        shared: whether other processes may run trials of the same study.
+        leads: whether this process conducts the search; otherwise it only runs trials.
+        pool: limits the number of concurrent trials of this process.
     """
 
     spec: SearchSpace
@@ -86,10 +92,10 @@ class Search:
         self._sampler = self.study.sampler = KneeSampler(self.spec, self.base, self.room)
 
     def run(self) -> Choice | None:
-        """Search to the end; the choice, None if no trial stayed within its memory.
+        """Search to the end; return the choice, None if no trial stayed within its memory margin.
 
         Raises:
-            RunInterrupted: a trial was interrupted; the same study goes on from there.
+            RunInterrupted: a trial was interrupted; the same study resumes there.
             RoofscaleError: several trials failed for other reasons than memory.
         """
         if self.leads:
@@ -113,7 +119,7 @@ class Search:
         return self.choice()
 
     def choice(self) -> Choice | None:
-        """Choose from the trials so far."""
+        """Return the choice by the trials so far."""
         return choose(self._results(), self.spec, self.base.seed)
 
     def _results(self) -> list[TrialResult]:
@@ -126,9 +132,10 @@ class Search:
         return bool(self._trials(TrialState.WAITING) or self._sampler.propose(self.study))
 
     def _wait_for_work(self) -> bool:
-        """Wait for a trial to make; False if there is none and no other worker has one that could lead to more.
+        """Wait for a trial to run; return False if there will be none.
 
-        The trial of a worker that was killed is queued again once its heartbeat is too old for the storage.
+        While other workers run trials, their results may make further ones worth while. The trials of a worker that
+        sends no more heartbeats fail, and the storage's callback queues them again.
         """
         while not self._has_work():
             if not self._trials(TrialState.RUNNING):
@@ -149,13 +156,13 @@ class Search:
         except TrialFailed as failed:
             self._failures.append(str(failed))
             raise
-        except BaseException as error:  # kept, as Optuna drops that of a thread which ends after a stop
+        except BaseException as error:  # Optuna drops that of a thread which ends after a stop
             self._error = error
             self.study.stop()
             raise
 
     def _try(self, trial: Trial) -> float:
-        """Run a trial, or skip one that is known to be too large; the value that Optuna maximises."""
+        """Run a trial, or skip one that is known to be too large; return the value that Optuna maximises."""
         with self._sampling:  # the sampler of the next thread sees what this one tries
             values = {knob: trial.suggest_int(knob, low, high) for knob, (low, high) in self.spec.space.items()}
         config = self.spec.place(self.base, values)
@@ -174,37 +181,42 @@ class Search:
         trial.set_constraint("memory", result.over_margin)
         value = objective(result, self.usd_per_hour)
         if result.outcome == SKIPPED:
-            trial.report(value, 0)
+            trial.report(value, 0)  # a pruned trial has its last reported value
             raise optuna.TrialPruned(result.why)
         return value
 
     def _run(self, number: int, config: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
-        so_far = self.choice()
-        short = shorten_for_trial(config, self.spec, so_far.best.rate if so_far else math.nan)
+        choice = self.choice()
+        short = shorten_for_trial(config, self.spec, choice.best.rate if choice else math.nan)
         result = self.trials.run(number, config, short, forecast)
         if math.isnan(result.share):
             raise TrialFailed(f"trial {number}: its memory was not measured")
         return result
 
     def _add_prior_runs(self) -> None:
-        """Add runs of earlier phases to the study, once each."""
+        """Add the results of earlier runs to the study, each once."""
         added = {trial.user_attrs.get(PRIOR_RUN) for trial in self._trials()}
         for result in self.known:
             if result.run_id not in added:
                 self._add(result, {PRIOR_RUN: result.run_id})
 
     def _requeue_lost(self) -> None:
-        """Queue again what an earlier process left half done. In a shared study, what seems to run may really do so."""
+        """Queue again the configs whose trials an earlier process did not finish.
+
+        In a shared study a running trial may be that of another worker, and is left as it is.
+        """
         if not self.shared:
             for trial in self._trials(TrialState.RUNNING):
                 self.study.tell(trial.number, state=TrialState.FAIL)
         trials = self._trials()
         kept = self._sampler.configs(trial for trial in trials if trial.state is not TrialState.FAIL)
         for config in sorted(self._sampler.configs(trials) - kept, key=size_key):
-            self.study.enqueue_trial(self.spec.values(config), user_attrs={"why": "it was left half done"})
+            self.study.enqueue_trial(
+                self.spec.values(config), user_attrs={"why": "an earlier process did not finish it"}
+            )
 
     def _record_memory_edge(self) -> None:
-        """Record, for each worker count, the smallest batch that is too large: why no trial went beyond it."""
+        """Record the smallest batch that is too large for each number of workers: why no larger one was tried."""
         guard, taken = MemoryGuard(self.room, self._results()), self._sampler.configs(self._trials())
         recorded: set[int] = set()
         for config in self.spec.configs(self.base):
@@ -212,10 +224,10 @@ class Search:
                 recorded.add(config.num_workers)
                 if config not in taken:
                     skipped = self.trials.skip(len(self._trials()), too_large)
-                    self._add(skipped, {"why": "the smallest batch that is too large with so many workers"})
+                    self._add(skipped, {"why": "the smallest batch that is too large for this number of workers"})
 
     def _add(self, result: TrialResult, attributes: Mapping[str, Any]) -> None:
-        """Add a trial that this search did not run."""
+        """Add a result to the study whose trial was not run here."""
         value, skipped = objective(result, self.usd_per_hour), result.outcome == SKIPPED
         self.study.add_trial(
             create_trial(
@@ -231,10 +243,10 @@ class Search:
 
 
 def open_study(storage: BaseStorage, name: str) -> optuna.Study:
-    """Open a study, or go on with one that is there."""
+    """Open a study, or create it."""
     return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
 
 
 def _attributes(result: TrialResult) -> dict[str, Any]:
-    """User attributes of a trial; optuna-dashboard shows ``feasible``, but no constraint."""
+    """Return the user attributes of a trial. optuna-dashboard shows ``feasible``, but no constraints."""
     return {RESULT: result.as_dict(), "feasible": result.feasible}
