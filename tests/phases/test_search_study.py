@@ -52,6 +52,7 @@ def test_what_is_known_to_be_too_large_is_pruned_with_the_reason() -> None:
         assert "forecast" in said["why"] or "at least as large as" in said["why"]
         assert trial.intermediate_values[0] < 0  # penalised by how far over it is
         assert trial.constraints["memory"] > 0
+        assert not trial.user_attrs["feasible"]
     truth = [peak_mib(one.config) / LIMIT_MIB for one in runner.skipped]
     assert min(truth) > MEMORY_MARGIN
 
@@ -130,6 +131,23 @@ def test_a_killed_search_goes_on_with_the_trial_that_was_under_way(tmp_path: Pat
     assert runner.ran[0] == BASE
     assert opened().trials[0].state is TrialState.FAIL
     assert not opened().get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+def test_a_config_that_another_worker_runs_is_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Invented()
+    searched = search(runner, spec=dataclasses.replace(SPEC, max_trials=1))
+    searched.shared, searched.leads = True, False
+    for _ in range(2):
+        searched.study.enqueue_trial(SPEC.values(BASE))
+    others = searched.study.ask()
+    for knob, (low, high) in SPEC.space.items():
+        others.suggest_int(knob, low, high)
+    # Its worker is killed, as the heartbeat shows.
+    monkeypatch.setattr(optuna.storages, "fail_stale_trials", lambda study: study.tell(others, state=TrialState.FAIL))
+    searched.run()
+    assert searched.study.trials[1].state is TrialState.PRUNED
+    assert len(runner.ran) == 1
+    assert BASE not in runner.ran
 
 
 def test_a_finished_search_runs_nothing_more(tmp_path: Path) -> None:
