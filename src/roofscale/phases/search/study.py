@@ -1,4 +1,4 @@
-"""Search of a space as an Optuna study: known results are added, too large configs are skipped, the others are run.
+"""Search of a space as an Optuna study: known results are added, and the configs that the sampler proposes are run.
 
 The state of a search is in its Optuna storage, so that the same command resumes it and several workers can share one
 study.
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
-from roofscale.phases.search.choice import Choice, choose, size_key
+from roofscale.phases.search.choice import Choice, choose
 from roofscale.phases.search.memory_guard import MemoryBudget, MemoryGuard
 from roofscale.phases.search.sampler import PRIOR_RUN, RESULT, KneeSampler, trial_results
 from roofscale.phases.search.space import SearchSpace
@@ -85,8 +85,7 @@ class Search:
     pool: JobPool = field(default_factory=JobPool)
     _sampler: KneeSampler = field(init=False)
     _sampling: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _failures: list[str] = field(default_factory=list, init=False)
-    _error: BaseException | None = field(default=None, init=False)  # ends the search
+    _errors: list[BaseException] = field(default_factory=list, init=False)  # of trials
 
     def __post_init__(self) -> None:
         self._sampler = self.study.sampler = KneeSampler(self.spec, self.base, self.room)
@@ -100,7 +99,9 @@ class Search:
         """
         if self.leads:
             self._add_prior_runs()
-            self._requeue_lost()
+        if not self.shared:  # an earlier process was killed while it ran these
+            for trial in self._trials(TrialState.RUNNING):
+                self.study.tell(trial.number, state=TrialState.FAIL)
         with self.pool.running():
             while self._wait_for_work():
                 self.study.optimize(
@@ -109,10 +110,11 @@ class Search:
                     catch=(TrialFailed,),
                     callbacks=[self._stop_without_work],
                 )
-                if self._error:
-                    raise self._error
-                if len(self._failures) >= _MAX_FAILURES:
-                    failed = f"{len(self._failures)} trials failed, the search was given up: {self._failures[-1]}"
+                for error in self._errors:
+                    if not isinstance(error, TrialFailed):
+                        raise error
+                if len(self._errors) >= _MAX_FAILURES:
+                    failed = f"{len(self._errors)} trials failed, the search was given up: {self._errors[-1]}"
                     raise RoofscaleError(failed)
         if self.leads:
             self._record_memory_edge()
@@ -145,24 +147,23 @@ class Search:
         return True
 
     def _stop_without_work(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        if len(self._failures) >= _MAX_FAILURES or not self._has_work():
+        if not self._has_work():
             study.stop()
 
     def _objective(self, trial: Trial) -> float:
         try:
-            return self._try(trial)
+            return self._run(trial)
         except optuna.TrialPruned:
             raise
-        except TrialFailed as failed:
-            self._failures.append(str(failed))
-            raise
-        except BaseException as error:  # Optuna drops that of a thread which ends after a stop
-            self._error = error
-            self.study.stop()
+        except BaseException as error:
+            self._errors.append(error)  # as Optuna drops that of a thread which ends after a stop
+            self._sampler.failed.add(trial.number)
+            if not isinstance(error, TrialFailed) or len(self._errors) >= _MAX_FAILURES:
+                self.study.stop()
             raise
 
-    def _try(self, trial: Trial) -> float:
-        """Run a trial, or skip one that is known to be too large; return the value that Optuna maximises."""
+    def _run(self, trial: Trial) -> float:
+        """Run the trial that the sampler proposes; return the value that Optuna maximises."""
         with self._sampling:  # the sampler of the next thread sees what this one tries
             values = {knob: trial.suggest_int(knob, low, high) for knob, (low, high) in self.spec.space.items()}
         config = self.spec.place(self.base, values)
@@ -173,27 +174,15 @@ class Search:
         others = self._trials(TrialState.RUNNING, TrialState.COMPLETE)
         if config in self._sampler.configs(other for other in others if other.number != trial.number):
             raise optuna.TrialPruned("another worker has the same config")
-        guard = MemoryGuard(self.room, self._results())
-        if too_large := guard.known_too_large(config):
-            result = self.trials.skip(trial.number, too_large)
-        else:
-            result = self._run(trial.number, config, guard.foreseen(config))
+        choice = self.choice()
+        short = shorten_for_trial(config, self.spec, choice.best.rate if choice else math.nan)
+        result = self.trials.run(trial.number, config, short, MemoryGuard(self.room, self._results()).foreseen(config))
+        if math.isnan(result.share):
+            raise TrialFailed(f"trial {trial.number}: its memory was not measured")
         for key, attribute in _attributes(result).items():
             trial.set_user_attr(key, attribute)
         trial.set_constraint("memory", result.over_margin)
-        value = objective(result, self.usd_per_hour)
-        if result.outcome == SKIPPED:
-            trial.report(value, 0)  # a pruned trial has its last reported value
-            raise optuna.TrialPruned(result.why)
-        return value
-
-    def _run(self, number: int, config: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
-        choice = self.choice()
-        short = shorten_for_trial(config, self.spec, choice.best.rate if choice else math.nan)
-        result = self.trials.run(number, config, short, forecast)
-        if math.isnan(result.share):
-            raise TrialFailed(f"trial {number}: its memory was not measured")
-        return result
+        return objective(result, self.usd_per_hour)
 
     def _add_prior_runs(self) -> None:
         """Add the results of earlier runs to the study, each once."""
@@ -202,23 +191,11 @@ class Search:
             if result.run_id not in added:
                 self._add(result, {PRIOR_RUN: result.run_id})
 
-    def _requeue_lost(self) -> None:
-        """Queue again the configs whose trials an earlier process did not finish.
-
-        In a shared study a running trial may be that of another worker, and is left as it is.
-        """
-        if not self.shared:
-            for trial in self._trials(TrialState.RUNNING):
-                self.study.tell(trial.number, state=TrialState.FAIL)
-        trials = self._trials()
-        kept = self._sampler.configs(trial for trial in trials if trial.state is not TrialState.FAIL)
-        for config in sorted(self._sampler.configs(trials) - kept, key=size_key):
-            self.study.enqueue_trial(
-                self.spec.values(config), user_attrs={"why": "an earlier process did not finish it"}
-            )
-
     def _record_memory_edge(self) -> None:
-        """Record the smallest batch that is too large for each number of workers: why no larger one was tried."""
+        """Record the smallest batch that is too large for each number of workers: why no larger one was tried.
+
+        These trials are pruned, with the reason in their result.
+        """
         guard, taken = MemoryGuard(self.room, self._results()), self._sampler.configs(self._trials())
         recorded: set[int] = set()
         for config in self.spec.configs(self.base):
@@ -237,7 +214,7 @@ class Search:
                 params=self.spec.values(result.config),
                 distributions=dict(self._sampler.distributions),
                 value=None if skipped else value,
-                intermediate_values={0: value} if skipped else None,
+                intermediate_values={0: value} if skipped else None,  # the value of a pruned trial
                 constraints={"memory": result.over_margin},
                 user_attrs={**_attributes(result), **attributes},
             )
