@@ -42,8 +42,8 @@ from roofscale.compute import GIB
 from roofscale.files import read_json, write_json
 from roofscale.phases.attempt import StepFolder
 from roofscale.phases.gate import CPU_PHASES
-from roofscale.phases.history import experiment_name
 from roofscale.phases.judge import Verdict
+from roofscale.tracking.history import experiment_name
 
 COMPUTE = "ml.m5.xlarge"
 WRITTEN = ROOT / "benchmarks" / "results" / "climb.json"

@@ -152,7 +152,7 @@ def _outbox(file: Path) -> None:
     box.keep(Operation("status", "0" * 32, {"status": "FINISHED", "ended": 1}))
     box.leave()
     shutil.move(box.folder / "operations.jsonl", file)
-    box.folder.rmdir()
+    shutil.rmtree(box.folder)
 
 
 def _read_outbox(file: Path) -> None:

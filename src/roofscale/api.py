@@ -96,17 +96,17 @@ def run_phase(
         TrackingError: the tracking server does not answer.
         EnvironmentFault: another process runs the same phase.
     """
-    from roofscale.commands import phase as commands
-    from roofscale.commands.order import Order
+    from roofscale.cli import run_phase as commands
+    from roofscale.cli.climb_options import ClimbOptions
 
-    order = Order(overrides, PHASES, RUNS, GENERATED, fresh=fresh, from_defaults=from_defaults)
+    order = ClimbOptions(overrides, PHASES, RUNS, GENERATED, fresh=fresh, from_defaults=from_defaults)
     phase = order.load(number)
     order = order.for_gpu(phase)
     if dry_run:
         commands.preview(phase, order)
         return None
     climbed = commands.climb_phase(number, order)
-    return commands.climb_as_dict(climbed) if climbed else None
+    return commands.climb_json(climbed) if climbed else None
 
 
 def read_steps(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
@@ -151,7 +151,7 @@ def read_runs(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
     Raises:
         TrackingError: the tracking server does not answer.
     """
-    from roofscale.phases.history import judged_runs, read_config
+    from roofscale.tracking.history import judged_runs, read_config
 
     return _frame(
         {
@@ -199,12 +199,12 @@ def forecast_host_memory(config: RunConfig) -> MemoryForecast:
         TrackingError: the tracking server does not answer.
     """
     from roofscale import compute
-    from roofscale.commands.host_points import Probes, kind_here, recorded_points
     from roofscale.forecast.host_memory import fit_host_model
+    from roofscale.forecast.probes import Probes, local_profile, peak_observations
 
     size = compute.get(config.compute)
-    probes = Probes(RUNS / "probes", kind_here(config, size))
-    model = fit_host_model(probes.kind, [*recorded_points(), *probes.points()])
+    probes = Probes(RUNS / "probes", local_profile(config, size))
+    model = fit_host_model(probes.kind, [*peak_observations(), *probes.points()])
     found = model.forecast(config, size.memory_gib * 1024, compute.shm_free_mib(size))
     peak = found.peak
     return MemoryForecast(peak.mib, peak.low_mib, peak.high_mib, found.memory_mib, str(found.fit), found.largest_batch)
@@ -217,11 +217,12 @@ def forecast_time(config: RunConfig) -> TimeForecast:
         ConfigError: no run on record says anything of it.
         TrackingError: the tracking server does not answer.
     """
-    from roofscale.commands import timed
+    from roofscale.cli import forecast_text
+    from roofscale.forecast import history
 
-    found = timed.require_time(config, timed.timed_runs())
+    found = history.require_time_forecast(config, history.timing_records())
     run, usd = found.run_seconds, found.usd.centre if found.usd else None
-    return TimeForecast(run.centre, run.low, run.high, found.epoch_seconds.centre, usd, timed.basis(found))
+    return TimeForecast(run.centre, run.low, run.high, found.epoch_seconds.centre, usd, forecast_text.basis(found))
 
 
 def predict_image(
@@ -244,10 +245,10 @@ def predict_image(
         DataError: the picture cannot be read, or is no RGB picture.
         TrackingError: the tracking server does not answer.
     """
-    from roofscale.commands.predict import Wish, segment_image
+    from roofscale.cli.console import console
+    from roofscale.cli.run_predict import InferenceOptions, segment_image
     from roofscale.predict.raster import read_mask
-    from roofscale.report.console import console
 
-    wish = Wish(model=model, channel=channel, threshold=threshold)
+    wish = InferenceOptions(model=model, channel=channel, threshold=threshold)
     segment_image(Path(image), Path(mask), None, wish, console(quiet=True))
     return read_mask(Path(mask))

@@ -19,7 +19,7 @@ from roofscale.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from roofscale.commands.order import Order
+    from roofscale.cli.climb_options import ClimbOptions
 
 
 def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +52,7 @@ def switch(name: str, text: str) -> Callable[..., Any]:
 @climb_options
 def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
     """Climb a phase, and first what it stands on: run its steps, judge each, and write down what was found."""
-    from roofscale.commands import phase as commands
+    from roofscale.cli import run_phase as commands
 
     order = _order(f"phase{number}", **wishes)
     phase = order.load(number, file)
@@ -68,7 +68,7 @@ def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
 @climb_options
 def climb(dry_run: bool, **wishes: Any) -> None:
     """Climb all phases in order, each from what the one before has learnt."""
-    from roofscale.commands import phase as commands
+    from roofscale.cli import run_phase as commands
 
     order = _order("main", **wishes)
     if dry_run:
@@ -90,12 +90,12 @@ def climb(dry_run: bool, **wishes: Any) -> None:
 def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: Any) -> None:
     """Search batch size, workers and prefetch by short trials, and confirm what is chosen by a whole run."""
     if join:
-        from roofscale.commands.search import join_search
+        from roofscale.cli.run_search import join_search
 
         join_search(join, storage, RUNS, wishes["as_json"], wishes["runner"])
         return
-    from roofscale.commands import phase as commands
-    from roofscale.phases.history import SEARCHING
+    from roofscale.cli import run_phase as commands
+    from roofscale.tracking.history import SEARCHING
 
     order = _order("search", **wishes, storage=storage)
     if dry_run:
@@ -112,20 +112,22 @@ def gate(dry_run: bool, **wishes: Any) -> None:
 
     With --dry-run it only looks.
     """
-    from roofscale.commands import phase as commands
-    from roofscale.commands.gate import print_gate
+    from roofscale.cli import run_phase as commands
+    from roofscale.cli.run_gate import print_gate
 
     order = _order("gate", **wishes)
     stopped = None if dry_run else commands.climb_missing(order)
     sys.exit(commands.exit_code(stopped) if stopped else int(not print_gate(order.to_json)))
 
 
-def _order(entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any) -> "Order":
+def _order(
+    entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any
+) -> "ClimbOptions":
     """What was ordered, from the entry point of MLproject and the options of ``climb_options``."""
-    from roofscale.commands.order import Order
+    from roofscale.cli.climb_options import ClimbOptions
     from roofscale.tracking import MlflowProjectRun
 
-    return Order(
+    return ClimbOptions(
         around=MlflowProjectRun.adopt(entry_point),
         overrides=words_of(more, compute),
         experiments=PHASES,

@@ -35,7 +35,7 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def gpu(overrides: Sequence[str], more: Sequence[str], compute: str, figure: Path | None, as_json: bool) -> None:
     """Foresee GPU memory, on a machine without one: peak, verdict, largest batch and where the memory goes."""
     from roofscale import config
-    from roofscale.commands.forecast_gpu import forecast_gpu
+    from roofscale.cli.run_forecast_gpu import forecast_gpu
 
     resolved = config.load(None, [*words_of(more, compute), *overrides])
     sys.exit(forecast_gpu(resolved, figure, as_json))
@@ -47,7 +47,7 @@ def gpu(overrides: Sequence[str], more: Sequence[str], compute: str, figure: Pat
 def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: bool, as_json: bool) -> None:
     """Foresee host memory from small runs: peak, verdict, largest batch, and the probe that would tell most."""
     from roofscale import config
-    from roofscale.commands.forecast_host import forecast_host
+    from roofscale.cli.run_forecast_host import forecast_host
 
     resolved = config.load(None, [*words_of(more, compute), *overrides])
     sys.exit(forecast_host(resolved, RUNS, GENERATED, probe, as_json))
@@ -58,6 +58,6 @@ def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: boo
 def time_of_run(overrides: Sequence[str], more: Sequence[str], compute: str, as_json: bool) -> None:
     """Foresee seconds and dollars of a run, an epoch and the full data set, from runs on record or a GPU's peaks."""
     from roofscale import config
-    from roofscale.commands.forecast_time import forecast_time
+    from roofscale.cli.run_forecast_time import forecast_time
 
     forecast_time(config.load(None, [*words_of(more, compute), *overrides]), as_json)

@@ -47,9 +47,9 @@ def predict(image: Path, output: Path, geojson: Path | None, as_json: bool, **wi
 
     The image is used at the resolution that it has; see --scale.
     """
-    from roofscale.commands import predict as commands
+    from roofscale.cli import run_predict as commands
 
-    commands.predict_image(image, output, geojson, commands.Wish(**wishes), as_json)
+    commands.predict_image(image, output, geojson, commands.InferenceOptions(**wishes), as_json)
 
 
 @click.command()
@@ -58,9 +58,9 @@ def predict(image: Path, output: Path, geojson: Path | None, as_json: bool, **wi
 @segment_options
 def evaluate(folder: Path, part: str, as_json: bool, **wishes: Any) -> None:
     """Hold a model against the labels of the whole AIRS tiles under FOLDER: IoU, F1 and accuracy of roofs."""
-    from roofscale.commands import predict as commands
+    from roofscale.cli import run_predict as commands
 
-    commands.evaluate_folder(folder, part, commands.Wish(**wishes), as_json)
+    commands.evaluate_folder(folder, part, commands.InferenceOptions(**wishes), as_json)
 
 
 @click.command()
@@ -70,6 +70,6 @@ def evaluate(folder: Path, part: str, as_json: bool, **wishes: Any) -> None:
 @json_option
 def register(run: str, alias: str, name: str, as_json: bool) -> None:
     """Register the model of RUN, an MLflow run id, under a name with an alias."""
-    from roofscale.commands.register import register_run
+    from roofscale.cli.run_records import register_run
 
     register_run(run, alias, name, as_json)

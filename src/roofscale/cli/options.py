@@ -61,7 +61,7 @@ def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_knobs(knobs: bool, more: Sequence[str], **wishes: Any) -> None:
         given = [shlex.quote(f"{name}={value}") for name in names if (value := wishes.pop(name))]
         if knobs:
-            from roofscale.commands.show import print_knobs
+            from roofscale.cli.dry_run import print_knobs
 
             print_knobs(wishes["as_json"])
         else:

@@ -11,7 +11,7 @@ from roofscale.cli.options import PHASES, RUNS, json_option
 @json_option
 def report(as_json: bool) -> None:
     """Write up what the tracking server has: strategy document, notebook, and a record and a page of each phase."""
-    from roofscale.commands.report import print_report
+    from roofscale.cli.run_report import print_report
 
     print_report(PHASES, as_json)
 
@@ -20,7 +20,7 @@ def report(as_json: bool) -> None:
 @json_option
 def status(as_json: bool) -> None:
     """Show where every phase stands: attempts, steps, verdicts, what is half done, and which jobs are running."""
-    from roofscale.commands.status import print_status
+    from roofscale.cli.run_records import print_status
 
     print_status(RUNS, as_json)
 
@@ -30,6 +30,6 @@ def status(as_json: bool) -> None:
 @json_option
 def sync(dry_run: bool, as_json: bool) -> None:
     """Send what was kept while the tracking server was away."""
-    from roofscale.commands import sync as commands
+    from roofscale.cli import run_records as commands
 
     sys.exit(commands.sync(RUNS, dry_run, as_json))

@@ -256,3 +256,35 @@ def _file_digest(file: Path) -> str:
             stream.seek(-_PART, 2)
             digest.update(stream.read())
     return digest.hexdigest()
+
+
+IN_S3 = "s3://"  # prefix of a data root that only a job can read
+
+
+def resolve_data(configs: Sequence[RunConfig], cache: Path, say: Callable[[str], None]) -> list[RunConfig]:
+    """Resolve the data root of configs, print it, and refuse missing data before anything runs.
+
+    Raises:
+        ConfigError: an unknown compute, or a batch that the model cannot train on.
+        DataError: a data set is missing or cannot be read.
+    """
+    from roofscale import compute  # psutil: the training process, which reads data as well, has no use for it
+
+    for config in configs:
+        compute.get(config.compute)
+        config.require_batch()
+    if any(config.data_root.startswith(IN_S3) for config in configs):  # the job opens it
+        say(f"Data: {', '.join(dict.fromkeys(config.data_root for config in configs))}, read by the jobs.")
+        return list(configs)
+    root, said = resolve_data_root(_largest_request(configs), cache)
+    say(f"Data: {said}")
+    settled = [config.with_overrides({"data_root": str(root)}) for config in configs]
+    for config in settled:
+        open_sources(config, root)
+    return settled
+
+
+def _largest_request(configs: Sequence[RunConfig]) -> RunConfig:
+    """Return a config that asks for as much data as all of these together."""
+    most = {knob: max(getattr(c, knob) for c in configs) for knob in ("max_samples", "val_samples", "image_size")}
+    return configs[0].with_overrides({**most, "datasets": tuple(dict.fromkeys(d for c in configs for d in c.datasets))})

@@ -2,10 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from roofscale.config import FIELDS, RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import FORECAST, Measurement, Outcome
 from roofscale.phases.fallback import OUT_OF_MEMORY, KnownOutOfMemory
@@ -13,15 +12,9 @@ from roofscale.phases.judge import StepVerdict, Verdict
 from roofscale.phases.phase_file import Phase, Step, load_phase
 from roofscale.phases.results import Cause, Fallback, PhaseResult, StepResult
 from roofscale.tracking import RunRecord, Tracker
+from roofscale.tracking.history import experiment_name, judged_runs, read_config
 
-SEARCHING = 3  # the phase whose search stands for itself too
-SEARCH_EXPERIMENT = "roofscale-search"  # of searches that stand for themselves
 _NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLflow's own, its config, or foreseen
-
-
-def experiment_name(phase: int) -> str:
-    """The MLflow experiment of a phase."""
-    return f"roofscale-phase{phase}"
 
 
 def latest_result(phase: int) -> PhaseResult | None:
@@ -59,27 +52,6 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> PhaseResult | None:
     )
 
 
-def judged_runs(phase: int) -> list[RunRecord]:
-    """Every run of every attempt at a phase that has a verdict, those of the newest attempt first."""
-    tracker = Tracker.find(experiment_name(phase))
-    return judged_runs_of(tracker) if tracker else []
-
-
-def judged_runs_of(tracker: Tracker) -> list[RunRecord]:
-    """Every run in an experiment that has a verdict, those of the newest attempt first."""
-    return [run for run in _children(tracker) if "verdict" in run.tags]
-
-
-def trials_of(tracker: Tracker) -> list[RunRecord]:
-    """Every trial of every search in an experiment, those of the newest attempt first."""
-    return [trial for run in _children(tracker) if "search" in run.tags for trial in tracker.children(run.run_id)]
-
-
-def _children(tracker: Tracker) -> Iterator[RunRecord]:
-    """Of all attempts, those of the newest first."""
-    return (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
-
-
 def out_of_memory(phases: Iterable[int]) -> list[KnownOutOfMemory]:
     """The configs that really ran out of memory in any attempt at these phases."""
     outcomes = set(map(str, OUT_OF_MEMORY))
@@ -89,11 +61,6 @@ def out_of_memory(phases: Iterable[int]) -> list[KnownOutOfMemory]:
         for run in judged_runs(phase)
         if run.tags.get("outcome") in outcomes and "ruled_out_by" not in run.tags
     ]
-
-
-def read_config(run: RunRecord) -> RunConfig:
-    """The run config from a run's parameters; knobs that this version no longer has are left out."""
-    return RunConfig().with_overrides({key: value for key, value in run.params.items() if key in FIELDS})
 
 
 def _read_phase(tracker: Tracker, run_id: str) -> Phase | None:

@@ -1,7 +1,9 @@
 """Tables and the words in them: on the terminal, in the strategy document, in the notebook and in MLflow."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -89,3 +91,16 @@ def limits_words(limits: Mapping[str, float]) -> str:
 def cause_words(cause: Cause) -> str:
     """A cause as a person would write it."""
     return cause.value.replace("_", " ")
+
+
+def as_json(content: Any) -> str:
+    """JSON for a script: NaN becomes null, because strict readers refuse it."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and value != value else value
+
+    return json.dumps(clean(content), indent=1, default=str)

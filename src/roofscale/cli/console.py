@@ -1,10 +1,9 @@
 """What a person sees while a run or a phase goes on."""
 
-import json
 import statistics
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +21,11 @@ def console(quiet: bool = False) -> Console:
     """Standard output; with ``quiet`` standard error, because standard output is a script's."""
     width = None if (sys.stderr if quiet else sys.stdout).isatty() else _WIDTH_OF_A_LOG
     return _BesideBars(stderr=quiet, width=width, highlight=False)
+
+
+def plain(out: Console) -> Callable[[str], None]:
+    """Return a function that prints a text as it is, without rich's markup."""
+    return lambda text: out.print(text, markup=False)
 
 
 class _BesideBars(Console):
@@ -94,16 +98,3 @@ class ProgressBar:
         assert self._bar is not None
         self._shown |= fields
         self._bar.set_postfix(self._shown, refresh=False)
-
-
-def as_json(content: Any) -> str:
-    """JSON for a script: NaN becomes null, because strict readers refuse it."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): clean(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(item) for item in value]
-        return None if isinstance(value, float) and value != value else value
-
-    return json.dumps(clean(content), indent=1, default=str)
