@@ -265,9 +265,8 @@ def estimate_step_time(config: RunConfig, where: Compute) -> StepEstimate:
 
 def _forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
     # All other knobs at their defaults, so that configs with the same trace share a cache entry.
-    return _cached_forecaster(
-        RunConfig().with_overrides({knob: getattr(config, knob) for knob in _TRACED_KNOBS}), where
-    )
+    traced = {knob: getattr(config, knob) for knob in _TRACED_KNOBS}
+    return _cached_forecaster(RunConfig().with_overrides(traced), where)
 
 
 @cache

@@ -1,9 +1,9 @@
 """Roofline estimate of the least time that a training step takes on a GPU, from its FLOPs and memory traffic.
 
 Each traced operation takes as long as its arithmetic at the GPU's peak, or its memory traffic at the GPU's bandwidth,
-whichever is longer (Williams, Waterman and Patterson 2009, Communications of the ACM 52:65). Costs
-beyond that (launches, kernels that do not reach the peak) are left out, and so are savings by caches and fused kernels.
-The project has not compared it with a GPU.
+whichever is longer (Williams, Waterman and Patterson 2009, Communications of the ACM 52:65). Costs beyond that
+(launches, kernels that do not reach the peak) are left out, and so are savings by caches and fused kernels. It has not
+been compared with a GPU here.
 """
 
 import math

@@ -77,18 +77,13 @@ class TimingRecord:
     def is_timed(self) -> bool:
         """Whether the run measured the time of a whole run; one that stopped early once its pace was known did not."""
         needed = ("speed/seconds_per_sample", "speed/run_seconds", "train/samples", "train/steps")
-        has_metrics = all(math.isfinite(self.metrics.get(name, math.nan)) for name in needed)
+        logged = all(math.isfinite(self.metrics.get(name, math.nan)) for name in needed)
         validated = bool(self.config.val_samples) or "speed/seconds_per_validated" in self.metrics
-        return (
-            has_metrics
-            and validated
-            and self.metrics["speed/seconds_per_sample"] > 0
-            and not self.config.stop_precision
-        )
+        return logged and validated and self.metrics["speed/seconds_per_sample"] > 0 and not self.config.stop_precision
 
     @property
     def loader_share(self) -> float:
-        """Share of a step that waits for the loader: the smaller of the measured wait and the time that a cached batch saves."""
+        """Share of a step that waits for the loader: the smaller of the measured wait and a cached batch's saving."""
         names = ("speed/data_stall", "speed/loader_wait")
         return min(self.metrics.get(name, 0.0) for name in names)
 
@@ -159,10 +154,8 @@ def core_speedup(threads: int, run: TimingRecord) -> tuple[float, float]:
 def deviation(config: RunConfig, threads: int, run: TimingRecord) -> float:
     """Return the standard deviation of log seconds a sample due to differences of a config from a measured run."""
     by_doubling = (_doubling_variance(config, run.config, knob) for knob in SD_PER_DOUBLING)
-    by_change = (
-        SD_PER_CHANGE[knob] ** 2 for knob in SD_PER_CHANGE if getattr(config, knob) != getattr(run.config, knob)
-    )
-    return math.sqrt(sum(by_doubling) + sum(by_change) + core_speedup(threads, run)[1] ** 2)
+    other = (SD_PER_CHANGE[knob] ** 2 for knob in SD_PER_CHANGE if getattr(config, knob) != getattr(run.config, knob))
+    return math.sqrt(sum(by_doubling) + sum(other) + core_speedup(threads, run)[1] ** 2)
 
 
 def differences(config: RunConfig, threads: int, run: TimingRecord) -> Iterator[str]:
@@ -181,7 +174,7 @@ def is_comparable(config: RunConfig, gpu: str, run: TimingRecord) -> bool:
         return False
     if config.precision not in (run.config.precision, run.precision):
         return False
-    # Compute "local" names no GPU, though the user's machine may have one.
+    # A compute without a listed GPU may still have one (the user's own machine): its own runs are comparable.
     same_compute = config.compute == run.config.compute and not gpu
     return same_compute or (run.gpu == gpu and run.on_gpu == bool(gpu))
 
