@@ -1,4 +1,4 @@
-"""Short runs from which the host memory of larger ones can be foreseen."""
+"""Configs of the short runs that a forecast of host memory is fitted to."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from roofscale.train import malloc
 
 
 def initial_probes(config: RunConfig) -> tuple[RunConfig, ...]:
-    """The short runs from which a config can be forecast: three batch sizes with two worker counts, smallest first."""
+    """Return the runs that a config is forecast from: three batch sizes with two worker counts, smallest first."""
     least = config.least_batch
     batches = (least, least + 1, max(least + 3, math.ceil(config.batch_size / FURTHEST_BATCH)))
     workers = (0, max(2, math.ceil(config.num_workers / FURTHEST_WORKERS)))
@@ -31,8 +31,11 @@ def initial_probes(config: RunConfig) -> tuple[RunConfig, ...]:
 
 
 def probe_config(config: RunConfig, batch_size: int, num_workers: int) -> RunConfig:
-    """A run of three steps, as short as one can be that takes as much memory as a long one: the optimiser's state is
-    there from the second step on, and the six steps on a cached batch that end a run count too."""
+    """Return a run of three steps, the shortest with the peak memory of a long one.
+
+    The optimiser allocates its state at the end of the first step, and a run of three steps ends with more of them on a
+    cached batch.
+    """
     return dataclasses.replace(
         config,
         datasets=config.datasets[:1],
