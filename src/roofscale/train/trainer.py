@@ -198,7 +198,7 @@ class Trainer:
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         """What has a state of its own, by the name that a checkpoint has for it."""
-        for name in ("model", "optimizer", "schedule", "scaler", "average"):
+        for name in ("model", "optimizer", "schedule", "scaler", "ema"):
             if (part := getattr(self, name)) is not None:
                 yield name, part
 
