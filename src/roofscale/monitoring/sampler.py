@@ -66,7 +66,7 @@ class Monitor:
         on_over: Callable[[], None] | None = None,
         tree: process_tree.Tree | None = None,
     ) -> None:
-        self.rows: deque[ResourceSample] = deque()  # the launcher pops rows from the left to show them
+        self.rows: deque[ResourceSample] = deque()  # the runner pops rows from the left to show them
         self._points = DownsampledSeries[MemoryPoint](interval, _MOST_POINTS)
         self._resources = DownsampledSeries[ResourceSample](row_seconds, _MOST_ROWS)
         self.peak_mib = self.workers_mib = self.shm_mib = self.shm_share = math.nan

@@ -2,8 +2,8 @@
 
 Predictions are worse near a window's edge, where context is missing. So the outer quarter of an overlap is taken from
 the neighbour, and over the middle half one window fades linearly into the other. For a model whose receptive field is
-one pixel the result equals that on the whole image bit for bit; in general it does if the receptive field reaches no
-further than a quarter of the overlap to either side.
+one pixel the result equals that on the whole image bit for bit; for others it is the same if a pixel depends on none
+further away than a quarter of the overlap.
 
 Shape suffixes: N windows, K channels, C = 3 colours (RGB), H height, W width.
 """
