@@ -124,10 +124,10 @@ def read_steps(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
     """
     from roofscale.phases.history import latest_result
 
-    climbs = [climb for number in phases if (climb := latest_result(number))]
+    results = [result for number in phases if (result := latest_result(number))]
     return _frame(
         {
-            "phase": climb.phase.number,
+            "phase": result.phase.number,
             "step": step.step.name,
             "changed": step.fallback.changed if step.fallback else "",
             "verdict": str(step.verdict.verdict),
@@ -137,8 +137,8 @@ def read_steps(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
             **step.config.as_dict(),
             **step.measurement.metrics,
         }
-        for climb in climbs
-        for step in climb.results
+        for result in results
+        for step in result.results
     )
 
 

@@ -93,7 +93,7 @@ def _of_system(error: OSError) -> RoofscaleError | None:
         )
     if error.errno in _NO_RIGHT:
         return EnvironmentFault(
-            f"{where}: this user may not do that ({why}); expected a place that can be read and written. Change its "
+            f"{where}: this user may not do that ({why}); expected a path that can be read and written. Change its "
             "rights, or work in another folder."
         )
     if error.errno in _WRONG_PATH:

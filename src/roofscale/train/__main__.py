@@ -40,7 +40,7 @@ class EventFile:
     def __init__(self, file: Path, heard: bool = True) -> None:
         self._stream = file.open("a", encoding="utf-8", buffering=1)
         self.heard = heard
-        self.continued = self._stream.tell() > 0  # an earlier process of this run wrote here
+        self.continued = self._stream.tell() > 0  # whether an earlier process of this run wrote events
         if self.continued and heard:
             self._stream.write("\n")  # ends the line that a killed process may have left unfinished
 
