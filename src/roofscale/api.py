@@ -188,7 +188,7 @@ def forecast_gpu_memory(config: RunConfig) -> MemoryForecast:
 
     forecaster = GpuForecaster(config, compute.get(config.compute))
     peak, largest = forecaster.forecast(config.batch_size), forecaster.largest_batch()
-    return MemoryForecast(peak.total_mib, peak.low_mib, peak.high_mib, peak.usable_mib, str(peak.fit), largest)
+    return MemoryForecast(peak.total_mib, peak.low_mib, peak.high_mib, peak.usable_mib, str(peak.fit()), largest)
 
 
 def forecast_host_memory(config: RunConfig) -> MemoryForecast:
