@@ -35,7 +35,7 @@ _KILLED = "InternalServerError: the container was killed from outside, by a user
 _GONE = {
     "TrainingJobStatus": "Failed",
     "SecondaryStatus": "Failed",
-    "FailureReason": "InternalServerError: the container was removed from outside",
+    "FailureReason": "InternalServerError: a user or a program has removed the container",
 }
 # The record of a container in the output of ``docker inspect``.
 Inspected = Mapping[str, Any]
@@ -75,7 +75,7 @@ class LocalModeClient:
         """Return what DescribeTrainingJob would answer; None if there is no such job.
 
         No service watches a local job, so each call also enforces its rules: a job over its maximum runtime or with a
-        failed host is stopped, and an ended one is recorded in ``ended.json`` before its containers are removed.
+        failed host is stopped, one with a missing host is removed, and the end of one is recorded in ``ended.json``.
         """
         job = self._output / name
         if (job / _ENDED).exists():

@@ -48,8 +48,8 @@ def build_request(
         most_seconds: runtime that the budget leaves for this job.
 
     Raises:
-        ConfigError: by the names, types and minimum lengths of botocore's model, SageMaker would refuse the request; the
-            message has every reason. The service itself checks patterns and maximum lengths, before any cost.
+        ConfigError: the request violates names, types or minimum lengths of botocore's model; the message has every
+            reason. Patterns and maximum lengths are left to the service, which refuses before any cost.
     """
     own_tags = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
     request: dict[str, Any] = {
@@ -149,8 +149,9 @@ def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) 
         return _with_key(resources, "VolumeKmsKeyId", settings)
     if resources["VolumeSizeInGB"] > disk_gb:
         raise ConfigError(
-            f"{resources['VolumeSizeInGB']} GB of storage for {copied / 1e9:.3g} GB of data: {config.compute} has disks of "
-            f"{disk_gb} GB, and takes no volume in addition. Set input_mode=FastFile, or choose a compute with larger disks."
+            f"{resources['VolumeSizeInGB']} GB of storage for {copied / 1e9:.3g} GB of data: {config.compute} has "
+            f"disks of {disk_gb} GB, and takes no volume in addition. Set input_mode=FastFile, or choose a compute "
+            "with larger disks."
         )
     return resources  # the instance encrypts its local disks itself, and SageMaker refuses a key for them
 

@@ -88,8 +88,8 @@ class S3Client:
         with translating_errors(f"to fetch {uri}"):
             for key, _ in self._patiently(lambda: list(self._objects(bucket, top))):
                 file = folder / key.removeprefix(top)
-                # A hidden file is one that the job had not renamed yet, so it may be incomplete. A key with .. must not lead
-                # out of the folder.
+                # A hidden file is one that the job had not renamed yet, so it may be incomplete. A key with .. must not
+                # lead out of the folder.
                 wanted = not (key.endswith("/") or file.name.startswith(".") or file.name in leave_out)
                 if wanted and file.resolve().is_relative_to(folder.resolve()):
                     file.parent.mkdir(parents=True, exist_ok=True)

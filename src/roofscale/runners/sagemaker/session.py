@@ -79,8 +79,6 @@ def _connect(settings: SageMakerSettings, wait: "Wait") -> "Service":
         from roofscale.runners.sagemaker.local_mode import LocalModeClient
 
         return LocalModeClient(settings)
-    from roofscale.runners.sagemaker.jobs_api import (
-        SageMakerClient,
-    )  # imported here: boto3 is large and local mode needs none of it
+    from roofscale.runners.sagemaker.jobs_api import SageMakerClient  # boto3 is large, and local mode needs none
 
     return SageMakerClient(settings, wait)
