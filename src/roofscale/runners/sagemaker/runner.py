@@ -52,12 +52,8 @@ if TYPE_CHECKING:
 _FIRST_POLL, _LONGEST_POLL = 0.5, 2.5  # seconds between two polls of a job; the interval grows with its age
 _POLLS_A_RUN = 60  # polls over a job's lifetime, until the longest interval is reached
 _POLLS_A_SECOND = 2.0  # of all jobs together, so that the service does not throttle
-_NOT_FETCHED = (
-    CONFIG,
-    MEASUREMENT,
-    EVENTS,
-    "checkpoint.pt",
-)  # written here, written here, read by _Tail, needed by jobs only
+# The runner writes the first two itself, _Tail copies the third, and only jobs need the fourth.
+_NOT_FETCHED = (CONFIG, MEASUREMENT, EVENTS, "checkpoint.pt")
 
 
 @dataclass
