@@ -27,13 +27,13 @@ import sys
 from pathlib import Path
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.sagemaker import entry
-from roofscale.runners.supervise import Interrupt
+from roofscale.runners.supervise import StopRequest
 how, top, *words = sys.argv[1:]
 entry._run = lambda config, folder, asked, machines: LocalRunner(
     folder,
-    entry.Log(),
+    entry.LogListener(),
     command=(sys.executable, {str(CHILD)!r}, how),
-    interrupt=Interrupt(len(asked)),
+    interrupt=StopRequest(len(asked)),
     use_cgroup=False,
 )(config)
 sys.exit(entry.main(words, Path(top)))
