@@ -58,7 +58,7 @@ def test_this_machine_cannot_read_from_s3(out: Console) -> None:
 
 @pytest.mark.usefixtures("_settings")
 def test_the_gpu_that_a_phase_requires_is_that_of_its_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roofscale.commands.gate.Gpus", list)  # none on this machine
+    monkeypatch.setattr("roofscale.commands.gate.GpuMonitor", list)  # none on this machine
     phase = replace(load_phase(Path(__file__).parents[2] / "experiments/phase5.yaml"), requires=("gpu",))
     assert "this machine has no GPU" in gate.lacks_gpu(phase)[0]
     assert gate.lacks_gpu(phase, runner=registry.SAGEMAKER) == []
