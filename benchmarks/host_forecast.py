@@ -24,6 +24,7 @@ from roofscale.compute import get
 from roofscale.config import RunConfig
 from roofscale.forecast import host_memory
 from roofscale.forecast.host_memory import HostModel
+from roofscale.forecast.probes import probe_config
 from roofscale.measurement import Outcome
 from roofscale.report.console import ProgressBar, console
 from roofscale.runners.local import LocalRunner
@@ -51,7 +52,7 @@ def measure_encoder(
             return
         size, workers, passes = (*map(int, cell.split("/")), 1)[:3]
         longer = {"max_samples": STEPS * size, "val_samples": size, "epochs": passes}
-        config = host_memory.as_probe(base, size, workers).with_overrides(longer)
+        config = probe_config(base, size, workers).with_overrides(longer)
         yield measure_cell(settle_data([config], GENERATED, out)[0], cell, model, folder)
 
 

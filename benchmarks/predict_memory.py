@@ -27,8 +27,8 @@ import re, sys
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1], file=sys.stderr)
 """
 _PREDICT = "from roofscale.cli import main; main(sys.argv[1:], standalone_mode=False)"
-_OUTLINES = "from pathlib import Path; from roofscale.predict.vectorize import write_outlines\n" \
-            "write_outlines(*map(Path, sys.argv[1:]))"  # fmt: skip
+_OUTLINES = "from pathlib import Path; from roofscale.predict.vectorize import write_geojson\n" \
+            "write_geojson(*map(Path, sys.argv[1:]))"  # fmt: skip
 
 
 def measure() -> list[Result]:

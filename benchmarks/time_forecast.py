@@ -18,12 +18,13 @@ from roofscale.commands.run import settle_data
 from roofscale.commands.timed import timed_of
 from roofscale.compute import get
 from roofscale.config import RunConfig
-from roofscale.forecast.run_time import BUSY, forecast_time
+from roofscale.forecast.run_time import forecast_time
 from roofscale.forecast.time_scaling import TimingRecord, run_to_run_variance
 from roofscale.measurement import FORECAST_QUANTITIES, Outcome
 from roofscale.report.calibration import ForecastOutcome, calibrate
 from roofscale.report.console import ProgressBar, console
 from roofscale.runners.local import LocalRunner
+from roofscale.stats.intervals import MAX_OTHER_LOAD
 
 RESULTS = ROOT / "experiments" / "results"
 STEPS = 8  # of a run at one image size
@@ -49,7 +50,7 @@ def held_out(runs: Sequence[TimingRecord], *, only_before: bool) -> Iterator[tup
         if found is None:
             continue
         for quantity, interval in (("run_seconds", found.run_seconds), ("seconds_per_epoch", found.epoch_seconds)):
-            actual, disturbed = run.metrics[FORECAST_QUANTITIES[quantity][1]], run.metrics["cpu/others"] > BUSY
+            actual, disturbed = run.metrics[FORECAST_QUANTITIES[quantity][1]], run.metrics["cpu/others"] > MAX_OTHER_LOAD
             ends = interval.centre, interval.low, interval.high
             yield ForecastOutcome(run.run_id, quantity, *ends, actual, disturbed), found.scaled
 

@@ -68,7 +68,7 @@ LAUNCH = False  # True: running this cell launches the phase
 
 last_good = RunConfig().with_overrides({last_good})
 wanted = last_good.with_overrides({{knob: globals()[knob] for knob in last_good.as_dict() if knob in globals()}})
-changed = wanted.changed_from(last_good)
+changed = wanted.diff(last_good)
 options = {{"compute": changed.pop("compute", ""), "set": shlex.join(f"{{k}}={{v}}" for k, v in changed.items())}}
 command = [sys.executable, "-m", "mlflow", "run", ".", "-e", "phase{number}", "--env-manager", "local"]
 for name, value in options.items():
