@@ -50,7 +50,10 @@ def held_out(runs: Sequence[TimingRecord], *, only_before: bool) -> Iterator[tup
         if found is None:
             continue
         for quantity, interval in (("run_seconds", found.run_seconds), ("seconds_per_epoch", found.epoch_seconds)):
-            actual, disturbed = run.metrics[FORECAST_QUANTITIES[quantity][1]], run.metrics["cpu/others"] > MAX_OTHER_LOAD
+            actual, disturbed = (
+                run.metrics[FORECAST_QUANTITIES[quantity][1]],
+                run.metrics["cpu/others"] > MAX_OTHER_LOAD,
+            )
             ends = interval.centre, interval.low, interval.high
             yield ForecastOutcome(run.run_id, quantity, *ends, actual, disturbed), found.scaled
 
