@@ -32,8 +32,8 @@ def loss_figure(measurement: Measurement) -> Figure | None:
     axes.plot(steps, running_median(losses), color=style.MEASURED, label="training, running median")
     for name in dict.fromkeys(v.dataset for v in measurement.validations):
         validations = [v for v in measurement.validations if v.dataset == name]
-        colour, losses = style.dataset_colour(name), [v.metrics["loss"] for v in validations]
-        axes.plot([v.step for v in validations], losses, "o-", color=colour, label=f"validation, {name}")
+        colour, validated = style.dataset_colour(name), [v.metrics["loss"] for v in validations]
+        axes.plot([v.step for v in validations], validated, "o-", color=colour, label=f"validation, {name}")
         constant = float(np.mean(validations[-1].constant_losses))
         axes.axhline(constant, ls=":", color=colour, label=f"best constant, {name}")
     axes.set_ylim(0, highest_loss(measurement))
