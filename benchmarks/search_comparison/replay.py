@@ -24,7 +24,7 @@ from roofscale.phases.search.choice import size_key
 from roofscale.phases.search.memory_guard import MemoryBudget
 from roofscale.phases.search.space import SearchSpace
 from roofscale.phases.search.study import Search, open_study
-from roofscale.phases.search.trial_result import TrialResult
+from roofscale.phases.search.trial_result import TrialResult, objective
 from roofscale.phases.search.trial_runner import shorten_for_trial
 from roofscale.stats.intervals import TRIAL_SPREAD, add_variance
 from roofscale.train.early_stop import stop_reason
@@ -213,13 +213,13 @@ def _study(seed: int) -> optuna.Study:
 def _by_optuna(contest: Contest, replay: Replay, study: optuna.Study) -> RunConfig | None:
     tried: list[TrialResult] = []
 
-    def objective(trial: optuna.Trial) -> float:
+    def play_trial(trial: optuna.Trial) -> float:
         values = {knob: trial.suggest_int(knob, *ends) for knob, ends in contest.spec.space.items()}
         one = _run(contest, replay, trial.number, contest.spec.place(contest.base, values), tried)
         trial.set_constraint("memory", one.over_margin)
         return objective(one, None)
 
-    study.optimize(objective, n_trials=TRIALS)
+    study.optimize(play_trial, n_trials=TRIALS)
     return _config(_fastest(tried))
 
 

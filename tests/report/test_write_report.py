@@ -50,7 +50,7 @@ def test_all_documents_are_written_from_what_the_server_has(project: Path) -> No
     strategy = found["experiments/STRATEGY.md"].decode()
     for text in (*runs, "batch-16 at batch_size=12", "killed by the kernel", "## Gate before the GPU\n\nClosed"):
         assert text in strategy
-    assert "## Foreseen and measured" in strategy
+    assert "## Forecast and measured" in strategy
     calibration = json.loads(found["experiments/results/calibration.json"])
     assert [one["runs"] for one in calibration["quantities"]] == [0] * 4, "none of these runs was foreseen"
     record = json.loads(found["experiments/results/phase2.json"])

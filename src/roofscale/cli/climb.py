@@ -1,4 +1,4 @@
-"""Climbing: a phase, all of them, the search of phase 3, or what the gate asks for."""
+"""Commands that climb: one phase, all phases, the search of phase 3, and the gate."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 
 def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that climbs."""
+    """Add the options shared by all commands that climb."""
     options = [
         click.option("--overlay", default="", help="Overlay whose knobs and policies win, such as smoke.yaml."),
         click.option("--set", "more", multiple=True, help="KEY=VALUE words for every step, several in one text."),
         click.option("--compute", default="", help="Where the CPU phases run, such as ml.m5.xlarge."),
         click.option("--gpu-compute", default="", help="Where phase 5 runs, such as ml.g5.2xlarge."),
         runner_option,
-        switch("--from-defaults", "Start from the defaults, and not from what the phases before have learnt."),
+        switch(
+            "--from-defaults", "Start from the defaults, and not from the last good configuration of the phases before."
+        ),
         switch("--fresh", "Begin a new attempt even if one was left half done, and forget what ran out of memory."),
         switch("--force", "Go on where a requirement of the phase, such as the gate, is not met; it is recorded."),
         dry_run_option,
@@ -42,7 +44,7 @@ def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def switch(name: str, text: str) -> Callable[..., Any]:
-    """A switch that an MLproject can pass a value to as well: --fresh, or --fresh true."""
+    """Return a switch that also takes a value, as an MLproject passes it: --fresh, or --fresh true."""
     return click.option(name, type=bool, is_flag=False, flag_value=True, default=False, help=text)
 
 
@@ -108,9 +110,9 @@ def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: 
 @click.command()
 @climb_options
 def gate(dry_run: bool, **wishes: Any) -> None:
-    """Climb the CPU phases that are missing, and say whether the GPU phase may begin, and what proves it.
+    """Climb the CPU phases that are missing, and report whether the GPU phase may begin, with the evidence.
 
-    With --dry-run it only looks.
+    With --dry-run nothing is climbed.
     """
     from roofscale.cli import run_phase as commands
     from roofscale.cli.run_gate import print_gate

@@ -1,4 +1,4 @@
-"""Data sets: generated, fetched and checked."""
+"""Commands for data sets: generate, fetch, upload, check."""
 
 import sys
 from pathlib import Path
@@ -41,8 +41,8 @@ def generate(folder: Path, datasets: str, join: Path | None, dry_run: bool, as_j
 @data.command()
 @click.argument("dataset")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--url", default="", help="Another address, such as that of a mirror.")
-@click.option("--sha256", default="", help="What the download has to be, as sha256sum prints it.")
+@click.option("--url", default="", help="Another URL, such as that of a mirror.")
+@click.option("--sha256", default="", help="Expected checksum of the download, as sha256sum prints it.")
 @dry_run_option
 @json_option
 def fetch(dataset: str, folder: Path, url: str, sha256: str, dry_run: bool, as_json: bool) -> None:
@@ -55,7 +55,7 @@ def fetch(dataset: str, folder: Path, url: str, sha256: str, dry_run: bool, as_j
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.argument("uri", metavar="S3://BUCKET/PREFIX")
-@click.option("--all", "everything", is_flag=True, help="Hidden files too, and AIRS's twins for looking at.")
+@click.option("--all", "everything", is_flag=True, help="Hidden files too, and AIRS's copies for viewing.")
 @dry_run_option
 @json_option
 def upload(folder: Path, uri: str, everything: bool, dry_run: bool, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the tracking server and the run folders have on record: read, written up, sent."""
+"""Commands on the records in the tracking server and the run folders: report, status, sync."""
 
 import sys
 
@@ -26,7 +26,7 @@ def status(as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent, and send nothing.")
 @json_option
 def sync(dry_run: bool, as_json: bool) -> None:
     """Send what was kept while the tracking server was away."""

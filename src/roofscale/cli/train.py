@@ -1,4 +1,4 @@
-"""Training once."""
+"""The command that runs one training."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from roofscale.cli.options import (
 @click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text.")
 @click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge; short for compute=...")
 @runner_option
-@click.option("--fresh", is_flag=True, help="Begin anew even if the same run was left half done.")
+@click.option("--fresh", is_flag=True, help="Start again even if the same run is unfinished.")
 @dry_run_option
 @json_option
 @knob_options
@@ -37,7 +37,7 @@ def train(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Run one training, held to its compute's memory, measured and tracked."""
+    """Run one training under its compute's memory limit, measured and tracked."""
     from roofscale import config
     from roofscale.tracking import MlflowProjectRun
 
