@@ -15,7 +15,8 @@ from PIL import Image
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, rid, roofline
-from roofscale.data.sources import DataSplit, data_fingerprint, open_sources, present, resolve_data_root
+from roofscale.data.locate import available_datasets
+from roofscale.data.sources import DataSplit, data_fingerprint, open_sources, resolve_data_root
 from roofscale.data.split import permutation, random_split
 from roofscale.errors import ConfigError, DataError
 
@@ -79,7 +80,7 @@ def test_airs_leaves_the_visual_twins_out_and_needs_no_list(copy_of: Callable[[s
 
 
 def test_data_sets_are_found_nested_or_at_the_root_itself(generated: Path) -> None:
-    assert present(generated) == ("rid", "roofline", "airs")
+    assert available_datasets(generated) == ("rid", "roofline", "airs")
     for root in (generated / "rid", generated / "rid" / "RID_dataset"):
         assert open_sources(RunConfig(max_samples=1), root)["rid"].train.path(0).is_file()
 

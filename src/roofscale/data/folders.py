@@ -47,7 +47,7 @@ def read_names(file: Path) -> tuple[str, ...]:
     """The names in a split file, one a line, without folders and without the ending of an image.
 
     Raises:
-        FileProblem: it is no text in UTF-8 or UTF-16.
+        FileError: it is no text in UTF-8 or UTF-16.
     """
     try:
         lines = read_text(file).splitlines()

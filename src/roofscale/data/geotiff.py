@@ -29,10 +29,10 @@ _CONVERT = "Convert it, or take it out of the split."
 
 @contextmanager
 def open_raster(path: Path) -> Iterator[Any]:
-    """Open a raster for reading; whatever GDAL says against it or its pixels becomes a FileProblem.
+    """Open a raster for reading; whatever GDAL says against it or its pixels becomes a FileError.
 
     Raises:
-        FileProblem: the file is missing, no raster, or breaks off while it is read inside the block.
+        FileError: the file is missing, no raster, or breaks off while it is read inside the block.
     """
     _require_file(path, "a GeoTIFF")
     try:
@@ -67,7 +67,7 @@ def read_rgb(path: Path, window: Window | None = None) -> Pixels:
     """Read an RGB image, or a window of it, as (H,W,3) uint8.
 
     Raises:
-        FileProblem: missing, broken, or without red, green and blue bands of uint8.
+        FileError: missing, broken, or without red, green and blue bands of uint8.
     """
     with open_raster(path) as dataset:
         bands: Pixels = dataset.read(rgb_bands(path, dataset), window=window)
@@ -85,7 +85,7 @@ def rgb_bands(path: Path, dataset: Any) -> tuple[int, int, int]:
     Where it says nothing of its bands, the first three of three or four are taken.
 
     Raises:
-        FileProblem: it says that they are others, or they are not of uint8.
+        FileError: it says that they are others, or they are not of uint8.
     """
     meanings = [_meaning(*band) for band in zip(dataset.colorinterp, dataset.descriptions, strict=True)]
     if set(_COLOURS) <= set(meanings):
@@ -117,7 +117,7 @@ def read_band(path: Path, window: Window | None = None) -> Pixels:
     """Read the one band of a label raster, or a window of it, as (H,W) uint8.
 
     Raises:
-        FileProblem: missing, broken, or not one band of uint8.
+        FileError: missing, broken, or not one band of uint8.
     """
     with open_raster(path) as dataset:
         check_band(path, dataset)
@@ -126,7 +126,7 @@ def read_band(path: Path, window: Window | None = None) -> Pixels:
 
 
 def check_band(path: Path, dataset: Any) -> None:
-    """Raise FileProblem unless an opened raster has one band of uint8."""
+    """Raise FileError unless an opened raster has one band of uint8."""
     if dataset.count != 1 or dataset.dtypes[0] != "uint8":
         raise FileError(
             FileErrorKind.BROKEN,
@@ -140,7 +140,7 @@ def read_mask_png(path: Path, largest_id: int) -> Pixels:
     """Read a PNG mask of plain class ids as (H,W) uint8.
 
     Raises:
-        FileProblem: missing, broken, of several bands, or with an id above ``largest_id``.
+        FileError: missing, broken, of several bands, or with an id above ``largest_id``.
     """
     _require_file(path, "a PNG of class ids for the image")
     try:
@@ -172,7 +172,7 @@ def read_mask_png(path: Path, largest_id: int) -> Pixels:
 
 
 def check_same_size(image: Path, image_size: tuple[int, int], mask: Path, mask_size: tuple[int, int]) -> None:
-    """Raise FileProblem unless image and mask, both as (height, width), are equally large."""
+    """Raise FileError unless image and mask, both as (height, width), are equally large."""
     if image_size != mask_size:
         raise FileError(
             FileErrorKind.MISMATCHED,

@@ -34,7 +34,7 @@ def generate(root: Path, spec: GenerateSpec, join: Path | None = None, only: Seq
     Raises:
         ConfigError: a folder of that name is there already and was not generated from this spec; or ``join`` has
             images of another size, or there is no Roofline to join it to.
-        FileProblem: ``join`` is no sound imdb.mat.
+        FileError: ``join`` is no sound imdb.mat.
     """
     from roofscale.data.synthetic import writers
 

@@ -27,7 +27,7 @@ class RealSamples:
 
         Raises:
             ConfigError: no Roofline in the spec, no such file, or images of another size.
-            FileProblem: not an imdb.mat, or values that it should not hold.
+            FileError: not an imdb.mat, or values that it should not hold.
         """
         if "roofline" not in spec.datasets:
             raise ConfigError(
