@@ -133,7 +133,7 @@ def test_nothing_measured_never_passes(name):
         assert verdict_of(name, spoilt, previous=[measurement()]).verdict is INSUFFICIENT
     expected = Expectation("memory/peak_mib", "previous", 1.0, 0.2)
     for run in (nothing, spoilt):
-        assert compared(expected, run, previous=[measurement()]).words == "not to be told"
+        assert compared(expected, run, previous=[measurement()]).words == "undecided"
 
 
 def test_memory_holds_host_and_gpu_each():

@@ -71,7 +71,7 @@ def test_a_wrong_search_is_refused_with_its_line(tmp_path: Path, more: str, said
     [
         ("{lr: [1, 2]}", "'lr' is no knob that can be searched"),
         ("{num_workers: [0, 2]}", "expected a range of batch_size at least"),
-        ("{batch_size: [4, 2]}", r"expected its least and its most value, such as \[1, 24\], found \[4, 2\]"),
+        ("{batch_size: [4, 2]}", r"expected its smallest and its largest value, such as \[1, 24\], found \[4, 2\]"),
         ("{batch_size: [0, 2]}", "batch_size=0: expected at least 1"),
     ],
 )

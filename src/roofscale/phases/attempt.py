@@ -1,7 +1,8 @@
 """Files of an attempt at a phase: with them the same command resumes the attempt after a kill.
 
-``runs/<experiment>/<attempt>/attempt.json`` names the plan and the MLflow run; each step has a folder beside it with
-the run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdict.json``. Attempts are only ever added.
+``runs/<experiment>/<attempt>/attempt.json`` names the plan and the MLflow run; each step has a folder next to it with
+the run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdict.json``. No attempt is ever
+overwritten.
 """
 
 import json
@@ -45,7 +46,7 @@ class StepFolder:
         return read_record(file, lambda content: RunConfig().with_overrides(content["config"]))
 
     def set_run(self, run_id: str, config: RunConfig) -> None:
-        """Make the folder and record the MLflow run and the config, which a resumed step uses again."""
+        """Create the folder and record the MLflow run and the config, with which a resumed step goes on."""
         self.path.mkdir(exist_ok=True)
         write_json(self.path / "run.json", {"run_id": run_id, "config": config.as_dict()})
 
@@ -80,7 +81,7 @@ class Attempt:
     @property
     def content(self) -> dict[str, Any]:
         """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), ``said`` (the phase file), ``notes``,
-        ``skipped`` (step -> why), and ``verdict`` once it is over.
+        ``skipped`` (step -> reason), and ``verdict`` once it is finished.
 
         Raises:
             RecordError: the file is damaged.
@@ -127,7 +128,7 @@ class Attempts:
         self._last_good = runs / (last_good_of or experiment) / "last_good.json"
 
     def all(self) -> list[Attempt]:
-        """The attempts, oldest first."""
+        """Return the attempts, oldest first."""
         return [Attempt(file.parent) for file in sorted(self.path.glob("*/attempt.json"))]
 
     def unfinished(self, plan: str) -> Attempt | None:
@@ -136,7 +137,7 @@ class Attempts:
         return next((a for a in newest if a.content["plan"] == plan and not a.content.get("verdict")), None)
 
     def is_finished(self, plan: str) -> bool:
-        """Whether the newest attempt has this plan and is finished."""
+        """Return whether the newest attempt has this plan and is finished."""
         return any(a.content["plan"] == plan and bool(a.content.get("verdict")) for a in self.all()[-1:])
 
     @property
@@ -160,7 +161,7 @@ class Attempts:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the phase for this process; the system releases the lock however the process ends.
+        """Lock the phase for this process; the operating system releases the lock however the process ends.
 
         Raises:
             PhaseLocked: another process holds it.

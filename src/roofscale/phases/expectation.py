@@ -1,4 +1,4 @@
-"""What a step is expected to measure, stated before it runs."""
+"""Expectations: what a step should measure, stated before it runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,29 +9,32 @@ from roofscale.stats.intervals import Estimate, log_pace
 
 REFERENCES = ("previous", "base", "absolute")
 
-_TIMED = ("speed/seconds_per_epoch", "speed/seconds_per_sample", "speed/samples_per_s")  # from the steps' seconds
+_TIMED = ("speed/seconds_per_epoch", "speed/seconds_per_sample", "speed/samples_per_s")  # computed from step times
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A metric's expected value, as a ratio to another step's or absolute."""
+    """Expected value of a metric, absolute or as a ratio to another step's value."""
 
     metric: str
-    of: str  # of REFERENCES: the previous step, the base step, or nothing (an absolute value)
+    of: str  # of REFERENCES: ratio to the previous or the base step, or absolute
     value: float
-    tolerance: float  # share of the value, either way
+    tolerance: float  # share of the value, above and below
 
     @property
     def band(self) -> tuple[float, float]:
-        """Smallest and largest value that is as expected."""
+        """Smallest and largest value within the tolerance."""
         return self.value * (1 - self.tolerance), self.value * (1 + self.tolerance)
 
 
 def is_timed(metric: str) -> bool:
-    """Whether a metric comes from the seconds of the steps, which a busy machine stretches."""
+    """Return whether a metric is computed from step times, which other work on the machine lengthens."""
     return metric in _TIMED
 
 
 def log_seconds_per_sample(runs: Sequence[Measurement]) -> Estimate | None:
-    """Logarithm of the seconds a sample of one config's runs, each epoch's first step left out; see ``log_pace``."""
+    """Return the logarithm of the seconds per sample of one config's runs; None if too few steps were timed.
+
+    The first step of each epoch is left out; see ``log_pace``.
+    """
     return log_pace([without_first_steps(run.steps) for run in runs])

@@ -1,4 +1,4 @@
-"""Fallback after a step that did not pass: find the cause and choose the config to try next. Pure functions.
+"""Fallbacks after a step that did not pass: the cause, and the config to try next. Pure functions.
 
 A config that needs too much memory is bisected between what passed and what failed: after 8 passed and 16 failed, 12;
 then 14 or 10. A config at least as large in every dimension as one that ran out of memory is never tried. A run that
@@ -15,7 +15,7 @@ from roofscale.phases.judge import StepVerdict, Verdict
 from roofscale.phases.results import Cause
 
 DIMENSIONS = ("batch_size", "image_size", "num_workers", "prefetch_factor")  # the larger, the more memory
-_SAME = affecting("memory") - set(DIMENSIONS)  # configs that differ in these cannot be compared by size
+_SAME = affecting("memory") - set(DIMENSIONS)  # only configs that agree in these can be compared by size
 OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM, Outcome.SHM_FULL)
 
 _LR_FACTOR = 3  # two fallbacks lower the rate to a ninth, about one decade
@@ -49,7 +49,7 @@ _COUNTS_STEPS = ("stable", "smooth")
 _HOST_MEMORY = (Cause.HOST_OOM, Cause.OVER_MARGIN)
 # Causes whose knobs are bisected; after any other cause the first fallback that passes is kept.
 MEMORY_CAUSES = (*_HOST_MEMORY, Cause.CUDA_OOM, Cause.WORKERS_MEMORY, Cause.SHM_FULL)
-# Knobs that the other fallbacks change; they stay changed in the tries that follow.
+# Knobs that the other fallbacks change; later fallbacks of the step keep them changed.
 _KEPT = ("lr", "schedule", "epochs", "val_samples", "data_root")
 
 ADVICE = {
@@ -86,7 +86,7 @@ def find_cause(
         verdict: of the step.
         measurement: of its run.
         config: of its run.
-        last_good: to tell which knobs the step has raised.
+        last_good: the config that the step builds on, None if there is none; shows which knobs the step has raised.
     """
     if verdict.verdict is not Verdict.FAILED:
         undecided = verdict.named(Verdict.INSUFFICIENT_EVIDENCE)
@@ -113,7 +113,7 @@ def next_fallback(
     passed: Sequence[RunConfig],
     out_of_memory: Sequence[RunConfig] = (),
 ) -> tuple[RunConfig, str] | None:
-    """Choose the config to try next, with the override that leads to it; None if nothing is left to try.
+    """Choose the config to try next, and return it with the override that leads to it; None if nothing is left to try.
 
     Args:
         cause: of the newest run that did not pass.
@@ -130,7 +130,7 @@ def next_fallback(
 
 
 def _training_change(cause: Cause, planned: RunConfig, newest: RunConfig) -> str:
-    """Return the override that may mend training or loading; empty if there is none, or if it was tried."""
+    """Return the override that may improve training or loading; empty if there is none, or if it was tried."""
     if cause is Cause.DIVERGED:
         return f"lr={newest.lr / _LR_FACTOR:g}"
     if cause is Cause.FORGETTING and newest.schedule == "sequential" and len(newest.datasets) > 1:
@@ -154,7 +154,10 @@ def next_smaller_config(
     passed: Sequence[RunConfig],
     out_of_memory: Sequence[RunConfig],
 ) -> tuple[RunConfig, str] | None:
-    """Bisect the most promising knob that still can be; parameters and result are those of ``next_fallback``."""
+    """Bisect the first knob, the most promising one first, that has a smaller value left to try.
+
+    Parameters and result are those of ``next_fallback``.
+    """
     knobs: tuple[str, ...]
     if cause is Cause.SHM_FULL:  # shared memory holds the waiting batches: fewer of them, then fewer processes
         knobs = ("prefetch_factor", "num_workers", "batch_size")
@@ -178,7 +181,7 @@ def _bisect(
     passed: Sequence[RunConfig],
     out_of_memory: Sequence[RunConfig],
 ) -> int | None:
-    """Halve between the largest value that passed and the smallest that failed; None if nothing lies between."""
+    """Return the middle of the largest value that passed and the smallest that failed; None if nothing lies between."""
     multiple = _MULTIPLE.get(knob, 1)
     high: int = min(getattr(config, knob) for config in failed)
     below: list[int] = [getattr(config, knob) for config in passed if getattr(config, knob) < high]
@@ -194,6 +197,6 @@ def _bisect(
 
 
 def needs_at_least_memory_of(config: RunConfig, other: RunConfig) -> bool:
-    """Whether a config needs at least the memory of another: as large in every dimension, alike in the rest."""
-    alike = all(getattr(config, knob) == getattr(other, knob) for knob in _SAME)
-    return alike and all(getattr(config, knob) >= getattr(other, knob) for knob in DIMENSIONS)
+    """Return whether a config is as large as another in every dimension and equal in all other memory knobs."""
+    same_rest = all(getattr(config, knob) == getattr(other, knob) for knob in _SAME)
+    return same_rest and all(getattr(config, knob) >= getattr(other, knob) for knob in DIMENSIONS)

@@ -1,7 +1,7 @@
-"""The gate before the GPU: what the CPU phases have to have shown before money is spent. Pure, over runs as tracked.
+"""Gate before the GPU phase: what runs of the CPU phases must prove before money is spent. Pure, over tracked runs.
 
-It asks the runs' own verdicts and figures, not whether a phase passed as a whole: a batch of 8 that is no faster on a
-CPU is still known to be stable there.
+Evidence is the verdicts and metrics of single runs, not whether a phase passed as a whole: a batch of 8 that is no
+faster on a CPU is still known to be stable there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,13 +12,13 @@ from roofscale.config import DATASETS
 from roofscale.phases.fallback import OUT_OF_MEMORY
 from roofscale.tracking import RunRecord
 
-# The mission's numbers.
+# Required by the project's mission.
 SAMPLES = 100
 BATCH = 8
 CPU_PHASES = (1, 2, 3, 4)
 
-_SOUND = ("completes", "stable", "memory_margin")  # criteria that a run must have passed to prove anything
-_TROUBLE = ("memory_margin", "no_leak")
+_SOUND = ("completes", "stable", "memory_margin")  # criteria that a run must have passed to prove a condition
+_MEMORY = ("memory_margin", "no_leak")  # criteria that a deciding run must not have failed
 Runs = Mapping[int, Sequence[RunRecord]]  # phase -> its judged runs, those of the newest attempt first
 Proof = Callable[[RunRecord], bool]
 
@@ -30,13 +30,13 @@ class Condition:
     name: str  # such as 'at least 100 samples'
     met: bool
     evidence: str  # one line with numbers: what proves it, or what is missing
-    run_id: str = ""  # the MLflow run that proves it; empty where it is not met
-    remedy: str = ""  # the command that would supply what is missing; empty where it is met
+    run_id: str = ""  # the MLflow run that proves it; empty if it is not met
+    remedy: str = ""  # the command that would supply what is missing; empty if it is met
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """All conditions; the gate is open where every one is met."""
+    """All conditions; the gate is open if every one is met."""
 
     conditions: tuple[Condition, ...]
     tracking_uri: str = ""
@@ -48,21 +48,21 @@ class GateReport:
 
 
 def gate_report(runs: Runs, tracking_uri: str) -> GateReport:
-    """Hold the judged runs of the CPU phases against the mission's conditions."""
+    """Check the conditions of the gate against the judged runs of the CPU phases."""
     return GateReport((*_size_conditions(runs), _no_memory_trouble(runs), *_known_conditions(runs)), tracking_uri)
 
 
 def _size_conditions(runs: Runs) -> Iterable[Condition]:
-    """Stable on a CPU with enough samples, a large enough batch, and all data sets: each, and all in one run."""
-    together = _climb(4, set=f"max_samples={SAMPLES} batch_size={BATCH}")  # whatever was the last good
-    asked: dict[str, tuple[Proof, str]] = {
+    """Check that training is stable on a CPU with enough samples, a large batch, all data sets, and all at once."""
+    together = _climb(4, set=f"max_samples={SAMPLES} batch_size={BATCH}")  # set, as the last good may be smaller
+    conditions: dict[str, tuple[Proof, str]] = {
         f"stable on a CPU with at least {SAMPLES} samples": (_enough_samples, _climb(1)),
         f"stable on a CPU with batches of at least {BATCH}": (_large_batch, _climb(2)),
         "stable on a CPU with all data sets": (_all_datasets, _climb(4)),
         "all of these in one run": (_all_sizes, together),
     }
     sound = [run for phase in sorted(runs, reverse=True) for run in runs[phase] if _is_sound(run)]
-    for name, (holds, remedy) in asked.items():
+    for name, (holds, remedy) in conditions.items():
         proof = next((run for run in sound if holds(run)), None)
         if proof:
             yield Condition(name, True, _shown(proof), proof.run_id)
@@ -76,8 +76,8 @@ def _is_sound(run: RunRecord) -> bool:
 
 
 def _enough_samples(run: RunRecord) -> bool:
-    most = int(run.params["max_samples"])
-    return (most or run.metrics.get("train/samples", 0.0)) >= SAMPLES
+    max_samples = int(run.params["max_samples"])  # 0: all, as many as were trained on
+    return (max_samples or run.metrics.get("train/samples", 0.0)) >= SAMPLES
 
 
 def _large_batch(run: RunRecord) -> bool:
@@ -93,24 +93,27 @@ def _all_sizes(run: RunRecord) -> bool:
 
 
 def _shown(run: RunRecord) -> str:
-    where = run.tags.get("compute", run.params["compute"])
+    machine = run.tags.get("compute", run.params["compute"])
     return (
         f"phase {run.tags.get('phase', '?')} {run.tags.get('step', run.name)}: {run.params['max_samples']} samples of "
         f"{run.params['datasets']}, batch {run.params['batch_size']}, "
-        f"memory {run.metrics.get('memory/share', float('nan')):.0%} of {where}"
+        f"memory {run.metrics.get('memory/share', float('nan')):.0%} of {machine}"
     )
 
 
 def _no_memory_trouble(runs: Runs) -> Condition:
-    """No deciding run of the newest attempts ran out of memory, left its margin or leaked; retreats may have."""
+    """Check that no deciding run of the newest attempts ran out of memory, exceeded its margin or leaked.
+
+    Runs that a fallback replaced do not count.
+    """
     name = "no memory trouble"
     newest = {phase: _newest_attempt(runs.get(phase, ())) for phase in CPU_PHASES}
     for phase, decided in newest.items():
         if not decided:
             return Condition(name, False, f"phase {phase} has no judged step on record", remedy=_climb(phase))
         for run in decided:
-            if why := _trouble(run):
-                text = f"phase {phase} {run.tags.get('step', run.name)}: {why} (run {run.run_id})"
+            if reason := _memory_trouble(run):
+                text = f"phase {phase} {run.tags.get('step', run.name)}: {reason} (run {run.run_id})"
                 return Condition(name, False, text, remedy=_climb(phase, fresh=True))
     proving = newest[CPU_PHASES[-1]][-1]
     count = sum(map(len, newest.values()))
@@ -121,21 +124,21 @@ def _newest_attempt(runs: Sequence[RunRecord]) -> list[RunRecord]:
     return [run for run in runs if run.parent_id == runs[0].parent_id and run.tags.get("decides") == "true"]
 
 
-def _trouble(run: RunRecord) -> str:
+def _memory_trouble(run: RunRecord) -> str:
     if run.tags.get("outcome") in OUT_OF_MEMORY:
         return f"ended as {run.tags['outcome']}"
-    failed = [name for name in _TROUBLE if run.tags.get(f"verdict.{name}") == "failed"]
+    failed = [name for name in _MEMORY if run.tags.get(f"verdict.{name}") == "failed"]
     return "; ".join(f"{name} failed: {run.tags.get(f'evidence.{name}', '')}" for name in failed)
 
 
 def _known_conditions(runs: Runs) -> Iterable[Condition]:
-    """What the GPU phase has to know in advance."""
+    """Check the quantities that must be known before the GPU phase: memory, batch, loading, and time."""
     yield _known(
         "memory a sample is known", runs, (4, 3, 2, 1), lambda run: _has(run, "memory/mib_per_sample"),
         lambda run: f"{run.metrics['memory/mib_per_sample']:,.0f} MiB a sample at {run.params['image_size']} px",
     )  # fmt: skip
     yield _known(
-        "the best batch is known", runs, (3, 2), _tells_batch,
+        "the best batch is known", runs, (3, 2), _proves_batch,
         lambda run: run.tags.get("evidence.knee", "") or f"batch {run.params['batch_size']} was searched for: "
         f"{run.tags.get('searched', '')}",
     )  # fmt: skip
@@ -151,8 +154,8 @@ def _known_conditions(runs: Runs) -> Iterable[Condition]:
     )  # fmt: skip
 
 
-def _tells_batch(run: RunRecord) -> bool:
-    """By the knee of the batches that were climbed, or as the choice of a search that a whole run has confirmed."""
+def _proves_batch(run: RunRecord) -> bool:
+    """Return whether a run has found the knee of the batch sizes, or confirms the choice of a search."""
     confirmed = "searched" in run.tags and run.tags.get("verdict") == "passed"
     return confirmed or run.tags.get("verdict.knee") == "passed"
 

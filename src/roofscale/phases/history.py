@@ -1,4 +1,4 @@
-"""Read results of phases back from the tracking server: the same plain data that the phase runner made."""
+"""Results of phases, read back from the tracking server as the same plain data that the phase runner made."""
 
 import json
 import tempfile
@@ -18,23 +18,23 @@ _NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLfl
 
 
 def latest_result(phase: int) -> PhaseResult | None:
-    """The newest attempt at a phase that judged at least one step; None where the server has none."""
+    """Return the newest attempt at a phase that judged at least one step; None if the server has none."""
     tracker = Tracker.find(experiment_name(phase))
     if tracker is None:
         return None
-    climbs = (read_climb(tracker, attempt) for attempt in tracker.attempts())
-    return next((climb for climb in climbs if climb and climb.results), None)
+    results = (read_climb(tracker, attempt) for attempt in tracker.attempts())
+    return next((result for result in results if result and result.results), None)
 
 
 def read_climb(tracker: Tracker, attempt: RunRecord) -> PhaseResult | None:
-    """Rebuild an attempt from its MLflow run and those of its steps; None where it does not say its plan."""
+    """Rebuild an attempt from its MLflow run and those of its steps; None if its phase file cannot be read."""
     phase = _read_phase(tracker, attempt.run_id)
     if phase is None:
         return None
     judged = [run for run in tracker.children(attempt.run_id) if "verdict" in run.tags]
     results = []
-    for place, step in enumerate(phase.steps, 1):
-        runs = [run for run in judged if run.tags.get("place") == str(place)]
+    for number, step in enumerate(phase.steps, 1):
+        runs = [run for run in judged if run.tags.get("place") == str(number)]
         if result := _read_step(tracker, step, runs):
             results.append(result)
     notes = json.loads(attempt.tags.get("notes", "[]"))
@@ -53,7 +53,7 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> PhaseResult | None:
 
 
 def out_of_memory(phases: Iterable[int]) -> list[KnownOutOfMemory]:
-    """The configs that really ran out of memory in any attempt at these phases."""
+    """Return the configs that ran out of memory in any attempt at these phases; without those that were not run."""
     outcomes = set(map(str, OUT_OF_MEMORY))
     return [
         KnownOutOfMemory(read_config(run), Outcome(run.tags["outcome"]), run.run_id, run.parent_id or "")
@@ -69,12 +69,12 @@ def _read_phase(tracker: Tracker, run_id: str) -> Phase | None:
         overlay = tracker.download(run_id, "overlay.yaml", Path(folder))
         try:
             return load_phase(file, overlay) if file else None
-        except ConfigError:  # written by a version with other words
+        except ConfigError:  # written by a version with other keys or criteria
             return None
 
 
 def _read_step(tracker: Tracker, step: Step, runs: Sequence[RunRecord]) -> StepResult | None:
-    """The deciding run of a step with the others as its tries; None where the step has not come to its end."""
+    """Return the deciding run of a step with the others as its tries; None if the step is not decided yet."""
     firsts = [run for run in runs if "repeat" not in run.tags]
     results = {}
     for run in firsts:
@@ -93,7 +93,7 @@ def _fallbacks(run: RunRecord) -> int:
 
 
 def _read_run(tracker: Tracker, step: Step, run: RunRecord, repeats: Sequence[RunRecord]) -> StepResult:
-    newest = repeats[-1] if repeats else run  # its verdict speaks for all seeds
+    newest = repeats[-1] if repeats else run  # its verdict was judged over all seeds
     fallback = None
     if "retry_of" in run.tags:
         fallback = Fallback(run.tags["retry_of"], Cause(run.tags["cause"]), run.tags["changed"])
@@ -111,7 +111,7 @@ def _read_run(tracker: Tracker, step: Step, run: RunRecord, repeats: Sequence[Ru
 
 
 def read_measurement(tracker: Tracker, run: RunRecord) -> Measurement:
-    """The measurement that the run carries as an artifact; without it, what its metrics and tags say."""
+    """Return the measurement in a run's artifacts; if it is missing, one made from the run's metrics and tags."""
     with tempfile.TemporaryDirectory() as folder:
         file = tracker.download(run.run_id, "measurement.json", Path(folder))
         if file:

@@ -1,4 +1,4 @@
-"""The verdict of a step: what was measured, held against the step's criteria. Pure: no file, no clock, no tracking."""
+"""Verdict of a step: its measurements judged by its criteria. Pure: no file, no clock, no tracking."""
 
 import enum
 import math
@@ -17,11 +17,11 @@ __all__ = ["CriterionResult", "Role", "StepVerdict", "Verdict", "judge"]
 
 
 class Role(enum.StrEnum):
-    """What hangs on a criterion."""
+    """What a criterion's verdict counts for."""
 
-    DECIDES = "decides"  # the step's verdict, and with it the phase's
-    FINDING = "finding"  # the step's verdict alone: for the phase it answers a question, whatever the answer is
-    SHOWN = "shown"  # nothing
+    DECIDES = "decides"  # the verdicts of the step and of the phase
+    FINDING = "finding"  # the verdict of the step only: for the phase, any result is an answer
+    SHOWN = "shown"  # neither
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,35 @@ class CriterionResult:
 
     name: str  # of CRITERIA
     verdict: Verdict
-    evidence: str  # one line with numbers, for a person
-    numbers: Mapping[str, float] = field(default_factory=dict)  # the same for a script; finite values only
+    evidence: str  # one line with numbers, for people
+    numbers: Mapping[str, float] = field(default_factory=dict)  # the same for programs; finite values only
     role: Role = Role.DECIDES
 
 
 @dataclass(frozen=True)
 class StepVerdict:
-    """Failed if any criterion that counts failed, else insufficient evidence if any lacks it, else passed."""
+    """Verdict of a step with the results of its criteria.
+
+    Failed if any criterion that counts failed, else insufficient evidence if any of them has that, else passed.
+    """
 
     verdict: Verdict
     criteria: tuple[CriterionResult, ...]
-    comparisons: tuple[Comparison, ...] = ()  # what was expected, reported beside the verdict
+    comparisons: tuple[Comparison, ...] = ()  # of the expectations; reported with the verdict, no part of it
 
     @property
     def sound(self) -> Verdict:
-        """The verdict without the findings: whether the run is one to go on from, whatever the change was worth."""
+        """Verdict without the findings: whether later steps can build on the run, even if its change gained nothing."""
         deciding = [result.verdict for result in self.criteria if result.role is Role.DECIDES]
         return combine(deciding) if self.criteria else self.verdict
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "StepVerdict":
-        """Rebuild what ``as_dict`` gave, also after a trip through JSON."""
+        """Rebuild a verdict from ``as_dict``, also after a round trip through JSON."""
         criteria = (
             CriterionResult(**{**entry, "verdict": Verdict(entry["verdict"]), "role": Role(entry["role"])})
             for entry in raw["criteria"]
@@ -69,7 +72,7 @@ class StepVerdict:
         return cls(Verdict(raw["verdict"]), tuple(criteria), tuple(comparisons))
 
     def named(self, verdict: Verdict) -> list[str]:
-        """Names of the criteria that count and came to ``verdict``."""
+        """Return the names of the criteria that count and have this verdict."""
         return [r.name for r in self.criteria if r.verdict is verdict and r.role is not Role.SHOWN]
 
 
@@ -83,16 +86,16 @@ def judge(
     config: RunConfig | None = None,
     history: Sequence[EarlierStep] = (),
 ) -> StepVerdict:
-    """Judge a step.
+    """Judge a step by its criteria, and compare it with its expectations.
 
     Args:
-        step: whose criteria and expectations are asked.
-        measurement: what the step's run yielded.
-        previous: the measurements of the step before under all seeds, none for the first.
-        base: those of the phase's first step, none for the first.
+        step: its criteria and expectations.
+        measurement: of the step's run.
+        previous: the measurements of the step before under all seeds; empty for the first step.
+        base: those of the phase's first step; empty for the first step.
         repeats: measurements of the same step under other seeds; their evidence is pooled (see ``criteria``).
-        config: the run config that yielded the measurement, None where nobody knows it.
-        history: the runs that decided the earlier steps of the phase, in order.
+        config: the run config of the measurement, None if unknown.
+        history: the deciding runs of the earlier steps of the phase, in order.
     """
     evidence = Evidence(measurement, tuple(previous), tuple(base), tuple(repeats), step.expect, config, tuple(history))
     results = []
@@ -101,7 +104,8 @@ def judge(
         finding = criterion.judge(evidence, spec.limits)
         role = Role.SHOWN if not spec.decides else Role.FINDING if criterion.finding else Role.DECIDES
         numbers = {name: float(value) for name, value in finding.numbers.items() if math.isfinite(value)}
-        said = f"(shown only) {finding.evidence}" if role is Role.SHOWN else finding.evidence
-        results.append(CriterionResult(spec.name, finding.verdict, said, numbers, role))
+        text = f"(shown only) {finding.evidence}" if role is Role.SHOWN else finding.evidence
+        results.append(CriterionResult(spec.name, finding.verdict, text, numbers, role))
     verdict = combine([result.verdict for result in results if result.role is not Role.SHOWN])
-    return StepVerdict(verdict, tuple(results), tuple(compare(step.name, one, evidence) for one in step.expect))
+    comparisons = tuple(compare(step.name, expectation, evidence) for expectation in step.expect)
+    return StepVerdict(verdict, tuple(results), comparisons)

@@ -1,9 +1,9 @@
-"""What a phase file may say, and what it comes to: the steps of a phase with their resolved run configs.
+"""Phase files: their keys, and the steps of a phase with their resolved run configs.
 
-Precedence of a knob, lowest first: the starting config (defaults, or what an earlier phase learnt), the phase's
-``base``, the user's overrides, the step's own ``set``, an overlay's ``hold``. A user's override of a knob that some
-step sets is refused: it would either be undone or undo the ladder. Steps do not build on each other's ``set``; each
-stands on the phase's base. The **base step** is the first of the file.
+Precedence of a knob, lowest first: the starting config (the defaults, or an earlier phase's last good config), the
+phase's ``base``, the user's overrides, the step's own ``set``, an overlay's ``hold``. A user's override of a knob that
+some step sets is refused: it would either have no effect or undo what the step changes. Steps do not build on each
+other's ``set``; each builds on the phase's base. The **base step** is the first of the file.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from roofscale.phases.expectation import REFERENCES, Expectation
 from roofscale.phases.search.space import SearchSpace, read_search
 from roofscale.phases.yaml_source import YamlNode, read_yaml
 
-ON_FAILURE = ("stop", "continue")  # after the remedies, where none of them passed
-ON_INSUFFICIENT = ("repeat", "continue", "stop")
+ON_FAILURE = ("stop", "continue")  # what the phase does if the step fails and no fallback passes
+ON_INSUFFICIENT = ("repeat", "continue", "stop")  # what it does if the evidence is insufficient
 REQUIREMENTS = ("gate", "gpu")
 _DEFAULT_REPEATS = 2
 _DEFAULT_RETREATS = 2
-CONDITIONS = ("forecast_fits",)  # under which a step is run: unless its forecast says that its memory does not fit
-_SEED_STRIDE = 1000  # far apart, so that a repeat of seed 0 is not somebody's run of seed 1
+CONDITIONS = ("forecast_fits",)  # run the step only if its forecast of memory fits the compute
+_SEED_STRIDE = 1000  # so large that a repeat of seed 0 is not another run's seed 1
 
 _POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats", "max_retreats")
 _PHASE_KEYS = ("phase", "name", "question", "needs", "requires", "base", "watch", "least_batch", "steps", *_POLICY_KEYS)
@@ -45,16 +45,16 @@ _DATASET_METRIC = re.compile(rf"val/{_DATASET}/(loss|(iou|f1|accuracy)(_[a-z]+)?
 
 @dataclass(frozen=True)
 class CriterionSpec:
-    """A criterion that a step must meet, by its name in CRITERIA, with every limit filled in."""
+    """A criterion of a step, by its name in CRITERIA, with all limits filled in."""
 
     name: str
     limits: Mapping[str, float]
-    decides: bool = True  # whether the step's verdict hangs on it; else it is judged and shown only
+    decides: bool = True  # whether it counts for the step's verdict; else it is only shown
 
 
 @dataclass(frozen=True)
 class Step:
-    """One training run of a phase: what it changes, what it expects and how it is judged."""
+    """One step of a phase: the knobs that it changes, what it expects, and the criteria that judge it."""
 
     name: str
     set: Mapping[str, Any]  # overrides of the run config, as written in the file
@@ -62,46 +62,50 @@ class Step:
     criteria: tuple[CriterionSpec, ...]
     on_failure: str  # of ON_FAILURE
     on_insufficient: str  # of ON_INSUFFICIENT
-    max_repeats: int  # more runs under other seeds while the evidence is insufficient
-    max_retreats: int = _DEFAULT_RETREATS  # further runs, each with a remedy for the cause of the failure before it
-    search: SearchSpace | None = None  # finds the rest of what the step sets, before its run
-    when: str = ""  # of CONDITIONS; empty: it is run whatever the forecast says
+    max_repeats: int  # further runs under other seeds while the evidence is insufficient
+    max_retreats: int = _DEFAULT_RETREATS  # fallbacks, each a run with a remedy for the cause of the last failure
+    search: SearchSpace | None = None  # chooses further knobs of the step before its run
+    when: str = ""  # of CONDITIONS; empty: no condition
 
     @property
     def memory_margin(self) -> float:
-        """The share of the memory that its runs and trials may take, as measured and as forecast: the max_share of its
-        criterion memory_margin, or MEMORY_MARGIN."""
+        """Share of the memory that its runs and trials may take, measured and forecast.
+
+        This is the ``max_share`` of its criterion ``memory_margin`` if set, else MEMORY_MARGIN.
+        """
         return _memory_margin((spec.name, spec.limits) for spec in self.criteria)
 
     @property
     def most_repeats(self) -> int:
-        """How often it may be run again while the evidence is insufficient."""
+        """Number of repeats allowed while the evidence is insufficient; 0 unless ``on_insufficient`` is repeat."""
         return self.max_repeats if self.on_insufficient == "repeat" else 0
 
     def changes(self) -> list[str]:
-        """What it changes on the phase's base: overrides as they would be written, and what it searches."""
+        """Return its changes to the phase's base: overrides as a user writes them, and the space that it searches."""
         written = RunConfig().with_overrides(self.set).to_strings()
         return [*(f"{key}={written[key]}" for key in self.set), *([str(self.search)] if self.search else [])]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase file, checked; the first step is the base step."""
+    """A checked phase file; the first step is the base step."""
 
     number: int
     name: str
-    question: str  # what the phase is to answer, one line
-    base: Mapping[str, Any]  # overrides that every step stands on
+    question: str  # that the phase answers, one line
+    base: Mapping[str, Any]  # overrides that every step builds on
     watch: tuple[str, ...]  # metrics to show for every step
     steps: tuple[Step, ...]
-    said: Mapping[str, Any]  # the file and the overlay as plain values, comments left out
+    said: Mapping[str, Any]  # the file and the overlay as plain values, without comments
     needs: int | None = None  # the phase whose last good config this one starts from
-    requires: tuple[str, ...] = ()  # of REQUIREMENTS, before anything runs
-    hold: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # an overlay's knobs that no step changes
-    least_batch: int = 0  # that the phase hands on, as far as it held, or the knee where that is larger; 0: the newest
+    requires: tuple[str, ...] = ()  # of REQUIREMENTS; checked before any step runs
+    hold: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # knobs that an overlay fixes for all steps
+    # Smallest batch that the last good config should have; 0: the newest passed step is the last good. See
+    # ``results.select_last_good``.
+    least_batch: int = 0
 
     def searching(self) -> "Phase":
-        """The phase cut down to its base step and the steps that search.
+        """Return the phase reduced to its base step and the steps that search.
 
         Raises:
             ConfigError: no step of the phase searches.
@@ -118,17 +122,17 @@ class Phase:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits that name what the phase says."""
+        """First twelve hex digits of the SHA-256 of the file's and the overlay's values."""
         return hashlib.sha256(json.dumps(self.said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def as_json(self) -> dict[str, Any]:
-        """What the file and the overlay say, as plain JSON values."""
+        """Return the values of the file and the overlay as plain JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(self.said, default=str))
         return plain
 
     def as_yaml(self) -> dict[str, str]:
-        """The phase file and the overlay as texts that ``load_phase`` reads, by file name; comments are gone."""
-        import yaml  # only a climb writes them
+        """Return the phase file and the overlay as YAML that ``load_phase`` reads, by file name; without comments."""
+        import yaml  # imported here because only a phase runner writes YAML
 
         file = {key: value for key, value in self.said.items() if key != "overlay"}
         parts = {"phase.yaml": file, "overlay.yaml": self.said["overlay"]}
@@ -137,14 +141,14 @@ class Phase:
     def resolve(
         self, config: RunConfig | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()
     ) -> list[tuple[Step, RunConfig]]:
-        """Each step with the config it runs.
+        """Return each step with its run config.
 
         Args:
-            config: what the phase starts from; the defaults where None.
+            config: the starting config of the phase; the defaults if None.
             overrides: the user's, as ``key=value`` words or a mapping.
 
         Raises:
-            ConfigError: an override that does not fit, or of a knob that a step sets itself.
+            ConfigError: an invalid override, or one of a knob that a step sets itself.
         """
         self._refuse_undoing(overrides)
         base = (config or RunConfig()).with_overrides(self.base).with_overrides(overrides)
@@ -155,31 +159,31 @@ class Phase:
         for key in keys:
             values = {step.name: step.set[key] for step in self.steps if key in step.set}
             if values:
-                rungs = ", ".join(f"{name} {value}" for name, value in values.items())
+                steps = ", ".join(f"{name} {value}" for name, value in values.items())
                 raise ConfigError(
-                    f"{key} cannot be overridden in phase {self.number}: its steps set it ({rungs}), and changing "
+                    f"{key} cannot be overridden in phase {self.number}: its steps set it ({steps}), and changing "
                     "that is what they are about. Edit the phase file, or run one config with: "
                     f"{invocation.command('train')}."
                 )
 
 
-Plan = Sequence[tuple[Step, RunConfig]]  # what ``Phase.resolve`` gives
+Plan = Sequence[tuple[Step, RunConfig]]  # from ``Phase.resolve``
 
 
 def plan_fingerprint(phase: Phase, plan: Plan) -> str:
-    """Twelve hex digits that name a phase with the configs of its steps; another data_root is another plan."""
-    said = json.dumps([phase.fingerprint, *(config.as_dict() for _, config in plan)])
-    return hashlib.sha256(said.encode()).hexdigest()[:12]
+    """Return twelve hex digits that identify a phase with its steps' configs; another data_root is another plan."""
+    content = json.dumps([phase.fingerprint, *(config.as_dict() for _, config in plan)])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def repeat_config(config: RunConfig, repeat: int) -> RunConfig:
-    """The config of a step's ``repeat``-th further run, from 1: the same under another seed."""
+    """Return the config under the seed of its n-th repeat, counted from 1."""
     seed = (config.seed + repeat * _SEED_STRIDE) % 2**31
     return dataclasses.replace(config, seed=seed)
 
 
 def load_phase(file: Path, overlay: Path | None = None) -> Phase:
-    """Read a phase file; an overlay's base and policies win over those of the phase and of its steps.
+    """Read a phase file; an overlay's base and policies take precedence over those of the phase and of its steps.
 
     Raises:
         ConfigError: an unreadable file, or a wrong key, value, metric, criterion, limit or knob, with file and line.
@@ -215,7 +219,7 @@ def _read_step(node: YamlNode, phase: Mapping[str, YamlNode], over: Mapping[str,
     content = node.mapping("key of a step", _STEP_KEYS)
     if "name" not in content:
         raise node.error("a step needs a 'name'.")
-    policy = {k: v for said in (phase, content, over) for k, v in said.items() if k in _POLICY_KEYS}
+    policy = {k: v for keys in (phase, content, over) for k, v in keys.items() if k in _POLICY_KEYS}
     return Step(
         name=content["name"].text("name"),
         set=_read_overrides(content.get("set")),
@@ -237,26 +241,26 @@ def _read_step(node: YamlNode, phase: Mapping[str, YamlNode], over: Mapping[str,
 
 
 def _check_steps(node: YamlNode, steps: tuple[Step, ...]) -> None:
-    """What only shows when all steps are seen: names, and what can be compared or judged at all."""
+    """Check the steps together: unique names, a deciding criterion each, and no comparison in the first step."""
     seen: set[str] = set()
     if not steps:
         raise node.error("a phase needs at least one step.")
-    for index, (where, step) in enumerate(zip(node.items("steps"), steps, strict=True)):
+    for index, (item, step) in enumerate(zip(node.items("steps"), steps, strict=True)):
         if step.name in seen:
-            raise where.error(f"two steps are called {step.name!r}; give each its own name.")
+            raise item.error(f"two steps are called {step.name!r}; give each its own name.")
         seen.add(step.name)
         if not any(spec.decides for spec in step.criteria):
-            raise where.error(
+            raise item.error(
                 f"step {step.name!r} has no criteria that decide, so nothing could ever fail; ask at least 'completes'."
             )
         if index == 0 and any(expectation.of != "absolute" for expectation in step.expect):
-            raise where.error(
+            raise item.error(
                 f"step {step.name!r} is the first: it has nothing before it to compare with; use 'of: absolute'."
             )
 
 
 def _read_overrides(node: YamlNode | None) -> dict[str, Any]:
-    """Overrides as written, each checked on its own so that the error has its line."""
+    """Return the overrides as written, each checked by itself so that an error names its line."""
     if node is None:
         return {}
     overrides = {}
@@ -325,12 +329,16 @@ def _read_limits(name: str, node: YamlNode) -> dict[str, float]:
 
 
 def _memory_margin(criteria: Iterable[tuple[str, Mapping[str, float]]]) -> float:
-    """The max_share that is set for memory_margin, given criteria by name with their limits, or MEMORY_MARGIN."""
-    found = (limits["max_share"] for name, limits in criteria if name == "memory_margin" and "max_share" in limits)
-    return next(found, MEMORY_MARGIN)
+    """Return the ``max_share`` of the criterion ``memory_margin`` if a limit is set, else MEMORY_MARGIN.
+
+    Args:
+        criteria: names of criteria with their limits.
+    """
+    shares = (limits["max_share"] for name, limits in criteria if name == "memory_margin" and "max_share" in limits)
+    return next(shares, MEMORY_MARGIN)
 
 
 def _all_limits(name: str, given: Mapping[str, float], margin: float) -> dict[str, float]:
-    """All limits of a criterion, given those that the file sets."""
+    """Return all limits of a criterion: those that the file sets, else the step's memory margin or the default."""
     limits = CRITERIA[name].limits.items()
     return {key: given.get(key, margin if limit.is_memory_margin else limit.default) for key, limit in limits}

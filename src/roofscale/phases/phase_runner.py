@@ -1,4 +1,4 @@
-"""Run a phase: measure and judge its steps; repeat, fall back or stop as the phase file says.
+"""Phase runner: measures and judges the steps of a phase; repeats, falls back or stops as the phase file demands.
 
 Three levels, from top to bottom: ``run_phase`` goes through the steps of the plan, ``run_step`` brings one step to its
 verdict with its search, its repeats and its fallbacks, and ``run_once`` makes one run: open the MLflow run, hand the
@@ -46,36 +46,36 @@ _Measured = tuple[TrackedRun, Measurement]  # the MLflow run is still open
 
 
 class PhaseObserver(Protocol):
-    """Reporter of a phase while it runs, such as the terminal."""
+    """Observer of a phase while it runs, such as the reporter on the terminal."""
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
-        """A run of a step begins; return the listener for its events."""
+        """Report that a run of a step begins; return the listener for its events."""
         ...
 
     def judged(self, result: StepResult, run: TrackedRun) -> None:
-        """A run has its verdict; its MLflow run is still open for figures and the model."""
+        """Report the verdict of a run, whose MLflow run is still open for figures and the model."""
         ...
 
 
 @dataclass(frozen=True)
 class StepRequest:
-    """One config to run at a step: the planned one, a fallback, or either of them repeated under another seed."""
+    """One config to run at a step: the planned config, a fallback, or a repeat of either under another seed."""
 
     number: int  # of the step in its phase, from 1
     step: Step
     config: RunConfig
     earlier: tuple[StepResult, ...] = ()  # the steps before
     fallback: Fallback | None = None
-    fallbacks: int = 0  # tried up to this request, itself included
-    repeat: int = 0  # of this config, 0 for the first seed
+    fallbacks: int = 0  # number of fallbacks tried, this one included
+    repeat: int = 0  # index of the seed, 0 for the config's own
 
     def with_searched(self, values: Mapping[str, Any]) -> "StepRequest":
-        """Return the request at the values that the step's search chose."""
+        """Return the request with the values that the step's search chose."""
         step = replace(self.step, set={**self.step.set, **values})
         return replace(self, step=step, config=self.config.with_overrides(values))
 
     def with_fallback(self, config: RunConfig, fallback: Fallback) -> "StepRequest":
-        """Return the request at a fallback; without expectations, which hold for the planned config only."""
+        """Return the request for a fallback config; without expectations, which hold for the planned config only."""
         step = replace(self.step, expect=())
         return replace(self, step=step, config=config, fallback=fallback, fallbacks=self.fallbacks + 1)
 
@@ -84,7 +84,7 @@ class StepRequest:
         return replace(self, config=repeat_config(self.config, repeat), repeat=repeat) if repeat else self
 
     def judge(self, measurements: Sequence[Measurement]) -> StepVerdict:
-        """Judge the runs of this config, one a seed, against the steps before."""
+        """Judge the runs of this config, one per seed, against the earlier steps."""
         first, *repeats = measurements
         previous, base = (self.earlier[-1].measurements, self.earlier[0].measurements) if self.earlier else ((), ())
         history = [EarlierStep(result.config, result.measurements) for result in self.earlier]
@@ -93,7 +93,7 @@ class StepRequest:
 
 @dataclass
 class PhaseRunner:
-    """Runs one phase, with everything that it needs from outside."""
+    """Runner of one phase, with all its dependencies."""
 
     phase: Phase
     plan: Plan
@@ -105,19 +105,19 @@ class PhaseRunner:
     last_good: RunConfig | None = None  # of the phase that this one starts from
     known_out_of_memory: Sequence[KnownOutOfMemory] = ()  # measured in earlier attempts
     notes: Sequence[str] = ()  # remarks to be shown with the verdict
-    forecast: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics of a run before it begins
+    forecast: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics ``forecast/...`` of a run
     resolve_data: Callable[[RunConfig], RunConfig | None] = lambda config: config  # of a fallback; None: no more data
     search: "StepSearch | None" = None  # for the steps that search
-    pool: JobPool = field(default_factory=JobPool)  # how many runs may go on at a time
-    parent_run: str = ""  # an empty MLflow run of this experiment that a new attempt takes over
+    pool: JobPool = field(default_factory=JobPool)  # limits the number of concurrent runs
+    parent_run: str = ""  # an empty MLflow run of this experiment that a new attempt adopts
     _attempt: Attempt = field(init=False)
     _parent: TrackedRun = field(init=False)  # of all runs of the attempt
     _out_of_memory: list[KnownOutOfMemory] = field(default_factory=list, init=False)
     _started: dict[Path, tuple[RunConfig, Future[_Measured]]] = field(default_factory=dict, init=False)
-    _kept_changes: dict[str, Any] = field(default_factory=dict, init=False)  # by fallbacks that earlier steps needed
+    _kept_changes: dict[str, Any] = field(default_factory=dict, init=False)  # knobs that earlier fallbacks changed
 
     def run_phase(self, fresh: bool = False) -> PhaseResult:
-        """Run all steps, or, unless ``fresh``, those that the newest attempt at this plan has not finished.
+        """Run all steps; unless ``fresh``, only those that the newest attempt at this plan has not finished.
 
         Raises:
             PhaseLocked: another process runs this phase.
@@ -150,7 +150,7 @@ class PhaseRunner:
                         if last_good := select_last_good(self.phase, results):
                             self._record_last_good(last_good)
                         policy = {Verdict.FAILED: step.on_failure, Verdict.INSUFFICIENT_EVIDENCE: step.on_insufficient}
-                        if policy.get(result.verdict.sound) == "stop":  # a finding stops no phase
+                        if policy.get(result.verdict.sound) == "stop":  # ``sound`` ignores findings
                             break
             except RunInterrupted as error:
                 interrupted = True
@@ -174,14 +174,14 @@ class PhaseRunner:
     def run_step(self, request: StepRequest) -> StepResult:
         """Bring a step to its verdict: search its config if it has a search, run it, fall back while it does not pass.
 
-        The last run that passed decides the step, which after a lack of memory is the largest that fits; if none
-        passed, the run of the planned config decides.
+        The last run that passed decides the step; after an out-of-memory failure that is the largest config that fits.
+        If none passed, the run of the planned config decides.
 
         Raises:
-            RunInterrupted: a run or a trial was interrupted; nothing of it was judged.
+            RunInterrupted: a run or a trial was interrupted; it was not judged.
         """
         if request.step.search:
-            assert self.search, "a phase with a search needs its Conductor"
+            assert self.search, "a phase with a search needs a StepSearch"
             folder = self._attempt.search(request.number, request.step.name)
             margin = request.step.memory_margin
             values = self.search.choose(request.step.search, request.config, folder, self._parent, margin)
@@ -202,6 +202,7 @@ class PhaseRunner:
             (passed if newest.verdict.verdict is Verdict.PASSED else failed).append(config)
             if cause not in MEMORY_CAUSES and not newest.cause:  # memory is bisected further after a run that passed
                 break
+        # the decision is tagged only now, so that a kill before this line leaves the step undecided
         deciding = next((result for result in reversed(results) if result.verdict.verdict is Verdict.PASSED), planned)
         self.tracker.open(deciding.run_id).set_tags({"decides": "true"})
         return replace(deciding, step=planned.step, tries=tuple(run for run in results if run is not deciding))
@@ -209,7 +210,7 @@ class PhaseRunner:
     def _run_repeats(self, request: StepRequest, last_good: RunConfig | None) -> StepResult:
         """Run one config, and repeat it under other seeds while a deciding criterion has insufficient evidence.
 
-        A finding is not repeated, as no next step waits for it; nor is a run that needs more validation samples, as
+        A finding is not repeated, as no later step depends on it; nor is a run that needs more validation samples, as
         another seed validates on the same few.
         """
         results: list[StepResult] = []
@@ -228,18 +229,18 @@ class PhaseRunner:
             known = KnownOutOfMemory(request.config, newest.measurement.outcome, newest.run_id)
             self._out_of_memory.append(known)
         tags: dict[str, str] = {"verdict": newest.verdict.verdict, **({"failure": cause} if cause else {})}
-        if repeats:  # the first run has the verdict from before its repeats
+        if repeats:  # the first run was judged before its repeats were made
             tags["repeats"] = str(len(repeats))
         self.tracker.open(first.run_id).set_tags(tags)
         measurements = tuple(result.measurement for result in repeats)
         return replace(first, verdict=newest.verdict, repeats=measurements, fallback=request.fallback, cause=cause)
 
     def run_once(self, request: StepRequest, before: Sequence[Measurement] = ()) -> StepResult:
-        """Make one run, from its start to its verdict; a run that an earlier process has judged is only read.
+        """Make one run, from its start to its verdict; a run that an earlier process has judged is read from disk.
 
         Args:
             request: what to run.
-            before: the measurements of the same config under earlier seeds, which are judged together with this one.
+            before: measurements of the same config under earlier seeds, judged together with this run.
 
         Raises:
             RunInterrupted: the run was interrupted; it was not judged.
@@ -269,9 +270,10 @@ class PhaseRunner:
         return result
 
     def _measure(self, request: StepRequest, known: KnownOutOfMemory | None) -> _Measured:
-        """Open the MLflow run and hand the config to the runner; in a thread of the pool.
+        """Open the MLflow run and hand the config to the runner; runs in a thread of the pool.
 
-        A run that ``known`` proves too large is not made, and one that an earlier process has finished is only read.
+        A config that ``known`` proves too large is not run, and a run that an earlier process has finished is read from
+        disk.
         """
         folder = self._folder(request)
         is_new = folder.run_id is None
@@ -288,12 +290,12 @@ class PhaseRunner:
         return run, measurement
 
     def _open_run(self, folder: StepFolder, request: StepRequest) -> tuple[TrackedRun, str]:
-        """Open the MLflow run of a request, or open it again after a kill; with a note on how it differs."""
+        """Open the MLflow run of a request, or resume it after a kill; return it with a note for the observer."""
         reopened = self.tracker.resume(folder.run_id) if folder.run_id else None
         if reopened:
-            for event in EventTail(folder.path / EVENTS).read():  # a kill may have lost what was not yet sent
+            for event in EventTail(folder.path / EVENTS).read():  # events that a kill kept from being sent
                 reopened.event(event)
-            return reopened, "taken up again"
+            return reopened, "resumed"
         tags = {
             **self.tags,
             "phase": str(self.phase.number),
@@ -325,7 +327,7 @@ class PhaseRunner:
         return self._attempt.step(request.number, request.step.name, request.fallbacks, request.repeat)
 
     def _known_too_large(self, config: RunConfig) -> KnownOutOfMemory | None:
-        """Return a config that ran out of memory and is no larger in any dimension; None if there is none."""
+        """Return a known out-of-memory config that this one is at least as large as; None if there is none."""
         return next((known for known in self._out_of_memory if needs_at_least_memory_of(config, known.config)), None)
 
     def _plan_changes(self) -> list[str]:
@@ -342,7 +344,7 @@ class PhaseRunner:
         attempt = None if fresh else self.attempts.unfinished(fingerprint)
         parent = self.tracker.resume(attempt.content["run_id"]) if attempt else None
         if attempt and parent:
-            self.tracker.close_lost(parent.run_id)  # also a run that was opened and not yet recorded on disk
+            self.tracker.close_lost(parent.run_id)  # also a run that was opened but not recorded on disk
         else:
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             name = f"phase{self.phase.number} attempt {len(self.attempts.all()) + 1}"
@@ -357,12 +359,13 @@ class PhaseRunner:
             parent = adopted or self.tracker.start(name, tags)
             names = [step.name for step, _ in self.plan]
             attempt = self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json())
-        for name, text in self.phase.as_yaml().items():  # of a resumed attempt too: the kill may have come before
+        # also for a resumed attempt: the kill may have come before
+        for name, text in self.phase.as_yaml().items():
             parent.text(text, name)
         return attempt, parent
 
     def _config(self, number: int) -> RunConfig:
-        """Return a step's config: the one that it was begun with, else the planned one with earlier fallbacks kept."""
+        """Return the config that a step was begun with, else the planned one with the changes of earlier fallbacks."""
         step, planned = self.plan[number - 1]
         folder = self._attempt.step(number, step.name)
         if folder.path in self._started:
@@ -371,13 +374,13 @@ class PhaseRunner:
         return folder.config or planned.with_overrides(kept)
 
     def _skip_reason(self, number: int, config: RunConfig) -> str:
-        """Why a step is skipped: its forecast does not fit. Empty if it fits, has no condition or was begun."""
+        """Return why a step is skipped: its forecast does not fit. Empty if it fits, has no condition or was begun."""
         step, _ = self.plan[number - 1]
         was_begun = self._attempt.step(number, step.name).run_id is not None
         return "" if not step.when or was_begun else _too_large(step, config, self.forecast(config))
 
     def _start_independent(self, number: int) -> None:
-        """Start the runs of this step and of those after it that are made whatever the verdicts before them are.
+        """Start the run of this step and the runs of later steps that depend on no verdict.
 
         A step depends on the one before if that may stop the phase, and on its own search for its config. Repeats and
         fallbacks depend on a verdict. All are judged in the order of the plan.
@@ -410,7 +413,7 @@ def last_good_aliases(phase: int) -> tuple[str, str]:
 
 
 def _not_run(config: RunConfig, known: KnownOutOfMemory) -> Measurement:
-    """Return the measurement of a run that is not made, as a smaller one has run out of memory."""
+    """Return the measurement of a config that is not run, as a smaller one has run out of memory."""
     size = f"batch_size={known.config.batch_size} num_workers={known.config.num_workers}"
     detail = (
         f"not run: at least as large in every dimension as run {known.run_id} ({size} "
@@ -419,11 +422,11 @@ def _not_run(config: RunConfig, known: KnownOutOfMemory) -> Measurement:
     return Measurement(known.outcome, detail, config.fingerprint)
 
 
-def _too_large(step: Step, config: RunConfig, foreseen: Mapping[str, float]) -> str:
-    """Why a config does not fit, by its forecast: its peak is certainly over the step's margin; empty where it may."""
-    most, where = step.memory_margin, compute.get(config.compute)
-    for quantity, gib in (("host_peak_mib", where.memory_gib), ("gpu_peak_mib", where.gpu_memory_gib)):
-        low = foreseen.get(f"{FORECAST}{quantity}_low", 0.0)
-        if low > most * gib * 1024:
-            return f"not run: forecast of at least {low:,.0f} MiB, over {most:.0%} of {gib * 1024:,.0f}"
+def _too_large(step: Step, config: RunConfig, forecast: Mapping[str, float]) -> str:
+    """Return why a config does not fit: the low end of its forecast peak is over the step's margin; else empty."""
+    max_share, limits = step.memory_margin, compute.get(config.compute)
+    for quantity, gib in (("host_peak_mib", limits.memory_gib), ("gpu_peak_mib", limits.gpu_memory_gib)):
+        low = forecast.get(f"{FORECAST}{quantity}_low", 0.0)
+        if low > max_share * gib * 1024:
+            return f"not run: forecast of at least {low:,.0f} MiB, over {max_share:.0%} of {gib * 1024:,.0f}"
     return ""

@@ -1,4 +1,4 @@
-"""Results of a phase: plain data that the phase runner makes, ``record`` reads from MLflow, and the report shows."""
+"""Results of a phase: plain data that the phase runner makes, ``history`` reads from MLflow, and the report shows."""
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ class Cause(enum.StrEnum):
     HOST_OOM = "host_oom"
     CUDA_OOM = "cuda_oom"
     OVER_MARGIN = "over_margin"  # it fitted, without the margin that the criterion requires
-    WORKERS_MEMORY = "workers_memory"  # memory, where the step gave the loader more processes or more to prepare
+    WORKERS_MEMORY = "workers_memory"  # too much memory after the step raised num_workers or prefetch_factor
     SHM_FULL = "shm_full"
     DIVERGED = "diverged"
     LEAK = "leak"
@@ -28,8 +28,8 @@ class Cause(enum.StrEnum):
     FORGETTING = "forgetting"
     NOT_LEARNING = "not_learning"
     LOADER_BOUND = "loader_bound"  # training waited for the loader
-    FEW_STEPS = "few_steps"  # too few to judge the loss; more seeds of as many do not help
-    FEW_VALIDATION_SAMPLES = "few_validation_samples"  # too few to judge; more seeds of the same do not help
+    FEW_STEPS = "few_steps"  # too few to judge the loss; more seeds with as many steps do not help
+    FEW_VALIDATION_SAMPLES = "few_validation_samples"  # too few to judge; more seeds on the same samples do not help
     CRITERIA = "criteria"  # it ran well and failed a criterion of speed or balance
 
 
@@ -44,7 +44,7 @@ class Fallback:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One judged step: the run that decides it, and the other runs that led there."""
+    """One judged step: the run that decides it, and its other runs."""
 
     step: Step
     config: RunConfig  # of the deciding run, under its first seed
@@ -54,7 +54,7 @@ class StepResult:
     folder: Path
     repeats: tuple[Measurement, ...] = ()  # the same config under other seeds
     fallback: Fallback | None = None  # None: the deciding run has the step's own config
-    cause: Cause | None = None  # of a failure
+    cause: Cause | None = None  # None if the run passed or only more seeds can add evidence
     tries: tuple["StepResult", ...] = ()  # the step's other runs, in the order in which they were made
 
     @property
@@ -81,7 +81,7 @@ class PhaseResult:
     created: str = ""  # ISO 8601, UTC
     commit: str = ""  # of the code that ran; empty if unknown
     notes: tuple[str, ...] = ()  # remarks shown with the verdict, such as a plan that was changed
-    skipped: Mapping[str, str] = field(default_factory=dict)  # step -> why its condition did not hold
+    skipped: Mapping[str, str] = field(default_factory=dict)  # step -> reason why its condition did not hold
 
     @property
     def verdict(self) -> Verdict:
@@ -115,14 +115,14 @@ class PhaseResult:
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Every expectation of every step beside its measured value, in the order of the runs.
+        """Every expectation of every step with its measured value, in the order of the runs.
 
-        A run with a fallback has none: the expectations of a step hold for the step's own config.
+        A fallback has none: the expectations of a step hold for the step's own config.
         """
         return [comparison for run in self.all_runs() for comparison in run.verdict.comparisons]
 
     def all_runs(self) -> Iterator[StepResult]:
-        """Every run of every step, step by step; within a step the deciding run is last."""
+        """Yield every run of every step, step by step; within a step the deciding run is last."""
         for result in self.results:
             yield from result.runs
 

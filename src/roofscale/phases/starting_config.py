@@ -1,4 +1,4 @@
-"""What a phase starts from: the last good config of the phase that it needs, or the defaults."""
+"""Starting config of a phase: the last good config of the phase that it needs, or the defaults."""
 
 from pathlib import Path
 
@@ -14,33 +14,33 @@ from roofscale.tracking.history import experiment_name, read_config
 
 
 def starting_config(phase: Phase, runs: Path, cache: Path, from_defaults: bool) -> tuple[RunConfig, str]:
-    """The config that a phase starts from, and a sentence that says whose it is.
+    """Return the config that a phase starts from, and a sentence that names its origin.
 
-    The file that the phase before has left counts first; on a machine without it, the alias in MLflow's registry.
-    Data that was generated is generated anew, as the next phase may need more of it.
+    The last good file of the needed phase takes precedence; on a machine without it, the alias in MLflow's registry is
+    used. A data_root of generated data is cleared, so that data is generated anew: this phase may need more of it.
 
     Raises:
-        ConfigError: the phase that is needed has no passed step on record, and ``from_defaults`` is not set.
+        ConfigError: the needed phase has no passed step on record, and ``from_defaults`` is not set.
     """
     if phase.needs is None or from_defaults:
         return RunConfig(), "Starting from the defaults."
-    found = last_good(phase.needs, runs)
-    if found is None:
+    good = last_good(phase.needs, runs)
+    if good is None:
         raise ConfigError(
             f"phase {phase.number} stands on what phase {phase.needs} learnt, and no passed step of phase "
             f"{phase.needs} is on record, neither in {runs}/ nor at {tracking_uri()}. Climb it first: "
             f"{invocation.command('phase', phase.needs)}. Or start from the defaults: "
             f"{invocation.command('phase', phase.number, from_defaults=True)}."
         )
-    config, where = found
+    config, origin = good
     if Path(config.data_root).is_relative_to(cache):
         config = config.with_overrides({"data_root": ""})
     changed = " ".join(f"{key}={value}" for key, value in config.diff(RunConfig()).items())
-    return config, f"Starting from the last good config of phase {phase.needs} ({where}): {changed or 'the defaults'}."
+    return config, f"Starting from the last good config of phase {phase.needs} ({origin}): {changed or 'the defaults'}."
 
 
 def last_good(phase: int, runs: Path) -> tuple[RunConfig, str] | None:
-    """The last good config of a phase and where it is from; None where no passed step is on record."""
+    """Return the last good config of a phase and its origin; None if no passed step is on record."""
     return _from_file(phase, runs) or _from_registry(phase)
 
 

@@ -1,4 +1,4 @@
-"""YAML that remembers where each value stands, so that a wrong one is refused with its file and line."""
+"""YAML values with their file and line, so that the error for a wrong value names them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from roofscale.files import read_text
 
 @dataclass(frozen=True)
 class YamlNode:
-    """One value of a YAML file and the line it stands on."""
+    """One value of a YAML file, with its line."""
 
     file: Path
     line: int  # from 1
-    value: Any  # a plain scalar, a tuple of Nodes, or a dict of name -> Node
+    value: Any  # a plain scalar, a tuple of YamlNodes, or a dict of name -> YamlNode
 
     def error(self, message: str) -> ConfigError:
-        """A ConfigError that begins with this value's file and line."""
+        """Return a ConfigError that begins with this value's file and line."""
         return ConfigError(f"{self.file}:{self.line}: {message}")
 
     def mapping(self, what: str, known: Iterable[str] | None = None) -> dict[str, "YamlNode"]:
-        """This value as name -> Node; an empty value is an empty mapping.
+        """Return this value as name -> YamlNode; an empty value is an empty mapping.
 
         Raises:
-            ConfigError: no mapping, or a name that is not among ``known``.
+            ConfigError: the value is no mapping, or has a name that is not among ``known``.
         """
         if self.value is None:
             return {}
@@ -41,23 +41,23 @@ class YamlNode:
         return self.value
 
     def items(self, what: str) -> Iterator["YamlNode"]:
-        """The Nodes of a list.
+        """Return the items of a list.
 
         Raises:
-            ConfigError: this value is no list.
+            ConfigError: the value is no list.
         """
         if not isinstance(self.value, tuple):
             raise self.error(f"{what}: expected a list, one '- ' item a line, found {_shown(self)}.")
         return iter(self.value)
 
     def text(self, what: str) -> str:
-        """This value as a text; raises ConfigError where it is none or empty."""
+        """Return this value as a text without outer blanks; raise ConfigError if it is no text or is empty."""
         if not isinstance(self.value, str) or not self.value.strip():
             raise self.error(f"{what}: expected a text, found {_shown(self)}.")
         return self.value.strip()
 
     def number(self, what: str) -> float:
-        """This value as a finite number, also written 1e-4 (PyYAML leaves that a text); raises ConfigError."""
+        """Return this value as a finite number, also 1e-4, which PyYAML reads as text; else raise ConfigError."""
         try:
             if isinstance(self.value, bool | dict | tuple):
                 raise ValueError
@@ -69,14 +69,14 @@ class YamlNode:
         return number
 
     def whole(self, what: str, low: int) -> int:
-        """This value as a whole number of at least ``low``; raises ConfigError."""
+        """Return this value as a whole number of at least ``low``; raise ConfigError if it is none."""
         number = self.number(what)
         if number != int(number) or number < low:
             raise self.error(f"{what}: expected a whole number of at least {low}, found {_shown(self)}.")
         return int(number)
 
     def choice(self, what: str, choices: Iterable[str]) -> str:
-        """This value as one of a few words; raises ConfigError with the nearest."""
+        """Return this value if it is one of ``choices``; else raise a ConfigError that suggests the nearest."""
         words = tuple(choices)
         if self.value not in words:
             raise self.error(
@@ -85,7 +85,7 @@ class YamlNode:
         return str(self.value)
 
     def plain(self) -> Any:
-        """The value as plain Python, without lines."""
+        """Return the value as plain Python, without lines."""
         if isinstance(self.value, dict):
             return {name: node.plain() for name, node in self.value.items()}
         if isinstance(self.value, tuple):
@@ -136,7 +136,7 @@ def _build_mapping(file: Path, loader: yaml.SafeLoader, node: yaml.MappingNode) 
             raise ConfigError(f"{file}:{line}: expected a name before the colon.")
         if key.value in content:
             raise ConfigError(f"{file}:{line}: {key.value!r} stands here a second time; keep one.")
-        # a value is reported on the line of its name, where a person looks for it
+        # a value is reported with the line of its key, where a user looks for it
         content[key.value] = YamlNode(file, line, _build(file, loader, child).value)
     return content
 

@@ -1,12 +1,12 @@
-"""The criteria that a phase file may ask for: name, meaning, limits with their sources, and a pure function each.
+"""Criteria that a phase file can use: name, meaning, limits with their sources, and a pure function each.
 
-The statistics live in ``stats.curves``, ``stats.leak`` and ``stats.intervals``; here they meet a step's measurement,
-the ones it is compared with, and the repeats of the same step under other seeds.
+The statistics are in ``stats.curves``, ``stats.leak`` and ``stats.intervals``; here they are applied to the measurement
+of a step, to those of the steps that it is compared with, and to repeats of the step under other seeds.
 
-How repeats pool: validation losses are averaged per sample over the seeds before a paired test, because the losses of
-one sample under several seeds are not independent; step times are pooled; memory counts by its worst run; curves are
-judged run by run, where any failed run fails and a run without enough evidence weighs nothing beside one with it.
-What a step is compared with, the step before it or the base step, brings all of its seeds in the same way.
+How repeats are pooled: validation losses are averaged per sample over the seeds before a paired test, because the
+losses of one sample under several seeds are not independent; step times are pooled; memory is that of the worst run;
+curves are judged run by run: any failed run fails, and runs with insufficient evidence are ignored if another run has
+enough. The seeds of a step that is compared with, the step before or the base step, are pooled in the same way.
 """
 
 import types

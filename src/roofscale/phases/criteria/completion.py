@@ -1,4 +1,4 @@
-"""Whether a run came to its end."""
+"""Criterion of completion: the run ended by itself, without an error."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from roofscale.stats.curves import Finding, Verdict
 
 
 def completes(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """Every run ended as ``ok``."""
+    """Pass if every run ended as ``ok``."""
     ended_early = [run for run in evidence.runs if run.outcome is not Outcome.OK]
-    # an interruption says nothing about the config, so that any other outcome counts before it
+    # an interruption proves nothing about the config, so that any other outcome takes precedence
     for run in sorted(ended_early, key=lambda run: run.outcome is Outcome.INTERRUPTED):
         stopped = run.outcome is Outcome.INTERRUPTED
         verdict = Verdict.INSUFFICIENT_EVIDENCE if stopped else Verdict.FAILED

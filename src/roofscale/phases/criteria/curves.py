@@ -1,4 +1,4 @@
-"""What the curves of a run show: the training loss, the validation losses, the memory of its steps."""
+"""Criteria on the curves of a run: training loss, validation losses, memory of the steps."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,26 +12,27 @@ from roofscale.stats.curves import Finding
 
 
 def stable(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """See ``health.stable``."""
+    """Judge the training loss and the gradient norms of each run; see ``stats.curves.stable``."""
     return judge_each_run(
         evidence, lambda run: curves.stable([s.loss for s in run.steps], [s.grad_norm for s in run.steps], **limits)
     )
 
 
 def smooth(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """See ``health.smooth``."""
+    """Judge the roughness of each run's training loss; see ``stats.curves.smooth``."""
     return judge_each_run(evidence, lambda run: curves.smooth([s.loss for s in run.steps], **limits))
 
 
 def no_leak(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """See ``leak.no_leak``."""
+    """Judge the growth of each run's memory; see ``stats.leak.no_leak``."""
     return judge_each_run(evidence, lambda run: leak.no_leak(step_memory(run), **limits))
 
 
 def step_memory(run: Measurement) -> list[float]:
-    """Memory of each step, MiB: the largest sample within it, so that the phase of a step does not show as noise.
+    """Return the memory of each step, MiB: the largest memory sample within it.
 
-    A step too short to hold a sample takes the one nearest its end.
+    The largest, because memory rises and falls within a step, so that single samples depend on their moment. A step too
+    short for a memory sample has the one nearest its end.
     """
     times = np.array([point.time for point in run.memory])
     levels = np.array([point.mib for point in run.memory])
@@ -43,7 +44,10 @@ def step_memory(run: Measurement) -> list[float]:
 
 
 def learning(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """See ``health.learning``, of each data set trained on; the trend of the training loss is shown beside it."""
+    """Judge the validation losses of each data set trained on; see ``stats.curves.learning``.
+
+    The trend of the training loss is shown as well and decides nothing.
+    """
     joined = _each_dataset(evidence, lambda before, after, constant: curves.learning(before, after, constant, **limits))
     losses = np.array([step.loss for step in evidence.measurement.steps])
     blocks = min(losses.size // curves.ROUGH_BLOCK, curves.KENDALL_BLOCKS)
@@ -56,12 +60,12 @@ def learning(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def bounded(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """See ``health.bounded``, of each data set trained on."""
+    """Judge the validation losses of each data set trained on; see ``stats.curves.bounded``."""
     return _each_dataset(evidence, lambda before, after, constant: curves.bounded(before, after, constant, **limits))
 
 
 def _each_dataset(evidence: Evidence, judge: Callable[..., Finding]) -> Finding:
-    """Judge the validation losses (before, after, constant) of each data set trained on; all must pass."""
+    """Judge the validation losses (before, after, of the constant prediction) of each data set; all must pass."""
     trained = {part for run in evidence.runs for step in run.steps for part in step.dataset.split("+")}
     if not trained:
         return insufficient("no training step was recorded")
@@ -71,19 +75,23 @@ def _each_dataset(evidence: Evidence, judge: Callable[..., Finding]) -> Finding:
 
 
 def _pool_validation(dataset: str, runs: tuple[Measurement, ...]) -> curves.Values | None:
-    """Loss before, after and of the constant for each sample (rows), averaged over the runs that saw the sample."""
+    """Return a table (samples, 3) of the losses before, after and of the constant prediction.
+
+    Each is averaged over the runs that validated the sample. None if a run was not validated on the same samples before
+    and after training.
+    """
     pooled: dict[str, list[tuple[float, float, float]]] = {}
     for run in runs:
-        mine = sorted((v for v in run.validations if v.dataset == dataset), key=lambda v: v.step)
-        if not mine or mine[0].step != 0 or mine[-1].step == 0 or set(mine[0].sample_ids) != set(mine[-1].sample_ids):
+        own = sorted((v for v in run.validations if v.dataset == dataset), key=lambda v: v.step)
+        if not own or own[0].step != 0 or own[-1].step == 0 or set(own[0].sample_ids) != set(own[-1].sample_ids):
             return None
-        for sample, losses in _paired(mine[0], mine[-1]).items():
+        for sample, losses in _paired(own[0], own[-1]).items():
             pooled.setdefault(sample, []).append(losses)
     return np.array([np.mean(rows, axis=0) for rows in pooled.values()]).reshape(-1, 3)
 
 
 def _paired(before: Validation, after: Validation) -> dict[str, tuple[float, float, float]]:
-    """Sample id -> loss before, loss after, loss of the constant prediction."""
+    """Return sample id -> loss before, loss after, loss of the constant prediction."""
     first = dict(zip(before.sample_ids, before.losses, strict=True))
     rows = zip(after.sample_ids, after.losses, after.constant_losses, strict=True)
     return {sample: (first[sample], loss, constant) for sample, loss, constant in rows}
@@ -107,7 +115,11 @@ CRITERIA = {
     "bounded": Criterion(
         "validation does not blow up: after training its loss is not far above the constant prediction's",
         bounded,
-        {"max_ratio": Limit(2.0, "median loss after, over the worse of untrained and constant; see health.bounded")},
+        {
+            "max_ratio": Limit(
+                2.0, "median loss after, over the larger of untrained and constant (stats.curves.bounded)"
+            )
+        },
     ),
     "learning": Criterion(
         "validation loss falls sample by sample, and below the best constant prediction",

@@ -1,4 +1,4 @@
-"""What happens where a run goes on from one data set to the next: the switch, how alike they are, what is forgotten."""
+"""Criteria on a run over several data sets: the switch from one to the next, their consistency, and forgetting."""
 
 import itertools
 import math
@@ -36,85 +36,86 @@ from roofscale.stats.intervals import (
 )
 
 LOSS_ALPHA = 0.05  # significance of a rise of the validation losses
-PLATEAU_SHARE = 0.5  # the last half of a stretch: the loader's start and the first allocations lie before it
+PLATEAU_SHARE = 0.5  # the last half of a segment, after the loader's start and the first allocations
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Passes in a row over the same data sets."""
+    """Consecutive epochs on the same data sets."""
 
     name: str  # the data sets, joined by '+'
     steps: tuple[StepRecord, ...]
-    timed: tuple[Sized, ...]  # each epoch's first step left out, with the samples of the batches
-    memory: Values  # of the plateau's steps, MiB, less the copy that forked loader processes hold
+    timed: tuple[Sized, ...]  # without each epoch's first step; with the batch sizes
+    memory: Values  # of the plateau's steps, MiB; without the copy that forked loader processes hold
 
     @property
     def end(self) -> int:
-        """Optimiser steps done at its end."""
+        """Number of optimiser steps at its end."""
         return self.steps[-1].step
 
 
 def segments(run: Measurement) -> list[Segment]:
-    """The run in stretches; one that mixes the data sets, or has only one, is a single stretch."""
+    """Split a run into segments; a run that mixes its data sets, or has only one, is a single segment."""
     trained: dict[int, set[str]] = {}
     for step in run.steps:
         trained.setdefault(step.epoch, set()).update(step.dataset.split("+"))
     memory = _memory_of_one_copy(run)
     timed = without_first_steps(run.steps)
-    found = []
+    result = []
     for name, group in itertools.groupby(run.steps, lambda step: "+".join(sorted(trained[step.epoch]))):
         steps = tuple(group)
         inside = tuple(sized for sized in timed if steps[0].step <= sized[0].step <= steps[-1].step)
         plateau = steps[math.floor(len(steps) * PLATEAU_SHARE) :]
-        found.append(Segment(name, steps, inside, np.array([memory[step.step] for step in plateau])))
-    return found
+        result.append(Segment(name, steps, inside, np.array([memory[step.step] for step in plateau])))
+    return result
 
 
 def _memory_of_one_copy(run: Measurement) -> dict[int, float]:
-    """Memory by step, MiB, less the copy of weights, gradients and optimiser's state that forked loader processes hold.
+    """Return step -> memory, MiB, without the copy of the training state that forked loader processes hold.
 
-    Those of the first epoch are forked before there are any, those of every later one after it; what training then
-    writes anew stays in their memory as it was, whatever the data set. With the second epoch memory rose by 191 MiB
-    (ResNet-18, 1 worker; the copy is 219) and by 410 MiB (ResNet-34, 3 workers; 373).
+    Loader processes of the first epoch are forked before gradients and optimiser state exist, those of later epochs
+    after. As training overwrites weights, gradients and optimiser state, the forked processes keep the old pages (copy
+    on write), with any data set. Measured rise with the second epoch: 191 MiB (ResNet-18, 1 worker; the copy is
+    219 MiB) and 410 MiB (ResNet-34, 3 workers; 373 MiB).
     """
     copied = max(0.0, run.metrics.get("memory/copied_mib", 0.0))
     steps = zip(run.steps, step_memory(run), strict=True)
     return {step.step: mib - (copied if step.epoch > run.steps[0].epoch else 0.0) for step, mib in steps}
 
 
-def _by_stretches(evidence: Evidence, judge: Callable[[Measurement, list[Segment]], Finding]) -> Finding:
-    """Judge each run by its stretches, where it has several; where the data sets are mixed, nothing switches."""
+def _judge_segments(evidence: Evidence, judge: Callable[[Measurement, list[Segment]], Finding]) -> Finding:
+    """Judge each run by its segments; a run that mixes its data sets passes, as it has no switch."""
 
     def judge_run(run: Measurement) -> Finding:
-        found = segments(run)
-        if len(found) == 1 and "+" in found[0].name:
-            return Finding(Verdict.PASSED, f"{found[0].name} mixed in every epoch: no switch")
-        return judge(run, found) if len(found) > 1 else insufficient("no switch of data set within the run")
+        parts = segments(run)
+        if len(parts) == 1 and "+" in parts[0].name:
+            return Finding(Verdict.PASSED, f"{parts[0].name} mixed in every epoch: no switch")
+        return judge(run, parts) if len(parts) > 1 else insufficient("no switch of data set within the run")
 
     return judge_each_run(evidence, judge_run)
 
 
 def smooth_transition(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """At each switch of data set within a run, nothing lasting happens to memory, speed or the old data sets' loss.
+    """Judge memory, speed and the loss on the old data sets at each switch of data set within a run.
 
-    Memory: the mean of the last half of the stretch after the switch is at most 1 + ``max_rise`` times that of the
-    stretch before. Speed: samples a second from ``max_steps`` steps after the switch on are at least 1 -
-    ``max_slowdown`` times those before it. Both are intervals that lie wholly within. Loss: each old data set's mean
-    validation loss after the first pass over the new one is at most ``max_spike`` times that before it; above that, a
-    paired signed-rank test tells whether it is noise.
+    Memory: the mean of the last half of the segment after the switch is at most 1 + ``max_rise`` times that of the
+    segment before. Speed: samples per second from ``max_steps`` steps after the switch on are at least 1 -
+    ``max_slowdown`` times those before it. Both ratios are intervals that must lie wholly within the limit. Loss: each
+    old data set's mean validation loss after the first epoch on the new one is at most ``max_spike`` times that before
+    it; above the limit, the run fails only if a paired signed-rank test shows that the rise is no noise.
     """
 
-    def judge(run: Measurement, found: Sequence[Segment]) -> Finding:
-        judged = {}
-        for so_far, (before, after) in enumerate(itertools.pairwise(found), 1):
+    def judge(run: Measurement, parts: Sequence[Segment]) -> Finding:
+        findings = {}
+        for count, (before, after) in enumerate(itertools.pairwise(parts), 1):
             speed = _speed_step(before, after, int(limits["max_steps"]), limits["max_slowdown"])
-            old = sorted({stretch.name for stretch in found[:so_far]})
-            parts = [_memory_step(before, after, limits["max_rise"]), unless_disturbed(speed, evidence)]
-            parts += [_loss_step(run, name, before.end, limits["max_spike"]) for name in old]
-            judged[f"{before.name} to {after.name}"] = all_of_merged(parts)
-        return all_of(judged)
+            old = sorted({segment.name for segment in parts[:count]})
+            at_switch = [_memory_step(before, after, limits["max_rise"]), unless_disturbed(speed, evidence)]
+            at_switch += [_loss_step(run, name, before.end, limits["max_spike"]) for name in old]
+            findings[f"{before.name} to {after.name}"] = all_of_merged(at_switch)
+        return all_of(findings)
 
-    return _by_stretches(evidence, judge)
+    return _judge_segments(evidence, judge)
 
 
 def _memory_step(before: Segment, after: Segment, max_rise: float) -> Finding:
@@ -138,8 +139,8 @@ def _speed_step(before: Segment, after: Segment, max_steps: int, max_slowdown: f
 
 
 def _loss_step(run: Measurement, dataset: str, switch: int, max_spike: float) -> Finding:
-    mine = [v for v in run.validations if v.dataset == dataset and v.step > 0]
-    before, after = [v for v in mine if v.step <= switch], [v for v in mine if v.step > switch]
+    own = [v for v in run.validations if v.dataset == dataset and v.step > 0]
+    before, after = [v for v in own if v.step <= switch], [v for v in own if v.step > switch]
     table = _losses([(before[-1], after[0])]) if before and after else None
     if table is None:
         return insufficient(f"{dataset} not validated before and after the switch, on the same samples")
@@ -149,32 +150,33 @@ def _loss_step(run: Measurement, dataset: str, switch: int, max_spike: float) ->
 
 
 def consistent(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """Seconds a sample and memory a sample of each data set are within ``max_factor`` of the first one's, either way.
+    """Judge whether time and memory per sample of each data set are within a factor ``max_factor`` of the first one's.
 
-    Memory a sample is the mean of the last half of the data set's steps, less what was held before the first step, over
-    the batch size, which is the same. Both ratios are intervals that lie wholly within the factor.
+    Memory per sample is the mean over the last half of the data set's steps, less the memory before the first step. The
+    batch size is the same for all data sets, so it cancels out. Both ratios are intervals that must lie wholly within
+    the factor.
     """
     factor = limits["max_factor"]
 
-    def judge(run: Measurement, found: Sequence[Segment]) -> Finding:
-        first, *others = found
-        held = baseline_mib(run.steps, run.memory)
-        judged = {}
+    def judge(run: Measurement, parts: Sequence[Segment]) -> Finding:
+        first, *others = parts
+        baseline = baseline_mib(run.steps, run.memory)
+        findings = {}
         for other in others:
-            memory = _ratio(_log_level(other.memory - held), _log_level(first.memory - held))
+            memory = _ratio(_log_level(other.memory - baseline), _log_level(first.memory - baseline))
             speed = _ratio(log_pace([other.timed]), log_pace([first.timed]))
-            judged[other.name] = all_of_merged(
+            findings[other.name] = all_of_merged(
                 [
-                    unless_disturbed(_alike("seconds", speed, first.name, factor), evidence),
-                    _alike("memory", memory, first.name, factor),
+                    unless_disturbed(_within_factor("seconds", speed, first.name, factor), evidence),
+                    _within_factor("memory", memory, first.name, factor),
                 ]
             )
-        return all_of(judged)
+        return all_of(findings)
 
-    return _by_stretches(evidence, judge)
+    return _judge_segments(evidence, judge)
 
 
-def _alike(what: str, ratio: Interval | None, first: str, factor: float) -> Finding:
+def _within_factor(what: str, ratio: Interval | None, first: str, factor: float) -> Finding:
     if ratio is None:
         return insufficient(f"{what} a sample of fewer than {MIN_WINDOWS} steps")
     text = f"{what} a sample {ratio:.2f} x {first}'s (within a factor of {factor:g})"
@@ -182,22 +184,22 @@ def _alike(what: str, ratio: Interval | None, first: str, factor: float) -> Find
 
 
 def forgetting(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """The validation IoU of an earlier data set does not fall by over ``max_drop`` once others are trained on.
+    """Judge whether the validation IoU of an earlier data set falls by more than ``max_drop`` as others are trained on.
 
-    The drop runs from the pass after which the data set was last trained on to the end of the run, averaged over the
-    runs. Above the limit, a paired signed-rank test of the samples' losses tells whether it is noise. What is forgotten
-    when data sets come one after the other is kept when they are mixed (rehearsal; Robins 1995, Connection Sci. 7:123).
+    The drop is counted from the validation after the data set's last epoch to the end of the run, averaged over the
+    runs. Above the limit, it fails only if a paired signed-rank test of the samples' losses shows that it is no noise.
+    Mixing the data sets prevents forgetting (rehearsal; Robins 1995, Connection Sci. 7:123).
     """
-    names = [[set(stretch.name.split("+")) for stretch in segments(run)] for run in evidence.runs]
-    trained = {name for run in names for stretch in run for name in stretch}
+    names = [[set(segment.name.split("+")) for segment in segments(run)] for run in evidence.runs]
+    trained = {name for run in names for segment in run for name in segment}
     if len(trained) < 2:
         return insufficient(f"{len(trained)} data set trained on; forgetting needs a second")
-    left = sorted({name for run in names for stretch in run for name in stretch - run[-1]})
-    if not left:
+    earlier = sorted({name for run in names for segment in run for name in segment - run[-1]})
+    if not earlier:
         return Finding(Verdict.PASSED, "every data set was trained on to the end")
     pairs = [validations_since_trained(run.steps, run.validations) for run in evidence.runs]
-    drops = {name: [found[name] for found in pairs if name in found] for name in left}
-    joined = all_of({name: _drop(name, found, limits["max_drop"]) for name, found in drops.items()})
+    by_name = {name: [of_run[name] for of_run in pairs if name in of_run] for name in earlier}
+    joined = all_of({name: _drop(name, of_name, limits["max_drop"]) for name, of_name in by_name.items()})
     if joined.verdict is not Verdict.FAILED:
         return joined
     return Finding(joined.verdict, f"{joined.evidence}; train them together: schedule=mixed", joined.numbers)
@@ -214,7 +216,10 @@ def _drop(dataset: str, pairs: Sequence[tuple[Validation, Validation]], max_drop
 
 
 def _over(value: float, limit: float, p: float, samples: int) -> Verdict:
-    """Failed over the limit where the losses' rise is significant; too few samples to show one decide nothing."""
+    """Judge a value: failed if it is over the limit and the rise of the losses is significant.
+
+    Over the limit without significance, or with too few samples to reach it, the evidence is insufficient.
+    """
     if samples < learning_min_samples(LOSS_ALPHA) or not math.isfinite(value):
         return Verdict.INSUFFICIENT_EVIDENCE
     if value <= limit:
@@ -223,7 +228,10 @@ def _over(value: float, limit: float, p: float, samples: int) -> Verdict:
 
 
 def _losses(pairs: Sequence[tuple[Validation, Validation]]) -> Values | None:
-    """Losses of each sample (rows) then and later, averaged over the pairs; None where something is missing."""
+    """Return a table (samples, 2) of the losses before and after, averaged over the pairs.
+
+    None if there is no pair, if the samples differ, or if a loss is not finite.
+    """
     tables = [dict(zip(v.sample_ids, v.losses, strict=True)) for pair in pairs for v in pair]
     if not tables or any(table.keys() != tables[0].keys() for table in tables):
         return None
@@ -238,7 +246,7 @@ def _log_level(memory: Values) -> Estimate | None:
 
 
 def _ratio(a: Estimate | None, b: Estimate | None) -> Interval | None:
-    """The interval of a ratio from its two logarithms."""
+    """Return the interval of a ratio, given the logarithms of both terms; None if one is missing."""
     return interval(difference(a, b)).exp() if a and b else None
 
 
@@ -247,7 +255,7 @@ CRITERIA = {
         "at a switch of data set memory does not rise for good, speed comes back, the old data's loss does not spike",
         smooth_transition,
         {
-            # Loader processes forked from a process that has grown keep some 25 MiB more each: 8 %, three at 192 px.
+            # A loader process forked later, from a grown process, keeps about 25 MiB more: 8 % for three at 192 px.
             "max_rise": Limit(0.15, "rise of the memory's plateau, share of that before the switch"),
             "max_steps": Limit(5, "steps after the switch by which the speed is back"),
             "max_slowdown": Limit(0.20, "share of the samples a second before the switch that may be lost"),
@@ -257,7 +265,7 @@ CRITERIA = {
     "consistent": Criterion(
         "seconds a sample and memory a sample of each data set are like the first one's",
         consistent,
-        {"max_factor": Limit(1.5, "either way")},
+        {"max_factor": Limit(1.5, "ratio to the first data set's, either way")},
     ),
     "forgetting": Criterion(
         "the validation IoU of an earlier data set does not fall once others are trained on",

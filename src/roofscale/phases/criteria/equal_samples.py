@@ -1,7 +1,8 @@
-"""Losses of two steps compared at equal samples seen, which is what makes batch sizes comparable.
+"""Criterion ``no_worse_loss``: losses of two steps at equal samples seen, which makes batch sizes comparable.
 
-At equal steps, a batch eight times as large has seen eight times the data; at equal samples both have, and what is left
-is what fewer, larger steps make of it (Shallue et al. 2019, JMLR 20:1-49, compare batch sizes the same way).
+After equal numbers of steps, a batch eight times as large has seen eight times the data. After equal numbers of samples
+both have seen the same, and only the effect of fewer, larger steps remains (Shallue et al. 2019, JMLR 20:1-49, compare
+batch sizes in the same way).
 """
 
 import math
@@ -24,37 +25,37 @@ from roofscale.stats.intervals import (
     mean,
 )
 
-WINDOW = 0.5  # the share of the samples seen so far whose losses are averaged: 7 steps at batch 16 leave four
-SAME_SAMPLES = 0.05  # a last batch of one is dropped, so that numbers of samples differ by less than a batch
+WINDOW = 0.5  # share of the samples seen so far whose losses are averaged: of 7 steps at batch 16, the last four
+SAME_SAMPLES = 0.05  # relative; a last batch of one is dropped, so that numbers of samples differ by less than a batch
 # Standard deviation of log loss between seeds of one config: 0.04 to 0.06 in training (of which the batches' own noise
 # 0.035), 0.03 to 0.06 in validation; five seeds each of batch 2, 4, 8 and 16, 100 generated roofs at 128 px, ResNet-18.
 SEED_SPREAD = 0.05
 
 
 def loss_at(runs: Sequence[Measurement], samples: int) -> Estimate | None:
-    """Logarithm of the training loss of one config's runs when each had seen ``samples``, seed noise included.
+    """Return the logarithm of the training loss of one config's runs after ``samples`` samples, seed noise included.
 
-    The mean loss of a sample over the second half of them, weighted by the batch. None where a run has not seen as
-    many, or its losses are not finite.
+    The loss is the mean over the last WINDOW of these samples, weighted by the batch. None if a run has seen fewer
+    samples, or if its losses are not finite.
     """
     if not runs or any(not run.steps or run.steps[-1].samples < samples for run in runs):
         return None
-    found = log_rate([_losses(run.steps, samples) for run in runs])
-    return found and add_variance(found, SEED_SPREAD**2 / len(runs))
+    loss = log_rate([_losses(run.steps, samples) for run in runs])
+    return loss and add_variance(loss, SEED_SPREAD**2 / len(runs))
 
 
 def _losses(steps: Sequence[StepRecord], samples: int) -> list[tuple[float, float]]:
-    """(batch, summed loss) of the steps whose samples lie in the window that ends at ``samples``."""
+    """Return (batch size, summed loss) of the steps in the window that ends at ``samples``."""
     sized = zip(steps, batch_samples(steps), strict=True)
     return [(size, step.loss * size) for step, size in sized if (1 - WINDOW) * samples < step.samples <= samples]
 
 
 def no_worse_loss(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """The loss is not worse than the base step's by more than a factor, when both have seen the same samples.
+    """Judge whether the loss is worse than the base step's by more than a factor after equal samples.
 
-    Training loss against ``max_ratio``, and, where both were validated after the same number of samples, the paired
-    validation losses of each data set against ``max_val_ratio``. Intervals as in ``interval``, with the spread of
-    seeds: repeats of the step narrow it.
+    The ratio of training losses has the limit ``max_ratio``; the ratio of paired validation losses of each data set,
+    if both steps were validated after the same number of samples, has the limit ``max_val_ratio``. Ratios are
+    intervals (see ``stats.intervals.interval``) that include the spread of seeds; repeats of the step narrow them.
     """
     if not evidence.base:
         return insufficient("no base step to compare with")
@@ -82,9 +83,10 @@ def _judge(name: str, log_ratio: Estimate, samples: int, most: float) -> Finding
 def _validation_ratio(
     dataset: str, runs: Sequence[Measurement], base: Sequence[Measurement]
 ) -> tuple[Estimate | None, int]:
-    """Logarithm of the ratio of validation losses after as many samples, seed noise included; None where there is none.
+    """Return the logarithm of the ratio of validation losses, seed noise included, and the samples seen by then.
 
-    After the last of the base step's validations that every run of both has one within SAME_SAMPLES of.
+    It is taken at the last validation of the base step for which every run of both steps has a validation within
+    SAME_SAMPLES. None if there is no such validation, or if the losses cannot be compared.
     """
     for _, samples in reversed(_validated(base[0], dataset)):
         ours, theirs = ([_validation_near(run, dataset, samples) for run in side] for side in (runs, base))
@@ -95,25 +97,25 @@ def _validation_ratio(
 
 
 def _validation_near(run: Measurement, dataset: str, samples: int) -> Validation | None:
-    near = [found for found, seen in _validated(run, dataset) if abs(seen / samples - 1) < SAME_SAMPLES]
+    near = [validation for validation, seen in _validated(run, dataset) if abs(seen / samples - 1) < SAME_SAMPLES]
     return near[-1] if near else None
 
 
 def _validated(run: Measurement, dataset: str) -> list[tuple[Validation, int]]:
-    """The validations of a data set after training began, with the samples seen until then."""
+    """Return the validations of a data set after training began, with the samples seen until then."""
     seen = {step.step: step.samples for step in run.steps}
     return [(v, seen[v.step]) for v in run.validations if v.dataset == dataset and v.step in seen]
 
 
 def _paired_log_ratio(ours: Sequence[Validation], theirs: Sequence[Validation]) -> Estimate | None:
-    """Logarithm of mean loss over mean loss, by the samples that all of them have; None where there are too few."""
+    """Return the logarithm of the ratio of mean losses over the samples that all have; None if these are too few."""
     tables = [dict(zip(v.sample_ids, v.losses, strict=True)) for v in (*ours, *theirs)]
     shared = sorted(set(tables[0]).intersection(*tables[1:]))
     losses = np.array([[table[sample] for sample in shared] for table in tables], dtype=np.float64)
     if not shared or not (np.isfinite(losses).all() and (losses > 0).all()):
         return None
     a, b = losses[: len(ours)].mean(axis=0), losses[len(ours) :].mean(axis=0)
-    relative = mean(a / a.mean() - b / b.mean())  # its mean is zero: only how unsure the ratio is
+    relative = mean(a / a.mean() - b / b.mean())  # its mean is zero; only its variance is used
     return relative and Estimate(math.log(a.mean() / b.mean()), relative.variance, relative.freedom)
 
 
@@ -122,8 +124,8 @@ CRITERIA = {
         "at equal samples seen, training and validation loss are not worse than the base step's by over a factor",
         no_worse_loss,
         {
-            # Eight times fewer steps alone, batch 16 against 2, came to 1.33 to 1.45 in training and to 1.45 to 1.9 in
-            # validation, where batch norm's running averages lag too: 100 and 200 samples, as for SEED_SPREAD.
+            # An eighth of the steps alone, batch 16 against 2, gave ratios of 1.33 to 1.45 in training and of 1.45 to
+            # 1.9 in validation, where batch norm's running averages lag too; 100 and 200 samples, as for SEED_SPREAD.
             "max_ratio": Limit(1.75, "training loss over the base step's"),
             "max_val_ratio": Limit(2.5, "validation loss over the base step's"),
         },

@@ -1,4 +1,4 @@
-"""What a criterion looks at, and what all of them share: how runs pool, and when the machine is to blame."""
+"""Input of the criteria, and what they share: pooling of runs, and when other work has disturbed the times."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,24 +10,24 @@ from roofscale.phases.expectation import Expectation
 from roofscale.stats.curves import Finding, Verdict, combine
 from roofscale.stats.intervals import MAX_OTHER_LOAD
 
-MAX_PACE_DRIFT = 1.2  # ratio of paces; half the tightest tolerance of a shipped phase file (0.20), either way
+MAX_PACE_DRIFT = 1.2  # slowest over fastest pace: 10 % either way, half a shipped phase file's tightest tolerance
 
-# Runs that agree in these did the same work on each sample, in batches of whatever size, loaded by however many.
+# Runs that agree in these knobs do the same work on each sample; batch size and loader processes may differ.
 SAME_WORK = affecting("step", "loader") - {"batch_size", "num_workers", "prefetch_factor"}
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A number that a phase file may set."""
+    """A number of a criterion that a phase file may set."""
 
     default: float
-    meaning: str  # unit and source included
-    is_memory_margin: bool = False  # if unset, the step's Step.memory_margin
+    meaning: str  # with unit and source
+    is_memory_margin: bool = False  # if unset, it is ``Step.memory_margin``, not ``default``
 
 
 @dataclass(frozen=True)
 class EarlierStep:
-    """An earlier step of the phase: the config that decided it, and what it yielded under each seed."""
+    """An earlier step of the phase: its deciding config with the measurements under each seed."""
 
     config: RunConfig
     runs: tuple[Measurement, ...]
@@ -35,14 +35,14 @@ class EarlierStep:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a criterion may look at."""
+    """Input of a criterion: the measurements of a step and of the steps that it is compared with."""
 
     measurement: Measurement
     previous: tuple[Measurement, ...] = ()  # the step before, under all seeds
     base: tuple[Measurement, ...] = ()  # the first step of the phase, likewise
     repeats: tuple[Measurement, ...] = ()  # the same step under other seeds
     expect: tuple[Expectation, ...] = ()
-    config: RunConfig | None = None  # of the measurement; None where nobody knows it
+    config: RunConfig | None = None  # of the measurement; None if unknown
     history: tuple[EarlierStep, ...] = ()  # the earlier steps of the phase, in order
 
     @property
@@ -51,10 +51,10 @@ class Evidence:
         return (self.measurement, *self.repeats)
 
     def config_of(self, run: Measurement) -> RunConfig | None:
-        """The run config of one of these runs, None where nobody knows it."""
-        if any(run is one for one in self.runs):
+        """Return the run config of one of these runs, None if unknown."""
+        if any(run is own for own in self.runs):  # by identity: measurements of two runs may be equal
             return self.config
-        return next((rung.config for rung in self.history if any(run is one for one in rung.runs)), None)
+        return next((step.config for step in self.history if any(run is other for other in step.runs)), None)
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class Criterion:
     meaning: str
     judge: Callable[[Evidence, Mapping[str, float]], Finding]
     limits: Mapping[str, Limit] = field(default_factory=dict)
-    finding: bool = False  # it tells what a change is worth; a run that does not meet it is sound all the same
+    finding: bool = False  # it measures what a change gains; a run that fails it is sound all the same
 
 
 def insufficient(text: str) -> Finding:
-    """Not enough evidence, and of what."""
+    """Return a finding of insufficient evidence, with the reason."""
     return Finding(Verdict.INSUFFICIENT_EVIDENCE, text)
 
 
 def judge_each_run(evidence: Evidence, judge: Callable[[Measurement], Finding]) -> Finding:
-    """The finding that decides among those of the runs; one run's lack of evidence is made up by another's."""
+    """Judge each run; return a failed finding if there is one, else a passed one, else insufficient evidence."""
     findings = [judge(run) for run in evidence.runs]
     decided = [f for f in findings if f.verdict is not Verdict.INSUFFICIENT_EVIDENCE]
     worst = next((f for f in decided if f.verdict is Verdict.FAILED), (decided or findings)[0])
@@ -83,7 +83,7 @@ def judge_each_run(evidence: Evidence, judge: Callable[[Measurement], Finding]) 
 
 
 def all_of(findings: Mapping[str, Finding]) -> Finding:
-    """All must pass; names are shown only where there are several."""
+    """Combine findings that must all pass; names are shown only if there are several."""
     if len(findings) == 1:
         return next(iter(findings.values()))
     return Finding(
@@ -94,7 +94,7 @@ def all_of(findings: Mapping[str, Finding]) -> Finding:
 
 
 def all_of_merged(findings: Sequence[Finding]) -> Finding:
-    """All must pass; the evidence in one line, the numbers under their own names."""
+    """Combine findings that must all pass: the evidence in one line, the numbers under their own names."""
     return Finding(
         combine([f.verdict for f in findings]),
         "; ".join(f.evidence for f in findings),
@@ -103,23 +103,23 @@ def all_of_merged(findings: Sequence[Finding]) -> Finding:
 
 
 def worst_metric(evidence: Evidence, name: str) -> float:
-    """The largest value over the runs; NaN as soon as one run lacks it."""
+    """Return the largest value over the runs; NaN if a run has no finite one."""
     return largest(run.metric(name) for run in evidence.runs)
 
 
 def largest(values: Iterable[float]) -> float:
-    """The largest of some values; NaN where one is not finite, or where there is none."""
+    """Return the largest of some values; NaN if one is not finite, or if there are none."""
     known = list(values)
     return max(known) if known and all(map(math.isfinite, known)) else math.nan
 
 
 def unless_disturbed(finding: Finding, evidence: Evidence, reference: Sequence[Measurement] = ()) -> Finding:
-    """A failure by time is no evidence where the machine gave much of its time to other work, or changed its pace."""
+    """Return a failed finding as insufficient evidence if ``disturbed`` gives a reason; any other unchanged."""
     return as_insufficient(finding, disturbed(evidence, reference)) if finding.verdict is Verdict.FAILED else finding
 
 
 def disturbed(evidence: Evidence, reference: Sequence[Measurement] = ()) -> str:
-    """Why the times of a step and of what it is compared with prove nothing; empty where they do."""
+    """Return why the times of a step and its reference are no evidence; empty if they are."""
     runs = [*evidence.runs, *reference]
     others = max((run.metric("cpu/others") for run in runs), default=math.nan)
     if others > MAX_OTHER_LOAD:
@@ -128,17 +128,17 @@ def disturbed(evidence: Evidence, reference: Sequence[Measurement] = ()) -> str:
 
 
 def as_insufficient(finding: Finding, why: str) -> Finding:
-    """The same finding, but no evidence; unchanged where there is no reason why."""
+    """Return a finding as insufficient evidence for the reason ``why``; unchanged if ``why`` is empty."""
     if not why:
         return finding
     return Finding(Verdict.INSUFFICIENT_EVIDENCE, f"{finding.evidence}; but {why}", finding.numbers)
 
 
 def pace_drift(evidence: Evidence, runs: Sequence[Measurement]) -> str:
-    """Why the runs' times cannot be compared, empty where they can.
+    """Return why the times of runs cannot be compared; empty if they can.
 
-    The pace is that of the cached batch: no loader and no data set can change it, but a neighbour on a shared host can.
-    It tells something only between runs whose cached batch is the same one, so not across batch sizes.
+    The pace is that of a cached batch: it does not depend on the loader or the data set, but other users of a shared
+    host change it. It is compared only between runs with the same work per batch, so not across batch sizes.
     """
     paces: dict[object, list[float]] = {}
     for run in runs:

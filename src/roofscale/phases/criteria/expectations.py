@@ -1,7 +1,7 @@
-"""How far a step bears out what was expected of it: reported with a likely reason, never a ground for its verdict.
+"""Expectations of a step compared with its measurements: reported with a likely reason, without effect on the verdict.
 
-A ratio of times carries the noise of its steps, so it is told by an interval (see ``interval``): wholly within the
-tolerance is borne out, wholly outside is not, and anything between cannot be told.
+A ratio of times has the noise of its steps, so it is an interval (see ``stats.intervals.interval``): if it lies wholly
+within the tolerance the expectation is borne out, if wholly outside it is not, else it is undecided.
 """
 
 import math
@@ -17,34 +17,34 @@ from roofscale.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, compare
 COMPARED = {
     Verdict.PASSED: "borne out",
     Verdict.FAILED: "not borne out",
-    Verdict.INSUFFICIENT_EVIDENCE: "not to be told",
+    Verdict.INSUFFICIENT_EVIDENCE: "undecided",
 }
-_EXACT = Estimate(0.0, 0.0, math.inf)  # what an absolute value is compared with
-_WAITING = 0.20  # share of the steps' time; what the criterion data_stall allows
-_BUSY_CPU = 0.85  # share of the cores, over which a larger batch has no idle time left to fill
+_EXACT = Estimate(0.0, 0.0, math.inf)  # reference of an absolute value
+_WAITING = 0.20  # share of the steps' time spent waiting for the loader; as in the criterion data_stall
+_BUSY_CPU = 0.85  # share of the cores above which a larger batch finds no idle time to use
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One expectation of a step, with what was measured of it."""
+    """One expectation of a step, with the measured value."""
 
     step: str  # its name
     expectation: Expectation
-    measured: float  # a ratio, or absolute, as the expectation is; NaN where it was not measured
-    low: float  # ends of the interval
+    measured: float  # a ratio or absolute, like the expectation; NaN if it was not measured
+    low: float  # ends of the interval; both equal to ``measured`` for a metric without step noise
     high: float
     verdict: Verdict
-    evidence: str  # one line with numbers, for a person
-    reason: str = ""  # likely, of what is not borne out; empty where the measurements name none
+    evidence: str  # one line with numbers, for people
+    reason: str = ""  # the likely one if not borne out; empty if the measurements show none
 
     @property
     def words(self) -> str:
-        """Borne out, not borne out, or not to be told."""
+        """Verdict in words: borne out, not borne out, or undecided."""
         return COMPARED[self.verdict]
 
 
 def compare(step: str, expected: Expectation, evidence: Evidence) -> Comparison:
-    """Hold the runs of a step against one expectation; several seeds are pooled, of the step compared with, too."""
+    """Compare the runs of a step with one expectation; the seeds of the step and of its reference are pooled."""
     reference = {"previous": evidence.previous, "base": evidence.base, "absolute": ()}[expected.of]
     finding = _find(expected, evidence.runs, reference)
     reason = _likely_reason(expected, evidence, reference) if finding.verdict is not Verdict.PASSED else ""
@@ -83,18 +83,21 @@ def _mean(runs: Sequence[Measurement], name: str) -> float:
 def _relative_spread(
     name: str, runs: Sequence[Measurement], reference: Sequence[Measurement]
 ) -> tuple[float, float] | None:
-    """The interval over its centre: (1, 1) for a metric without step noise, None where too few steps were timed."""
+    """Return the ends of the interval over its centre; None if too few steps were timed.
+
+    They are (1, 1) for a metric without step noise.
+    """
     if not is_timed(name):
         return 1.0, 1.0
     ours, theirs = log_seconds_per_sample(runs), log_seconds_per_sample(reference) if reference else _EXACT
     if ours is None or theirs is None:
         return None
-    found = interval(difference(ours, theirs))
-    return math.exp(found.low - found.centre), math.exp(found.high - found.centre)
+    log_ratio = interval(difference(ours, theirs))
+    return math.exp(log_ratio.low - log_ratio.centre), math.exp(log_ratio.high - log_ratio.centre)
 
 
 def _likely_reason(expected: Expectation, evidence: Evidence, reference: Sequence[Measurement]) -> str:
-    """What in the measurements may explain a miss; the first of these that holds."""
+    """Return the first reason in the measurements that may explain a miss; empty if there is none."""
     run, config = evidence.measurement, evidence.config
     peak, each = (run.metric(f"memory/{name}") for name in ("peak_mib", "mib_per_sample"))
     if is_timed(expected.metric):

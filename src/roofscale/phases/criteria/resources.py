@@ -1,9 +1,9 @@
-"""What a step made of the machine: memory, the loader, CPU and GPU, and which of them holds the others up.
+"""Criteria on a step's use of the machine: memory, loader, CPU and GPU, and which of them is the bottleneck.
 
-The thresholds by time are those of SageMaker Debugger's profiler rules, which AWS no longer runs: CPUBottleneck (CPU
-over 90 % with GPU under 10 %), IOBottleneck (I/O wait over 50 %), both for over half the time, LowGPUUtilization (95th
-percentile under 70 %) and StepOutlier (over 3 standard deviations); Amazon SageMaker Developer Guide, "List of Debugger
-Built-in Rules".
+The thresholds on shares of time are those of SageMaker Debugger's profiler rules, which AWS no longer runs:
+CPUBottleneck (CPU over 90 % with GPU under 10 %), IOBottleneck (I/O wait over 50 %), both for over half the time,
+LowGPUUtilization (95th percentile under 70 %) and StepOutlier (over 3 standard deviations); Amazon SageMaker Developer
+Guide, "List of Debugger Built-in Rules".
 """
 
 import math
@@ -29,19 +29,19 @@ from roofscale.stats.curves import MAD_TO_SIGMA, SIGMA_FLOOR, SMALL_SAMPLE, Find
 from roofscale.stats.intervals import MIN_WINDOWS, Estimate, batch_means, compare_to_band, difference, interval
 
 FULL = 0.90  # share of the cores: what CPUBottleneck calls a busy CPU
-IDLE_GPU = 0.10  # what it calls an idle GPU
-OVER_HALF = 0.5  # of the time, from which those rules speak of a bottleneck
-MIN_ROWS = 5  # of the resources over time, ten seconds of training, before a share of the time says anything
+IDLE_GPU = 0.10  # utilisation that CPUBottleneck calls an idle GPU
+OVER_HALF = 0.5  # share of the time above which these rules report a bottleneck
+MIN_ROWS = 5  # rows of the resources, one every two seconds of training, needed for a share of the time
 OUTLIER_SIGMAS = 3.0
-OUTLIER_ALPHA = {"failed": 0.01, "passed": 0.05}  # a sigma of few steps is rough: more than chance has to fail one
-OUTLIERS_EXCLUDED = 0.25  # share of slow steps that must be excluded to pass; eleven steps without one do
+OUTLIER_ALPHA = {"failed": 0.01, "passed": 0.05}  # stricter to fail: a sigma of few steps is rough
+OUTLIERS_EXCLUDED = 0.25  # share of slow steps to be excluded for a pass; eleven steps without a slow one suffice
 
 Flags = npt.NDArray[np.bool_]
 Part = Callable[[Evidence, Mapping[str, float]], Finding | None]  # None: the run has no such resource
 
 
 def memory_margin(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """The worst run's peak is under ``max_share`` of what the compute has, host and GPU each."""
+    """Judge whether the worst run's peak is under ``max_share`` of the compute's memory, host and GPU each."""
     shares = {"host": worst_metric(evidence, "memory/share"), "GPU": worst_metric(evidence, "gpu/memory_share")}
     if all(run.metrics.get("gpu/memory_share") is None for run in evidence.runs):
         del shares["GPU"]  # a run without a GPU
@@ -60,10 +60,11 @@ def memory_margin(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def data_stall(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """Judged by what a cached batch saves and by the wait itself, because only together do they blame the loader.
+    """Judge whether training waits for the loader.
 
-    A step may be slower than a cached one because the machine was busy, without having waited; and a wait may be short
-    where the batch would have been late anyway.
+    Failed if both the wait and the time that a cached batch saves are over ``max_share`` of the steps' time. Only both
+    together prove that the loader is the cause: a step may be slower than one on a cached batch because the machine was
+    busy, without any wait; and a wait may be short for a batch that would have been late anyway.
     """
     stall = float(np.median([run.metric("speed/data_stall") for run in evidence.runs]))
     wait = float(np.median([run.metric("speed/loader_wait") for run in evidence.runs]))
@@ -79,11 +80,11 @@ def data_stall(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def attains(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """An epoch takes hardly longer than its samples would if every batch lay ready on the device.
+    """Judge whether whole epochs achieve at least ``min_share`` of the samples per second of a cached batch.
 
-    The same step on a cached batch is what can be attained with this model, batch and arithmetic; all else that an
-    epoch takes time for counts against it: the loader, checkpoints, what is put on record. A GPU may be called busy
-    all the while, as its utilisation is the share of the time in which anything runs on it at all.
+    The step on a cached batch is the attainable speed with this model, batch and precision; loader, checkpoints and
+    logging count against it. GPU utilisation cannot replace this criterion: it is the share of the time in which
+    anything runs on the GPU, so that it may be high on a slow run.
     """
     share = float(np.median([_attained(run) for run in evidence.runs]))
     if not math.isfinite(share):
@@ -97,20 +98,21 @@ def attains(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def _attained(run: Measurement) -> float:
-    """Achieved over attainable samples a second; NaN where one of them was not measured."""
-    passes = len({step.epoch for step in run.steps})
-    if not passes:
+    """Return achieved over attainable samples per second; NaN if either was not measured."""
+    epochs = len({step.epoch for step in run.steps})
+    if not epochs:
         return math.nan
-    attainable = run.metric("speed/cached_seconds_per_sample") * run.steps[-1].samples / passes
+    attainable = run.metric("speed/cached_seconds_per_sample") * run.steps[-1].samples / epochs
     return attainable / run.metric("speed/seconds_per_epoch")
 
 
 def utilisation_up(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """CPU utilisation while training is up on the base step's by ``min_gain``, or has no room left to be.
+    """Judge whether CPU utilisation in training is above the base step's by ``min_gain``, or already near its maximum.
 
-    Neighbouring rows are alike, so the interval of the difference is one of block means (``interval.level``). Passed
-    where it lies wholly above min_gain, or where the step's own lies wholly above 90 % of the cores; failed where both
-    lie wholly below; else, and with fewer than nine rows a run, the evidence is insufficient.
+    Successive rows are correlated, so the interval of the difference is one of block means
+    (``stats.intervals.batch_means``). Passed if it lies wholly above min_gain, or if the step's own utilisation lies
+    wholly above 90 % of the cores; failed if both lie wholly below; else, and with fewer than nine rows per run, the
+    evidence is insufficient.
     """
     if not evidence.base:
         return insufficient("no base step to compare with")
@@ -136,35 +138,35 @@ def _level_of(name: str, runs: Sequence[Measurement]) -> Estimate | None:
 
 
 def training_rows(run: Measurement, *names: str) -> Values:
-    """The resources over time while training: for each name its series, at the moments where all are known.
+    """Return the series of metrics within training steps, shape (names, rows), at the times when all of them are known.
 
-    What lies between the steps, validation and the end of an epoch, is left out.
+    Rows between steps are left out: validation and the end of an epoch.
     """
     ends = np.array([step.time for step in run.steps])
     starts = ends - np.array([step.seconds for step in run.steps])
     times = np.array([row.time for row in run.resources])
-    found: Values = np.array([[row.metrics.get(name, math.nan) for name in names] for row in run.resources])
-    step_of = np.searchsorted(ends, times)  # the one that ends at that moment or after
+    values: Values = np.array([[row.metrics.get(name, math.nan) for name in names] for row in run.resources])
+    step_of = np.searchsorted(ends, times)  # index of the first step that ends at or after the row
     inside = step_of < ends.size
     inside[inside] = starts[step_of[inside]] < times[inside]
-    known = np.isfinite(found.reshape(-1, len(names))).all(axis=1)
-    return found.reshape(-1, len(names))[inside & known].T
+    known = np.isfinite(values.reshape(-1, len(names))).all(axis=1)
+    return values.reshape(-1, len(names))[inside & known].T
 
 
 def balanced(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """No resource holds the others up; the one that does is named.
+    """Judge whether a resource is the bottleneck, and name it.
 
     Each resource of ``_PARTS`` is judged by itself; one that the machine does not have is left out.
     """
-    found = {name: part(evidence, limits) for name, part in _PARTS.items()}
-    parts = {name: finding for name, finding in found.items() if finding}
-    guilty = [name for name, finding in parts.items() if finding.verdict is Verdict.FAILED]
+    findings = {name: part(evidence, limits) for name, part in _PARTS.items()}
+    parts = {name: finding for name, finding in findings.items() if finding}
+    bottlenecks = [name for name, finding in parts.items() if finding.verdict is Verdict.FAILED]
     text = "; ".join(f"{name}: {finding.evidence}" for name, finding in parts.items())
     return Finding(
         combine([finding.verdict for finding in parts.values()]),
-        f"bottleneck: {' and '.join(guilty)} ({text})" if guilty else text,
+        f"bottleneck: {' and '.join(bottlenecks)} ({text})" if bottlenecks else text,
         {name: value for finding in parts.values() for name, value in finding.numbers.items()}
-        | {f"bottleneck/{name}": 1.0 for name in guilty},
+        | {f"bottleneck/{name}": 1.0 for name in bottlenecks},
     )
 
 
@@ -187,9 +189,9 @@ def _shm_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding | None
 def _io_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding | None:
     (waits,) = _rows(evidence, "cpu/io_wait")
     if not waits.size and _rows(evidence, "cpu/utilisation").size:
-        return None  # a system that does not tell
-    most = limits["max_io_wait"]
-    return _over_half(waits > most, evidence, f"over {most:.0%}", "io_wait_time")
+        return None  # a system that does not report I/O wait
+    max_wait = limits["max_io_wait"]
+    return _over_half(waits > max_wait, evidence, f"over {max_wait:.0%}", "io_wait_time")
 
 
 def _cpu_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding | None:
@@ -213,9 +215,9 @@ def _gpu_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding | None
 
 
 def _outlier_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """Steps over three robust sigmas of log time: failed where they are significantly more than ``max_outliers``.
+    """Judge the share of steps slower than three robust sigmas of log time, by exact binomial tests.
 
-    Exact binomial tests both ways: passed where a quarter of the steps can be excluded.
+    Failed if it is significantly over ``max_outliers``; passed if a share of OUTLIERS_EXCLUDED can be excluded.
     """
     flags = np.concatenate([_outliers(run) for run in evidence.runs])
     if not flags.size:
@@ -235,15 +237,15 @@ def _outliers(run: Measurement) -> Flags:
     if seconds.size < MIN_WINDOWS or not (np.isfinite(seconds) & (seconds > 0)).all():
         return np.zeros(0, dtype=np.bool_)
     excess = np.log(seconds) - np.median(np.log(seconds))
-    # Of the faster half only: where many steps are slow, they must not widen what counts as slow.
+    # Sigma is taken from the faster half, so that many slow steps do not raise the threshold for slow steps.
     faster = -excess[excess <= 0]
     sigma = max(SIGMA_FLOOR, MAD_TO_SIGMA * float(np.median(faster)) * (1 + SMALL_SAMPLE / excess.size))
-    found: Flags = excess > OUTLIER_SIGMAS * sigma
-    return found
+    outliers: Flags = excess > OUTLIER_SIGMAS * sigma
+    return outliers
 
 
 def _over_half(flags: Flags, evidence: Evidence, what: str, name: str) -> Finding:
-    """Failed where the flags are up for over half the time."""
+    """Judge flags, one per row: failed if they are set for over half the time."""
     if flags.size < MIN_ROWS:
         return insufficient(f"{flags.size} rows, {MIN_ROWS} needed")
     share = float(flags.mean())
@@ -275,7 +277,7 @@ CRITERIA = {
     "memory_margin": Criterion(
         "the peak stays under a share of the compute's memory, host and GPU each",
         memory_margin,
-        {"max_share": Limit(MEMORY_MARGIN, "share of the memory; a fifth is kept for what the samples did not see")},
+        {"max_share": Limit(MEMORY_MARGIN, "share of the memory; a fifth is kept for peaks between two samples")},
     ),
     "data_stall": Criterion(
         "the loader keeps up with training",

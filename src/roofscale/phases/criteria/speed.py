@@ -1,7 +1,7 @@
-"""How fast a step trained, against the phase's base step and against the other batch sizes.
+"""Criteria on the speed of a step, against the phase's base step and against other batch sizes.
 
-Times of sharing a machine are noisy, so a gain is an interval: over windows of steps, each epoch's first step left out,
-with the spread that runs of one config have among themselves (see ``interval``).
+Times on a shared machine are noisy, so a gain is an interval over windows of steps, without each epoch's first step;
+it includes the spread between runs of one config (see ``stats.intervals.interval``).
 """
 
 import math
@@ -37,11 +37,11 @@ from roofscale.stats.intervals import (
 
 
 def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """Samples a second above the base step's by at least ``min_gain``.
+    """Judge whether samples per second are above the base step's by at least ``min_gain``.
 
-    The interval of the ratio lies wholly above 1 + min_gain: passed; wholly below: failed; else the evidence is
-    insufficient, as it is with fewer than MIN_WINDOWS timed steps on either side. A gain over a base that ran while
-    the machine was busier, or slower, is none.
+    Passed if the interval of the ratio lies wholly above 1 + min_gain, failed if wholly below; else the evidence is
+    insufficient, as it is with fewer than MIN_WINDOWS timed steps of either step. A gain proves nothing if the machine
+    was busier or slower while the base step ran.
     """
     if not evidence.base:
         return insufficient("no base step to compare with")
@@ -55,12 +55,12 @@ def faster(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
         {"gain": ratio.centre - 1, "gain_low": ratio.low - 1, "gain_high": ratio.high - 1},
     )
     if finding.verdict is Verdict.PASSED:
-        return as_insufficient(finding, _flattered(evidence, evidence.base))
+        return as_insufficient(finding, _base_disturbed(evidence, evidence.base))
     return unless_disturbed(finding, evidence, evidence.base)
 
 
-def _flattered(evidence: Evidence, base: Sequence[Measurement]) -> str:
-    """Why the base looks slower than it is, empty where nothing says so."""
+def _base_disturbed(evidence: Evidence, base: Sequence[Measurement]) -> str:
+    """Return why the base step may have been measured too slow; empty if nothing shows it."""
     theirs, ours = (max(run.metric("cpu/others") for run in runs) for runs in (base, evidence.runs))
     more = theirs - ours
     if more > MAX_OTHER_LOAD:
@@ -73,7 +73,7 @@ def _flattered(evidence: Evidence, base: Sequence[Measurement]) -> str:
 
 @dataclass(frozen=True)
 class BatchPoint:
-    """What one batch size came to."""
+    """Throughput and memory of one batch size."""
 
     batch_size: int
     samples_per_s: float
@@ -81,13 +81,13 @@ class BatchPoint:
 
 
 def knee(points: Sequence[BatchPoint], tolerance: float = 0.05, max_share: float = MEMORY_MARGIN) -> BatchPoint | None:
-    """The smallest batch within ``tolerance`` of the best throughput, among those under ``max_share`` of the memory.
+    """Return the smallest batch within ``tolerance`` of the best throughput, among those under ``max_share`` of memory.
 
-    None where no batch is under it, or none was measured.
+    None if no measured batch is under ``max_share``.
     """
-    able = [p for p in points if p.memory_share < max_share and math.isfinite(p.samples_per_s)]
-    best = max((p.samples_per_s for p in able), default=math.nan)
-    return min((p for p in able if p.samples_per_s >= (1 - tolerance) * best), key=_batch_size, default=None)
+    fitting = [p for p in points if p.memory_share < max_share and math.isfinite(p.samples_per_s)]
+    best = max((p.samples_per_s for p in fitting), default=math.nan)
+    return min((p for p in fitting if p.samples_per_s >= (1 - tolerance) * best), key=_batch_size, default=None)
 
 
 def _batch_size(point: BatchPoint) -> int:
@@ -95,10 +95,11 @@ def _batch_size(point: BatchPoint) -> int:
 
 
 def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
-    """The knee among this step and the earlier ones that did the same work with another batch.
+    """Find the knee among this step and the earlier steps that did the same work with other batch sizes.
 
-    Told where noise leaves no doubt that matters: the knee is certainly within twice the tolerance of the best, and no
-    smaller batch may be within the tolerance. Failed where no batch stays under the memory limit.
+    Passed if the knee is certainly within twice the tolerance of the best, and every smaller batch is certainly outside
+    the tolerance; certain means at the end of the interval. Failed if no batch stays under the memory limit. Else, and
+    with fewer than two batch sizes, the evidence is insufficient.
     """
     paces = _paces_by_batch(evidence)
     points = [BatchPoint(size, math.exp(-seconds.value), share) for size, (seconds, share) in paces.items()]
@@ -106,24 +107,25 @@ def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
         return insufficient(
             f"{len(points)} batch sizes with {MIN_WINDOWS} timed steps and known memory; a knee needs 2"
         )
-    tolerance, most = limits["tolerance"], limits["max_share"]
-    found = knee(points, tolerance, most)
-    if found is None:
-        return Finding(Verdict.FAILED, f"no batch stays under {most:.0%} of the memory")
-    best = max((p for p in points if p.memory_share < most), key=lambda p: p.samples_per_s)
-    against = {p.batch_size: _relative(paces, p, best) for p in points if p is not best and p.memory_share < most}
-    smaller = [size for size, ratio in against.items() if size < found.batch_size and ratio.high >= 1 - tolerance]
-    at_least = against[found.batch_size].low if found is not best else 1.0
+    tolerance, max_share = limits["tolerance"], limits["max_share"]
+    chosen = knee(points, tolerance, max_share)
+    if chosen is None:
+        return Finding(Verdict.FAILED, f"no batch stays under {max_share:.0%} of the memory")
+    fitting = [p for p in points if p.memory_share < max_share]
+    best = max(fitting, key=lambda p: p.samples_per_s)
+    to_best = {p.batch_size: _ratio(paces, p, best) for p in fitting if p is not best}
+    smaller = [size for size, ratio in to_best.items() if size < chosen.batch_size and ratio.high >= 1 - tolerance]
+    at_least = to_best[chosen.batch_size].low if chosen is not best else 1.0
     unsure = smaller or at_least < 1 - 2 * tolerance
     listed = ", ".join(f"{p.batch_size}: {p.samples_per_s:.3g}" for p in sorted(points, key=_batch_size))
     return Finding(
         Verdict.INSUFFICIENT_EVIDENCE if unsure else Verdict.PASSED,
-        f"batch {found.batch_size} is the smallest within {tolerance:.0%} of the best (samples/s by batch {listed})"
+        f"batch {chosen.batch_size} is the smallest within {tolerance:.0%} of the best (samples/s by batch {listed})"
         + (", but noise may hide a smaller or a better one" if unsure else "")
-        + f"; its memory {found.memory_share:.0%} of the compute's (limit {most:.0%})",
+        + f"; its memory {chosen.memory_share:.0%} of the compute's (limit {max_share:.0%})",
         {
-            "batch_size": found.batch_size,
-            "samples_per_s": found.samples_per_s,
+            "batch_size": chosen.batch_size,
+            "samples_per_s": chosen.samples_per_s,
             "best_batch_size": best.batch_size,
             "best_samples_per_s": best.samples_per_s,
         },
@@ -131,19 +133,19 @@ def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
 
 def _paces_by_batch(evidence: Evidence) -> dict[int, tuple[Estimate, float]]:
-    """Pace and memory share by batch size, all runs of one pooled; smallest first."""
+    """Return batch size -> (pace, memory share), smallest batch first; the runs of each batch size are pooled."""
     if evidence.config is None:
         return {}
-    here = _work(evidence.config)
+    work = _work(evidence.config)
     runs: dict[int, list[Measurement]] = {}
-    for rung in (*evidence.history, EarlierStep(evidence.config, evidence.runs)):
-        if _work(rung.config) == here:
-            runs.setdefault(rung.config.batch_size, []).extend(rung.runs)
-    known = {
+    for step in (*evidence.history, EarlierStep(evidence.config, evidence.runs)):
+        if _work(step.config) == work:
+            runs.setdefault(step.config.batch_size, []).extend(step.runs)
+    pooled = {
         batch: (log_seconds_per_sample(of_batch), largest(map(_memory_share, of_batch)))
         for batch, of_batch in sorted(runs.items())
     }
-    return {batch: (seconds, share) for batch, (seconds, share) in known.items() if seconds and math.isfinite(share)}
+    return {batch: (seconds, share) for batch, (seconds, share) in pooled.items() if seconds and math.isfinite(share)}
 
 
 def _work(config: RunConfig) -> tuple[object, ...]:
@@ -154,7 +156,7 @@ def _memory_share(run: Measurement) -> float:
     return largest(run.metric(name) for name in ("memory/share", "gpu/memory_share") if name in run.metrics)
 
 
-def _relative(paces: Mapping[int, tuple[Estimate, float]], point: BatchPoint, best: BatchPoint) -> Interval:
+def _ratio(paces: Mapping[int, tuple[Estimate, float]], point: BatchPoint, best: BatchPoint) -> Interval:
     return interval(difference(paces[best.batch_size][0], paces[point.batch_size][0])).exp()
 
 
@@ -166,10 +168,10 @@ CRITERIA = {
         finding=True,
     ),
     "knee": Criterion(
-        "the smallest batch within a tolerance of the best throughput, under the memory limit, can be told",
+        "the smallest batch within a tolerance of the best throughput, under the memory limit, is certain",
         find_knee,
         {
-            "tolerance": Limit(0.05, "share of the best throughput that a smaller batch may lack"),
+            "tolerance": Limit(0.05, "share of the best throughput by which a smaller batch may fall short"),
             "max_share": Limit(MEMORY_MARGIN, "share of the compute's memory at the peak", is_memory_margin=True),
         },
         finding=True,

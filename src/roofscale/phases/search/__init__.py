@@ -1,5 +1,6 @@
-"""A search of batch size, workers and prefetch by trials: short runs, each in its own process, that may die of memory.
+"""Search of batch size, loader processes and prefetch by trials: short runs that may run out of memory.
 
-``spec`` says what may be searched, ``foresight`` which trials are not worth running, ``trials`` runs one, ``tried`` is
-what came of it, ``study`` asks Optuna for the next, ``choice`` takes the knee.
+``step_search`` conducts the search of a step, ``space`` defines the knobs and their ranges, ``study`` holds the trials
+in Optuna's storage, ``acquisition`` proposes the next config by a ``gaussian_process``, ``memory_guard`` skips configs
+known to be too large, ``trial_runner`` runs a trial, ``trial_result`` is its result, and ``choice`` takes the knee.
 """

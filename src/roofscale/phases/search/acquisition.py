@@ -1,9 +1,9 @@
-"""Suggests the next trial, knowing that the space is finite and that its knee is what is wanted. Pure functions.
+"""Acquisition: the next config to try in a finite space whose knee is searched for. Pure functions.
 
-A ``Surface`` tells of every config that is left how fast it may be. Tried next is the one with the largest expected
-improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455); when none is worth a trial
-any more, a smaller config that may well be as good as the fastest; when there is none of these, the search is over.
-Memory grows with every knob, so what is as large as a config known to be too large is never suggested.
+A ``GaussianProcess`` predicts the speed of every untried config. The next trial is the config with the largest expected
+improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455). If no improvement is worth
+a trial, it is a smaller config that is likely to be as good as the fastest; if there is none either, the search is
+over. Memory grows with every knob, so a config as large as one known to be too large is never proposed.
 """
 
 import math
@@ -20,18 +20,18 @@ from roofscale.phases.search.gaussian_process import GaussianProcess, Values
 from roofscale.phases.search.space import SearchSpace
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 
-# Expected gain in log samples/s. Replayed on a table of 30 configs (benchmarks/results/search_compare.json at
+# Smallest expected gain in log samples/s. Replayed on a table of 30 configs (benchmarks/results/search_compare.json at
 # eee07b1), 20 studies each (medians): at 0.01 the choice was at 0.928 of the best in 7.8 trials, at 0.005 at 0.956 in
 # 8.5, at 0.002 at 0.942 in 8.7.
 WORTH_A_TRIAL = 0.005
-WORTH_A_LOOK = 0.3  # probability that a smaller config is within the tolerance of the fastest
-_PEAK_SPREAD = 0.02  # standard deviation of a log peak from run to run, about that of forecast.host.LEAST_SPREAD
-MIN_OBSERVATIONS = 4  # before that a process has nothing to learn its scales from
+WORTH_A_LOOK = 0.3  # smallest probability that a smaller config is within the tolerance of the fastest
+_PEAK_SPREAD = 0.02  # standard deviation of a log peak from run to run, about forecast.host_memory.MIN_SPREAD
+MIN_OBSERVATIONS = 4  # feasible trials needed to fit the scales of the Gaussian process
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A config to try, and why."""
+    """A config to try, with the reason."""
 
     config: RunConfig
     why: str
@@ -44,52 +44,54 @@ def propose(
     within: Callable[[RunConfig], float],
     seed: int,
 ) -> Proposal | None:
-    """The next config; None where no trial is likely to change the choice.
+    """Propose the next config; None if no trial is likely to change the choice.
 
     Args:
-        tried: what is known.
-        left: the configs that were not tried, smallest first.
+        tried: the results so far.
+        left: the untried configs, smallest first.
         spec: the space.
-        within: the probability that a config stays within its memory, by which what it promises is weighed (Gardner et
-            al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
-        seed: of what is random.
+        within: returns the probability that a config stays within its memory margin, by which its expected improvement
+            is weighted (Gardner et al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
+        seed: of the fits of the Gaussian processes.
     """
     left = [
-        one for one in left if not any(t.over_margin > 0 and needs_at_least_memory_of(one, t.config) for t in tried)
+        config
+        for config in left
+        if not any(t.over_margin > 0 and needs_at_least_memory_of(config, t.config) for t in tried)
     ]
     if not left:
         return None
     choice = choose(tried, spec, seed)
-    if choice is None or sum(one.feasible for one in tried) < MIN_OBSERVATIONS:
+    if choice is None or sum(result.feasible for result in tried) < MIN_OBSERVATIONS:
         return Proposal(left[0], "the smallest, as too little is known yet")
     mean, deviation = choice.rates.predict(left)
     best = float(choice.rates.predict([choice.best.config])[0][0])
-    likely = np.minimum([within(one) for one in left], _within_by_trials(tried, left, spec, seed))
+    likely = np.minimum([within(config) for config in left], _within_by_trials(tried, left, spec, seed))
     gain = likely * _expected_improvement(mean, deviation, best)
-    place = int(gain.argmax())
-    if gain[place] > WORTH_A_TRIAL:
-        return Proposal(left[place], f"may be faster: {gain[place]:.1%} expected")
+    index = int(gain.argmax())
+    if gain[index] > WORTH_A_TRIAL:
+        return Proposal(left[index], f"may be faster: {gain[index]:.1%} expected")
     close: Values = likely * stats.norm.sf((best + math.log(1 - spec.tolerance) - mean) / deviation)
-    smaller = [size_key(one) < size_key(choice.chosen.config) for one in left]
-    place = int(np.where(smaller, close, 0.0).argmax())
-    if smaller[place] and close[place] > WORTH_A_LOOK:
-        return Proposal(left[place], f"smaller, and as fast with a probability of {close[place]:.0%}")
+    smaller = [size_key(config) < size_key(choice.chosen.config) for config in left]
+    index = int(np.where(smaller, close, 0.0).argmax())
+    if smaller[index] and close[index] > WORTH_A_LOOK:
+        return Proposal(left[index], f"smaller, and as fast with a probability of {close[index]:.0%}")
     return None
 
 
 def _within_by_trials(tried: Sequence[TrialResult], left: Sequence[RunConfig], spec: SearchSpace, seed: int) -> Values:
-    """The probability of staying within the memory as the trials alone tell it, whatever a forecast may say."""
+    """Return each config's probability of staying within its memory margin, from the trials alone."""
     shares = [
         (t.config, math.log(t.share / t.max_share), _PEAK_SPREAD**2)
         for t in tried
         if t.outcome != SKIPPED and t.share > 0
     ]
     mean, deviation = GaussianProcess(shares, spec, seed).predict(left)
-    found: Values = stats.norm.cdf(-mean / deviation)
-    return found
+    probability: Values = stats.norm.cdf(-mean / deviation)
+    return probability
 
 
 def _expected_improvement(mean: Values, deviation: Values, best: float) -> Values:
-    above = (mean - best) / deviation
-    found: Values = deviation * (above * stats.norm.cdf(above) + stats.norm.pdf(above))
-    return found
+    z = (mean - best) / deviation
+    improvement: Values = deviation * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
+    return improvement

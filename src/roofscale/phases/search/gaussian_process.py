@@ -1,7 +1,7 @@
-"""What trials tell of every config of a space: a Gaussian process over it.
+"""Gaussian process over a search space, fitted to the trials.
 
-Matern 5/2 (Rasmussen and Williams, Gaussian Processes for Machine Learning, ch. 4.2), its scales fitted to the trials.
-Neighbours inform each other, so a config is known better than its own short trial could show.
+Its kernel is Matern 5/2 (Rasmussen and Williams, Gaussian Processes for Machine Learning, ch. 4.2), with scales fitted
+to the trials. Neighbouring configs inform each other, so a prediction is more precise than a single short trial.
 """
 
 import math
@@ -20,18 +20,18 @@ from roofscale.phases.search.space import SearchSpace
 from roofscale.stats.intervals import CONFIDENCE, Interval
 
 Values = npt.NDArray[np.float64]
-Known = tuple[RunConfig, float, float]  # a config with a value and the variance of that
+Known = tuple[RunConfig, float, float]  # a config with its value and the variance of the value
 
-_LEAST_DEVIATION = 1e-9  # rounding must not make it 0
+_LEAST_DEVIATION = 1e-9  # keeps rounding from making a deviation 0
 
 
 class GaussianProcess:
-    """A value over a space, as some configs show it.
+    """Gaussian process of a value over a space.
 
     Args:
-        known: one at the least.
+        known: observations, at least one.
         spec: the space.
-        seed: of the fit's restarts.
+        seed: of the restarts of the fit.
     """
 
     def __init__(self, known: Sequence[Known], spec: SearchSpace, seed: int) -> None:
@@ -43,25 +43,25 @@ class GaussianProcess:
             kernel, alpha=np.array(variances), n_restarts_optimizer=2, random_state=seed
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound: the knob changes nothing
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound: the knob has no effect
             self._process.fit(_features(configs, spec), np.array(values) - self._level)
 
     def predict(self, configs: Sequence[RunConfig]) -> tuple[Values, Values]:
-        """Mean and standard deviation at some configs, each ``(configs,)``."""
+        """Return mean and standard deviation of the value at some configs, each of shape (configs,)."""
         mean, deviation = self._process.predict(_features(configs, self._spec), return_std=True)
         return mean + self._level, np.maximum(deviation, _LEAST_DEVIATION)
 
     def ratio_to(self, configs: Sequence[RunConfig], other: RunConfig) -> list[Interval]:
-        """By how much the value at each config exceeds that at another one."""
+        """Return the interval of each config's value minus that of ``other``; a log ratio if values are logarithms."""
         mean, covariance = self._process.predict(_features([*configs, other], self._spec), return_cov=True)
         variance = np.diag(covariance)[:-1] + covariance[-1, -1] - 2 * covariance[-1, :-1]
-        reach = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * np.sqrt(np.maximum(variance, 0.0))
+        half_width = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * np.sqrt(np.maximum(variance, 0.0))
         centres = (mean[:-1] - mean[-1]).tolist()
-        return [Interval(c, c - r, c + r) for c, r in zip(centres, reach.tolist(), strict=True)]
+        return [Interval(c, c - h, c + h) for c, h in zip(centres, half_width.tolist(), strict=True)]
 
 
 def _features(configs: Sequence[RunConfig], spec: SearchSpace) -> Values:
-    """Each knob over its range as 0 to 1, by its logarithm: twice the batch is the same step everywhere."""
+    """Return the logarithms of the knobs, scaled to 0 to 1 over their ranges, shape (configs, knobs)."""
     rows = []
     for config in configs:
         values = {**spec.values(config), **({} if config.num_workers else {"prefetch_factor": 0})}

@@ -1,4 +1,4 @@
-"""Which trials need not be run, because it is known beforehand that they leave their memory."""
+"""Memory guard of a search: skips trials that are known or forecast to exceed their memory margin."""
 
 import dataclasses
 import math
@@ -23,28 +23,28 @@ from roofscale.stats.intervals import CONFIDENCE
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """The memory that there is, and what peaks were measured in it before the search."""
+    """Memory of the compute, and the peaks measured on it before the search."""
 
     memory_mib: float  # of the host
-    shm_free_mib: float | None = None  # None: not known, and then it is no limit
-    kind: MemoryProfile | None = None  # as the host trains it; None on a GPU, where the GPU's memory decides
+    shm_free_mib: float | None = None  # None: unknown, and not limited
+    kind: MemoryProfile | None = None  # of training on the host; None on a GPU, where the GPU's memory decides
     points: tuple[PeakObservation, ...] = ()  # peaks of host memory on record
     max_share: float = MEMORY_MARGIN  # of each memory that a run may take
 
 
 @dataclass(frozen=True)
 class MemoryGuard:
-    """What is known of memory before a trial: from larger ones that left theirs, and from forecasts."""
+    """Memory of a trial before it runs: known from other trials that exceeded their margin, or forecast."""
 
     room: MemoryBudget
     tried: Sequence[TrialResult]
 
     def known_too_large(self, config: RunConfig) -> TrialResult | None:
-        """A config that need not be run, with the reason; None where it has to be."""
-        return self._as_large(config) or self._foreseen_host(config) or self._foreseen_gpu(config)
+        """Return the result of a config that need not be run, with the reason; None if it must be run."""
+        return self._skip_by_trials(config) or self._skip_by_host_forecast(config) or self._skip_by_gpu_forecast(config)
 
     def can_forecast(self, config: RunConfig) -> bool:
-        """Whether host memory can be forecast at all, as far as this config."""
+        """Return whether the host memory of a config can be forecast from what was measured so far."""
         if self._model is None:
             return False
         try:
@@ -54,11 +54,11 @@ class MemoryGuard:
         return True
 
     def probability_within(self, config: RunConfig) -> float:
-        """Probability that a config stays within the margin of its memory, as foreseen; 1 where nothing is."""
+        """Return the forecast probability that a config stays within its memory margin; 1 without a forecast."""
         return min(self._within_host(config), _within_gpu(config, self.room.max_share))
 
     def foreseen(self, config: RunConfig) -> dict[str, float]:
-        """The metrics ``forecast/...`` of a trial that is about to begin, with what a whole training would take."""
+        """Return the metrics ``forecast/...`` of a trial: the memory that a whole training would take."""
         metrics: dict[str, float] = {}
         if self.can_forecast(config):
             assert self._model
@@ -74,25 +74,25 @@ class MemoryGuard:
         peak = self._model.peak(config)
         # The interval is a Student's t, scaled (Draper and Smith, see ``forecast.host_memory``).
         scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + CONFIDENCE) / 2, self._model.freedom)
-        most = self.room.max_share * self.room.memory_mib
-        return float(stats.t.cdf((most - peak.mib) / scale, self._model.freedom))
+        limit = self.room.max_share * self.room.memory_mib
+        return float(stats.t.cdf((limit - peak.mib) / scale, self._model.freedom))
 
-    def _as_large(self, config: RunConfig) -> TrialResult | None:
-        """Memory grows with every knob that is searched, so what is as large as one that left it leaves it too."""
-        for one in self.tried:
-            if one.over_margin > 0 and one.outcome != SKIPPED and needs_at_least_memory_of(config, one.config):
-                knobs = f"batch_size={one.config.batch_size} num_workers={one.config.num_workers}"
-                what = "ran out of memory" if one.pace is None else f"took {one.share:.0%} of the memory"
-                return self._skipped(config, one.share, f"at least as large as {knobs}, which {what}")
+    def _skip_by_trials(self, config: RunConfig) -> TrialResult | None:
+        """Skip a config at least as large as one that exceeded its margin: memory grows with every searched knob."""
+        for result in self.tried:
+            if result.over_margin > 0 and result.outcome != SKIPPED and needs_at_least_memory_of(config, result.config):
+                knobs = f"batch_size={result.config.batch_size} num_workers={result.config.num_workers}"
+                what = "ran out of memory" if result.pace is None else f"took {result.share:.0%} of the memory"
+                return self._skipped(config, result.share, f"at least as large as {knobs}, which {what}")
         return None
 
-    def _foreseen_host(self, config: RunConfig) -> TrialResult | None:
+    def _skip_by_host_forecast(self, config: RunConfig) -> TrialResult | None:
         if self._model is None:
             return None
         room = self.room
         try:
             forecast = self._model.forecast(config, room.memory_mib, room.shm_free_mib, room.max_share)
-        except ConfigError:  # too far from what was measured: to be tried
+        except ConfigError:  # too far from the measured configs to be forecast, so it must be run
             return None
         if forecast.fit is not MemoryFit.TOO_LARGE:
             return None
@@ -106,7 +106,7 @@ class MemoryGuard:
         why = f"needs up to {shared:,.0f} MiB of shared memory, of which {room.shm_free_mib:,.0f} are free"
         return self._skipped(config, shared / room.shm_free_mib, why)
 
-    def _foreseen_gpu(self, config: RunConfig) -> TrialResult | None:
+    def _skip_by_gpu_forecast(self, config: RunConfig) -> TrialResult | None:
         forecast = _gpu_forecast(config)
         if forecast is None or forecast.fit(self.room.max_share) is not MemoryFit.TOO_LARGE:
             return None
@@ -126,12 +126,15 @@ class MemoryGuard:
             return None
         try:
             return host_memory.fit_host_model(kind, [*self.room.points, *_points(kind, self.tried)])
-        except ConfigError:  # too little was measured so far
+        except ConfigError:  # too few peaks were measured so far
             return None
 
 
 def _gpu_forecast(config: RunConfig) -> GpuForecast | None:
-    """What a config takes of its GPU; None where it has none. Loader processes take nothing of it."""
+    """Return the forecast GPU memory of a config; None without a GPU.
+
+    Loader processes take no GPU memory, so their knobs are fixed to share one cached forecast.
+    """
     return _gpu_forecast_of(dataclasses.replace(config, num_workers=0, prefetch_factor=1))
 
 
@@ -146,13 +149,13 @@ def _within_gpu(config: RunConfig, max_share: float) -> float:
     forecast = _gpu_forecast(config)
     if forecast is None:
         return 1.0
-    # The interval's half width as that of a normal one.
+    # The half width of the forecast interval, taken as that of a normal distribution.
     deviation = (forecast.high_mib - forecast.total_mib) / stats.norm.ppf((1 + CONFIDENCE) / 2)
     return float(stats.norm.cdf((max_share * forecast.usable_mib - forecast.total_mib) / deviation))
 
 
 def _points(kind: MemoryProfile, tried: Iterable[TrialResult]) -> Iterable[PeakObservation]:
-    """The trials' own peaks. Those of earlier phases are on record, and are not counted twice."""
-    for one in tried:
-        if one.outcome == Outcome.OK and one.samples and math.isfinite(one.peak_mib):
-            yield PeakObservation(one.config, kind, one.peak_mib, one.run_id, one.copied_mib)
+    """Yield the trials' own peaks."""
+    for result in tried:
+        if result.outcome == Outcome.OK and result.samples and math.isfinite(result.peak_mib):
+            yield PeakObservation(result.config, kind, result.peak_mib, result.run_id, result.copied_mib)

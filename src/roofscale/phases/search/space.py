@@ -1,4 +1,4 @@
-"""What a phase file may say of a search."""
+"""Search space of a step, as read from the phase file."""
 
 import dataclasses
 import itertools
@@ -10,50 +10,54 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.yaml_source import YamlNode
 
-KNOBS = ("batch_size", "num_workers", "prefetch_factor")  # the smallest config has the least of the first, then ...
+KNOBS = ("batch_size", "num_workers", "prefetch_factor")  # configs are ordered by size in this order of knobs
 
 _KEYS = ("space", "max_trials", "precision", "tolerance")
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A space of integers, and when a search of it has seen enough."""
+    """Space of integer knobs, with the limits that end its search and its trials."""
 
-    space: Mapping[str, tuple[int, int]]  # knob -> least and most
-    max_trials: int = 24  # trained at most; what is skipped does not count
-    precision: float = 0.03  # a trial ends once its samples/s is known to within this share
-    tolerance: float = 0.05  # a config this close to the fastest is as good
+    space: Mapping[str, tuple[int, int]]  # knob -> smallest and largest value
+    max_trials: int = 24  # trials that are run; skipped ones do not count
+    precision: float = 0.03  # relative; a trial ends once its samples/s is known to this precision
+    tolerance: float = 0.05  # share of the fastest config's samples/s by which the choice may fall short
 
     def __str__(self) -> str:
         ranges = ", ".join(f"{knob} {low} to {high}" for knob, (low, high) in self.space.items())
         return f"searched: {ranges}, in at most {self.max_trials} trials"
 
     def place(self, config: RunConfig, values: Mapping[str, int]) -> RunConfig:
-        """A config moved to a point of the space; without loader processes nothing is prefetched, whatever it says."""
+        """Return the config at a point of the space.
+
+        Without loader processes nothing is prefetched, so that ``prefetch_factor`` then keeps its value: points that
+        differ only in it are the same config.
+        """
         moved = config.with_overrides(dict(values))
         return dataclasses.replace(moved, prefetch_factor=config.prefetch_factor) if not moved.num_workers else moved
 
     def contains(self, config: RunConfig) -> bool:
-        """Whether a config lies in the space; prefetch counts only where there are loader processes."""
+        """Return whether a config lies in the space; prefetch_factor counts only with loader processes."""
         idle = () if config.num_workers else ("prefetch_factor",)
         return all(low <= getattr(config, k) <= high for k, (low, high) in self.space.items() if k not in idle)
 
     def values(self, config: RunConfig) -> dict[str, int]:
-        """Where a config lies, each knob drawn into its range."""
+        """Return the searched knobs of a config, each clipped to its range."""
         return {k: min(max(getattr(config, k), low), high) for k, (low, high) in self.space.items()}
 
     def largest(self, config: RunConfig) -> RunConfig:
-        """The largest config of the space."""
+        """Return the largest config of the space."""
         return self.place(config, {knob: high for knob, (_, high) in self.space.items()})
 
     def configs(self, config: RunConfig) -> Iterator[RunConfig]:
-        """Every different config of the space, smallest first."""
+        """Yield every distinct config of the space, smallest first."""
         ranges = ([(knob, value) for value in range(low, high + 1)] for knob, (low, high) in self.space.items())
         yield from dict.fromkeys(self.place(config, dict(values)) for values in itertools.product(*ranges))
 
 
 def read_search(node: YamlNode | None, over: YamlNode | None = None) -> SearchSpace | None:
-    """The search of a step, where it has one; an overlay's values win.
+    """Read the search of a step; None if it has none. An overlay's values take precedence.
 
     Raises:
         ConfigError: a wrong key, knob or value, with file and line.
@@ -66,13 +70,13 @@ def read_search(node: YamlNode | None, over: YamlNode | None = None) -> SearchSp
     }
     if "space" not in content:
         raise node.error("a search needs a 'space', such as {batch_size: [1, 24], num_workers: [0, 4]}.")
-    given: dict[str, Any] = {"space": _read_space(content["space"])}
+    fields: dict[str, Any] = {"space": _read_space(content["space"])}
     if "max_trials" in content:
-        given["max_trials"] = content["max_trials"].whole("max_trials", low=1)
+        fields["max_trials"] = content["max_trials"].whole("max_trials", low=1)
     for key in ("precision", "tolerance"):
         if key in content:
-            given[key] = _share(key, content[key])
-    return SearchSpace(**given)
+            fields[key] = _share(key, content[key])
+    return SearchSpace(**fields)
 
 
 def _share(key: str, node: YamlNode) -> float:
@@ -83,16 +87,16 @@ def _share(key: str, node: YamlNode) -> float:
 
 
 def _read_space(node: YamlNode) -> dict[str, tuple[int, int]]:
-    given = node.mapping("knob that can be searched", KNOBS)
-    if "batch_size" not in given:
+    ranges = node.mapping("knob that can be searched", KNOBS)
+    if "batch_size" not in ranges:
         raise node.error("space: expected a range of batch_size at least, such as batch_size: [1, 24].")
-    return {knob: _read_range(knob, given[knob]) for knob in KNOBS if knob in given}
+    return {knob: _read_range(knob, ranges[knob]) for knob in KNOBS if knob in ranges}
 
 
 def _read_range(knob: str, node: YamlNode) -> tuple[int, int]:
     ends = [end.whole(knob, low=0) for end in node.items(knob)]
     if len(ends) != 2 or ends[0] > ends[1]:
-        raise node.error(f"{knob}: expected its least and its most value, such as [1, 24], found {ends}.")
+        raise node.error(f"{knob}: expected its smallest and its largest value, such as [1, 24], found {ends}.")
     for value in ends:
         try:
             RunConfig().with_overrides({knob: value})

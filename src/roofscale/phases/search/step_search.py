@@ -1,4 +1,4 @@
-"""Conducts the search of a step: storage, MLflow run and folder around it, and the way back after a kill."""
+"""Search of a step with its Optuna storage, MLflow run and folder; after a kill it resumes."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -30,61 +30,61 @@ from roofscale.tracking import TrackedRun, Tracker
 
 CHOICE = "choice.json"
 _JOURNAL = "study.journal"
-# A worker that was killed stops to beat; so much later its trial is queued again.
+# A killed worker sends no more heartbeats; after the grace period its trial is queued again.
 _HEARTBEAT_SECONDS = 10
 _GRACE_SECONDS = 60
-_ORDER = "roofscale"  # user attribute of a study: all that another worker needs to take part
+_ORDER = "roofscale"  # user attribute of a study: what another worker needs to join it
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All that a search came to."""
+    """Result of a search."""
 
     spec: SearchSpace
     study: optuna.Study
     tried: tuple[TrialResult, ...]
-    choice: Choice | None  # None: no trial stayed within its memory
+    choice: Choice | None  # None: no trial stayed within its memory margin
 
 
 class Audience(TrialObserver, Protocol):
-    """Whoever follows a search."""
+    """Observer of a search."""
 
     def sharing(self, study_name: str) -> None:
-        """Other workers can join this study from now on."""
+        """Report that other workers can join this study from now on."""
         ...
 
     def searched(self, found: SearchResult, run: TrackedRun) -> None:
-        """The search is over; its MLflow run is still open for figures."""
+        """Report that the search is finished, while its MLflow run is still open for figures."""
         ...
 
 
 @dataclass(frozen=True)
 class StepSearch:
-    """Searches on behalf of a step."""
+    """Search of the steps of a phase, with all its dependencies."""
 
     tracker: Tracker
     make_runner: Callable[[Path, Listener], Runner]
     audience: Audience
     tags: Mapping[str, str]  # of every run
     room_of: Callable[[RunConfig], MemoryBudget]
-    known: Callable[[SearchSpace, RunConfig], list[TrialResult]]  # earlier runs of the same work
-    pool: JobPool = field(default_factory=JobPool)  # how many trials may go on at a time
-    storage_url: str = ""  # of an Optuna RDB storage that several workers share; empty: a file of one's own
+    known: Callable[[SearchSpace, RunConfig], list[TrialResult]]  # returns the results of earlier runs of the same work
+    pool: JobPool = field(default_factory=JobPool)  # limits the number of concurrent trials
+    storage_url: str = ""  # of an Optuna RDB storage shared by several workers; empty: a file
 
     def choose(
         self, spec: SearchSpace, config: RunConfig, folder: Path, parent: TrackedRun, max_share: float
     ) -> dict[str, int]:
-        """Search, or read what an earlier process has chosen; the chosen overrides, none where nothing fits.
+        """Search, or read the choice of an earlier process; return the chosen overrides, empty if no config fits.
 
         Args:
             spec: the space.
-            config: what every trial stands on.
+            config: the config that every trial changes.
             folder: of the search.
-            parent: the climb's MLflow run.
-            max_share: of its memory that a trial may take.
+            parent: the MLflow run of the attempt.
+            max_share: the memory margin of each trial.
 
         Raises:
-            RunInterrupted: a trial was interrupted; the same command goes on from there.
+            RunInterrupted: a trial was interrupted; the same command resumes there.
             ConfigError: the storage cannot be opened.
         """
         file = folder / CHOICE
@@ -96,26 +96,26 @@ class StepSearch:
         if self.storage_url:
             self.audience.sharing(study.study_name)
         try:
-            known = [replace(one, max_share=max_share) for one in self.known(spec, config)]
+            known = [replace(result, max_share=max_share) for result in self.known(spec, config)]
             choice = self._search(study, spec, config, folder, run, max_share, known).run()
         except RunInterrupted:
             run.finish(Outcome.INTERRUPTED)
             raise
         self.audience.searched(SearchResult(spec, study, tuple(trial_results(study, spec, config)), choice), run)
         values = {knob: getattr(choice.chosen.config, knob) for knob in spec.space} if choice else {}
-        why = str(choice or "no trial stayed within its memory")
-        write_json(file, {"overrides": values, "why": why})
+        reason = str(choice or "no trial stayed within its memory")
+        write_json(file, {"overrides": values, "why": reason})
         run.artifact(file)
-        run.set_tags({"choice": why})
+        run.set_tags({"choice": reason})
         run.finish(Outcome.OK)
         return values
 
     def join(self, study_name: str, folder: Path) -> None:
-        """Take part in a study that another process conducts, until no trial is left.
+        """Run trials of a study that another process conducts, until none is left.
 
         Raises:
             ConfigError: there is no such study.
-            RunInterrupted: a trial was interrupted; another worker takes it up.
+            RunInterrupted: a trial was interrupted; another worker runs it again.
         """
         storage = open_storage(self.storage_url, folder)
         try:
@@ -155,30 +155,30 @@ class StepSearch:
     def _open(
         self, study: optuna.Study, spec: SearchSpace, config: RunConfig, parent: TrackedRun, name: str, max_share: float
     ) -> TrackedRun:
-        """The search's own MLflow run, which the trials are children of; the one from before, where there is one."""
-        known: dict[str, Any] | None = study.user_attrs.get(_ORDER)
-        again = self.tracker.resume(known["run_id"]) if known else None
-        if again and not self.storage_url:
-            self.tracker.close_lost(again.run_id)
-        if again:
-            return again
+        """Open the MLflow run of the search, the parent of its trials, or resume the one that the study names."""
+        order: dict[str, Any] | None = study.user_attrs.get(_ORDER)
+        resumed = self.tracker.resume(order["run_id"]) if order else None
+        if resumed:
+            if not self.storage_url:  # in a shared study the open trials may be those of other workers
+                self.tracker.close_lost(resumed.run_id)
+            return resumed
         run = self.tracker.start(f"search {name}", {**self.tags, "search": study.study_name}, parent)
-        said = {**vars(spec), "space": dict(spec.space)}
-        order = {"config": config.as_dict(), "run_id": run.run_id, "spec": said, "max_share": max_share}
+        fields = {**vars(spec), "space": dict(spec.space)}
+        order = {"config": config.as_dict(), "run_id": run.run_id, "spec": fields, "max_share": max_share}
         study.set_user_attr(_ORDER, order)
         return run
 
 
 def study_in(url: str, folder: Path, name: str, seed: int) -> optuna.Study:
-    """Open a study in the storage of ``open_storage``, or go on with one that is there.
+    """Open a study in the storage of ``open_storage``, or create it.
 
     Raises:
         RecordError: the file in ``folder`` is damaged.
-        ConfigError: as ``open_storage`` does.
+        ConfigError: as for ``open_storage``.
     """
     try:
         return open_study(open_storage(url, folder), name, seed)
-    except Exception as error:  # Optuna asserts, and decodes, as it reads its journal
+    except Exception as error:  # a damaged journal fails Optuna's asserts or its decoding
         if url or isinstance(error, RoofscaleError | OSError):
             raise
         raise RecordError(
@@ -188,11 +188,11 @@ def study_in(url: str, folder: Path, name: str, seed: int) -> optuna.Study:
 
 
 def open_storage(url: str, folder: Path) -> BaseStorage:
-    """An RDB storage that several workers can share, or, without a URL, a file in ``folder``.
+    """Open an RDB storage that several workers can share, or, without a URL, a journal file in ``folder``.
 
     Raises:
-        ConfigError: the database cannot be reached, lacks its driver, or was made by another version of Optuna. The
-            URL may hold a password: not repeated.
+        ConfigError: the database cannot be reached, its driver is not installed, or another version of Optuna made it.
+            The message hides a password in the URL.
     """
     if not url:
         return JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
@@ -204,27 +204,28 @@ def open_storage(url: str, folder: Path) -> BaseStorage:
             grace_period=_GRACE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
-    except Exception as error:  # SQLAlchemy's, its driver's, or that of a driver which is not installed
+    except Exception as error:  # of SQLAlchemy, of its driver, or as the driver is not installed
         raise _unusable(url, error) from None
 
 
 def require_storage(url: str) -> None:
-    """Look at the URL of a storage, and at its driver; nothing is asked of the database.
+    """Check the URL of a storage and its driver, without a connection to the database.
 
     Raises:
-        ConfigError: no database of its kind can be opened from here.
+        ConfigError: the URL is malformed or its driver is not installed.
     """
     require_quoted("--storage", url)
     try:
         sqlalchemy.create_engine(url)
-    except Exception as error:  # SQLAlchemy's, or that of a driver which is not installed
+    except Exception as error:  # of SQLAlchemy, or as the driver is not installed
         raise _unusable(url, error) from None
 
 
 def _unusable(url: str, error: Exception) -> ConfigError:
-    why = without_secrets(one_line(error).replace(url, without_credentials(url))).partition("(Background on this")[0]
+    text = without_secrets(one_line(error).replace(url, without_credentials(url)))
+    reason = text.partition("(Background on this")[0].strip()  # without SQLAlchemy's link to its documentation
     return ConfigError(
-        f"--storage {without_credentials(url)}: it cannot be opened ({type(error).__name__}: {why.strip()}); expected "
-        "a URL of SQLAlchemy such as postgresql+psycopg2://user@host/database, its driver installed, and the database "
-        "there, as this version of Optuna makes it."
+        f"--storage {without_credentials(url)}: it cannot be opened ({type(error).__name__}: {reason}); expected "
+        "a URL of SQLAlchemy such as postgresql+psycopg2://user@host/database, its driver installed, and the "
+        "database there, as this version of Optuna makes it."
     )

@@ -1,4 +1,4 @@
-"""What came of one trial, as plain data; and what it is worth to a search."""
+"""Result of one trial as plain data, and the objective of a search."""
 
 import dataclasses
 import math
@@ -13,54 +13,54 @@ from roofscale.phases.fallback import OUT_OF_MEMORY
 from roofscale.runners.build_measurement import without_first_steps
 from roofscale.stats.intervals import RUN_SPREAD, Estimate, log_pace
 
-SKIPPED = "skipped"  # in place of an outcome: it was not run
+SKIPPED = "skipped"  # instead of an outcome: the trial was not run
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A config with its pace and its memory, from a trial, from a run of an earlier phase, or foreseen and skipped."""
+    """A config with its pace and its memory: from a trial, from a run of an earlier phase, or forecast and skipped."""
 
     config: RunConfig
     outcome: str  # an Outcome, or SKIPPED
-    share: float  # of the memory that there is, at its peak, host or GPU; for what ran out of it 1 at the least
-    pace: Estimate | None = None  # logarithm of the seconds a sample; None where it was not measured
+    share: float  # peak memory over the compute's, the larger of host and GPU; at least 1 if it ran out
+    pace: Estimate | None = None  # logarithm of the seconds per sample; None if not measured
     peak_mib: float = math.nan  # of host memory
-    copied_mib: float = math.nan  # see host.Point
+    copied_mib: float = math.nan  # see ``PeakObservation``
     run_id: str = ""  # its MLflow run
-    why: str = ""  # it ended or was skipped, one line
-    samples: int = 0  # trained
-    max_share: float = MEMORY_MARGIN  # of the memory that it may take
+    why: str = ""  # why it ended or was skipped, one line
+    samples: int = 0  # number of samples trained on
+    max_share: float = MEMORY_MARGIN  # the memory margin
 
     @property
     def over_margin(self) -> float:
-        """How far the peak lies over what it may take, as a share of that; not above 0 where it is within."""
+        """Excess of the peak over the memory margin, as a share of the margin; at most 0 if it is within."""
         return self.share / self.max_share - 1
 
     @property
     def feasible(self) -> bool:
-        """Whether it ran, and stayed within its memory."""
+        """Whether it ran and stayed within its memory margin."""
         return self.pace is not None and self.over_margin <= 0
 
     @property
     def rate(self) -> float:
-        """Samples a second; NaN where that was not measured."""
+        """Samples per second; NaN if not measured."""
         return math.exp(-self.pace.value) if self.pace else math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the config."""
+        """Return plain JSON values, without the config."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "config"}
 
     @classmethod
     def from_dict(cls, config: RunConfig, raw: Mapping[str, Any]) -> "TrialResult":
-        """Rebuild what ``as_dict`` gave."""
+        """Rebuild a result from ``as_dict``."""
         return cls(config=config, **{**raw, "pace": Estimate(**raw["pace"]) if raw["pace"] else None})
 
 
 def objective(tried: TrialResult, usd_per_hour: float | None) -> float:
-    """What a search makes as large as it can: samples a second, or a dollar where the compute has a price.
+    """Return the value that a search maximises: samples per second, or per dollar if the compute has a price.
 
-    What goes over its memory is worth less than anything that does not, the less the further over it goes; it is never
-    a bare failure, from which a search would learn nothing.
+    A config over its memory margin has a negative value, the lower the larger its excess. So it ranks below every
+    feasible one, and the sampler learns from it, unlike from a failed trial without a value.
     """
     if tried.over_margin > 0:
         return -tried.over_margin
@@ -75,19 +75,19 @@ def from_measurement(
     between: float = RUN_SPREAD,
     max_share: float = MEMORY_MARGIN,
 ) -> TrialResult:
-    """What a run came to.
+    """Make the result of a run from its measurement.
 
     Args:
-        config: that the trial is about.
+        config: whose trial it is; the run itself may have been shortened.
         measurement: of the run.
         run_id: its MLflow run.
-        lacking_mib: host memory that a whole training takes on top of what a short trial has shown.
-        between: standard deviation of log pace between runs as long as this.
-        max_share: of the memory that it may take.
+        lacking_mib: host memory that a whole training takes in addition to the measured peak of a short trial, MiB.
+        between: standard deviation of log pace between runs of this length.
+        max_share: the memory margin.
     """
     peak = measurement.metric("memory/peak_mib")
     host = measurement.metric("memory/share") * (1 + lacking_mib / peak)
-    share = max((one for one in (host, measurement.metric("gpu/memory_share")) if one == one), default=math.nan)
+    share = max((s for s in (host, measurement.metric("gpu/memory_share")) if not math.isnan(s)), default=math.nan)
     ran_out = measurement.outcome in OUT_OF_MEMORY
     return TrialResult(
         config=config,

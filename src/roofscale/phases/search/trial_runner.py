@@ -1,4 +1,4 @@
-"""Runs a trial: a short training in its own process under its compute's memory, as an MLflow run under the search's."""
+"""Trial runner: a trial is a short training in its own process with the compute's memory limit, and an MLflow run."""
 
 import dataclasses
 import math
@@ -20,24 +20,29 @@ from roofscale.runners.supervise import Listener, Listeners
 from roofscale.stats.intervals import TRIAL_SPREAD
 from roofscale.tracking import TrackedRun, Tracker
 
-MOST_STEPS = 24  # of a trial whose pace stays unsteady
-_VALIDATED = 2  # samples; the loss of a trial is nobody's concern
+MOST_STEPS = 24  # of a trial whose pace does not reach the precision
+_VAL_SAMPLES = 2  # few, as the loss of a trial is not used
 
 
 class TrialFailed(RoofscaleError):
-    """A trial ended for a reason that says nothing of its config's size."""
+    """A trial failed for another reason than memory."""
 
 
 def shorten_for_trial(config: RunConfig, spec: SearchSpace, best_rate: float = math.nan) -> RunConfig:
-    """The same training, ended once its pace is known, or known to be no match for the best: samples/s, NaN for none.
+    """Return the config of a trial: the same training, stopped once its pace is known or certainly below the best.
 
-    It goes on over as many passes as it needs, so that it loads data in the way that the whole training would.
+    It has enough epochs for MOST_STEPS steps over the same samples, so that it loads data as the whole training does.
+
+    Args:
+        config: of the whole training.
+        spec: the space, with the precision and the tolerance.
+        best_rate: samples per second of the fastest trial so far, NaN if there is none.
     """
     steps = max(1, config.max_samples // config.batch_size) if config.max_samples else MOST_STEPS
     below = (1 - spec.tolerance) * best_rate if math.isfinite(best_rate) else 0.0
     return dataclasses.replace(
         config,
-        val_samples=_VALIDATED,
+        val_samples=_VAL_SAMPLES,
         epochs=max(config.epochs, math.ceil(MOST_STEPS / steps)),
         stop_precision=spec.precision,
         stop_below=below,
@@ -45,31 +50,31 @@ def shorten_for_trial(config: RunConfig, spec: SearchSpace, best_rate: float = m
 
 
 class TrialObserver(Protocol):
-    """Whoever follows the trials of a search."""
+    """Observer of the trials of a search."""
 
     def begin_trial(self, name: str, config: RunConfig) -> Listener:
-        """A trial begins; return the listener for its events."""
+        """Report that a trial begins; return the listener for its events."""
         ...
 
     def tried(self, name: str, tried: TrialResult) -> None:
-        """A trial has ended, or was skipped."""
+        """Report that a trial has ended or was skipped."""
         ...
 
 
 @dataclass
 class Trials:
-    """Where trials run and are tracked."""
+    """Runner of the trials of a search, which tracks them in MLflow."""
 
     tracker: Tracker
     parent: TrackedRun  # the search's
-    folder: Path  # one folder a trial
+    folder: Path  # of the search; each trial has a folder in it
     make_runner: Callable[[Path, Listener], Runner]
     spectator: TrialObserver
     tags: Mapping[str, str]
-    max_share: float = MEMORY_MARGIN  # of the memory that a trial may take
+    max_share: float = MEMORY_MARGIN  # the memory margin of each trial
 
     def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
-        """Run ``trial``, and say what that tells of ``config``; see ``study.TrialRunner``."""
+        """Run the shortened config ``trial`` and return the result for ``config``; see ``study.TrialRunner``."""
         name = f"trial {number}"
         run = self._open(name, config, {"trial": str(number)})
         run.log_forecast(foreseen)
@@ -78,23 +83,23 @@ class Trials:
         with run.system_metrics():
             measurement = self.make_runner(folder, Listeners(run, listener))(trial)
         run.log_summary(measurement)
-        lacking = later_pass_mib(config, measurement)
-        if lacking:
-            run.set_tags({FIRST_PASS_ONLY: f"{lacking:.0f} MiB are added to its peak for later passes"})
+        later_mib = later_pass_mib(config, measurement)
+        if later_mib:
+            run.set_tags({FIRST_PASS_ONLY: f"{later_mib:.0f} MiB are added to its peak for later passes"})
         run.artifact(folder / "measurement.json")
         run.finish(measurement.outcome)
-        for large in (*folder.glob("*.pt"), *folder.glob("*.npz")):
-            large.unlink()
+        for file in (*folder.glob("*.pt"), *folder.glob("*.npz")):  # large, and of no use after the trial
+            file.unlink()
         if measurement.outcome is Outcome.INTERRUPTED:
             raise RunInterrupted(measurement.detail)
         if measurement.outcome is not Outcome.OK and measurement.outcome not in OUT_OF_MEMORY:
             raise TrialFailed(f"{name} ended as {measurement.outcome}: {measurement.detail} See {folder}/stderr.log.")
-        tried = from_measurement(config, measurement, run.run_id, lacking, TRIAL_SPREAD, self.max_share)
+        tried = from_measurement(config, measurement, run.run_id, later_mib, TRIAL_SPREAD, self.max_share)
         self.spectator.tried(name, tried)
         return tried
 
     def skip(self, number: int, tried: TrialResult) -> TrialResult:
-        """Put a trial on record that was not run."""
+        """Record a trial that was not run in MLflow; return its result with the run's id."""
         run = self._open(f"trial {number} (skipped)", tried.config, {"trial": str(number), "skipped": tried.why})
         run.finish(Outcome.OK)
         self.spectator.tried(f"trial {number}", tried)
@@ -107,10 +112,14 @@ class Trials:
 
 
 def later_pass_mib(config: RunConfig, measurement: Measurement) -> float:
-    """What loader processes of later passes keep beyond those of the first, where only the first was seen."""
-    passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
-    seen = {step.epoch for step in measurement.steps}
+    """Return the memory, MiB, that loader processes of later epochs keep in addition to those of the first.
+
+    0 if the trial ran more than one epoch, if the whole training has only one, without loader processes, or if the copy
+    was not measured.
+    """
+    epochs = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
+    measured = {step.epoch for step in measurement.steps}
     copied = measurement.metric("memory/copied_mib")
-    if not config.num_workers or passes < 2 or len(seen) > 1 or not math.isfinite(copied):
+    if not config.num_workers or epochs < 2 or len(measured) > 1 or not math.isfinite(copied):
         return 0.0
     return (1 - host_memory.first_pass_copied_share(config)) * copied
