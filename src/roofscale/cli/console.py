@@ -28,7 +28,7 @@ def plain(out: Console) -> Callable[[str], None]:
     return lambda text: out.print(text, markup=False)
 
 
-class _BesideBars(Console):
+class _ConsoleAboveBars(Console):
     """Prints above the bars that are drawn at the moment, whichever thread draws them."""
 
     def print(self, *objects: Any, **options: Any) -> None:

@@ -209,8 +209,8 @@ class Trainer:
             part.load_state_dict(state[name])
         self.progress = Progress(**state["progress"])
 
-    def _parts(self) -> Iterator[tuple[str, Any]]:
-        """What has a state of its own, by the name that a checkpoint has for it."""
+    def _stateful(self) -> Iterator[tuple[str, Any]]:
+        """Yield the parts with a state of their own, under their keys in a checkpoint."""
         for name in ("model", "optimizer", "schedule", "scaler", "ema"):
             if (part := getattr(self, name)) is not None:
                 yield name, part
