@@ -92,13 +92,13 @@ def test_who_watches_a_training_never_waits(tracking_store: None, monkeypatch: p
     answer = threading.Event()
     tracker = Tracker("slow")
     run = tracker.start("run", {})
-    real = sender.deliver
+    real = sender.apply_operation
 
     def slow(client: MlflowClient, operation: Operation) -> None:
         assert answer.wait(60)
         real(client, operation)
 
-    monkeypatch.setattr(sender, "deliver", slow)
+    monkeypatch.setattr(sender, "apply_operation", slow)
     monkeypatch.setattr("roofscale.tracking.run._FLUSH_SECONDS", 0.0)
     run.event({"event": "start", "facts": {"device": "cpu"}, "steps_planned": 100})
     for number in range(1, 101):
@@ -151,7 +151,7 @@ def test_what_was_sent_twice_is_there_once(
     tracker = Tracker("twice")
     run = tracker.start("run", {})
     kept = Outbox(tmp_path / "runs" / "outbox", server.tracking_uri())
-    monkeypatch.setattr(run._sender, "post", lambda operation: kept.keep(operation))
+    monkeypatch.setattr(run._sender, "enqueue", lambda operation: kept.keep(operation))
     run.log_params(RunConfig())
     run.event({"event": "start", "facts": {}, "steps_planned": 3, "inputs": [DATA]})
     for number in range(1, 4):
