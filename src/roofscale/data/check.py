@@ -137,7 +137,7 @@ def _check_rid(folder: Path) -> DatasetReport:
     ids |= {name for names in listed.values() for name in names}
     ordered = sorted(ids, key=folders.natural_key)
     findings = dict(zip(ordered, _run_threaded("rid", lambda id_: _check_rid_image(folder, id_), ordered), strict=True))
-    problems = [problem for found in findings.values() for problem in found.problems]
+    problems = [problem for finding in findings.values() for problem in finding.problems]
     source = rid.open_all(folder)
     images = [findings[id_].image for id_ in source.ids]
     pairs, rates = find_pairs(images), []
@@ -155,7 +155,7 @@ def _check_rid(folder: Path) -> DatasetReport:
     rates += _seeded_rates("spatial", _spatial_splits(source.seen()), pairs, len(images))
     notes += _footprint_notes(images)
     notes += filter(None, (folders.passed_over(folder / kind, endings) for kind, endings in rid.KINDS.items()))
-    problems += doubts(folder, [found.look for found in findings.values() if found.look])
+    problems += doubts(folder, [finding.look for finding in findings.values() if finding.look])
     return DatasetReport("rid", str(folder), len(ordered), splits, tuple(rates), tuple(notes), tuple(problems))
 
 
@@ -191,7 +191,7 @@ def _seeded_rates(
 
 def _check_rid_image(folder: Path, id_: str) -> _Findings:
     image_file = folders.file_named(folder / rid.IMAGES, id_, folders.TIFF)
-    found, shape = _check_raster(image_file)
+    finding, shape = _check_raster(image_file)
     for kind, largest in ((rid.SEGMENTS, rid.SEGMENT_BACKGROUND), (rid.SUPERSTRUCTURES, rid.SUPERSTRUCTURE_BACKGROUND)):
         file = folders.file_named(folder / kind, id_, folders.PNG)
         try:
@@ -200,12 +200,12 @@ def _check_rid_image(folder: Path, id_: str) -> _Findings:
                 geotiff.check_same_size(image_file, shape, file, (mask.shape[0], mask.shape[1]))
             if kind == rid.SEGMENTS:
                 roof = mask != rid.SEGMENT_BACKGROUND
-                found.add_mask(bool(roof.any()), bool(roof.all()))
+                finding.add_mask(bool(roof.any()), bool(roof.all()))
                 if not roof.any():
-                    found.problems.append(_empty(file))
+                    finding.problems.append(_empty(file))
         except FileError as problem:
-            found.problems.append(problem)
-    return found
+            finding.problems.append(problem)
+    return finding
 
 
 def _check_raster(file: Path) -> tuple[_Findings, tuple[int, int] | None]:
@@ -252,10 +252,10 @@ def _check_airs(folder: Path) -> DatasetReport:
         part_folder = airs.split_folder(folder, part)
         notes += filter(None, (folders.passed_over(part_folder / kind, folders.TIFF) for kind in ("image", "label")))
         problems += _orphan_labels(part_folder, part_tiles)
-        for found in _run_threaded(f"airs {part}", _check_tile, part_tiles):
-            problems += found.problems
-            images.append(found.image)
-            looks += [found.look] if found.look else []
+        for finding in _run_threaded(f"airs {part}", _check_tile, part_tiles):
+            problems += finding.problems
+            images.append(finding.image)
+            looks += [finding.look] if finding.look else []
     pairs = find_pairs(images)
     parts = [part for part, part_tiles in tiles.items() for _ in part_tiles]
     problems += find_leaks(images, pairs, parts, "train, val and test")
@@ -307,7 +307,7 @@ def _orphan_labels(part_folder: Path, tiles: Iterable[airs.Tile]) -> Iterator[Fi
 
 
 def _check_tile(tile: airs.Tile) -> _Findings:
-    found, shape = _check_raster(tile.image)
+    finding, shape = _check_raster(tile.image)
     try:
         with geotiff.open_raster(tile.label) as label:
             geotiff.check_band(tile.label, label)
@@ -316,14 +316,14 @@ def _check_tile(tile: airs.Tile) -> _Findings:
             strips = (label.read(1, window=window) for window in _strips(*label.shape))
             spans = [(int(strip.min()), int(strip.max())) for strip in strips]
             smallest, largest = min(low for low, _ in spans), max(high for _, high in spans)
-            found.problems += _offset_errors(tile, found.image, footprint_of(label))
+            finding.problems += _offset_errors(tile, finding.image, footprint_of(label))
         airs.check_label_values(tile.label, largest)
-        found.add_mask(any_px=largest > 0, all_px=smallest > 0)
+        finding.add_mask(any_px=largest > 0, all_px=smallest > 0)
         if largest == 0:
-            found.problems.append(_empty(tile.label))
+            finding.problems.append(_empty(tile.label))
     except FileError as problem:
-        found.problems.append(problem)
-    return found
+        finding.problems.append(problem)
+    return finding
 
 
 def _offset_errors(tile: airs.Tile, image: ImageFingerprint, label: Footprint | None) -> Iterator[FileError]:
@@ -337,8 +337,8 @@ def _offset_errors(tile: airs.Tile, image: ImageFingerprint, label: Footprint | 
         yield FileError(
             FileErrorKind.SHIFTED,
             tile.label,
-            f"it lies {offset:.3g} px from its image {tile.image} on the ground; expected the same place. Export one "
-            "of them again.",
+            f"it lies {offset:.3g} px from its image {tile.image} on the ground; expected the same position. Export "
+            "one of them again.",
         )
 
 
@@ -351,9 +351,9 @@ def _check_roofline(folder: Path) -> DatasetReport:
         _check_roofline_sample(source, i)
         for i in tqdm(range(len(source)), "checking roofline", file=sys.stderr, leave=False, disable=None)
     ]
-    problems = [problem for found in findings for problem in found.problems]
-    problems += doubts(source.file, [found.look for found in findings if found.look])
-    images = [found.image for found in findings]
+    problems = [problem for finding in findings for problem in finding.problems]
+    problems += doubts(source.file, [finding.look for finding in findings if finding.look])
+    images = [finding.image for finding in findings]
     pairs, count = find_pairs(images), len(images)
     # Without an official split any two samples may be in different parts.
     problems += find_leaks(images, pairs, [f"row {i}" for i in range(count)], "the random split may part them")

@@ -54,7 +54,7 @@ def download(url: str, file: Path, sha256: str = "", pause: float = 1.0) -> str:
         url: an http or https address.
         file: the path to write.
         sha256: the expected checksum, as 64 hex digits; empty: not known beforehand.
-        pause: seconds before the second attempt; doubled before each further one that follows no progress.
+        pause: seconds to wait after an attempt that made progress; doubled for each one in a row that made none.
 
     Raises:
         ConfigError: the address is not http(s), or the checksum is not 64 hex digits.

@@ -147,7 +147,7 @@ def fetch(name: str, root: Path, url: str = "", sha256: str = "", pause: float =
         root: the data root.
         url: the address to download from; empty: that of the data set's card.
         sha256: expected checksum of the download, as 64 hex digits; empty: none is known.
-        pause: seconds before the second attempt, see ``download``.
+        pause: seconds between attempts, see ``download``.
 
     Raises:
         ConfigError: there is no direct address, the folder holds something else, or address or checksum are invalid.

@@ -53,7 +53,9 @@ def open_raster(path: Path) -> Iterator[Any]:
 def _require_file(path: Path, expected: str) -> None:
     if shown(path) != str(path):  # GDAL and MLflow take only names in UTF-8
         raise FileError(
-            FileErrorKind.BROKEN, path, "its name is no UTF-8; expected one that is. Rename it, with convmv say."
+            FileErrorKind.BROKEN,
+            path,
+            "its name is no UTF-8; expected one that is. Rename it, e.g. with convmv.",
         )
     if not path.is_file():
         raise FileError(

@@ -154,9 +154,9 @@ def find_pairs(images: Sequence[ImageFingerprint]) -> list[OverlappingPair]:
         for n, second in enumerate(group)
         for first in group[:n]
     ]
-    known = {(pair.first, pair.second) for pair in identical}
+    identical_indices = {(pair.first, pair.second) for pair in identical}
     overlapping = [pair for members, corners in on_common_ground(images) for pair in _overlapping(members, corners)]
-    return identical + [pair for pair in overlapping if (pair.first, pair.second) not in known]
+    return identical + [pair for pair in overlapping if (pair.first, pair.second) not in identical_indices]
 
 
 def on_common_ground(images: Sequence[ImageFingerprint]) -> list[tuple[list[int], _Corners]]:

@@ -24,7 +24,7 @@ def main(parent: str, group: str, cores: str, *command: str) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # kept over exec: a killed parent leaves no orphan
         if parent and os.getppid() != int(parent):  # the parent died before the line above
-            sys.exit("the process that started this run is gone")
+            sys.exit("the process that started this run has ended")
         allowed = sorted(os.sched_getaffinity(0))
         if int(cores) < len(allowed):
             os.sched_setaffinity(0, allowed[: int(cores)])

@@ -57,7 +57,7 @@ def find_model(named: str = "") -> StoredModel:
         raise ConfigError(
             f"no model {named or ' or '.join(_DEFAULTS)} at {tracking_uri()}: expected a run that ended well, or an "
             "alias that was given. Train one with `roofscale train`, and name it with `roofscale register RUN`; or set "
-            "MLFLOW_TRACKING_URI to where it is."
+            "MLFLOW_TRACKING_URI to the server that has it."
         )
     return model
 

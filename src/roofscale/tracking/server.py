@@ -203,7 +203,7 @@ def _remedy(error: Exception) -> str:
         file = Path(unquote(uri.removeprefix(_SQLITE)))
         return (
             f"The tracking database {file} cannot be used: let this user write it and its folder, close what else has "
-            "it locked, or move it away where it is damaged; or set MLFLOW_TRACKING_URI to another."
+            "it locked, or move it away if it is damaged; or set MLFLOW_TRACKING_URI to another."
         )
     if "SSLError" in text and "WRONG_VERSION_NUMBER" in text:
         return "It speaks http:// and not https:// there; correct the address."
@@ -216,7 +216,7 @@ def _remedy(error: Exception) -> str:
         proxy = without_credentials(next(iter(proxies.values())))
         return (
             f"Requests to it go through the proxy {proxy} (HTTP_PROXY, HTTPS_PROXY): add {urlsplit(uri).hostname} to "
-            "NO_PROXY where it is reached without, or correct the proxy."
+            "NO_PROXY if it is reached without one, or correct the proxy."
         )
     if status_of(error) in (401, 403):
         return (

@@ -101,6 +101,6 @@ def _holds(folder: Path, note: dict[str, Any]) -> bool:
     if written != note:
         raise ConfigError(
             f"{folder}: there is something here that was not generated from this spec; expected a new "
-            "or empty place. Name another folder, or remove this one."
+            "or empty folder. Name another folder, or remove this one."
         )
     return True
