@@ -163,14 +163,14 @@ def _read_outbox(file: Path) -> None:
 
 
 def _journal(file: Path) -> None:
-    study = study_in("", file.parent, "a", 0)
+    study = study_in("", file.parent, "a")
     for number in range(2):
         trial = study.ask()
         study.tell(trial, float(trial.suggest_int("batch_size", 1, 4) + number))
 
 
 def _read_journal(file: Path) -> None:
-    study_in("", file.parent, "a", 0)
+    study_in("", file.parent, "a")
 
 
 def _tracked(name: str) -> Callable[[Path], object]:

@@ -81,7 +81,7 @@ def search(
     runner: Invented, study: optuna.Study | None = None, spec: SearchSpace = SPEC, known: tuple[TrialResult, ...] = ()
 ) -> Search:
     """A search of the invented machine."""
-    study = study or open_study(optuna.storages.InMemoryStorage(), "invented", runner.seed)
+    study = study or open_study(optuna.storages.InMemoryStorage(), "invented")
     return Search(spec, BASE, MemoryBudget(LIMIT_MIB, None, KIND), None, study, runner, known)
 
 

@@ -46,7 +46,7 @@ def main(url: str, study_name: str, log: str, part: str) -> None:
     step_search._HEARTBEAT_SECONDS, step_search._GRACE_SECONDS = 1, 3  # not so long as with real trials
     runner = Slow()
     runner.log, runner.hangs = Path(log), part == "hang"
-    study = open_study(step_search.open_storage(url, Path(log).parent), study_name, seed=os.getpid())
+    study = open_study(step_search.open_storage(url, Path(log).parent), study_name)
     room = MemoryBudget(LIMIT_MIB, None, KIND)
     choice = Search(SPEC, BASE, room, None, study, runner, shared=True, leads=part == "lead").run()
     print(choice)

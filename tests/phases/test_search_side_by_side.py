@@ -66,26 +66,24 @@ def test_as_good_a_choice_with_trials_at_the_same_time_and_none_twice() -> None:
         assert len(set(runner.ran)) == len(runner.ran) <= SPEC.max_trials
         assert not searched.study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL))
     assert statistics.median(found) > 0.9
-    assert sum(runner.died for runner in runners) <= 2  # nobody's guess is run: Optuna never has to suggest
+    assert sum(runner.died for runner in runners) <= 2
 
 
 def test_the_most_trials_are_kept_to() -> None:
     runner = Slow()
-    searched = side_by_side(runner, most=4)
-    searched.spec = dataclasses.replace(SPEC, max_trials=5)
-    searched.run()
+    dataclasses.replace(side_by_side(runner, most=4), spec=dataclasses.replace(SPEC, max_trials=5)).run()
     assert len(runner.ran) <= 5
 
 
 def test_a_stop_of_one_is_a_stop_of_all_and_the_same_study_goes_on(tmp_path: Path) -> None:
-    study = open_study(open_storage("", tmp_path), "s", 0)
+    study = open_study(open_storage("", tmp_path), "s")
     first = Slow(endings={BASE.batch_size: lambda: RunInterrupted("asked to stop")})
     with pytest.raises(RunInterrupted):
         side_by_side(first, study).run()
     ended = len(first.ran)
     assert ended <= MOST
     again = Slow()
-    assert side_by_side(again, open_study(open_storage("", tmp_path), "s", 0)).run()
+    assert side_by_side(again, open_study(open_storage("", tmp_path), "s")).run()
     assert not set(first.ran) & set(again.ran)
 
 

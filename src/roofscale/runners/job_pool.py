@@ -57,15 +57,3 @@ class JobPool:
         future: Future[_T] = Future()
         future.set_result(work())
         return future
-
-    def run_on_all(self, work: Callable[[], None]) -> None:
-        """Run the same work once in every thread of the pool, and wait for all.
-
-        Raises:
-            Exception: the error of the first thread that has one, after all have ended.
-        """
-        with self.running():
-            futures = [self.submit(work) for _ in range(self.max_jobs)]
-            errors = [future.exception() for future in futures]
-        for error in filter(None, errors):
-            raise error

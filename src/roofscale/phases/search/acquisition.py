@@ -3,20 +3,20 @@
 A ``GaussianProcess`` predicts the speed of every untried config. The next trial is the config with the largest expected
 improvement on the fastest so far (Jones, Schonlau and Welch 1998, J. Global Optim. 13:455). If no improvement is worth
 a trial, it is a smaller config that is likely to be as good as the fastest; if there is none either, the search is
-over. Memory grows with every knob, so a config as large as one known to be too large is never proposed.
+over.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from roofscale.config import RunConfig
-from roofscale.phases.fallback import needs_at_least_memory_of
 from roofscale.phases.search.choice import choose, size_key
 from roofscale.phases.search.gaussian_process import GaussianProcess, Values
+from roofscale.phases.search.memory_guard import MemoryGuard
 from roofscale.phases.search.space import SearchSpace
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 
@@ -41,7 +41,7 @@ def propose(
     tried: Sequence[TrialResult],
     left: Sequence[RunConfig],
     spec: SearchSpace,
-    within: Callable[[RunConfig], float],
+    guard: MemoryGuard,
     seed: int,
 ) -> Proposal | None:
     """Propose the next config; None if no trial is likely to change the choice.
@@ -50,15 +50,12 @@ def propose(
         tried: the results so far.
         left: the untried configs, smallest first.
         spec: the space.
-        within: returns the probability that a config stays within its memory margin, by which its expected improvement
-            is weighted (Gardner et al. 2014, Bayesian Optimization with Inequality Constraints, ICML).
+        guard: rules out configs that are too large, and returns the probability that a config stays within its memory
+            margin, by which its expected improvement is weighted (Gardner et al. 2014, Bayesian Optimization with
+            Inequality Constraints, ICML).
         seed: of the fits of the Gaussian processes.
     """
-    left = [
-        config
-        for config in left
-        if not any(t.over_margin > 0 and needs_at_least_memory_of(config, t.config) for t in tried)
-    ]
+    left = [config for config in left if not guard.exceeded_by(config)]
     if not left:
         return None
     choice = choose(tried, spec, seed)
@@ -66,7 +63,8 @@ def propose(
         return Proposal(left[0], "the smallest, as too little is known yet")
     mean, deviation = choice.rates.predict(left)
     best = float(choice.rates.predict([choice.best.config])[0][0])
-    likely = np.minimum([within(config) for config in left], _within_by_trials(tried, left, spec, seed))
+    by_guard = [guard.probability_within(config) for config in left]
+    likely = np.minimum(by_guard, _within_by_trials(tried, left, spec, seed))
     gain = likely * _expected_improvement(mean, deviation, best)
     index = int(gain.argmax())
     if gain[index] > WORTH_A_TRIAL:

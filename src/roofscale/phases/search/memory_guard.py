@@ -41,7 +41,23 @@ class MemoryGuard:
 
     def known_too_large(self, config: RunConfig) -> TrialResult | None:
         """Return the result of a config that need not be run, with the reason; None if it must be run."""
-        return self._skip_by_trials(config) or self._skip_by_host_forecast(config) or self._skip_by_gpu_forecast(config)
+        if forecast := self._skip_by_host_forecast(config) or self._skip_by_gpu_forecast(config):
+            return forecast
+        smaller = self.exceeded_by(config)
+        if smaller is None:
+            return None
+        knobs = f"batch_size={smaller.config.batch_size} num_workers={smaller.config.num_workers}"
+        ran = f"took {smaller.share:.0%} of the memory" if smaller.pace else "ran out of memory"
+        what = "was skipped" if smaller.outcome == SKIPPED else ran
+        return self._skipped(config, smaller.share, f"at least as large as {knobs}, which {what}")
+
+    def exceeded_by(self, config: RunConfig) -> TrialResult | None:
+        """Return a result over its margin of a config that is not larger than this one; None if there is none.
+
+        Memory grows with every knob that is searched, so this config exceeds the margin too.
+        """
+        over = (result for result in self.tried if result.over_margin > 0)
+        return next((result for result in over if needs_at_least_memory_of(config, result.config)), None)
 
     def can_forecast(self, config: RunConfig) -> bool:
         """Return whether the host memory of a config can be forecast from what was measured so far."""
@@ -76,15 +92,6 @@ class MemoryGuard:
         scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + CONFIDENCE) / 2, self._model.freedom)
         limit = self.room.max_share * self.room.memory_mib
         return float(stats.t.cdf((limit - peak.mib) / scale, self._model.freedom))
-
-    def _skip_by_trials(self, config: RunConfig) -> TrialResult | None:
-        """Skip a config at least as large as one that exceeded its margin: memory grows with every searched knob."""
-        for result in self.tried:
-            if result.over_margin > 0 and result.outcome != SKIPPED and needs_at_least_memory_of(config, result.config):
-                knobs = f"batch_size={result.config.batch_size} num_workers={result.config.num_workers}"
-                what = "ran out of memory" if result.pace is None else f"took {result.share:.0%} of the memory"
-                return self._skipped(config, result.share, f"at least as large as {knobs}, which {what}")
-        return None
 
     def _skip_by_host_forecast(self, config: RunConfig) -> TrialResult | None:
         if self._model is None:

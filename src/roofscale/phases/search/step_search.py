@@ -19,8 +19,9 @@ from roofscale.files import read_record, write_json
 from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import Choice
 from roofscale.phases.search.memory_guard import MemoryBudget
+from roofscale.phases.search.sampler import trial_results
 from roofscale.phases.search.space import SearchSpace
-from roofscale.phases.search.study import Search, open_study, trial_results
+from roofscale.phases.search.study import Search, open_study
 from roofscale.phases.search.trial_result import TrialResult
 from roofscale.phases.search.trial_runner import TrialObserver, Trials
 from roofscale.runners import RunInterrupted, Runner
@@ -91,7 +92,7 @@ class StepSearch:
         if file.exists():
             return read_record(file, lambda content: dict(content["overrides"]))
         folder.mkdir(parents=True, exist_ok=True)
-        study = study_in(self.storage_url, folder, f"roofscale-{parent.run_id}-{folder.name}", config.seed)
+        study = study_in(self.storage_url, folder, f"roofscale-{parent.run_id}-{folder.name}")
         run = self._open(study, spec, config, parent, folder.name, max_share)
         if self.storage_url:
             self.audience.sharing(study.study_name)
@@ -125,7 +126,7 @@ class StepSearch:
             raise ConfigError(f"--join {study_name}: no such study of Roofscale there; there are: {names}.") from None
         config = RunConfig().with_overrides(order["config"])
         spec = SearchSpace(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
-        study = open_study(storage, study_name, config.seed + os.getpid())
+        study = open_study(storage, study_name)
         run = self.tracker.open(order["run_id"])
         self._search(study, spec, config, folder / f"worker-{os.getpid()}", run, order["max_share"]).run()
 
@@ -169,7 +170,7 @@ class StepSearch:
         return run
 
 
-def study_in(url: str, folder: Path, name: str, seed: int) -> optuna.Study:
+def study_in(url: str, folder: Path, name: str) -> optuna.Study:
     """Open a study in the storage of ``open_storage``, or create it.
 
     Raises:
@@ -177,7 +178,7 @@ def study_in(url: str, folder: Path, name: str, seed: int) -> optuna.Study:
         ConfigError: as for ``open_storage``.
     """
     try:
-        return open_study(open_storage(url, folder), name, seed)
+        return open_study(open_storage(url, folder), name)
     except Exception as error:  # a damaged journal fails Optuna's asserts or its decoding
         if url or isinstance(error, RoofscaleError | OSError):
             raise
