@@ -37,7 +37,7 @@ class KneeSampler(optuna.samplers.BaseSampler):
         self.room = room
         self.distributions = {knob: IntDistribution(low, high) for knob, (low, high) in spec.space.items()}
         self.reasons: dict[int, str] = {}  # why a config was proposed, by the number of its trial
-        self._newest: tuple[tuple[int, int], Proposal | None] = ((-1, -1), None)
+        self._newest: tuple[tuple[int, Set[RunConfig]], Proposal | None] = ((-1, set()), None)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return all knobs, which are sampled together."""
@@ -74,7 +74,7 @@ class KneeSampler(optuna.samplers.BaseSampler):
         if ran + running >= self.spec.max_trials:
             return None
         results, taken = trial_results(study, self.spec, self.base), self.configs(trials)
-        state = (len(results), len(taken))  # both only grow
+        state = (len(results), taken)
         newest_state, proposal = self._newest
         if newest_state != state:
             proposal = self._propose(results, taken)
@@ -82,9 +82,16 @@ class KneeSampler(optuna.samplers.BaseSampler):
         return proposal
 
     def configs(self, trials: Iterable[FrozenTrial]) -> set[RunConfig]:
-        """Return the configs of trials; a worker may be killed before it sets all parameters of one."""
-        sampled = (trial for trial in trials if trial.params.keys() == self.spec.space.keys())
-        return {self.spec.place(self.base, trial.params) for trial in sampled}
+        """Return the configs of trials, without those of trials that were pruned as duplicates.
+
+        A worker may be killed before it sets all parameters of a trial, which then has no config.
+        """
+        return {
+            self.spec.place(self.base, trial.params)
+            for trial in trials
+            if trial.params.keys() == self.spec.space.keys()
+            and (trial.state is not TrialState.PRUNED or RESULT in trial.user_attrs)
+        }
 
     def _propose(self, results: Sequence[TrialResult], taken: Set[RunConfig]) -> Proposal | None:
         guard = MemoryGuard(self.room, results)

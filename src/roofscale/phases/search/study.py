@@ -168,9 +168,11 @@ class Search:
         config = self.spec.place(self.base, values)
         if why := self._sampler.reasons.get(trial.number):
             trial.set_user_attr("why", why)
-        # Workers in other processes may sample the same config: of running duplicates the lowest number goes on.
-        if config in self._sampler.configs(t for t in self._trials(TrialState.RUNNING) if t.number < trial.number):
-            raise optuna.TrialPruned("another worker runs the same config")
+        # A worker in another process may have sampled the same config meanwhile. At least one of two sees the other; if
+        # both do, the config is sampled again.
+        others = self._trials(TrialState.RUNNING, TrialState.COMPLETE)
+        if config in self._sampler.configs(other for other in others if other.number != trial.number):
+            raise optuna.TrialPruned("another worker has the same config")
         guard = MemoryGuard(self.room, self._results())
         if too_large := guard.known_too_large(config):
             result = self.trials.skip(trial.number, too_large)
