@@ -24,7 +24,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sources import resolve_data
 from roofscale.forecast import host_memory
 from roofscale.forecast.host_memory import HostModel
-from roofscale.forecast.probes import Probes, local_profile
+from roofscale.forecast.probes import Probes, local_profile, probe_config
 from roofscale.measurement import Outcome
 from roofscale.runners.local import LocalRunner
 from roofscale.train import malloc
@@ -51,7 +51,7 @@ def measure_encoder(
             return
         size, workers, passes = (*map(int, cell.split("/")), 1)[:3]
         longer = {"max_samples": STEPS * size, "val_samples": size, "epochs": passes}
-        config = host_memory.as_probe(base, size, workers).with_overrides(longer)
+        config = probe_config(base, size, workers).with_overrides(longer)
         yield measure_cell(resolve_data([config], GENERATED, plain(out))[0], cell, model, folder)
 
 

@@ -59,8 +59,8 @@ def measured(config: RunConfig, outcome: Outcome = Outcome.OK) -> Measurement:
 def nothing_on_record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An empty server, and how often it was asked."""
     asked: list[int] = []
-    monkeypatch.setattr(history, "runs_on_record", lambda: asked.append(1) or [])
-    monkeypatch.setattr(commands, "recorded_points", list)
+    monkeypatch.setattr(history, "recorded_runs", lambda: asked.append(1) or [])
+    monkeypatch.setattr(commands, "peak_observations", list)
     return asked
 
 
@@ -115,12 +115,12 @@ def points(config: RunConfig) -> list[PeakObservation]:
 
 
 def test_host_memory_is_foreseen_where_enough_was_measured(tmp_path: Path, nothing_on_record, monkeypatch) -> None:
-    monkeypatch.setattr(commands, "recorded_points", lambda: points(BASE))
+    monkeypatch.setattr(commands, "peak_observations", lambda: points(BASE))
     found = RunForecaster(tmp_path, print)(BASE.with_overrides({"batch_size": 4, "num_workers": 2}))
     assert found["forecast/host_peak_mib_low"] < 1380 < found["forecast/host_peak_mib_high"]
     assert "forecast/run_seconds" not in found
     few = RunForecaster(tmp_path, print)
-    monkeypatch.setattr(commands, "recorded_points", lambda: points(BASE)[:1])
+    monkeypatch.setattr(commands, "peak_observations", lambda: points(BASE)[:1])
     assert few(BASE) == {}
     for point in points(BASE)[1:]:
         came_to = measured(point.config)
@@ -132,12 +132,12 @@ def test_a_forecast_that_breaks_is_said_and_left_out(tmp_path: Path, nothing_on_
     def broken(*_: object) -> None:
         raise ZeroDivisionError("at home")
 
-    monkeypatch.setattr(commands, "recorded_points", broken)
+    monkeypatch.setattr(commands, "peak_observations", broken)
     foreseen = RunForecaster(tmp_path, print)
     foreseen.learn(BASE, measured(BASE), "before anything was read, so it is on the server")
     assert foreseen(BASE) == {}
     assert "Nothing foreseen of its host memory: ZeroDivisionError: at home" in capsys.readouterr().out
-    monkeypatch.setattr(commands, "recorded_points", list)
+    monkeypatch.setattr(commands, "peak_observations", list)
     assert foreseen(BASE) == {}
     told_nothing = dataclasses.replace(measured(BASE), facts={})
     foreseen.learn(BASE, told_nothing, "of an older kind")

@@ -45,7 +45,7 @@ def record(run_id: str, config: RunConfig = BASE, **tags: str) -> RunRecord:
 @pytest.fixture
 def on_record(monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
     runs = [record("good"), record("died", outcome="host_oom"), record("never made", ruled_out_by="died")]
-    monkeypatch.setattr(history, "runs_on_record", lambda: runs)
+    monkeypatch.setattr(history, "recorded_runs", lambda: runs)
     return runs
 
 
@@ -142,7 +142,7 @@ def test_the_trials_of_a_search_come_on_top(on_record, tmp_path, capsys) -> None
 
 
 def test_a_plan_of_which_nothing_is_known_says_so(monkeypatch, tmp_path: Path, capsys) -> None:
-    monkeypatch.setattr(history, "runs_on_record", list)
+    monkeypatch.setattr(history, "recorded_runs", list)
     file = tmp_path / "phase.yaml"
     file.write_text(PLAN % "local")
     phase = load_phase(file)
