@@ -53,7 +53,7 @@ def switch(name: str, text: str) -> Callable[..., Any]:
 @click.option("--file", type=click.Path(path_type=Path), help="Phase file; else experiments/phase<N>.yaml.")
 @climb_options
 def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
-    """Climb a phase, and first what it stands on: run its steps, judge each, and write down what was found."""
+    """Climb a phase, after the phases it needs: run its steps, judge each, and record the results."""
     from roofscale.cli import run_phase as commands
 
     order = _order(f"phase{number}", **wishes)
@@ -69,7 +69,7 @@ def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
 @click.command()
 @climb_options
 def climb(dry_run: bool, **wishes: Any) -> None:
-    """Climb all phases in order, each from what the one before has learnt."""
+    """Climb all phases in order, each from the last good configuration of the one before."""
     from roofscale.cli import run_phase as commands
 
     order = _order("main", **wishes)
@@ -125,7 +125,7 @@ def gate(dry_run: bool, **wishes: Any) -> None:
 def _order(
     entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any
 ) -> "ClimbOptions":
-    """What was ordered, from the entry point of MLproject and the options of ``climb_options``."""
+    """Return the order of a climb, from the entry point of MLproject and the options of ``climb_options``."""
     from roofscale.cli.climb_options import ClimbOptions
     from roofscale.tracking import MlflowProjectRun
 

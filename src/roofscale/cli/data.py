@@ -46,7 +46,7 @@ def generate(folder: Path, datasets: str, join: Path | None, dry_run: bool, as_j
 @dry_run_option
 @json_option
 def fetch(dataset: str, folder: Path, url: str, sha256: str, dry_run: bool, as_json: bool) -> None:
-    """Download DATASET (rid, roofline, airs) into FOLDER, or say where to get it; goes on where it was stopped."""
+    """Download DATASET (rid, roofline, airs) into FOLDER, or print where to get it; resumes an interrupted download."""
     from roofscale.cli import run_data as commands
 
     commands.fetch_data(dataset, folder, url, sha256, dry_run, as_json)
@@ -59,7 +59,7 @@ def fetch(dataset: str, folder: Path, url: str, sha256: str, dry_run: bool, as_j
 @dry_run_option
 @json_option
 def upload(folder: Path, uri: str, everything: bool, dry_run: bool, as_json: bool) -> None:
-    """Copy the data sets in FOLDER to S3, where training jobs read them; what is there already is not copied again."""
+    """Copy the data sets in FOLDER to S3, where training jobs read them; files that S3 already has are skipped."""
     from roofscale.cli.run_data import upload_data
 
     upload_data(folder, uri, everything, dry_run, as_json)

@@ -57,7 +57,7 @@ def predict(image: Path, output: Path, geojson: Path | None, as_json: bool, **wi
 @click.option("--part", default="val", show_default=True, help="Of the data set: train, val or test.")
 @segment_options
 def evaluate(folder: Path, part: str, as_json: bool, **wishes: Any) -> None:
-    """Hold a model against the labels of the whole AIRS tiles under FOLDER: IoU, F1 and accuracy of roofs."""
+    """Evaluate a model on the whole AIRS tiles under FOLDER: IoU, F1 and accuracy of roofs."""
     from roofscale.cli import run_predict as commands
 
     commands.evaluate_folder(folder, part, commands.InferenceOptions(**wishes), as_json)
