@@ -1,4 +1,4 @@
-"""AIRS windows a second from a 10000x10000 tile, over decoding the tile and cutting the window out."""
+"""AIRS windows per second from a 10000x10000 tile, over decoding the whole tile and cropping."""
 
 import time
 
@@ -13,12 +13,12 @@ from roofscale.data.synthetic import GenerateSpec, generate
 
 SPEC = GenerateSpec(("airs",), airs_tiles=(1, 1, 0), airs_tile_px=10000)
 WINDOW_PX = 512
-WINDOWS = 40  # a round of ours
+WINDOWS = 40  # per round, read by window
 ROUNDS = 5
 
 
 def measure() -> list[Result]:
-    """Read random windows both ways; page cache warm for both, opening and closing the files included."""
+    """Read random windows both ways, with a warm page cache, opening and closing the files included."""
     root = GENERATED / "bench-airs"
     generate(root, SPEC)
     source = open_sources(RunConfig(datasets=("airs",), image_size=WINDOW_PX, max_samples=0), root)["airs"].train
@@ -47,13 +47,13 @@ def measure() -> list[Result]:
     ]
 
 
-def _decode_and_crop(where: airs.TileWindow) -> float:
-    """Seconds for one window by reading image and label whole."""
+def _decode_and_crop(window: airs.TileWindow) -> float:
+    """Return the seconds for one window when image and label are decoded whole."""
     start = time.perf_counter()
-    for file in (where.tile.image, where.tile.label):
+    for file in (window.tile.image, window.tile.label):
         with rasterio.open(file) as dataset:
             whole = dataset.read()
-        np.ascontiguousarray(whole[:, where.row : where.row + WINDOW_PX, where.col : where.col + WINDOW_PX])
+        np.ascontiguousarray(whole[:, window.row : window.row + WINDOW_PX, window.col : window.col + WINDOW_PX])
     return time.perf_counter() - start
 
 

@@ -1,9 +1,8 @@
-"""What a training step takes on a machine that is not all ours, and what each remedy gains.
+"""Seconds of a training step on a machine with other load, and the gain of each setting of the threads.
 
-Three machines: quiet; one core kept busy by a process that spins; beside another training of as many threads as there
-are cores. On each, by turns: threads as many as the compute has cores (as before), one thread, what GNU OpenMP offers
-(its threads wait asleep, or spin for less, or are as many as the load leaves), and ``threads=0``, which follows the
-cores that are free.
+Three loads: none; one core kept busy by a spinning process; another training with one thread per core. Under each, by
+turns: one thread per core of the compute (as before), one thread, settings of GNU OpenMP (threads that sleep while they
+wait, that spin for less time, or whose number follows the load), and ``threads=0``, which follows the free cores.
 
 ``python -m benchmarks.busy_machine FILE`` takes about half an hour on two cores and writes FILE.
 """
@@ -29,10 +28,10 @@ from roofscale.runners.supervise import Listener, SilentListener
 
 ROUNDS = 3
 CORES = len(psutil.Process().cpu_affinity() or ()) or psutil.cpu_count() or 1
-# Few validation images: it is steps that count here. The first step of a run pays for set-up, and is left out.
+# Few validation images, because only steps are timed. The first step of a run includes set-up and is left out.
 CONFIG = RunConfig(val_samples=2, max_samples=10)
 TARGETS = {"quiet": 1.02, "one core busy": 2.5, "beside another training": 4.0}
-WAYS: Mapping[str, tuple[int, Mapping[str, str]]] = {  # threads, and what the environment says
+WAYS: Mapping[str, tuple[int, Mapping[str, str]]] = {  # threads and environment variables
     "as before": (CORES, {}),
     "one thread": (1, {}),
     "OMP_WAIT_POLICY=passive": (CORES, {"OMP_WAIT_POLICY": "passive"}),
@@ -46,9 +45,9 @@ WAYS: Mapping[str, tuple[int, Mapping[str, str]]] = {  # threads, and what the e
 def trained(
     threads: int, environment: Mapping[str, str], listener: Listener | None = None, steps: int = 5
 ) -> Measurement:
-    """Train in a process of its own under these settings."""
+    """Train in a separate process with these settings."""
     before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)  # the runner hands it on
+    os.environ.update(environment)  # the runner passes it to the training process
     config = CONFIG.with_overrides({"threads": threads, "max_samples": steps * CONFIG.batch_size})
     try:
         with scratch_folder() as folder:
@@ -59,13 +58,13 @@ def trained(
 
 
 def step_seconds_of(threads: int, environment: Mapping[str, str]) -> float:
-    """The median step of a training, the first left out."""
+    """Return the median seconds of a step, without the first."""
     return statistics.median(step.seconds for step in trained(threads, environment).steps[1:])
 
 
 @contextmanager
 def neighbour(case: str) -> Iterator[None]:
-    """Have the machine as it is in this case."""
+    """Put the load of this case on the machine."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         command: tuple[str, ...] = (sys.executable, "-c", "while True: pass")
         if case == "beside another training":
@@ -92,20 +91,20 @@ def _wait_for_a_step(events: Path, busy: "subprocess.Popen[bytes]") -> None:
 
 
 def measure() -> list[Result]:
-    """Compare all ways in all cases."""
+    """Compare all settings under all loads."""
     seconds: dict[str, list[dict[str, float]]] = {}
     for case in TARGETS:
         ways = {name: partial(step_seconds_of, *way) for name, way in WAYS.items()}
         with neighbour(case):
             seconds[case] = in_turns(ways, ROUNDS, say_each)
-    quiet = [one["as before"] for one in seconds["quiet"]]
-    found = []
+    quiet = [measured["as before"] for measured in seconds["quiet"]]
+    results = []
     for case, rounds in seconds.items():
         for way in WAYS:
-            ratios = [one[way] / before for one, before in zip(rounds, quiet, strict=True)]
+            ratios = [measured[way] / before for measured, before in zip(rounds, quiet, strict=True)]
             target = TARGETS[case] if way == "follows what is free" else None
-            took = [one[way] for one in rounds]
-            found.append(
+            took = [measured[way] for measured in rounds]
+            results.append(
                 Result(
                     f"{case}, {way}: step over a quiet one as before",
                     statistics.median(ratios),
@@ -115,7 +114,7 @@ def measure() -> list[Result]:
                     details={"seconds a step": took},
                 )
             )
-    return found
+    return results
 
 
 if __name__ == "__main__":

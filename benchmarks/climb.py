@@ -1,15 +1,15 @@
-"""Does one command climb from nothing to an open gate, and how long does that take?
+"""Time and outcome of a climb from an empty folder to an open gate.
 
-``python -m benchmarks.climb [--image-size 256] [--seeds 0 1 2 3 4]`` runs, for each seed and in a folder where nothing
-has run yet, the command that ``make climb COMPUTE=ml.m5.xlarge`` comes to, and then asks the gate. Times are those of
-the command: data generation, imports, tracking and reports are in, the installation of the environment is not.
+``python -m benchmarks.climb [--image-size 256] [--seeds 0 1 2 3 4]`` runs, for each seed and in an empty folder,
+the command of ``make climb COMPUTE=ml.m5.xlarge``, and then the gate. Times are those of the command: they include data
+generation, imports, tracking and reports, but not the installation of the environment.
 
-``--real`` climbs phases 1 to 3 on real AIRS crops, then phase 4 on all three data sets (``real_sets`` says what of them
-is real); that takes two commands, and what counts is whether the four phases pass.
+``--real`` climbs phases 1 to 3 on real AIRS crops, then phase 4 on all three data sets (see ``real_sets`` for what is
+real in them) by two commands; the target is that the four phases pass.
 
-Each seed goes to ``benchmarks/results/climb.json`` as soon as it is over; one that is there is not climbed again
-without ``--again``. ``--table`` prints what the file comes to against the targets, and why a seed missed them. A
-climb that missed leaves its runs in a temporary folder, without checkpoints.
+Each seed is written to ``benchmarks/results/climb.json`` when it ends; a recorded seed is not climbed again without
+``--again``. ``--table`` prints the recorded results against the targets, and why a seed missed them. The runs of a
+climb that missed its target are kept in a temporary folder, without checkpoints.
 """
 
 import argparse
@@ -42,8 +42,8 @@ from roofscale.compute import GIB
 from roofscale.files import read_json, write_json
 from roofscale.phases.attempt import StepFolder
 from roofscale.phases.gate import CPU_PHASES
-from roofscale.phases.history import experiment_name
 from roofscale.phases.judge import Verdict
+from roofscale.tracking.history import experiment_name
 
 COMPUTE = "ml.m5.xlarge"
 WRITTEN = ROOT / "benchmarks" / "results" / "climb.json"
@@ -53,12 +53,12 @@ INHERITED = ("MLFLOW_", "ROOFSCALE_", "PYTHONPATH")  # variables that would lead
 FLAGS = ("avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 KNOBS = ("datasets", "max_samples", "val_samples", "batch_size", "num_workers", "prefetch_factor", "epochs", "lr",
          "schedule", "threads", "seed")  # fmt: skip
-GRACE_SECONDS = 130  # that a climb has to stop its run, which writes a checkpoint first
+GRACE_SECONDS = 130  # for a climb to stop its run, which writes a checkpoint first
 
 
 @dataclass(frozen=True)
 class Key:
-    """What tells one climb from another."""
+    """Identity of a climb in the record."""
 
     label: str
     image_size: int
@@ -68,7 +68,7 @@ class Key:
     overlay: str  # a file of experiments/, such as smoke.yaml
 
     def options(self, more: str = "") -> list[str]:
-        """Of every command that climbs."""
+        """Return the options of every command that climbs."""
         overlay = ["--overlay", f"experiments/{self.overlay}"] if self.overlay else []
         words = " ".join(filter(None, (f"image_size={self.image_size} seed={self.seed}", self.set, more)))
         return ["--compute", COMPUTE, *overlay, "--set", words, "--json"]
@@ -76,24 +76,24 @@ class Key:
 
 @dataclass
 class Ended:
-    """What a command came to."""
+    """Result of a finished command."""
 
     command: str
     exit_code: int
     seconds: float
-    documents: list[tuple[float, dict[str, Any]]]  # each with the seconds after which it was there
+    documents: list[tuple[float, dict[str, Any]]]  # each with the seconds after which it was printed
     said: str  # the end of its standard error
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record; what was said only where it explains an exit code."""
-        told = {"command": self.command, "exit_code": self.exit_code, "seconds": round(self.seconds, 1)}
-        return {**told, "said": self.said} if self.exit_code else told
+        """Return the record; with the standard error only if the command failed."""
+        record = {"command": self.command, "exit_code": self.exit_code, "seconds": round(self.seconds, 1)}
+        return {**record, "said": self.said} if self.exit_code else record
 
 
 def call(folder: Path, *words: str) -> Ended:
-    """Call roofscale in a folder, and read the JSON documents that it prints.
+    """Run roofscale in a folder, and read the JSON documents that it prints.
 
-    An interrupt is passed on, and what has not ended in time is killed: nothing of it goes on without this process.
+    An interrupt is passed on, and processes that do not end in time are killed, so that none outlives this one.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(INHERITED)}
     environment |= {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}  # a document arrives when it is printed
@@ -105,7 +105,7 @@ def call(folder: Path, *words: str) -> Ended:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
         )  # fmt: skip
         with _ended_with_us(child):
-            documents = [(time.perf_counter() - start, one) for one in _documents(child.stdout or ())]
+            documents = [(time.perf_counter() - start, document) for document in _documents(child.stdout or ())]
             exit_code = child.wait()
     seconds = time.perf_counter() - start
     said = errors.read_text(encoding="utf-8", errors="replace")[-2000:]
@@ -128,17 +128,17 @@ def _ended_with_us(child: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 def _documents(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a stream, each once its last line, a brace in the first column, is there."""
-    kept: list[str] = []
+    """Yield the JSON objects of a stream, each as soon as its last line, a brace in the first column, is read."""
+    pending: list[str] = []
     for line in lines:
-        kept.append(line)
+        pending.append(line)
         if line.rstrip() == "}":
-            yield json.loads("".join(kept))
-            kept = []
+            yield json.loads("".join(pending))
+            pending = []
 
 
 def climb(key: Key, folder: Path) -> dict[str, Any]:
-    """Climb from nothing in an empty folder, ask the gate, and tell what there was."""
+    """Climb in an empty folder, evaluate the gate, and return the record."""
     shutil.copytree(ROOT / "experiments", folder / "experiments")  # a climb writes its documents there
     load = os.getloadavg()[0]
     sets: dict[str, Any] = {}
@@ -170,7 +170,7 @@ def climb(key: Key, folder: Path) -> dict[str, Any]:
 
 
 def _gate(ended: Ended) -> dict[str, Any]:
-    """Whether the gate is open, and each condition that is not met with what was found and what would supply it."""
+    """Return whether the gate is open, and each unmet condition with its evidence and remedy."""
     if not ended.documents:
         return {"open": False, "unmet": [], "said": ended.said}
     report = ended.documents[-1][1]
@@ -179,7 +179,7 @@ def _gate(ended: Ended) -> dict[str, Any]:
 
 
 def _phases(ended: Sequence[Ended], folder: Path) -> Iterator[dict[str, Any]]:
-    """What each phase came to, from its printed document and the folder of its attempt."""
+    """Yield the record of each phase, from its printed document and the folder of its attempt."""
     for command in ended:
         before = 0.0
         for at, document in command.documents:
@@ -200,7 +200,7 @@ def _phases(ended: Sequence[Ended], folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _step(step: Mapping[str, Any], attempt: Path, number: int) -> dict[str, Any]:
-    """A step's verdict and every run that was made for it, repeats and remedies among them, in their order."""
+    """Return the verdict of a step and all of its runs in order, including repeats and fallbacks."""
     why = {run["run_id"]: {k: run[k] for k in ("changed", "cause") if run[k]} for run in (step, *step["tries"])}
     runs = []
     for file in sorted(attempt.glob(f"{number:02d}-*/run.json")):
@@ -210,7 +210,7 @@ def _step(step: Mapping[str, Any], attempt: Path, number: int) -> dict[str, Any]
         measured, config = (
             run.finished_measurement,
             file.parent / "config.json",
-        )  # without one it was ruled out, so not run
+        )  # a run that was ruled out, so not made, has no config.json
         runs.append(
             {
                 "run": file.parent.name,
@@ -229,7 +229,7 @@ def _step(step: Mapping[str, Any], attempt: Path, number: int) -> dict[str, Any]
 
 
 def _anonymous(climbed: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Without the names of this machine's folders."""
+    """Return the record without the folder names of this machine."""
     names = {str(folder): "SCRATCH", str(SAMPLES): "SAMPLES", str(ROOT): "."}
     text = json.dumps(climbed)
     for path, name in names.items():
@@ -238,15 +238,15 @@ def _anonymous(climbed: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def described() -> dict[str, Any]:
-    """When, with which code and on what machine."""
-    found = {k: v for k, v in machine().items() if k not in ("commit", "load_before")}
+    """Return date, commit and machine of a measurement."""
+    hardware = {k: v for k, v in machine().items() if k not in ("commit", "load_before")}
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": {
-            **found,
+            **hardware,
             "flags": [flag for flag in FLAGS if flag in flags],
             "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
         },
@@ -254,7 +254,7 @@ def described() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit, and whether what climbs differs from it; the results of a benchmark may."""
+    """Return the commit, with '-dirty' if the code or the phase files differ from it."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
@@ -264,23 +264,23 @@ def _commit() -> str:
 
 
 def recorded(file: Path) -> list[dict[str, Any]]:
-    """The climbs on record."""
+    """Read the recorded climbs."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
 
 def record(file: Path, climbed: dict[str, Any], key: Key) -> None:
-    """Add a climb to the record, in the place of an earlier one of the same key."""
-    others = [one for one in recorded(file) if key_of(one) != key]
+    """Add a climb to the record; it replaces an earlier one with the same key."""
+    others = [other for other in recorded(file) if key_of(other) != key]
     write_json(file, [*others, climbed])
 
 
 def key_of(climbed: Mapping[str, Any]) -> Key:
-    """The key of a climb on record."""
+    """Return the key of a recorded climb."""
     return Key(**{name: climbed[name] for name in Key.__dataclass_fields__})
 
 
 def keep(folder: Path, key: Key) -> Path:
-    """Move what tells of a climb out of its scratch folder; its checkpoints, which are large, are left behind."""
+    """Move the records of a climb out of its scratch folder, without the checkpoints, which are large."""
     for checkpoint in (folder / "runs").rglob("*.pt"):
         checkpoint.unlink()
     kind = "real" if key.real else "generated"
@@ -292,7 +292,7 @@ def keep(folder: Path, key: Key) -> Path:
 
 
 def table(climbs: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The targets against what was measured, as lines of Markdown, and below them why a climb missed its own."""
+    """Yield the results against the targets as lines of Markdown, then why a climb missed its target."""
     yield "| measure | target | measured |"
     yield "|---|---|---|"
     for real, size, wanted in ((False, 512, 1), (False, 256, 5), (True, 512, 1), (True, 256, 3)):
@@ -325,7 +325,7 @@ def _timed(measure: str, most: float, minutes: Sequence[float]) -> str:
 
 
 def _misses(climbed: Mapping[str, Any]) -> Iterator[str]:
-    """What kept a climb from its target: steps that did not pass with their last run, and unmet conditions."""
+    """Yield why a climb missed its target: steps that did not pass, with their runs, and unmet conditions."""
     if climbed["met"]:
         return
     yield ""
@@ -353,14 +353,16 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    """Climb for each seed; 0 where every climb asked for met its target, 130 where it was interrupted."""
+    """Climb for each seed; return 0 if every climb met its target, 130 if interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, default=256, help="px")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--real", action="store_true", help="on real images")
     parser.add_argument("--set", default="", help="further overrides, KEY=VALUE words")
     parser.add_argument("--overlay", default="", help="a file of experiments/, such as smoke.yaml")
-    parser.add_argument("--label", default="", help="a word that keeps climbs apart, of two states of the code say")
+    parser.add_argument(
+        "--label", default="", help="a word that keeps climbs apart, such as those of two versions of the code"
+    )
     parser.add_argument("--again", action="store_true", help="climb what is on record, too")
     parser.add_argument("--keep", action="store_true", help="keep the runs of a climb that met its target, too")
     parser.add_argument("--out", type=Path, default=WRITTEN)
@@ -374,7 +376,9 @@ def main() -> int:
         print("\n".join(table(climbs, read_lines(VERDICTS))))
         return 0
     if asked.real and not SAMPLES.is_dir():
-        print(f"No real samples: {SAMPLES} is not there (ROOFSCALE_REAL_SAMPLES names another place). Nothing was run.")
+        print(
+            f"No real samples: {SAMPLES} is not there (ROOFSCALE_REAL_SAMPLES names another folder). Nothing was run."
+        )
         return 0
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -1,4 +1,4 @@
-"""False alarms and caught faults of the curve criteria, counted on simulated runs of each length.
+"""False alarms and caught faults of the curve criteria on simulated runs of several lengths.
 
 ``python -m benchmarks.criteria_power [--trials 200] [--out FILE]`` from the top of the working tree prints a table and
 writes JSON. A false alarm is a failed verdict on a healthy or noise-only curve; ``undecided`` is insufficient evidence.
@@ -74,14 +74,14 @@ FAULTY: dict[str, Case] = {
 
 
 def rates(case: Case, count: int, trials: int) -> dict[str, float]:
-    """Share of each verdict over simulated runs of ``count`` steps, seeded by the length."""
+    """Return the share of each verdict over simulated runs of ``count`` steps, seeded by the length."""
     random = np.random.default_rng(count)
-    found = Counter(case(random, count).verdict for _ in range(trials))
-    return {verdict: found[verdict] / trials for verdict in Verdict}
+    verdicts = Counter(case(random, count).verdict for _ in range(trials))
+    return {verdict: verdicts[verdict] / trials for verdict in Verdict}
 
 
 def table(rows: dict[str, dict[int, dict[str, float]]]) -> str:
-    """Markdown: for each length the share that failed, and that is undecided."""
+    """Return a Markdown table of the shares failed and undecided at each length."""
     cells = [
         [name, *(f"{r[Verdict.FAILED]:.1%} ({r[Verdict.INSUFFICIENT_EVIDENCE]:.0%} undecided)" for r in found.values())]
         for name, found in rows.items()
@@ -90,7 +90,7 @@ def table(rows: dict[str, dict[int, dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Count, print and write."""
+    """Count, print the table and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--out", type=Path)

@@ -23,13 +23,13 @@ _open_sources = train_process.open_sources
 
 
 class _Changed:
-    """A source whose ``read`` is another one."""
+    """A source with a replaced ``read``."""
 
     def __init__(self, source: Any, read: Callable[[Any, int], Sample]) -> None:
         self._source, self._read = source, read
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked by pickle and copy before the source is set
+        if name.startswith("__"):  # pickle and copy look these up before the source is set
             raise AttributeError(name)
         return getattr(self._source, name)
 
@@ -37,7 +37,7 @@ class _Changed:
         return len(self._source)
 
     def read(self, index: int) -> Sample:
-        """Read a sample, changed."""
+        """Read a sample by the replacement."""
         return self._read(self._source, index)
 
 
@@ -50,7 +50,7 @@ def _change_training(read: Callable[[Any, int], Sample]) -> None:
 
 
 def masks() -> None:
-    """Each training image gets the mask of the image half a data set away."""
+    """Give each training image the mask of the image half a data set away."""
 
     def read(source: Any, index: int) -> Sample:
         other = source.read((index + len(source) // 2) % len(source))
@@ -60,7 +60,7 @@ def masks() -> None:
 
 
 def loader(seconds: float) -> None:
-    """Every training sample takes ``seconds`` longer to read."""
+    """Delay the reading of each training sample by ``seconds``."""
 
     def read(source: Any, index: int) -> Sample:
         time.sleep(seconds)
@@ -70,7 +70,7 @@ def loader(seconds: float) -> None:
 
 
 def leak() -> None:
-    """Every step keeps 20 MiB."""
+    """Leak 20 MiB in every step."""
     step, kept = Trainer.step, []
 
     def leaking(self: Trainer, batch: Any) -> tuple[float, float]:

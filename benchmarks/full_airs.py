@@ -1,7 +1,7 @@
 """From the start of a process to the first batch of all of AIRS: 857 and 94 tiles of 10000 px, windows of 1024.
 
-The tiles are sparse GeoTIFFs, headers without pixels, so what is timed is the index, the order, and the start of the
-loader; what the pixels of a batch cost on top of that is ``tile_formats``' and ``sample_cost``'s to say.
+The tiles are sparse GeoTIFFs, headers without pixels, so that index, order and start of the loader are timed;
+``tile_formats`` and ``sample_cost`` measure the cost of the pixels.
 """
 
 import hashlib
@@ -33,13 +33,13 @@ CONFIG = RunConfig(
 
 
 def measure() -> list[Result]:
-    """Write the tiles, then look twice in new processes; the second time tells whether the order is the same."""
+    """Write the tiles, then measure twice in new processes, which must give the same order."""
     with scratch_folder() as root:
         _write_tiles(root)
         first, second = (_look_in_a_new_process(root) for _ in range(2))
     same = first["orders"] == second["orders"]
     note = f"{first['windows']} training windows, {CONFIG.num_workers} workers, batch {CONFIG.batch_size}, sparse tiles"
-    worst = max(first, second, key=lambda found: found["seconds"]["first batch"])
+    worst = max(first, second, key=lambda result: result["seconds"]["first batch"])
     return [
         Result(
             "from process start to the first batch of all AIRS windows", worst["seconds"]["first batch"], 10.0, "s",
@@ -60,7 +60,7 @@ def _look_in_a_new_process(root: Path) -> dict[str, Any]:
 
 
 def _look(root: Path) -> dict[str, Any]:
-    """What the training process does up to its first batch, in seconds since its first line."""
+    """Do what the training process does up to its first batch; return the seconds since the start of the process."""
     opened = _count_openings()
     seconds = {"imports": time.perf_counter() - START}
 
@@ -93,7 +93,7 @@ def _look(root: Path) -> dict[str, Any]:
 
 
 def _count_openings() -> dict[str, int]:
-    """How often each image is opened in this process, from now on."""
+    """Count from now on how often this process opens each image."""
     counts: dict[str, int] = {}
     real_open = rasterio.open
 
@@ -107,7 +107,7 @@ def _count_openings() -> dict[str, int]:
 
 
 def _write_tiles(root: Path) -> None:
-    """Tiles side by side on the ground, as large as real ones on the map and 13 KB on disk."""
+    """Write adjacent tiles of the real size on the ground, 13 KB each on disk."""
     number = 0
     for part, count in TILES.items():
         folder = root / "airs" / "trainval" / part
@@ -120,7 +120,7 @@ def _write_tiles(root: Path) -> None:
 
 
 def _write_sparse(file: Path, bands: int, number: int) -> None:
-    east, north = (TILE_PX * METRES_PER_PX * place for place in (number % 32, -(number // 32)))
+    east, north = (TILE_PX * METRES_PER_PX * index for index in (number % 32, -(number // 32)))
     profile: dict[str, Any] = {
         "driver": "GTiff", "width": TILE_PX, "height": TILE_PX, "count": bands, "dtype": "uint8", "crs": "EPSG:2193",
         "transform": from_origin(1_570_000 + east, 5_180_000 + north, METRES_PER_PX, METRES_PER_PX),

@@ -1,11 +1,12 @@
-"""Does any reader end in a traceback, a hang or a dead process, when its file is damaged?
+"""Fuzzing of all file readers: no damaged file may end in a traceback, a hang or a dead process.
 
 ``python -m benchmarks.fuzz [--count 2000] [--target NAME ...] [--seed 0]`` gives each reader of a file, and each parser
 of words, that many damaged inputs: cut short, with bits flipped, with pieces taken out, doubled or put in, and, where
-the format has values, with a value of another type. A reader passes where it takes the input, or refuses it with an
-error of ours. Each reader works in a process of its own, since a damaged file may end a library's.
+the format has values, with a value of another type. A reader passes if it takes the input, or refuses it with a
+``RoofscaleError``. Each reader works in a separate process, since a damaged file may crash a library.
 
-The counts go to ``benchmarks/results/fuzz.json``; each input that was not met well is kept in a folder that is named.
+The counts go to ``benchmarks/results/fuzz.json``; inputs that failed are kept in a folder, whose
+name is printed.
 """
 
 import argparse
@@ -60,13 +61,13 @@ _SIDE = 32
 
 @dataclass(frozen=True)
 class Target:
-    """A reader and a sound file for it."""
+    """A reader and how to write a valid file for it."""
 
-    file: str  # its name
-    make: Callable[[Path], object]  # writes a sound one
+    file: str  # file name
+    make: Callable[[Path], object]  # writes a valid file
     read: Callable[[Path], object]
     values: str = ""  # 'json', 'jsonl' or 'yaml' where the file has values that can be exchanged
-    is_named: bool = True  # whether a refusal has to name the file; words have none
+    is_named: bool = True  # whether a refusal has to name the file; command-line words have none
 
 
 def _raster(file: Path, bands: int) -> None:
@@ -152,7 +153,7 @@ def _outbox(file: Path) -> None:
     box.keep(Operation("status", "0" * 32, {"status": "FINISHED", "ended": 1}))
     box.leave()
     shutil.move(box.folder / "operations.jsonl", file)
-    box.folder.rmdir()
+    shutil.rmtree(box.folder)
 
 
 def _read_outbox(file: Path) -> None:
@@ -230,7 +231,7 @@ _odd_values = st.recursive(
 
 
 def damaged(original: bytes, values: str) -> st.SearchStrategy[bytes]:
-    """What may have become of a file."""
+    """Return a strategy for damaged contents of a file."""
     places = st.integers(0, max(0, len(original) - 1))
 
     def cut(at: int) -> bytes:
@@ -259,7 +260,7 @@ def damaged(original: bytes, values: str) -> st.SearchStrategy[bytes]:
 
 
 def _exchanged(original: bytes, values: str, number: int, value: Any) -> bytes:
-    """The file with one of its values, counted through all that are nested in it, exchanged."""
+    """Return the file with its ``number``-th value, nested ones included, replaced by ``value``."""
     text = original.decode()
     documents = [json.loads(line) for line in text.splitlines()] if values == "jsonl" else [yaml.safe_load(text)]
     spots = [spot for document in documents for spot in _spots(document)]
@@ -278,7 +279,7 @@ def _spots(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def verdict_of(target: Target, content: bytes, folder: Path) -> str:
-    """Give a reader one content; 'taken', 'refused', or the traceback of what it should not have raised."""
+    """Read one content; return 'taken', 'refused', or the traceback of any other exception."""
     file = folder / "box" / target.file
     file.write_bytes(content)
     try:
@@ -292,7 +293,7 @@ def verdict_of(target: Target, content: bytes, folder: Path) -> str:
 
 
 def contents(target: Target, count: int, number: int, folder: Path) -> list[bytes]:
-    """Draw damaged contents, the same for the same seed."""
+    """Return damaged contents, the same for the same seed."""
     (folder / "box").mkdir(parents=True, exist_ok=True)
     sound = folder / "box" / target.file
     target.make(sound)
@@ -305,22 +306,22 @@ def contents(target: Target, count: int, number: int, folder: Path) -> list[byte
     def draw(content: bytes) -> None:
         drawn.append(content)
 
-    while len(drawn) < count:  # it stops early where it believes to have seen all
+    while len(drawn) < count:  # hypothesis stops early if it believes it has covered all
         draw()
         number += 1
     return drawn[:count]
 
 
-def _work(name: str, drawn: list[bytes], folder: Path, told: Any) -> None:
-    """Read each content in a process of its own, and report the result."""
-    logging.disable()  # an outbox says on it what it leaves as it is
-    for place, content in enumerate(drawn):
-        told.send((place, verdict_of(TARGETS[name], content, folder)))
-    told.close()
+def _work(name: str, drawn: list[bytes], folder: Path, results: Any) -> None:
+    """Read the contents in a child process, and send each result."""
+    logging.disable()  # an outbox logs the lines that it skips
+    for index, content in enumerate(drawn):
+        results.send((index, verdict_of(TARGETS[name], content, folder)))
+    results.close()
 
 
 def fuzz(name: str, count: int, number: int, folder: Path) -> dict[str, Any]:
-    """Give a reader ``count`` damaged contents; return how many were met how, and those that were not met well."""
+    """Fuzz a reader with ``count`` damaged contents; return the counts of each result, and the inputs that failed."""
     drawn = contents(TARGETS[name], count, number, folder)
     random.Random(number).shuffle(drawn)
     counts: collections.Counter[str] = collections.Counter()
@@ -334,11 +335,11 @@ def fuzz(name: str, count: int, number: int, folder: Path) -> dict[str, Any]:
         first = done
         try:
             while mine.poll(LONGEST_SECONDS):
-                place, said = mine.recv()
-                done = first + place + 1
-                counts[said if said in ("taken", "refused") else "not met well"] += 1
-                if said not in ("taken", "refused"):
-                    bad.append((drawn[done - 1], said))
+                index, result = mine.recv()
+                done = first + index + 1
+                counts[result if result in ("taken", "refused") else "not met well"] += 1
+                if result not in ("taken", "refused"):
+                    bad.append((drawn[done - 1], result))
             process.kill()
             ended = "it hung"
         except EOFError:
@@ -353,7 +354,7 @@ def fuzz(name: str, count: int, number: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Fuzz each reader asked for; 1 where an input was not met well."""
+    """Fuzz each selected reader; return 1 if an input failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,7 @@
-"""GPU memory of real training steps against the forecast: half of the configurations calibrate, the others judge.
+"""Forecast of GPU memory against training steps: half of the configurations calibrate, the others test.
 
 ``python -m benchmarks.gpu_memory`` needs a CUDA GPU. It writes ``benchmarks/results/gpu_memory.json`` with device and
-versions, and prints what ``src/roofscale/forecast/gpu_terms.yaml`` should say. It has not been run yet: no GPU was at
-hand.
+versions, and prints the values for ``src/roofscale/forecast/gpu_terms.yaml``. Not run yet, for lack of a GPU.
 """
 
 import dataclasses
@@ -36,18 +35,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration, measured and foreseen; sizes in MiB."""
+    """One configuration, measured and forecast; sizes in MiB."""
 
     config: dict[str, Any]
     allocated: float
     reserved: float
-    context: float  # what the driver counts beyond what is reserved
+    context: float  # used according to the driver, beyond what is reserved
     foreseen_allocated: float
     foreseen_reserved: dict[str, float]  # by assumed workspace
 
 
 def configurations() -> list[RunConfig]:
-    """Every combination: 3 encoders, 2 decoders, 3 sizes, 2 precisions."""
+    """Return every combination of 3 encoders, 2 decoders, 3 sizes, 2 precisions."""
     combined = itertools.product(ENCODERS, DECODERS, SIZES, ("bf16", "fp32"))
     return [
         RunConfig(encoder=encoder, decoder=decoder, image_size=size, batch_size=batch, precision=precision)
@@ -56,25 +55,25 @@ def configurations() -> list[RunConfig]:
 
 
 def halves(cells: Sequence[T]) -> tuple[list[T], list[T]]:
-    """Those that calibrate and those that judge, in the order of ``configurations``: both precisions are in both, of
-    one size and the next by turns."""
-    calibrating = [one for place, one in enumerate(cells) if place % 4 in (0, 3)]
-    return calibrating, [one for place, one in enumerate(cells) if place % 4 in (1, 2)]
+    """Split cells in the order of ``configurations`` into those that calibrate and those that test; the precision
+    of each half alternates from one size to the next."""
+    calibrating = [cell for index, cell in enumerate(cells) if index % 4 in (0, 3)]
+    return calibrating, [cell for index, cell in enumerate(cells) if index % 4 in (1, 2)]
 
 
 def calibrate(cells: Sequence[Cell]) -> tuple[float, float]:
-    """The workspace that makes the reserved peaks come out best, and the median context; MiB."""
+    """Return the workspace with the smallest mean error of the reserved peaks, and the median context; MiB."""
     best = min(WORKSPACES_MIB, key=lambda mib: statistics.fmean(abs(error(cell, mib)) for cell in cells))
     return float(best), statistics.median(cell.context for cell in cells)
 
 
 def error(cell: Cell, workspace_mib: float) -> float:
-    """Of the forecast of the reserved peak, as a share of what was measured."""
+    """Return the relative error of the forecast of the reserved peak."""
     return cell.foreseen_reserved[f"{workspace_mib:g}"] / cell.reserved - 1
 
 
 def cell(config: RunConfig, where: Compute) -> Cell | None:
-    """Measure in a fresh process, whose allocator nobody has used; None where the GPU is too small."""
+    """Measure in a new process, whose allocator is unused; None if the GPU is too small."""
     measured = in_fresh_process(config)
     if measured is None:
         return None
@@ -88,7 +87,7 @@ def cell(config: RunConfig, where: Compute) -> Cell | None:
 
 
 def main() -> int:
-    """Measure, calibrate, judge; 0 where the targets were met."""
+    """Measure, calibrate and test; return 0 if the targets were met."""
     if not torch.cuda.is_available():
         print("This needs a CUDA GPU, and torch finds none.", file=sys.stderr)
         return 2

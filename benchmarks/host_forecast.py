@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import GENERATED, ROOT, machine, scratch_folder
-from roofscale.commands.host_points import Probes, kind_here
-from roofscale.commands.run import settle_data
+from roofscale.cli.console import ProgressBar, console, plain
 from roofscale.compute import get
 from roofscale.config import RunConfig
+from roofscale.data.sources import resolve_data
 from roofscale.forecast import host_memory
 from roofscale.forecast.host_memory import HostModel
+from roofscale.forecast.probes import Probes, local_profile, probe_config
 from roofscale.measurement import Outcome
-from roofscale.report.console import ProgressBar, console
 from roofscale.runners.local import LocalRunner
 from roofscale.train import malloc
 
@@ -41,9 +41,9 @@ def measure_encoder(
     """Each cell's forecast, interval and measured peak, as soon as it is there; none is begun after ``until``."""
     out = console(quiet=True)
     largest = base.with_overrides({"batch_size": LARGEST[0], "num_workers": LARGEST[1]})
-    probes = Probes(kept, kind_here(base, get(base.compute)))
+    probes = Probes(kept, local_profile(base, get(base.compute)))
     begun = time.monotonic()
-    probes.make(probes.lacking(largest, probes.points()), GENERATED, out)
+    probes.run(probes.lacking(largest, probes.points()), GENERATED, plain(out), ProgressBar)
     print(f"probes of {base.encoder}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
     model = host_memory.fit_host_model(probes.kind, probes.points())
     for cell in cells:
@@ -51,8 +51,8 @@ def measure_encoder(
             return
         size, workers, passes = (*map(int, cell.split("/")), 1)[:3]
         longer = {"max_samples": STEPS * size, "val_samples": size, "epochs": passes}
-        config = host_memory.as_probe(base, size, workers).with_overrides(longer)
-        yield measure_cell(settle_data([config], GENERATED, out)[0], cell, model, folder)
+        config = probe_config(base, size, workers).with_overrides(longer)
+        yield measure_cell(resolve_data([config], GENERATED, plain(out))[0], cell, model, folder)
 
 
 def measure_cell(config: RunConfig, cell: str, model: HostModel, folder: Path) -> dict[str, Any]:

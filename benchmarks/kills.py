@@ -29,7 +29,7 @@ from roofscale.files import write_json
 from roofscale.measurement import Measurement
 from roofscale.phases.attempt import Attempts, StepFolder
 from roofscale.phases.gate import CPU_PHASES
-from roofscale.phases.history import experiment_name
+from roofscale.tracking.history import experiment_name
 
 WRITTEN = ROOT / "benchmarks" / "results" / "kills.json"
 OVERLAY = "experiments/once.yaml"

@@ -1,4 +1,4 @@
-"""What every benchmark shares: comparison by turns, one result type, and the command line of a single one."""
+"""Shared by all benchmarks: comparison by turns, the result type, and the command line of one benchmark."""
 
 import dataclasses
 import json
@@ -33,8 +33,8 @@ class Result:
     """One line of the table."""
 
     measure: str
-    value: float | None  # None: could not be measured here, ``note`` says why
-    target: float | None  # None: told, not judged
+    value: float | None  # None: could not be measured here, see ``note``
+    target: float | None  # None: reported, not judged
     unit: str = "ratio"
     at_most: bool = False  # the target is an upper bound
     spread: tuple[float, float] | None = None  # least and greatest of the single rounds
@@ -43,7 +43,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """'met', 'missed by 3 %', 'not measured' or, without a target, nothing."""
+        """Return 'met', 'missed by 3.0%', 'not measured' or, without a target, an empty text."""
         if self.value is None:
             return "not measured"
         if self.target is None:
@@ -67,8 +67,8 @@ def by_turns(
 
     def say(number: int, _: str, rates: Mapping[str, float]) -> None:
         if len(rates) == 2:
-            said = f"  {name}, round {number} of {rounds}: {rates['ours']:.3f} over {rates['theirs']:.3f}"
-            print(said, file=sys.stderr)
+            line = f"  {name}, round {number} of {rounds}: {rates['ours']:.3f} over {rates['theirs']:.3f}"
+            print(line, file=sys.stderr)
 
     measured = in_turns({"ours": ours, "theirs": theirs}, rounds, say)
     ratios = [one["ours"] / one["theirs"] for one in measured]
@@ -85,15 +85,15 @@ def by_turns(
 def in_turns(
     ways: Mapping[str, Callable[[], T]], rounds: int, say: Callable[[int, str, Mapping[str, T]], None]
 ) -> list[dict[str, T]]:
-    """Measure in several ways by turns: A B C, C B A, A B C, ...; what each gave, round by round.
+    """Measure in several ways by turns, A B C, C B A, A B C, ...; return the results of each round.
 
-    Ratios are to be taken within a round, because what disturbs a machine lasts longer than one and then disturbs all
-    of it; the changing order takes care of drift within it.
+    Take ratios within a round: a disturbance of the machine usually lasts longer than a round and then affects all
+    ways alike. The alternating order cancels drift within a round.
 
     Args:
         ways: to measure, by name.
         rounds: how many.
-        say: told the round, counted from 1, what was measured last, and all of the round so far.
+        say: called with the round, counted from 1, the way measured last, and the results of the round so far.
     """
     found: list[dict[str, T]] = []
     for number in range(rounds):
@@ -106,23 +106,23 @@ def in_turns(
 
 
 def say_each(number: int, name: str, measured: Mapping[str, Any]) -> None:
-    """Print what was measured last, for ``in_turns``."""
+    """Print the last result; the ``say`` of ``in_turns``."""
     print(f"  round {number}, {name}: {measured[name]}", file=sys.stderr)
 
 
 def now() -> float:
-    """Seconds, once the GPU has done all that it was given: kernels that only wait in its queue are not done."""
+    """Return the time in seconds after synchronising the GPU, so that queued kernels are counted."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def in_own_process(module: str, *words: str, environment: Mapping[str, str] | None = None) -> Any:
-    """What a module prints as JSON, run with ``words`` in a process whose memory nobody has used; None where that went
-    out of GPU memory.
+    """Run a module with ``words`` in a new process, whose allocator is unused, and return the JSON that it prints; None
+    if it ran out of GPU memory.
 
     Raises:
-        RuntimeError: it failed otherwise.
+        RuntimeError: the process failed otherwise.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, check=False,
@@ -132,17 +132,17 @@ def in_own_process(module: str, *words: str, environment: Mapping[str, str] | No
         return None
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(words)}: exit {done.returncode}\n{done.stderr}")
-    return json.loads(done.stdout.strip().splitlines()[-1])  # others may print, too
+    return json.loads(done.stdout.strip().splitlines()[-1])  # libraries may print before it
 
 
 def this_gpu() -> Compute:
-    """The GPU of this machine, by the name that the forecasts know it by."""
+    """Return the GPU of this machine, under the name that the forecasts use."""
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
     return Compute("this GPU", 0, 0, gpu_from_driver_name(torch.cuda.get_device_name()), 1, memory)
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Return the machine, versions and commit of a measurement."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
     models = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     commit = subprocess.run(
@@ -161,20 +161,20 @@ def machine() -> dict[str, Any]:
 
 
 def open_generated(config: RunConfig) -> dict[str, DataSplit]:
-    """The generated data that a config without a data root stands for."""
+    """Open the generated data that a config without a data root reads."""
     root, _ = resolve_data_root(config, GENERATED)
     return open_sources(config, root)
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for one measurement, removed afterwards."""
+    """Provide a folder for one measurement, removed afterwards."""
     with TemporaryDirectory(prefix="roofscale-bench-") as name:
         yield Path(name)
 
 
 def run_alone(measure: Callable[[], Sequence[Result]]) -> None:
-    """Run one benchmark from its own command line; its results go as JSON to the file named there, or are printed."""
+    """Run one benchmark from its command line; write its results as JSON to the file named there, or print them."""
     start = time.perf_counter()
     results = measure()
     lines = [{**dataclasses.asdict(one), "verdict": one.verdict} for one in results]

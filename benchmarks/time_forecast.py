@@ -14,15 +14,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.measure import GENERATED, ROOT, machine, scratch_folder
-from roofscale.commands.run import settle_data
-from roofscale.commands.timed import timed_of
+from roofscale.cli.console import ProgressBar, console, plain
 from roofscale.compute import get
 from roofscale.config import RunConfig
+from roofscale.data.sources import resolve_data
+from roofscale.forecast.history import timing_record
 from roofscale.forecast.run_time import forecast_time
 from roofscale.forecast.time_scaling import TimingRecord, run_to_run_variance
 from roofscale.measurement import FORECAST_QUANTITIES, Outcome
 from roofscale.report.calibration import ForecastOutcome, calibrate
-from roofscale.report.console import ProgressBar, console
 from roofscale.runners.local import LocalRunner
 from roofscale.stats.intervals import MAX_OTHER_LOAD
 
@@ -39,7 +39,7 @@ def recorded() -> Iterator[TimingRecord]:
             for place, one in enumerate([run, *run["repeats"]]):
                 if one["outcome"] == "ok":
                     name = f"{file.stem} {run['step']}{f' repeat {place}' * bool(place)}"
-                    yield timed_of(config, one["metrics"], run["facts"], name)
+                    yield timing_record(config, one["metrics"], run["facts"], name)
 
 
 def held_out(runs: Sequence[TimingRecord], *, only_before: bool) -> Iterator[tuple[ForecastOutcome, tuple[str, ...]]]:
@@ -80,7 +80,7 @@ def by_image_size(sizes: Sequence[int]) -> list[dict[str, float]]:
     with scratch_folder() as folder:
         for size in sorted(sizes):
             asked = RunConfig(image_size=size, max_samples=STEPS * 2, val_samples=2)
-            config = settle_data([asked], GENERATED, console(quiet=True))[0]
+            config = resolve_data([asked], GENERATED, plain(console(quiet=True)))[0]
             measured = LocalRunner(folder / str(size), ProgressBar(f"{size} px"))(config)
             assert measured.outcome is Outcome.OK, measured.detail
             seconds = measured.metric("speed/seconds_per_sample")

@@ -8,8 +8,8 @@ from tests.report.climbs import passed_samples, rolled_back
 from tests.report.seeded import seed
 
 from roofscale import api
-from roofscale.commands import phase as commands
-from roofscale.commands.order import Order
+from roofscale.cli import run_phase as commands
+from roofscale.cli.climb_options import ClimbOptions
 from roofscale.config import FIELDS
 from roofscale.phases.results import PhaseResult
 
@@ -67,9 +67,9 @@ def test_a_phase_is_run_in_the_projects_folder(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(root)
-    asked: list[tuple[int, Order]] = []
+    asked: list[tuple[int, ClimbOptions]] = []
 
-    def climb(number: int, order: Order) -> PhaseResult:
+    def climb(number: int, order: ClimbOptions) -> PhaseResult:
         asked.append((number, order))
         return passed_samples()
 

@@ -31,11 +31,11 @@ def norms(losses):
 def test_stable_and_smooth_raise_at_most_one_false_alarm_in_twenty(count, decays):
     random = np.random.default_rng(count)
     trials = trials_of(count)
-    curves = [loss_curve(random, count, decays=decays, sd=random.uniform(0.2, 0.4)) for _ in range(trials)]
-    unstable = sum(curves.stable(c, norms(c)).verdict is not Verdict.PASSED for c in curves)
+    samples = [loss_curve(random, count, decays=decays, sd=random.uniform(0.2, 0.4)) for _ in range(trials)]
+    unstable = sum(curves.stable(c, norms(c)).verdict is not Verdict.PASSED for c in samples)
     assert unstable <= most_events(trials, FALSE_ALARMS)
     if count >= 25:
-        rough = sum(curves.smooth(c).verdict is not Verdict.PASSED for c in curves)
+        rough = sum(curves.smooth(c).verdict is not Verdict.PASSED for c in samples)
         assert rough <= most_events(trials, FALSE_ALARMS)
 
 
@@ -43,10 +43,10 @@ def test_a_healthy_phase_passes_its_curve_criteria_jointly():
     random = np.random.default_rng(4)
     good = 0
     for _ in range(TRIALS):
-        curves = {count: loss_curve(random, count, sd=random.uniform(0.2, 0.4)) for count in SHORT}
+        losses = {count: loss_curve(random, count, sd=random.uniform(0.2, 0.4)) for count in SHORT}
         memories = [memory_curve(random, count) for count in (25, 50)]
-        findings = [curves.stable(c, norms(c)) for c in curves.values()]
-        findings += [curves.smooth(curves[count]) for count in (25, 50)] + [no_leak(m) for m in memories]
+        findings = [curves.stable(c, norms(c)) for c in losses.values()]
+        findings += [curves.smooth(losses[count]) for count in (25, 50)] + [no_leak(m) for m in memories]
         good += all(finding.verdict is Verdict.PASSED for finding in findings)
     assert good >= 0.95 * TRIALS
 

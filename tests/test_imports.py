@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "roofscale"
 # Left to right: a module imports from its own unit and from those to its left, nothing else.
 ORDER = ("errors", "addresses", "files", "invocation", "torch_compat", "cgroup", "memory_margin", "provenance",
          "config", "measurement", "compute", "stats", "data", "model", "monitoring", "train", "predict", "tracking",
-         "runners", "forecast", "phases", "report", "commands", "cli", "api", "__main__")  # fmt: skip
+         "runners", "forecast", "phases", "report", "cli", "api", "__main__")  # fmt: skip
 LONGEST_FILE = 600  # lines
 HEAVY = {"albumentations", "matplotlib", "mlflow", "numpy", "scipy", "segmentation_models_pytorch", "timm", "torch"}
 
@@ -97,7 +97,7 @@ def test_the_training_loop_loads_no_tracking_and_no_monitor() -> None:
 
 def test_what_launches_jobs_loads_no_pytorch() -> None:
     held = modules_after(
-        "import roofscale.commands.phase, roofscale.commands.search, roofscale.runners.sagemaker.jobs_api"
+        "import roofscale.cli.run_phase, roofscale.cli.run_search, roofscale.runners.sagemaker.jobs_api"
     )
     assert {"mlflow", "boto3", "optuna"} <= held
     assert not held & {"albumentations", "segmentation_models_pytorch", "timm", "torch"}

@@ -56,7 +56,7 @@ def test_an_encoder_made_for_one_size_says_which(size: int) -> None:
 def test_trying_the_size_leaves_no_trace_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = model.build(SMALL)
     after = torch.rand(3)
-    monkeypatch.setattr(model, "_try_size", lambda *_: None)
+    monkeypatch.setattr(model, "_check_image_size", lambda *_: None)
     untried = model.build(SMALL)
     assert torch.equal(after, torch.rand(3))
     assert tried.training
@@ -74,9 +74,9 @@ def test_a_model_that_hangs_on_values_is_left_to_the_training() -> None:
         def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
             return image_NCHW[..., ::2, ::2]
 
-    model._try_size(SMALL, model.RoofNet(Looks()))
+    model._check_image_size(SMALL, model.RoofNet(Looks()))
     with pytest.raises(ConfigError, match=r"logits are of 32x32 px"):
-        model._try_size(SMALL, model.RoofNet(Shrinks()))
+        model._check_image_size(SMALL, model.RoofNet(Shrinks()))
 
 
 @pytest.mark.parametrize("decoder", sorted(segmentation_models().MODEL_ARCHITECTURES_MAPPING))

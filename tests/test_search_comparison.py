@@ -71,7 +71,7 @@ def _steps(config, number):
 def machine(monkeypatch):
     made = Machine()
     monkeypatch.setattr(runs, "LocalRunner", made)
-    monkeypatch.setattr(comparison, "settle_data", lambda configs, cache, out: configs)
+    monkeypatch.setattr(comparison, "resolve_data", lambda configs, cache, say: configs)
     monkeypatch.setattr(runs, "_RIVALS_FILE", Path("nowhere.py"))
     return made
 

@@ -22,14 +22,15 @@ from benchmarks.search_comparison.grid import Grid, GridRun, Place
 from benchmarks.search_comparison.replay import METHODS, Contest, Played, Summary, play, summaries
 from benchmarks.search_comparison.runs import TRAININGS, Bench, Rival, bar
 from roofscale import compute
-from roofscale.commands.host_points import kind_here
-from roofscale.commands.run import settle_data
+from roofscale.cli.console import console, plain
 from roofscale.config import RunConfig
+from roofscale.data.sources import resolve_data
 from roofscale.files import write_json
+from roofscale.forecast.probes import local_profile
 from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.search.space import KNOBS, SearchSpace
 from roofscale.provenance import git_state
-from roofscale.report.console import as_json, console
+from roofscale.report.format import as_json
 
 SEEDS = 20  # studies of each method
 LEFT_OUT = 1 / 3  # of the grid, by a limit that nobody has named
@@ -57,7 +58,7 @@ def compare_searches(
         RunInterrupted: somebody asked a run to stop; the same command goes on from there.
     """
     out = console(quiet=to_json)
-    base = settle_data([base], cache, out)[0]
+    base = resolve_data([base], cache, plain(out))[0]
     bench = Bench(folder, spec)
     runs = list(bench.grid_runs(base))
     contest = _contest(Grid(runs), spec, base)
@@ -84,7 +85,7 @@ def compare_searches(
 
 def _contest(grid: Grid, spec: SearchSpace, base: RunConfig) -> Contest:
     size = compute.get(base.compute)
-    kind = kind_here(base, size)
+    kind = local_profile(base, size)
     if base.compute == compute.LOCAL:
         gib = round(grid.memory_that_leaves_out(LEFT_OUT) / 1024, 2)
         base = base.with_overrides({"compute": f"{compute.LOCAL}:{gib:.2f}"})

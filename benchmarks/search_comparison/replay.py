@@ -117,20 +117,18 @@ def ours(contest: Contest, replay: Replay) -> RunConfig | None:
     """The search of Roofscale."""
     base = dataclasses.replace(contest.base, seed=replay.seed)
     room = MemoryBudget(contest.memory_mib, None, contest.kind)
-    choice = Search(contest.spec, base, room, None, _study(), replay).run()
+    choice = Search(contest.spec, base, room, None, _study(replay.seed), replay).run()
     return choice.chosen.config if choice else None
 
 
 def tpe(contest: Contest, replay: Replay) -> RunConfig | None:
     """Optuna's TPE on the same penalty and constraint, without a forecast."""
-    study = _study()
-    study.sampler = optuna.samplers.TPESampler(seed=replay.seed, multivariate=True, constant_liar=True)
-    return _by_optuna(contest, replay, study)
+    return _by_optuna(contest, replay, _study(replay.seed))
 
 
 def at_random(contest: Contest, replay: Replay) -> RunConfig | None:
     """Optuna's random sampler."""
-    study = _study()
+    study = _study(replay.seed)
     study.sampler = optuna.samplers.RandomSampler(seed=replay.seed)
     return _by_optuna(contest, replay, study)
 
@@ -208,20 +206,20 @@ def summaries(played: Sequence[Played]) -> list[Summary]:
     return found
 
 
-def _study() -> optuna.Study:
-    return open_study(InMemoryStorage(), "replay")
+def _study(seed: int) -> optuna.Study:
+    return open_study(InMemoryStorage(), "replay", seed)
 
 
 def _by_optuna(contest: Contest, replay: Replay, study: optuna.Study) -> RunConfig | None:
     tried: list[TrialResult] = []
 
-    def evaluate(trial: optuna.Trial) -> float:
+    def play_trial(trial: optuna.Trial) -> float:
         values = {knob: trial.suggest_int(knob, *ends) for knob, ends in contest.spec.space.items()}
         one = _run(contest, replay, trial.number, contest.spec.place(contest.base, values), tried)
         trial.set_constraint("memory", one.over_margin)
         return objective(one, None)
 
-    study.optimize(evaluate, n_trials=TRIALS)
+    study.optimize(play_trial, n_trials=TRIALS)
     return _config(_fastest(tried))
 
 

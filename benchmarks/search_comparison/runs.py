@@ -15,13 +15,13 @@ from tqdm import tqdm
 from benchmarks.search_comparison.grid import Grid, GridRun, Place
 from benchmarks.search_comparison.replay import Contest
 from roofscale import compute
+from roofscale.cli.console import SECONDS_BETWEEN_LINES
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.search.choice import format_config, size_key
 from roofscale.phases.search.space import KNOBS, SearchSpace
 from roofscale.phases.search.trial_runner import shorten_for_trial
-from roofscale.report.console import SECONDS_BETWEEN_LINES
 from roofscale.runners import RunInterrupted
 from roofscale.runners.build_measurement import batch_samples
 from roofscale.runners.local import MEASUREMENT, TRAIN, LocalRunner

@@ -1,6 +1,6 @@
-# What Roofscale needs of an AWS account, see ../README.md:
+# The AWS resources of Roofscale, see ../README.md:
 #   terraform init && terraform apply -var bucket=my-bucket
-# The policies are the files in ../iam, with nothing added to them here.
+# The policies are the files in ../iam, unchanged.
 
 terraform {
   required_version = ">= 1.5"
@@ -19,7 +19,7 @@ variable "region" {
 }
 
 variable "bucket" {
-  description = "S3 bucket to make; its name must be free in all of AWS"
+  description = "S3 bucket to create; its name must be unused in all of AWS"
   type        = string
 }
 
@@ -30,13 +30,13 @@ variable "role" {
 }
 
 variable "kms_key" {
-  description = "ARN of a KMS key for the bucket; empty: S3's own. Its key policy must let both roles use it"
+  description = "ARN of a KMS key for the bucket; empty: S3's own key. The key policy must allow both roles to use it"
   type        = string
   default     = ""
 }
 
 variable "mlflow" {
-  description = "whether to make an MLflow App to track runs in"
+  description = "whether to create an MLflow App for tracking"
   type        = bool
   default     = false
 }
@@ -57,7 +57,7 @@ locals {
     BUCKET  = var.bucket
     ROLE    = var.role
   }
-  # To be attached to whoever needs them: a user, a group, or the role of a CI.
+  # To be attached to users, groups, or the role of a CI.
   for_people = toset(concat(["launcher", "uploader"], var.mlflow ? ["mlflow-user"] : []))
 }
 
@@ -92,7 +92,7 @@ resource "aws_ecr_repository" "roofscale" {
   name = "roofscale"
 }
 
-# --- Who may do what ---
+# --- Roles and policies ---
 
 resource "aws_iam_role" "job" {
   name               = var.role
@@ -111,7 +111,7 @@ resource "aws_iam_policy" "people" {
   policy   = templatefile("${path.module}/../iam/${each.key}.json", local.filled_in)
 }
 
-# --- Where runs are tracked ---
+# --- MLflow App ---
 
 resource "aws_iam_role" "mlflow" {
   count              = var.mlflow ? 1 : 0
@@ -134,7 +134,7 @@ resource "aws_sagemaker_mlflow_app" "roofscale" {
   depends_on         = [aws_iam_role_policy.mlflow]
 }
 
-# --- What sagemaker.yaml and MLFLOW_TRACKING_URI are to say ---
+# --- Values for sagemaker.yaml and MLFLOW_TRACKING_URI ---
 
 output "sagemaker_yaml" {
   value = <<-Y

@@ -1,4 +1,4 @@
-"""``python -m roofscale``: the command line without an installed script."""
+"""Entry point of ``python -m roofscale``, the command line without an installed script."""
 
 from roofscale.cli import main
 

@@ -1,4 +1,4 @@
-"""Addresses that hold a password: taken apart, looked at, and shown without it."""
+"""Addresses with credentials: parsed, checked, and masked in texts."""
 
 import json
 import os
@@ -11,20 +11,29 @@ from roofscale.errors import ConfigError
 
 HIDDEN = "***"
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_ENDS = re.compile(r"[/?#\s]")  # what ends the part of an address that credentials stand in (RFC 3986)
-_SHORTEST = 3  # characters of a secret that is looked for in a text; one of fewer would be found everywhere
+_ENDS = re.compile(r"[/?#\s]")  # characters that end the authority, and so the credentials, of an address (RFC 3986)
+_SHORTEST = 3  # characters; masking a shorter secret would hit parts of ordinary words
 
 
 def credentials(address: str) -> str:
-    """What stands before the last @ of an address, however its password is misspelt: ``user:password``."""
+    """Return the ``user:password`` of an address; empty if it has none.
+
+    Everything before the last @ counts, so that a password with unquoted reserved characters is found whole.
+    """
     return address.partition("://")[2].rpartition("@")[0]
 
 
 def require_quoted(name: str, address: str) -> None:
-    """Refuse an address that would be cut in the middle of its password, parts of which libraries would then print.
+    """Check that the credentials of an address are percent-encoded.
+
+    Otherwise libraries would split the address within the password, and print parts of that in their errors.
+
+    Args:
+        name: of the variable or option that holds the address, for the message.
+        address: to be checked.
 
     Raises:
-        ConfigError: what stands before the last @ has a character that ends the credentials.
+        ConfigError: the credentials contain / ? # or a blank.
     """
     if odd := _ENDS.search(credentials(address)):
         raise ConfigError(
@@ -34,23 +43,27 @@ def require_quoted(name: str, address: str) -> None:
 
 
 def without_credentials(address: str) -> str:
-    """An address as it may be shown."""
-    found = credentials(address)
-    return address.replace(f"://{found}@", f"://{HIDDEN}@", 1) if found else address
+    """Return an address with its credentials masked."""
+    secret = credentials(address)
+    return address.replace(f"://{secret}@", f"://{HIDDEN}@", 1) if secret else address
 
 
 def without_secrets(text: str) -> str:
-    """A text without the credentials of any address in it, and without what the environment and the call hold."""
+    """Return a text with credentials masked: those of addresses in it, and the secrets of this process.
+
+    The latter come from the environment and the command line.
+    """
+    # The longest first: a secret may be part of another.
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return re.sub(r"(?<=://)\S*@", f"{HIDDEN}@", text)
 
 
 def _secrets() -> Iterator[str]:
-    """Every form in which a secret of this process may be printed, and the parts of a password that is not quoted."""
+    """Yield every form in which a secret of this process may be printed, and the parts of an unquoted password."""
     passwords = [os.environ.get(name, "") for name in _SECRET_VARIABLES]
-    for said in (*os.environ.values(), *sys.argv[1:]):
-        for address in {said, *said.split()} if "://" in said else ():
+    for text in (*os.environ.values(), *sys.argv[1:]):
+        for address in {text, *text.split()} if "://" in text else ():
             passwords.append(credentials(address).partition(":")[2])
     for password in passwords:
         plain = unquote(password)

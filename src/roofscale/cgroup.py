@@ -1,6 +1,6 @@
-"""The kernel's control groups (v1 and v2): find the one this process runs in, and read what it says about memory.
+"""Control groups (v1 and v2) of the Linux kernel: the one of this process, and its memory and CPU limits and counters.
 
-Everything here only reads. Files are documented in the kernel's admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
+Read only. The files are documented in the kernel's admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst.
 """
 
 import contextlib
@@ -11,16 +11,16 @@ from pathlib import Path
 _USED = {1: "memory.usage_in_bytes", 2: "memory.current"}
 _PEAK = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
 _KILLS = {1: "memory.oom_control", 2: "memory.events"}
-_UNLIMITED_V1 = 2**62  # v1 says 2**63 less a page, whatever the page
-# v1 answers for one group alone unless asked for the total over its children; v2 always answers for the whole subtree.
+_UNLIMITED_V1 = 2**62  # v1 reports 2**63 less a page, whose size varies, for no limit
+# In v1 the plain counters leave out child groups, which the total_ ones include; in v2 all include them.
 _STAT_PREFIX = {1: "total_", 2: ""}
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What a cgroup holds at one moment, bytes."""
+    """The memory use of a cgroup at one moment, bytes."""
 
-    working: int  # usage less inactive page cache, which the kernel takes back before it kills anything
+    working: int  # usage less inactive page cache, which the kernel reclaims before it kills a process
     shm: int  # shared memory and tmpfs pages, part of ``working``
 
 
@@ -32,10 +32,10 @@ class MemoryCgroup:
     version: int  # 1 or 2
 
     def use(self) -> MemoryUse:
-        """What is held now.
+        """Read the current memory use.
 
         Raises:
-            OSError: the cgroup is gone.
+            OSError: the cgroup no longer exists.
         """
         stat = _table(self.path / "memory.stat")
         prefix = _STAT_PREFIX[self.version]
@@ -43,17 +43,17 @@ class MemoryCgroup:
         return MemoryUse(max(0, used - stat.get(f"{prefix}inactive_file", 0)), stat.get(f"{prefix}shmem", 0))
 
     def kernel_peak(self) -> int | None:
-        """Largest usage the kernel saw, bytes, page cache included; None where it is silent (v2 before 5.19)."""
+        """Read the kernel's peak usage, bytes, page cache included; None if it has none (v2 before Linux 5.19)."""
         return _number(self.path / _PEAK[self.version])
 
     def oom_kills(self) -> int:
-        """How many processes the kernel killed here because the memory ran out."""
+        """Read the number of processes in this cgroup that the kernel's OOM killer has killed."""
         with contextlib.suppress(OSError):
             return _table(self.path / _KILLS[self.version]).get("oom_kill", 0)
         return 0
 
     def limit(self) -> int | None:
-        """The smallest limit on this group and its ancestors, bytes; None = unlimited."""
+        """Read the smallest memory limit of this group and its ancestors, bytes; None if unlimited."""
         if self.version == 1:
             limit = _table(self.path / "memory.stat").get("hierarchical_memory_limit", _UNLIMITED_V1)
             return limit if limit < _UNLIMITED_V1 else None
@@ -61,14 +61,14 @@ class MemoryCgroup:
         return min((limit for limit in above if limit is not None), default=None)
 
     def processes(self) -> list[int]:
-        """Ids of the processes inside."""
+        """Return the ids of the processes in this cgroup."""
         with contextlib.suppress(OSError):
             return [int(line) for line in (self.path / "cgroup.procs").read_text().split()]
         return []
 
 
 def own_memory(proc: Path = Path("/proc")) -> MemoryCgroup | None:
-    """The memory cgroup of this process, or None where there is none (macOS, a v2 root without the controller)."""
+    """Return the memory cgroup of this process; None if there is none (macOS, a v2 root without the controller)."""
     for folder, version in _own(proc, "memory"):
         if (folder / _USED[version]).exists():
             return MemoryCgroup(folder, version)
@@ -76,28 +76,28 @@ def own_memory(proc: Path = Path("/proc")) -> MemoryCgroup | None:
 
 
 def machine_oom_kills(proc: Path = Path("/proc")) -> int:
-    """Processes that the kernel killed for memory since the machine started, whoever's they were."""
+    """Read the number of processes of all users that the OOM killer has killed since the machine started."""
     with contextlib.suppress(OSError):
         return _table(proc / "vmstat").get("oom_kill", 0)
     return 0
 
 
 def cpu_quota(proc: Path = Path("/proc")) -> float | None:
-    """Cores' worth of CPU time that this process's cgroup grants, or None where it sets no quota."""
+    """Read the CPU quota of this process's cgroup, in cores; None if it sets none."""
     for folder, version in _own(proc, "cpu"):
         if version == 2:
             with contextlib.suppress(OSError, ValueError):
                 quota, period = (folder / "cpu.max").read_text().split()
-                return int(quota) / int(period)  # 'max' is no number: no quota
+                return int(quota) / int(period)  # 'max', which is no quota, raises ValueError
         else:
-            granted, every = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-            if granted is not None and granted > 0 and every:
-                return granted / every
+            quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+            if quota_us is not None and quota_us > 0 and period_us:  # -1 is no quota
+                return quota_us / period_us
     return None
 
 
 def _own(proc: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """Yield (folder, version) of this process's cgroups that may carry ``controller``, v1 before v2."""
+    """Yield (folder, version) of this process's cgroups that may have ``controller``, v1 before v2."""
     try:
         lines = (proc / "self/cgroup").read_text().splitlines()
         mounts = (proc / "self/mountinfo").read_text().splitlines()
@@ -112,7 +112,7 @@ def _own(proc: Path, controller: str) -> Iterator[tuple[Path, int]]:
 
 
 def _mounted(mounts: list[str], kind: str, option: str, path: str) -> Iterator[Path]:
-    """Yield the folders where cgroup ``path`` of a hierarchy is visible (fields as in proc(5), mountinfo)."""
+    """Yield the folders at which cgroup ``path`` of a hierarchy is mounted (fields of mountinfo, see proc(5))."""
     for line in mounts:
         before, _, after = line.partition(" - ")
         filesystem, _, options = after.split(" ", 2)

@@ -1,7 +1,7 @@
-"""Where a run executes and how much it has: sizes and prices from ``compute.yaml``, and this machine's own.
+"""Computes: the instances and machines that runs execute on, with their sizes and prices.
 
-Spellings of ``compute=``: a name of compute.yaml (``ml.m5.xlarge``), ``local`` for all that this machine gives, or
-``local:4`` for this machine held to 4 GiB of memory.
+Values of ``compute=``: a name of ``compute.yaml`` (``ml.m5.xlarge``), ``local`` for all of this machine, or ``local:4``
+for this machine limited to 4 GiB of memory.
 """
 
 import dataclasses
@@ -26,54 +26,58 @@ _FILE = Path(__file__).with_name("compute.yaml")
 
 @dataclass(frozen=True)
 class Compute:
-    """One place to run."""
+    """An instance type or a machine that runs execute on."""
 
-    name: str
+    name: str  # value of ``compute=``
     vcpus: int
     memory_gib: float
     gpu: str = ""  # model, empty = none
     gpu_count: int = 0
-    gpu_memory_gib: float = 0.0  # usable, of each GPU; less than the vendor's label says
-    disk_gb: int = 0  # of its own, all together; 0 = none, and as large a volume as is asked for
-    usd_per_hour: float | None = None  # on demand; None = not known, or nothing to pay
-    price_date: str = ""  # ISO date at which that price was listed
-    price_region: str = ""
+    gpu_memory_gib: float = 0.0  # usable memory of each GPU; less than the vendor's nominal size
+    disk_gb: int = 0  # total of its local disks; 0 = none, a volume of the requested size is attached instead
+    usd_per_hour: float | None = None  # on-demand price; None if not known or free
+    price_date: str = ""  # ISO date of that price
+    price_region: str = ""  # AWS region of that price
 
 
 @dataclass(frozen=True)
 class ResourceLimits:
-    """What a run on this machine is held to, so that it sees no more than its compute has."""
+    """The limits of a run on this machine, so that it can use no more than its compute has."""
 
     memory_bytes: int
     cores: int
-    note: str = ""  # one line where the machine has less than the compute, else empty
+    note: str = ""  # one line if the machine has less than the compute, else empty
 
 
 def get(name: str, path: Path | None = None) -> Compute:
-    """Look up a compute by the name that ``compute=`` takes; ``path`` is another file in compute.yaml's format.
+    """Look up a compute.
+
+    Args:
+        name: a value of ``compute=``.
+        path: a file in compute.yaml's format that replaces Roofscale's own.
 
     Raises:
-        ConfigError: an unknown name, a memory that is no positive number, or a file that does not fit.
+        ConfigError: an unknown name, a memory that is no positive number, or a file in another format.
     """
     base, colon, memory = name.partition(":")
     if base == LOCAL:
-        return _held_local(name, memory) if colon else machine()
-    known = _read(path or _FILE)
-    if name not in known:
+        return _limited_local(name, memory) if colon else machine()
+    computes = _read(path or _FILE)
+    if name not in computes:
         raise ConfigError(
-            f"compute={name}: not a compute that Roofscale knows.{did_you_mean(name, [LOCAL, *known])} "
+            f"compute={name}: not a compute that Roofscale knows.{did_you_mean(name, [LOCAL, *computes])} "
             "local:4 means this machine held to 4 GiB; other sizes can be added to compute.yaml."
         )
-    return known[name]
+    return computes[name]
 
 
 def names(path: Path | None = None) -> tuple[str, ...]:
-    """All names, ``local`` first."""
+    """Return the names of all computes, ``local`` first."""
     return (LOCAL, *_read(path or _FILE))
 
 
 def machine() -> Compute:
-    """This machine: physical memory and cores, or what its cgroup and CPU affinity leave of them."""
+    """Measure this machine: its memory and cores, as far as cgroup and CPU affinity allow this process to use them."""
     own = cgroup.own_memory()
     limit = own.limit() if own else None
     total = psutil.virtual_memory().total
@@ -81,20 +85,20 @@ def machine() -> Compute:
 
 
 def resource_limits(wanted: Compute) -> ResourceLimits:
-    """What this machine can give of ``wanted``: the smaller of the two, with a note where that is less."""
+    """Compute a run's limits on this machine: the smaller of what it has and what ``wanted`` has."""
     here = machine()
-    lacking = []
+    missing = []
     if wanted.memory_gib > here.memory_gib:
-        lacking.append(f"{here.memory_gib:.1f} of {wanted.memory_gib:g} GiB")
+        missing.append(f"{here.memory_gib:.1f} of {wanted.memory_gib:g} GiB")
     if wanted.vcpus > here.vcpus:
-        lacking.append(f"{here.vcpus} of {wanted.vcpus} vCPU")
-    note = f"this machine gives only {' and '.join(lacking)} of {wanted.name}" if lacking else ""
+        missing.append(f"{here.vcpus} of {wanted.vcpus} vCPU")
+    note = f"this machine gives only {' and '.join(missing)} of {wanted.name}" if missing else ""
     memory = min(wanted.memory_gib, here.memory_gib)
     return ResourceLimits(memory_bytes=int(memory * GIB), cores=min(wanted.vcpus, here.vcpus), note=note)
 
 
 def shm_free_mib(wanted: Compute) -> float | None:
-    """What /dev/shm has left, MiB; None where ``wanted`` is not this machine, or where there is no such folder."""
+    """Read the free space of /dev/shm, MiB; None if ``wanted`` is not this machine, or the folder does not exist."""
     if not wanted.name.startswith(LOCAL):
         return None
     try:
@@ -104,7 +108,7 @@ def shm_free_mib(wanted: Compute) -> float | None:
     return shm.f_bavail * shm.f_frsize / MIB
 
 
-def _held_local(name: str, memory: str) -> Compute:
+def _limited_local(name: str, memory: str) -> Compute:
     try:
         gib = float(memory)
     except ValueError:

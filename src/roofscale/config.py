@@ -1,7 +1,7 @@
-"""The run config: every knob of one training run, its only default and its unit.
+"""The run config: every knob of one training run with its default, unit and range.
 
-Precedence, lowest first: the defaults below, a file, overrides (``batch_size=8``). The same spelling serves the
-phase file, the command line and the MLflow parameter.
+Precedence, lowest first: the defaults below, a file, overrides (``batch_size=8``). Phase files, the command line and
+MLflow parameters spell the knobs alike.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ from roofscale.files import naming, read_yaml
 
 DATASETS = ("rid", "roofline", "airs")
 
-# Decoders with a branch that pools the whole image before it normalises.
+# Decoders with a branch that pools the image to one value of each channel before it normalises: over a single image
+# batch norm has no variance there.
 _POOLING_DECODERS = frozenset({"deeplabv3", "deeplabv3plus", "pan", "upernet"})
 
-# What a knob affects: the peak memory of host or GPU, the seconds of a training step on a ready batch, the seconds that
-# the loader takes to make a batch ready. None of these: only the result, the data drawn or the length of the run.
+# The costs that a knob affects: the peak memory of host or GPU, the seconds of a training step on a ready batch, the
+# seconds in which the loader prepares a batch. A knob of _NONE affects the result, the data drawn or the run's length.
 Cost = Literal["memory", "step", "loader"]
 _NONE: frozenset[Cost] = frozenset()
 _MEMORY: frozenset[Cost] = frozenset({"memory"})
@@ -42,9 +43,16 @@ def knob(
     choices: Sequence[str] = (),
     in_fingerprint: bool = True,
 ) -> Any:
-    """Declare a knob: its default, its meaning (unit included), the costs that it affects and the values it takes.
+    """Declare a knob of ``RunConfig``.
 
-    ``in_fingerprint`` is False where it only says where the same run finds the same pixels, not what it computes.
+    Args:
+        default: its value unless a file or an override sets it.
+        meaning: one line with the unit, for help texts and messages.
+        affects: the costs of a run that it changes.
+        low: smallest value; None is no bound.
+        high: largest value; None is no bound.
+        choices: the values of a text, or of the items of a list; empty allows any.
+        in_fingerprint: False if it only says where the pixels are read from, not what the run computes.
     """
     metadata = {"meaning": meaning, "affects": affects, "low": low, "high": high, "choices": tuple(choices)}
     return dataclasses.field(default=default, metadata={**metadata, "in_fingerprint": in_fingerprint})
@@ -195,31 +203,37 @@ class RunConfig:
             )
 
     def with_overrides(self, overrides: Mapping[str, Any] | Sequence[str]) -> "RunConfig":
-        """Return a copy with ``key=value`` words, or a mapping of typed or written values, applied in order."""
+        """Return a copy with overrides applied in order: ``key=value`` words, or a mapping of knobs to values.
+
+        Raises:
+            ConfigError: an unknown key, or a value that does not fit.
+        """
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)
         return dataclasses.replace(self, **{key: parse_value(key, value) for key, value in pairs})
 
     def as_dict(self) -> dict[str, Any]:
-        """The config as plain JSON values, key by key in the order of the fields."""
+        """Return the config as plain JSON values, in the order of the fields."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
     def to_strings(self) -> dict[str, str]:
-        """The config as it would be written on the command line; also the MLflow parameters."""
+        """Return the values as written on the command line and logged as MLflow parameters."""
         return {key: _write(value) for key, value in self.as_dict().items()}
 
     def diff(self, other: "RunConfig") -> dict[str, str]:
-        """The knobs, as written, in which this config differs from another."""
-        theirs = other.to_strings()
-        return {key: value for key, value in self.to_strings().items() if value != theirs[key]}
+        """Return this config's knobs, as written, that differ from those of another config."""
+        others = other.to_strings()
+        return {key: value for key, value in self.to_strings().items() if value != others[key]}
 
     @property
     def least_batch(self) -> int:
-        """The least batch_size that can be trained: no part of a batch may be a single image where the decoder
-        normalises one value of each image and channel."""
+        """The smallest batch_size that can be trained.
+
+        A micro-batch needs two images if the decoder normalises one value of each image and channel.
+        """
         return 2 * self.micro_batches if self.decoder in _POOLING_DECODERS else 1
 
     def require_batch(self) -> None:
-        """Refuse a batch that cannot be trained.
+        """Check that the batch can be trained.
 
         Raises:
             ConfigError: it has fewer images than ``least_batch``.
@@ -234,19 +248,22 @@ class RunConfig:
 
     @property
     def world_size(self) -> int:
-        """Processes that train together, over all machines."""
+        """The number of processes that train together, over all machines."""
         return self.processes * self.instance_count
 
     @property
     def global_batch_size(self) -> int:
-        """Samples of one optimiser step, over all devices."""
+        """The number of samples of one optimiser step, over all processes."""
         return self.batch_size * self.world_size
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits that name what this config computes, whatever machine or folder it runs in."""
-        what = {key: value for key, value in self.as_dict().items() if FIELDS[key].metadata["in_fingerprint"]}
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hex digits of a hash over the knobs that decide what the run computes.
+
+        Independent of the folder of the data; see ``in_fingerprint`` of ``knob``.
+        """
+        knobs = {key: value for key, value in self.as_dict().items() if FIELDS[key].metadata["in_fingerprint"]}
+        return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:12]
 
 
 FIELDS: Mapping[str, "dataclasses.Field[Any]"] = types.MappingProxyType(
@@ -256,9 +273,9 @@ _TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
 
 
 def affecting(*costs: Cost) -> frozenset[str]:
-    """The knobs that change at least one of these costs of a run.
+    """Return the knobs that affect at least one of these costs of a run.
 
-    Whatever compares runs by memory or pace, or forecasts one from others, takes its knobs from here.
+    Every comparison of runs by memory or pace, and every forecast from other runs, uses these.
     """
     return frozenset(key for key, field in FIELDS.items() if field.metadata["affects"].intersection(costs))
 
@@ -278,7 +295,7 @@ def load(file: Path | None = None, overrides: Mapping[str, Any] | Sequence[str] 
 
 
 def parse_value(key: str, value: Any) -> Any:
-    """Turn a written or typed value into the type of the field ``key``.
+    """Convert a value, typed or written as text, to the type of the knob ``key``.
 
     Raises:
         ConfigError: an unknown key, or a value that the field's type cannot take.
@@ -323,7 +340,7 @@ def _to_bool(value: Any) -> bool:
 
 
 def _to_int(value: Any) -> int:
-    """Take 8, '8' and '1e4' (PyYAML leaves that a string), but not 8.5 and not a truth value."""
+    """Convert 8, '8' and '1e4' (a string to PyYAML); raise ValueError for 8.5 and for a bool."""
     if isinstance(value, bool):
         raise ValueError(value)
     if isinstance(value, str):

@@ -1,6 +1,6 @@
-"""The errors that a user can solve, and how those of the system and of libraries become one of them.
+"""The errors that a user can solve, and the conversion of system and library errors into them.
 
-Each message says the value, what was expected and the remedy.
+Each message gives the value, what was expected and the remedy.
 """
 
 import difflib
@@ -9,8 +9,8 @@ import errno
 from collections.abc import Iterable
 from pathlib import Path
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no room, or none left of a quota
-# Of an OSError: the path that the user named is not what was expected.
+# Codes of an OSError: the disk or a quota is full; the user's path is wrong; a permission is missing.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _WRONG_PATH = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -21,25 +21,25 @@ _WRONG_PATH = (
     errno.ENOTEMPTY,
 )
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
-# Packages whose errors tell of a server, and of a file that cannot be read.
+# Packages whose exceptions report a failing server, and an unreadable file.
 _OF_SERVERS = ("mlflow", "requests", "urllib3", "http", "socket", "ssl", "sqlalchemy", "botocore", "boto3", "docker")
 _OF_FILES = ("rasterio", "PIL", "h5py", "yaml")
 
 
 class ExitCode(enum.IntEnum):
-    """What a command ends with, so that a script can tell the reasons apart."""
+    """The exit code of a command, by which a script can distinguish the reasons."""
 
     DONE = 0
-    FAILED = 1  # what was asked for was done, and the answer is no
-    USER_ERROR = 2  # an argument, a file or data set of the user's; click's own code for usage
+    FAILED = 1  # the command did its work, and the verdict is failed
+    USER_ERROR = 2  # an argument, file or data set of the user's is wrong; also click's code for wrong usage
     NOT_ENOUGH_EVIDENCE = 3
-    ENVIRONMENT = 4  # server, disk, memory, permission
-    CRASHED = 70  # a fault of Roofscale's own (EX_SOFTWARE of sysexits.h)
-    INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+    ENVIRONMENT = 4  # server, disk, memory or permission
+    CRASHED = 70  # a bug in Roofscale (EX_SOFTWARE of sysexits.h)
+    INTERRUPTED = 130  # a shell's code for a program that SIGINT ended (128 + 2)
 
 
 class RoofscaleError(Exception):
-    """Base of every error that the command line prints as one clear message instead of a traceback."""
+    """Base class of the errors that the command line prints as one message instead of a traceback."""
 
     exit_code = ExitCode.USER_ERROR
 
@@ -53,20 +53,20 @@ class DataError(RoofscaleError):
 
 
 class RecordError(RoofscaleError):
-    """A file that Roofscale has written and that is damaged by now; the message names the path."""
+    """A file written by Roofscale that is damaged; the message names the path."""
 
 
 class EnvironmentFault(RoofscaleError):
-    """The machine or a server that the command needs refuses: nothing that the user has said is wrong."""
+    """A failure of the machine or of a server that the command needs; the user's input is not at fault."""
 
     exit_code = ExitCode.ENVIRONMENT
 
 
 def to_user_error(error: Exception) -> RoofscaleError | None:
-    """Turn an error of the system or of a library into value, expectation and remedy.
+    """Convert an error of the system or of a library into one with value, expectation and remedy.
 
     Returns:
-        None where it tells of nothing that a user has done or could mend, so of a fault of Roofscale's own.
+        None if the user can neither have caused nor solve it: a bug in Roofscale.
     """
     if isinstance(error, RoofscaleError):
         return error
@@ -93,28 +93,28 @@ def _of_system(error: OSError) -> RoofscaleError | None:
         )
     if error.errno in _NO_RIGHT:
         return EnvironmentFault(
-            f"{where}: this user may not do that ({why}); expected a place that can be read and written. Change its "
+            f"{where}: this user may not do that ({why}); expected a path that can be read and written. Change its "
             "rights, or work in another folder."
         )
     if error.errno in _WRONG_PATH:
         return ConfigError(f"{where}: {why}. Correct the path.")
     if error.errno is None:
-        return None  # raised by a library, in words of its own
+        return None  # raised by a library, not by the system
     return EnvironmentFault(f"{where}: {why} (error {error.errno} of the system).")
 
 
 def one_line(error: BaseException) -> str:
-    """An error's own words, or its name where it has none."""
+    """Return an error's message on one line of at most 500 characters; its type's name if the message is empty."""
     return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def shown(path: object) -> str:
-    """A path to be printed: bytes that are no UTF-8 as escapes."""
+    """Return a path for printing, with bytes that are no UTF-8 as escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the nearest known name, or the sorted list of all where none is near."""
+    """Return `` Did you mean 'x'?`` with the nearest known name, or a sorted list of all if none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(names)}."

@@ -1,4 +1,4 @@
-"""Files read and written: texts of any editor, records of our own, and outputs that appear whole or not at all."""
+"""Reading and writing of files: texts in any common encoding, JSON records, and atomic outputs."""
 
 import codecs
 import contextlib
@@ -13,15 +13,15 @@ from roofscale.errors import ConfigError, EnvironmentFault, RecordError, Roofsca
 
 _T = TypeVar("_T")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-# What a wrong shape of a JSON value raises where it is taken apart.
+# Exceptions while a JSON value is parsed and its fields are read, if it has another structure than expected.
 _MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @contextlib.contextmanager
 def atomic_write(file: Path) -> Iterator[IO[bytes]]:
-    """Write a file that takes its name, or replaces the one before, at the end; an error leaves the one before.
+    """Open a stream whose content becomes ``file`` when the block ends; after an error the old file stays.
 
-    It is not flushed to the disk: a caller who needs it there after a loss of power calls ``os.fsync``.
+    The content is not synced: a caller that needs it to survive a loss of power calls ``os.fsync``.
     """
     partial = file.with_name(f".{file.name}.partial")
     try:
@@ -34,16 +34,17 @@ def atomic_write(file: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
-    """Yield the name under which ``folder`` is to be built, beside it; the caller renames it to ``folder``.
+    """Yield a path next to ``folder`` at which the caller builds it, and which the caller then renames to ``folder``.
 
-    What is not renamed is removed afterwards, and what killed processes left unfinished is removed before.
+    What was not renamed is removed at the end. Leftovers of killed processes are removed first; the suffix of their
+    names is the process id.
     """
-    import psutil  # only where data is made; training reads this module too
+    import psutil  # late: only preparing data needs it, and training imports this module too
 
-    for left in folder.parent.glob(f".{folder.name}.partial-*"):
-        owner = left.name.rpartition("-")[2]
+    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):
+        owner = leftover.name.rpartition("-")[2]
         if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -53,7 +54,7 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(file: Path | None) -> Iterator[None]:
-    """Put a file's name before the message of a ConfigError about its content; nothing where there is no file."""
+    """Prefix the message of a ConfigError raised inside with the file's name; do nothing if ``file`` is None."""
     try:
         yield
     except ConfigError as error:
@@ -63,11 +64,11 @@ def naming(file: Path | None) -> Iterator[None]:
 
 
 def read_text(file: Path) -> str:
-    """Read a text of the user's with its line ends: UTF-8, with a byte order mark or without, or UTF-16 with one.
+    """Read a user's text file without changing its line ends: UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        ConfigError: it is in another encoding.
-        OSError: it is not there, or may not be read.
+        ConfigError: the file has another encoding.
+        OSError: the file does not exist, or may not be read.
     """
     raw = file.read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8")
@@ -86,28 +87,34 @@ def read_text(file: Path) -> str:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text with its line ends as they are; a kill leaves the one before."""
+    """Write a text as UTF-8, atomically and without changing its line ends."""
     with atomic_write(file) as stream:
         stream.write(text.encode("utf-8"))
 
 
 def read_yaml(file: Path, example: str) -> dict[str, Any]:
-    """Read a YAML mapping of the user's.
+    """Read a user's YAML file that holds a mapping.
 
     Args:
+        file: to read.
         example: a line of such a file, for messages.
 
     Raises:
-        ConfigError: the file cannot be read, or holds something else.
+        ConfigError: the file cannot be read, or holds no mapping.
     """
-    import yaml  # only runs that name a file pay for it
+    import yaml  # late: most commands read no YAML file of the user's
 
     expected = f"expected lines like {example!r}"
     try:
         content = yaml.safe_load(read_text(file))
     except ConfigError:
         raise
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML passes on that a date is impossible
+    except (
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # PyYAML lets the ValueError of an impossible date through
         raise ConfigError(f"{shown(file)}: cannot be read ({one_line(error)}); {expected}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{shown(file)}: {expected}, found {type(content).__name__}.")
@@ -115,16 +122,24 @@ def read_yaml(file: Path, example: str) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object that Roofscale has written; raises like ``read_record``."""
+    """Read a JSON object that Roofscale has written.
+
+    Raises:
+        RecordError, OSError: as in ``read_record``.
+    """
     return read_record(file, lambda content: content)
 
 
 def read_record(file: Path, build: Callable[[dict[str, Any]], _T]) -> _T:
-    """Read a JSON object that Roofscale has written, and build what it describes.
+    """Read a JSON object that Roofscale has written, and build a value from it.
+
+    Args:
+        file: to read.
+        build: builds the value; errors that it raises on a wrong structure count as damage.
 
     Raises:
         RecordError: the file is damaged, or was written by another version.
-        OSError: it is not there, or may not be read.
+        OSError: the file does not exist, or may not be read.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -141,7 +156,7 @@ def read_record(file: Path, build: Callable[[dict[str, Any]], _T]) -> _T:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON atomically: a reader finds the old file or the whole new one."""
+    """Write JSON atomically: a reader finds the old file or the complete new one."""
     write_text(file, json.dumps(content, indent=1))
 
 
@@ -152,30 +167,30 @@ def require_output(
     taken: Mapping[Path, str],
     is_ours: Callable[[Path], bool] = lambda _: True,
 ) -> None:
-    """Refuse, before any work, an output that could not be written or would replace what is not ours.
+    """Check, before any work, that an output can be written and replaces no file of the user's.
 
     Args:
-        option: how the user has named it, such as ``-o``.
-        file: where it is to be written.
-        endings: that its name may have.
-        taken: files that are used otherwise, each with a word for what it is.
-        is_ours: whether a file that is there already was written by Roofscale, so that it may be replaced.
+        option: the option that names the output, such as ``-o``.
+        file: the output.
+        endings: the allowed suffixes of its name, in lower case.
+        taken: files in other use, each with a word for what it is.
+        is_ours: whether an existing file was written by Roofscale, so that it may be replaced.
 
     Raises:
-        ConfigError: it must not be written there.
-        EnvironmentFault: this user may not write there.
+        ConfigError: the name is wrong, in use, or that of a file that Roofscale has not written.
+        EnvironmentFault: this user may not write in the folder.
     """
-    where, folder = f"{option} {shown(file)}", file.resolve().parent
+    output, folder = f"{option} {shown(file)}", file.resolve().parent
     if file.suffix.lower() not in endings:
-        raise ConfigError(f"{where}: expected a name that ends in {' or '.join(endings)}.")
+        raise ConfigError(f"{output}: expected a name that ends in {' or '.join(endings)}.")
     if file.is_dir():
-        raise ConfigError(f"{where}: that is a folder; expected the name of a file.")
+        raise ConfigError(f"{output}: that is a folder; expected the name of a file.")
     if not folder.is_dir():
-        raise ConfigError(f"{where}: there is no folder {file.parent}; expected one that exists.")
+        raise ConfigError(f"{output}: there is no folder {file.parent}; expected one that exists.")
     for other, what in taken.items():
         if file.resolve() == other.resolve() or (file.exists() and other.exists() and file.samefile(other)):
-            raise ConfigError(f"{where}: that is {what}; expected another name.")
+            raise ConfigError(f"{output}: that is {what}; expected another name.")
     if not os.access(folder, os.W_OK):
-        raise EnvironmentFault(f"{where}: this user may not write in {file.parent}; name another folder.")
+        raise EnvironmentFault(f"{output}: this user may not write in {file.parent}; name another folder.")
     if file.exists() and not is_ours(file):
-        raise ConfigError(f"{where}: there is a file that Roofscale has not written; name another, or move it away.")
+        raise ConfigError(f"{output}: there is a file that Roofscale has not written; name another, or move it away.")

@@ -1,10 +1,10 @@
-"""How the user called us, so that a message spells its remedy alike: through ``mlflow run``, or on the command line."""
+"""The way the user called this process, ``mlflow run`` or the command line, so that messages spell commands alike."""
 
-through_mlflow: list[bool] = []  # of this process; not empty where `mlflow run` has called it
+through_mlflow: list[bool] = []  # not empty if `mlflow run` has started this process
 
 
 def command(name: str, number: int | None = None, **options: str | bool) -> str:
-    """Spell a command that is also an entry point of MLproject, such as ``phase`` 2, with its options by name."""
+    """Spell a command that is also an entry point of MLproject, such as ``phase`` 2, with its options."""
     words = [option(key, value) for key, value in options.items()]
     if through_mlflow:
         return " ".join([f"mlflow run . -e {name}{number or ''}", *words])
@@ -12,7 +12,7 @@ def command(name: str, number: int | None = None, **options: str | bool) -> str:
 
 
 def option(name: str, value: str | bool = True) -> str:
-    """Spell an option of such a command; one without a value is a switch that is on."""
+    """Spell an option of such a command; without a value it is a switch that is on."""
     text = value if isinstance(value, str) else str(value).lower()
     text = f'"{text}"' if " " in text else text
     if through_mlflow:

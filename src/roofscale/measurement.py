@@ -1,8 +1,8 @@
-"""What a run yielded, as plain data: the outcome, the curves, and one flat table of metrics.
+"""The measurement of a run, as plain data: its outcome, its curves, and one flat table of metrics.
 
-A training process appends **events** (one JSON object a line) to ``events.jsonl`` in its run folder; whoever runs it
-samples its resources from outside. ``runners`` joins the two into a ``Measurement``, which is a file in the run folder
-and, through ``tracking``, an MLflow run. Nothing here imports torch or mlflow.
+The training process appends **events** (one JSON object a line) to ``events.jsonl`` in its run folder, and its runner
+samples its resources from outside. ``runners`` joins both into a ``Measurement``, which is saved in the run folder and
+logged to MLflow by ``tracking``. This module imports neither torch nor mlflow.
 """
 
 import dataclasses
@@ -36,31 +36,31 @@ class Outcome(enum.StrEnum):
 class StepRecord:
     """One optimiser step."""
 
-    step: int  # optimiser steps done, the first is 1
-    epoch: int  # pass over the data of this step, from 0
-    dataset: str  # where the batch came from; several joined by '+' when mixed
-    samples: int  # samples seen so far, this batch included
+    step: int  # optimiser steps completed, this one included; the first is 1
+    epoch: int  # pass over the data, from 0
+    dataset: str  # of the batch's samples; several joined by '+' when mixed
+    samples: int  # training samples seen, this batch included
     loss: float  # training loss of the batch
     grad_norm: float  # L2, before clipping
-    lr: float
+    lr: float  # learning rate of the step
     seconds: float  # wall time of the whole step, waiting included
-    wait_seconds: float  # of these, waiting for the loader
+    wait_seconds: float  # part of ``seconds`` spent waiting for the loader
     time: float  # epoch seconds (time.time) at the end of the step
-    memory_mib: float = math.nan  # host memory of the whole process tree nearest that moment
+    memory_mib: float = math.nan  # host memory of the process tree, of the sample nearest to ``time``
 
 
 @dataclass(frozen=True)
 class Validation:
     """One pass over one data set's validation samples."""
 
-    step: int  # optimiser steps done before it; 0 = before training
-    epoch: int
+    step: int  # optimiser steps completed before it; 0 = before training
+    epoch: int  # pass over the training data that it follows, from 0
     dataset: str
     sample_ids: tuple[str, ...]
-    losses: tuple[float, ...]  # loss of each sample, same order as the ids
+    losses: tuple[float, ...]  # loss of each sample, in the order of the ids
     constant_losses: tuple[float, ...]  # loss of each sample under the best constant prediction (class priors)
-    metrics: Mapping[str, float]  # 'iou_roof', 'f1_roof', 'accuracy_roof', ..., 'iou' (mean over present channels)
-    seconds: float
+    metrics: Mapping[str, float]  # 'loss', 'iou_roof', 'f1_roof', ..., 'iou' (mean over present channels)
+    seconds: float  # wall time
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class MemoryPoint:
 
 @dataclass(frozen=True)
 class ResourceSample:
-    """What was in use over the seconds since the last sample; NaN where the system does not tell."""
+    """Resource use: rates are averages since the previous sample; NaN if the system has no such counter."""
 
     time: float  # epoch seconds
     metrics: Mapping[str, float]  # names from METRICS
@@ -81,11 +81,11 @@ class ResourceSample:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one run yielded; complete whatever the outcome, with NaN for what was never reached."""
+    """The measurement of one run, of every outcome; metrics that the run did not reach are NaN."""
 
     outcome: Outcome
-    detail: str  # one line for a person: why it ended so, and what to do where it failed
-    fingerprint: str  # of the run config that ran
+    detail: str  # one line for the user: why the run ended so, and the remedy if it failed
+    fingerprint: str  # of the run config
     steps: tuple[StepRecord, ...] = ()
     validations: tuple[Validation, ...] = ()
     memory: tuple[MemoryPoint, ...] = ()
@@ -94,19 +94,19 @@ class Measurement:
     resources: tuple[ResourceSample, ...] = ()  # one every two seconds, fewer in a long run
 
     def metric(self, name: str) -> float:
-        """The metric's value, NaN where the run did not yield it."""
+        """Return a metric's value, NaN if the run has none."""
         return float(self.metrics.get(name, math.nan))
 
     def save(self, file: Path) -> None:
-        """Write as JSON, atomically: a reader finds the old file or the whole new one."""
+        """Write as JSON, atomically: a reader finds the old file or the complete new one."""
         write_json(file, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, file: Path) -> "Measurement":
-        """Read what ``save`` wrote.
+        """Read a measurement that ``save`` wrote.
 
         Raises:
-            RecordError: it is damaged.
+            RecordError: the file is damaged.
         """
         return read_record(file, cls._of)
 
@@ -126,32 +126,32 @@ class Measurement:
 
 
 def read_validation(raw: Mapping[str, Any]) -> Validation:
-    """Build a validation from its JSON form, lists back to tuples."""
+    """Build a validation from its JSON form, with lists converted back to tuples."""
     tuples = {key: tuple(raw[key]) for key in ("sample_ids", "losses", "constant_losses")}
     return Validation(**{**raw, **tuples})
 
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """A metric's unit and meaning, for tables, documents and the check of phase files."""
+    """A metric's unit and meaning, for tables, documents and the validation of phase files."""
 
     unit: str
     meaning: str
 
 
 FORECAST = "forecast/"
-# What is foreseen of a run before it begins: the unit, and the metric that it is to be held against. The ends are those
-# of the 90 % interval.
+# Quantities that are forecast before a run: the unit, and the metric that the forecast is compared with. Each is logged
+# as centre, lower and upper end of its 90 % interval.
 FORECAST_QUANTITIES = {
     "host_peak_mib": ("MiB", "memory/peak_mib"),
     "gpu_peak_mib": ("MiB", "gpu/memory_peak_mib"),
     "run_seconds": ("s", "speed/run_seconds"),
     "seconds_per_epoch": ("s", "speed/seconds_per_epoch"),
 }
-FIRST_PASS_ONLY = "first_pass_only"  # tag of a run too brief to show the peak of what was foreseen
+FIRST_PASS_ONLY = "first_pass_only"  # tag of a run too short to reach the memory peak that was forecast
 _ENDS = {"": "", "_low": ", lower end of the interval", "_high": ", upper end of the interval"}
 
-# The one list of metric names. MLflow groups by the part before the slash.
+# All metric names but those of val/<data set>/<metric>. MLflow groups them by the part before the slash.
 METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
     {
         "memory/peak_mib": MetricInfo(
@@ -165,7 +165,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
             "MiB", "weights, gradients, optimiser state: loader processes forked once these are there keep a copy"
         ),
         "memory/shm_mib": MetricInfo("MiB", "largest use of shared memory (/dev/shm)"),
-        "memory/shm_share": MetricInfo("share", "/dev/shm in use over its size, at its fullest, whoever fills it"),
+        "memory/shm_share": MetricInfo("share", "/dev/shm in use over its size, at its fullest, by all processes"),
         "memory/mib_per_sample": MetricInfo(
             "MiB", "peak less what was held before the first step, over the batch size"
         ),
@@ -213,7 +213,7 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
         "train/validated_samples": MetricInfo("count", "samples validated, each as often as it was"),
         "train/skipped_samples": MetricInfo("count", "broken samples left out under on_bad_sample=skip"),
         **{
-            f"{FORECAST}{name}{end}": MetricInfo(unit, f"{what}, as foreseen before the run{words}")
+            f"{FORECAST}{name}{end}": MetricInfo(unit, f"{what}, as forecast before the run{words}")
             for name, (unit, what) in FORECAST_QUANTITIES.items()
             for end, words in _ENDS.items()
         },
@@ -226,6 +226,6 @@ METRICS: Mapping[str, MetricInfo] = types.MappingProxyType(
 
 
 def forecast_metrics(quantity: str, centre: float, low: float, high: float) -> dict[str, float]:
-    """The metrics of one of FORESEEN with the ends of its interval; none where one of them is not finite."""
-    named = {f"{FORECAST}{quantity}{end}": value for end, value in zip(_ENDS, (centre, low, high), strict=True)}
-    return named if all(map(math.isfinite, named.values())) else {}
+    """Return the metrics of one of FORECAST_QUANTITIES and its interval; empty if one of them is not finite."""
+    metrics = {f"{FORECAST}{quantity}{end}": value for end, value in zip(_ENDS, (centre, low, high), strict=True)}
+    return metrics if all(map(math.isfinite, metrics.values())) else {}

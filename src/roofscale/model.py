@@ -1,4 +1,7 @@
-"""A timm encoder with a segmentation-models-pytorch decoder: images in, one logit per pixel and channel out."""
+"""The segmentation model: a timm encoder with a segmentation-models-pytorch decoder.
+
+Shape suffixes: N batch, C = 3 colours (RGB), K channels, H height, W width.
+"""
 
 from typing import Any
 
@@ -16,9 +19,10 @@ _STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 class RoofNet(nn.Module):
-    """Normalise, then segment: the normalisation is part of the model, so that a logged model is whole.
+    """A segmentation net with its input normalisation, so that a logged model takes raw images.
 
-    ``(N,3,H,W)`` uint8, or float in 0..255, to ``(N,K,H,W)`` float32 logits over ``CHANNELS``; H and W multiples of 32.
+    It maps ``(N,3,H,W)`` uint8, or float in 0..255, to ``(N,K,H,W)`` float32 logits over ``CHANNELS``; H and W are
+    multiples of 32.
     """
 
     mean: torch.Tensor
@@ -31,7 +35,7 @@ class RoofNet(nn.Module):
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits, whatever the precision inside."""
+        """Return float32 logits, also under autocast."""
         logits_NKHW: torch.Tensor = self.net((image_NCHW.float() - self.mean) / self.std)
         return logits_NKHW.float()
 
@@ -40,8 +44,8 @@ def build(config: RunConfig) -> RoofNet:
     """Build the model of a run config with seeded weights.
 
     Raises:
-        ConfigError: an unknown encoder or decoder, a pair that does not fit together or cannot take an image of this
-            size, or unreachable weights.
+        ConfigError: an unknown encoder or decoder, a pair that does not go together or cannot take images of this
+            size, or pretrained weights that cannot be loaded.
     """
     smp = segmentation_models()
     import timm
@@ -64,17 +68,17 @@ def build(config: RunConfig) -> RoofNet:
             encoder_weights=config.pretrained or None,
             classes=len(CHANNELS),
         )
-    except Exception as error:  # smp, timm and the hub each raise their own
-        raise _explain(config, error) from error
+    except Exception as error:  # smp, timm and the hub raise types of their own
+        raise _build_error(config, error) from error
     if config.activation_checkpointing:
         _checkpoint_activations(config, net)
     model = RoofNet(net)
-    _try_size(config, model)
+    _check_image_size(config, model)
     return model
 
 
 def _checkpoint_activations(config: RunConfig, net: nn.Module) -> None:
-    """Let the encoder keep the activations at its stages' ends alone (Chen et al. 2016, arXiv:1604.06174)."""
+    """Make the encoder keep only the activations at the ends of its stages (Chen et al. 2016, arXiv:1604.06174)."""
     try:
         net.encoder.model.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]  # smp's wrapper of timm's
     except (AttributeError, AssertionError) as error:
@@ -89,7 +93,7 @@ def _nearest_encoder(name: str, known: list[str]) -> str:
     return near if near.startswith(" Did") else " List them with: python -c 'import timm; print(timm.list_models())'"
 
 
-def _explain(config: RunConfig, error: Exception) -> ConfigError:
+def _build_error(config: RunConfig, error: Exception) -> ConfigError:
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     if config.pretrained:
         return ConfigError(
@@ -103,15 +107,14 @@ def _explain(config: RunConfig, error: Exception) -> ConfigError:
     )
 
 
-def _try_size(config: RunConfig, model: RoofNet) -> None:
-    """Let an image of the run's size through, in shapes alone: a tenth of a second, no memory and no randomness.
+def _check_image_size(config: RunConfig, model: RoofNet) -> None:
+    """Run an image of the run's size through the model on the meta device: 0.1 s, no memory, no random numbers.
 
-    As in training where a part of a batch is one image, which batch normalisation may not be able to take.
-
-    An operation that cannot be told without values proves nothing, and is left to the training.
+    The model is in training mode if micro-batches may be single images, on which batch normalisation can fail. An
+    operation that needs values cannot run on the meta device: then nothing is decided, and training will show.
 
     Raises:
-        ConfigError: the model cannot take it, as one that was made for a single size cannot.
+        ConfigError: the model cannot take the image, such as one that is made for a single size.
     """
     size = (config.image_size, config.image_size)
     state = {name: value.detach().to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
@@ -122,7 +125,7 @@ def _try_size(config: RunConfig, model: RoofNet) -> None:
             logits_NKHW = torch.func.functional_call(model.train(alone), state, (image_NCHW,))
     except NotImplementedError:
         return
-    except Exception as error:  # timm asserts, torch raises whatever a wrong shape leads to
+    except Exception as error:  # timm asserts; torch raises many types for a wrong shape
         if "meta tensor" in str(error):
             return
         if "more than 1 value per channel" in str(error):
@@ -132,19 +135,19 @@ def _try_size(config: RunConfig, model: RoofNet) -> None:
                 "images of a part of a batch, and needs two of them. Raise batch_size or image_size, or lower "
                 "micro_batches."
             ) from error
-        raise _misfit(config, f"{type(error).__name__}: {error}".splitlines()[0][:300]) from error
+        raise _size_error(config, f"{type(error).__name__}: {error}".splitlines()[0][:300]) from error
     finally:
         model.train()
     if logits_NKHW.shape[2:] != size:
-        raise _misfit(config, f"its logits are of {'x'.join(map(str, logits_NKHW.shape[2:]))} px")
+        raise _size_error(config, f"its logits are of {'x'.join(map(str, logits_NKHW.shape[2:]))} px")
 
 
-def _misfit(config: RunConfig, reason: str) -> ConfigError:
+def _size_error(config: RunConfig, reason: str) -> ConfigError:
     import timm
 
-    made_for = timm.get_pretrained_cfg(config.encoder)
+    pretrained = timm.get_pretrained_cfg(config.encoder)
     remedy = "try decoder=unet, or another encoder."
-    if made_for and made_for.fixed_input_size and (side := made_for.input_size[1]) != config.image_size:
+    if pretrained and pretrained.fixed_input_size and (side := pretrained.input_size[1]) != config.image_size:
         remedy = f"this encoder is made for image_size={side} alone: set that, or choose another encoder."
     return ConfigError(
         f"encoder={config.encoder} decoder={config.decoder} image_size={config.image_size}: expected a model that "
@@ -153,10 +156,10 @@ def _misfit(config: RunConfig, reason: str) -> ConfigError:
 
 
 def make_ema(model: nn.Module, decay: float) -> Any:
-    """timm's moving average of a model: ``module`` is the averaged copy, ``update(model, step)`` moves it on.
+    """Build timm's moving average of a model: ``module`` is the averaged copy, ``update(model, step)`` updates it.
 
-    The statistics of batch normalisation are averaged as the weights are. The decay grows to its full value over the
-    first steps, so that the random weights of the beginning are soon forgotten.
+    The batch normalisation statistics are averaged like the weights. The decay grows to its full value over the first
+    steps (warm-up), so that the random initial weights soon lose their influence.
     """
     from timm.utils.model_ema import ModelEmaV3
 
@@ -164,10 +167,10 @@ def make_ema(model: nn.Module, decay: float) -> Any:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trained values."""
+    """Return the number of trained values."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def memory_format(config: RunConfig) -> Any:
-    """The torch memory format that the run config asks for."""
+    """Return the torch memory format of a run config."""
     return torch.channels_last if config.channels_last else torch.contiguous_format

@@ -1,14 +1,14 @@
-"""Where code comes from: the commit that a run was started on."""
+"""Provenance: the git commit that a run was started on."""
 
 import subprocess
 from pathlib import Path
 
-# A climb rewrites its own record in the working tree; that is no change of the code.
+# A phase rewrites these documents in the working tree, which is no change of the code.
 _RECORDS = ("STRATEGY.md", "launch.ipynb", "results")
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Commit and whether the tree differs from it, as tags; empty where ``folder`` is no git checkout."""
+    """Return the commit, and whether the working tree differs from it, as tags; empty if ``folder`` is no checkout."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
@@ -18,7 +18,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 def _git(folder: Path, *words: str) -> str:
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=20, check=False)
+        process = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""

@@ -1,8 +1,8 @@
-"""Make torchvision importable beside any torch.
+"""The import of torchvision with any build of torch.
 
 timm and segmentation-models-pytorch import torchvision, though neither uses its compiled operators. PyPI's torchvision
-for Linux is built against CUDA; beside a CPU-only torch its operators do not load, and the import dies where it gives
-them a shape rule: ``operator torchvision::nms does not exist``.
+for Linux is built against CUDA; with a CPU-only torch its operators do not load, and the import fails when it registers
+their shape functions: ``operator torchvision::nms does not exist``.
 """
 
 import importlib
@@ -17,12 +17,12 @@ _OPERATORS = ("torchvision::nms", "torchvision::qnms")
 
 
 def import_torchvision() -> None:
-    """Import torchvision; where its operators are missing, declare the two it stumbles over and import again.
+    """Import torchvision; if its operators are missing, declare the two that the import needs and import again.
 
-    Nothing is declared up front: a build whose operators load must find its names free.
+    Not declared in advance: a build whose operators load registers the same names itself.
 
     Raises:
-        ImportError, RuntimeError: torchvision cannot be imported for any other reason.
+        ImportError, RuntimeError: torchvision cannot be imported for another reason.
     """
     try:
         importlib.import_module("torchvision")
@@ -39,7 +39,7 @@ def _is_missing_operator(error: RuntimeError) -> bool:
 
 
 def _forget_torchvision() -> None:
-    """Drop what the failed import left behind, or the second one would find half a package."""
+    """Remove the modules of the failed import, which the second one would reuse half initialised."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
 
@@ -52,6 +52,6 @@ def _declare_operators() -> None:
 
 
 def segmentation_models() -> Any:
-    """The module segmentation_models_pytorch, imported beside whatever torchvision there is."""
+    """Import segmentation_models_pytorch with any build of torchvision, and return the module."""
     import_torchvision()
     return importlib.import_module("segmentation_models_pytorch")

@@ -375,7 +375,7 @@ def test_killed_while_unpacking_leaves_nothing_that_looks_whole_and_no_second_do
     server.content = zipped(release)
 
     def stuck_at_the_end() -> None:
-        fetching._compare_sums = lambda folder: time.sleep(60)  # type: ignore[assignment, return-value]
+        fetching._verify_checksums = lambda folder: time.sleep(60)  # type: ignore[assignment, return-value]
         fetched(server, tmp_path)
 
     killed(stuck_at_the_end, lambda: bool(list(tmp_path.glob(".rid.partial-*/RID_dataset/masks_*/9.png"))))

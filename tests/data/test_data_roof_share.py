@@ -34,7 +34,7 @@ def no_label_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         raise AssertionError(f"{path} was opened")
 
-    monkeypatch.setattr(airs_prepare.geotiff, "opened", fail)
+    monkeypatch.setattr(airs_prepare.geotiff, "open_raster", fail)
 
 
 def test_shares_are_those_of_the_masks_and_are_read_once(

@@ -172,7 +172,7 @@ def test_leak_rate_counts_pairs_across_parts_and_partners_in_train() -> None:
     images = [seen(x, 0.0) for x in (0.0, 0.5, 5.0, 5.5, 9.0, 20.0)]
     rate = leak_rate("made up", find_pairs(images), ["train", "val", "val", "test", "val", "test"])
     assert rate == ("made up", 2, 1 / 3, 0.0, 0)
-    assert str(rate) == "made up: 2 pairs across parts; a partner in train have 33% of val, 0% of test"
+    assert str(rate) == "made up: 2 pairs across parts; with a partner in train: 33% of val, 0% of test"
     empty = leak_rate("made up", find_pairs(images), ["train", "", "", "", "", ""])
     assert (empty.pairs, math.isnan(empty.val), math.isnan(empty.test)) == (0, True, True)
 

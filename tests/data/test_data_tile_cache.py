@@ -101,7 +101,7 @@ def test_a_tile_with_a_fault_gets_no_copy_and_its_fault_is_named(tiles: tuple[ai
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == sorted(
         [copies[tiles[0]].name, "lock"]
     )  # fmt: skip
-    with pytest.raises(airs.FileProblem, match="unknown class id 255"):
+    with pytest.raises(airs.FileError, match="unknown class id 255"):
         airs.open_tiles(tiles[1:2], 272).with_copies(copies).read(0)
 
 

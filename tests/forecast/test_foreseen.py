@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 from tests.phases.test_phase_runner import Silent
 
-from roofscale.commands import foreseen as commands
-from roofscale.commands import timed
-from roofscale.commands.foreseen import Foreseen
-from roofscale.commands.host_points import kind_here, kind_there
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.forecast import history
+from roofscale.forecast import run_forecaster as commands
 from roofscale.forecast.host_memory import MemoryProfile, PeakObservation, shared_mib
+from roofscale.forecast.probes import instance_profile, local_profile
+from roofscale.forecast.run_forecaster import RunForecaster
 from roofscale.forecast.run_time import training_samples, validated_samples
 from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.phase_file import load_phase
 from roofscale.phases.phase_runner import PhaseRunner
-from roofscale.report.console import console
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import Tracker
 
@@ -60,15 +59,15 @@ def measured(config: RunConfig, outcome: Outcome = Outcome.OK) -> Measurement:
 def nothing_on_record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An empty server, and how often it was asked."""
     asked: list[int] = []
-    monkeypatch.setattr(timed, "runs_on_record", lambda: asked.append(1) or [])
-    monkeypatch.setattr(commands, "recorded_points", list)
+    monkeypatch.setattr(history, "recorded_runs", lambda: asked.append(1) or [])
+    monkeypatch.setattr(commands, "peak_observations", list)
     return asked
 
 
 def test_a_forecast_is_in_the_run_before_it_begins_and_learns_from_those_before(
     tmp_path: Path, tracking_store: None, nothing_on_record: list[int]
 ) -> None:
-    tracker, foreseen = Tracker("tried"), Foreseen(tmp_path / "runs", console())
+    tracker, foreseen = Tracker("tried"), RunForecaster(tmp_path / "runs", print)
     seen: list[dict[str, float]] = []
 
     class Audience(Silent):
@@ -104,7 +103,7 @@ def test_a_forecast_is_in_the_run_before_it_begins_and_learns_from_those_before(
 
 def points(config: RunConfig) -> list[PeakObservation]:
     """Enough of them for a forecast of host memory."""
-    kind = kind_here(config, commands.compute.get(config.compute))
+    kind = local_profile(config, commands.compute.get(config.compute))
     sizes = [(batch, workers) for batch in (1, 2, 4) for workers in (0, 2)]
     found = []
     for batch, workers in sizes:
@@ -116,12 +115,12 @@ def points(config: RunConfig) -> list[PeakObservation]:
 
 
 def test_host_memory_is_foreseen_where_enough_was_measured(tmp_path: Path, nothing_on_record, monkeypatch) -> None:
-    monkeypatch.setattr(commands, "recorded_points", lambda: points(BASE))
-    found = Foreseen(tmp_path, console())(BASE.with_overrides({"batch_size": 4, "num_workers": 2}))
+    monkeypatch.setattr(commands, "peak_observations", lambda: points(BASE))
+    found = RunForecaster(tmp_path, print)(BASE.with_overrides({"batch_size": 4, "num_workers": 2}))
     assert found["forecast/host_peak_mib_low"] < 1380 < found["forecast/host_peak_mib_high"]
     assert "forecast/run_seconds" not in found
-    few = Foreseen(tmp_path, console())
-    monkeypatch.setattr(commands, "recorded_points", lambda: points(BASE)[:1])
+    few = RunForecaster(tmp_path, print)
+    monkeypatch.setattr(commands, "peak_observations", lambda: points(BASE)[:1])
     assert few(BASE) == {}
     for point in points(BASE)[1:]:
         came_to = measured(point.config)
@@ -133,12 +132,12 @@ def test_a_forecast_that_breaks_is_said_and_left_out(tmp_path: Path, nothing_on_
     def broken(*_: object) -> None:
         raise ZeroDivisionError("at home")
 
-    monkeypatch.setattr(commands, "recorded_points", broken)
-    foreseen = Foreseen(tmp_path, console())
+    monkeypatch.setattr(commands, "peak_observations", broken)
+    foreseen = RunForecaster(tmp_path, print)
     foreseen.learn(BASE, measured(BASE), "before anything was read, so it is on the server")
     assert foreseen(BASE) == {}
     assert "Nothing foreseen of its host memory: ZeroDivisionError: at home" in capsys.readouterr().out
-    monkeypatch.setattr(commands, "recorded_points", list)
+    monkeypatch.setattr(commands, "peak_observations", list)
     assert foreseen(BASE) == {}
     told_nothing = dataclasses.replace(measured(BASE), facts={})
     foreseen.learn(BASE, told_nothing, "of an older kind")
@@ -146,7 +145,7 @@ def test_a_forecast_that_breaks_is_said_and_left_out(tmp_path: Path, nothing_on_
 
 
 def test_what_died_teaches_nothing_and_what_stops_by_itself_is_not_foreseen(tmp_path, nothing_on_record) -> None:
-    foreseen = Foreseen(tmp_path, console())
+    foreseen = RunForecaster(tmp_path, print)
     foreseen(BASE)
     foreseen.learn(BASE, measured(BASE, Outcome.HOST_OOM), "died")
     assert foreseen(BASE) == {}
@@ -156,7 +155,7 @@ def test_what_died_teaches_nothing_and_what_stops_by_itself_is_not_foreseen(tmp_
 
 
 def test_gpu_memory_is_foreseen_for_a_compute_with_one(tmp_path: Path, nothing_on_record) -> None:
-    found = Foreseen(tmp_path, console())(BASE.with_overrides({"compute": "ml.g5.xlarge", "precision": "auto"}))
+    found = RunForecaster(tmp_path, print)(BASE.with_overrides({"compute": "ml.g5.xlarge", "precision": "auto"}))
     assert {"forecast/gpu_peak_mib", "forecast/gpu_peak_mib_low", "forecast/gpu_peak_mib_high"} == set(found), (
         "and no time: this machine has no GPU to make the run on"
     )
@@ -164,7 +163,7 @@ def test_gpu_memory_is_foreseen_for_a_compute_with_one(tmp_path: Path, nothing_o
 
 def test_a_forecast_from_a_long_record_takes_no_time(tmp_path: Path, nothing_on_record) -> None:
     """Thousands of runs on record: CPU seconds of one forecast once they are read, imports left out."""
-    foreseen = Foreseen(tmp_path, console())
+    foreseen = RunForecaster(tmp_path, print)
     foreseen(BASE)
     for number in range(3000):
         config = BASE.with_overrides({"batch_size": 1 + number % 16, "seed": number})
@@ -176,14 +175,14 @@ def test_a_forecast_from_a_long_record_takes_no_time(tmp_path: Path, nothing_on_
 
 
 def test_kinds_of_learnt_points_are_those_of_recorded_ones() -> None:
-    here = kind_here(BASE, commands.compute.get("local"))
+    here = local_profile(BASE, commands.compute.get("local"))
     assert here == MemoryProfile.of(BASE, "fp32", 1, here.malloc)
 
 
 def test_the_kind_of_a_job_is_that_of_its_instance_whatever_this_machine_is() -> None:
     size = commands.compute.get("ml.m5.xlarge")
-    there = kind_there(BASE.with_overrides({"precision": "auto", "threads": 0}), size)
+    there = instance_profile(BASE.with_overrides({"precision": "auto", "threads": 0}), size)
     assert (there.precision, there.threads, there.malloc) == ("fp32", 4, ""), "a Skylake's"
-    assert kind_there(BASE.with_overrides({"precision": "bf16"}), size) == MemoryProfile.of(BASE, "bf16", 1)
+    assert instance_profile(BASE.with_overrides({"precision": "bf16"}), size) == MemoryProfile.of(BASE, "bf16", 1)
     with pytest.raises(ConfigError, match=r"ml\.g5\.xlarge: trains on its GPU"):
-        kind_there(BASE, commands.compute.get("ml.g5.xlarge"))
+        instance_profile(BASE, commands.compute.get("ml.g5.xlarge"))

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from roofscale import api
-from roofscale.commands import host_points
-from roofscale.commands.forecast_host import forecast_host
-from roofscale.commands.host_points import Probes, kind_here, recorded_points
+from roofscale.cli.run_forecast_host import forecast_host
 from roofscale.compute import get
 from roofscale.config import RunConfig
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError, RoofscaleError
 from roofscale.files import write_json
+from roofscale.forecast import probes
 from roofscale.forecast.host_memory import MemoryProfile, shared_mib
+from roofscale.forecast.probes import Probes, local_profile, peak_observations
 from roofscale.measurement import Measurement, Outcome
-from roofscale.report.console import console
+from roofscale.runners.supervise import SilentListener
 from roofscale.tracking import RunRecord
 from roofscale.train import device
 from roofscale.train.device import Execution
@@ -56,8 +56,8 @@ class Simulated:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
     Simulated.ran, Simulated.endings, Simulated.precision = [], {}, "fp32"
-    monkeypatch.setattr(host_points, "LocalRunner", Simulated)
-    monkeypatch.setattr(host_points, "settle_data", lambda configs, cache, out: configs)
+    monkeypatch.setattr(probes, "LocalRunner", Simulated)
+    monkeypatch.setattr(probes, "resolve_data", lambda configs, cache, say: configs)
     monkeypatch.setattr(MemoryProfile, "tensors_mib", lambda self, batch: 450 * batch)
     return Simulated
 
@@ -203,10 +203,10 @@ def record(run_id: str, config: RunConfig, **tags: str) -> RunRecord:
 def test_points_on_record_are_sound_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [record("sound", ASKED), record("gpu", ASKED, device="cuda"), record("died", ASKED, outcome="host_oom"),
             record("retried", ASKED, retry_of="died"), record("never ran", ASKED, ruled_out_by="died")]  # fmt: skip
-    monkeypatch.setattr(host_points, "judged_runs", lambda phase: runs if phase == 2 else [])
-    (point,) = recorded_points()
+    monkeypatch.setattr(probes, "judged_runs", lambda phase: runs if phase == 2 else [])
+    (point,) = peak_observations()
     assert (point.source, point.config, point.peak_mib) == ("sound", ASKED, peak(ASKED))
-    assert point.kind == kind_here(ASKED, get(ASKED.compute))
+    assert point.kind == local_profile(ASKED, get(ASKED.compute))
 
 
 def test_a_real_probe_is_of_the_kind_that_was_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,10 +214,10 @@ def test_a_real_probe_is_of_the_kind_that_was_asked_about(tmp_path: Path, monkey
     root = tmp_path / "data"
     generate(root, GenerateSpec(("rid",), train=6, val=2, test=1, image_px=64))
     asked = RunConfig(encoder="resnet18", image_size=64, num_workers=2, data_root=str(root))
-    probes = Probes(tmp_path / "probes", kind_here(asked, get("local")))
+    probes = Probes(tmp_path / "probes", local_profile(asked, get("local")))
     first = probes.lacking(asked, [])[1]
     assert (first.batch_size, first.num_workers) == (1, 2)
-    probes.make([first], tmp_path, console(quiet=True))
+    probes.run([first], tmp_path, print, lambda name: SilentListener())
     (point,) = probes.points()
     assert point.kind == probes.kind
     assert 100 < point.peak_mib < 4000

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from roofscale import api
-from roofscale.commands import show, timed
-from roofscale.commands.forecast_gpu import forecast_gpu
-from roofscale.commands.forecast_time import forecast_time
+from roofscale.cli import dry_run
+from roofscale.cli.run_forecast_gpu import forecast_gpu
+from roofscale.cli.run_forecast_time import forecast_time
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.forecast import history
 from roofscale.phases.phase_file import load_phase
 from roofscale.tracking import RunRecord
 
@@ -44,7 +45,7 @@ def record(run_id: str, config: RunConfig = BASE, **tags: str) -> RunRecord:
 @pytest.fixture
 def on_record(monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
     runs = [record("good"), record("died", outcome="host_oom"), record("never made", ruled_out_by="died")]
-    monkeypatch.setattr(timed, "runs_on_record", lambda: runs)
+    monkeypatch.setattr(history, "recorded_runs", lambda: runs)
     return runs
 
 
@@ -97,13 +98,13 @@ def test_a_dry_run_shows_time_and_cost_of_each_step_and_of_everything(on_record,
     file = tmp_path / "phase.yaml"
     file.write_text(PLAN % compute)
     phase = load_phase(file)
-    show.print_plan(phase, phase.resolve(), "From the defaults.", to_json=True)
+    dry_run.print_plan(phase, phase.resolve(), "From the defaults.", to_json=True)
     found = json.loads(capsys.readouterr().out)
     times = [step["forecast"] for step in found["steps"]]
     assert times[0]["run_seconds"]["centre"] < times[1]["run_seconds"]["centre"]
     assert found["total"]["usd"]["high"] == pytest.approx(sum(one["usd"]["high"] for one in times))
     assert found["full_data"]["forecast"]["run_seconds"]["centre"] > times[1]["run_seconds"]["centre"]
-    show.print_plan(phase, phase.resolve(), "From the defaults.", to_json=False)
+    dry_run.print_plan(phase, phase.resolve(), "From the defaults.", to_json=False)
     said = " ".join(capsys.readouterr().out.split())
     assert "Forecast of 2 of 2 steps, each once" in said
     assert "On all samples (rid 1,504 + 188 validated, as published)" in said
@@ -111,16 +112,16 @@ def test_a_dry_run_shows_time_and_cost_of_each_step_and_of_everything(on_record,
 
 
 def test_a_dry_run_of_one_training_shows_its_time_and_that_of_everything(on_record, capsys) -> None:
-    show.print_run(BASE, to_json=True)
+    dry_run.print_run(BASE, to_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["config"]["max_samples"] == 50
     assert found["forecast"]["run_seconds"]["centre"] == pytest.approx(METRICS["speed/run_seconds"])
     assert found["full_data"]["parts"]["training"] == pytest.approx(0.5 * 1504)
-    show.print_run(BASE, to_json=False)
+    dry_run.print_run(BASE, to_json=False)
     said = " ".join(capsys.readouterr().out.split())
     assert "Forecast, 90% interval: 42 s (" in said
     assert "an epoch 12.5 min (" in said
-    show.print_run(BASE.with_overrides({"encoder": "resnet50"}), to_json=False)
+    dry_run.print_run(BASE.with_overrides({"encoder": "resnet50"}), to_json=False)
     assert "unknown: no similar run on record" in capsys.readouterr().out
 
 
@@ -130,32 +131,32 @@ def test_the_trials_of_a_search_come_on_top(on_record, tmp_path, capsys) -> None
     sought = f"  - {{name: sought, set: {{max_samples: 50}}, criteria: {{completes: }}, search: {search}}}\n"
     file.write_text(PLAN % "ml.m5.xlarge" + sought)
     phase = load_phase(file)
-    show.print_plan(phase, phase.resolve(), "", to_json=True)
+    dry_run.print_plan(phase, phase.resolve(), "", to_json=True)
     found = json.loads(capsys.readouterr().out)
     few, _, sought = found["steps"]
     assert few["trial_seconds"] is None
     largest = 4 * 24  # samples of a trial that takes all of its steps, at half a second each
     assert sought["trial_seconds"]["centre"] > 5 * 0.5 * largest
-    show.print_plan(phase, phase.resolve(), "", to_json=False)
+    dry_run.print_plan(phase, phase.resolve(), "", to_json=False)
     assert "trials of sought, at most 5, " in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_plan_of_which_nothing_is_known_says_so(monkeypatch, tmp_path: Path, capsys) -> None:
-    monkeypatch.setattr(timed, "runs_on_record", list)
+    monkeypatch.setattr(history, "recorded_runs", list)
     file = tmp_path / "phase.yaml"
     file.write_text(PLAN % "local")
     phase = load_phase(file)
-    show.print_plan(phase, phase.resolve(), "", to_json=True)
+    dry_run.print_plan(phase, phase.resolve(), "", to_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [step["forecast"] for step in found["steps"]] == [None, None]
     assert found["total"] is None
-    show.print_plan(phase, phase.resolve(), "", to_json=False)
+    dry_run.print_plan(phase, phase.resolve(), "", to_json=False)
     assert "No forecast of time and cost" in capsys.readouterr().out
 
 
 def test_a_run_on_a_gpu_is_known_by_the_gpu_of_its_compute(on_record) -> None:
     config = BASE.with_overrides({"compute": "ml.g5.xlarge"})
-    found = timed.as_timed(record("gpu", config, device="cuda"))
+    found = history.from_run(record("gpu", config, device="cuda"))
     assert (found.on_gpu, found.gpu, found.threads) == (True, "A10G", 1)
-    assert timed.as_timed(record("cpu", config)).gpu == ""
+    assert history.from_run(record("cpu", config)).gpu == ""
     assert math.isclose(found.metrics["speed/seconds_per_sample"], 0.5)

@@ -6,21 +6,20 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from roofscale.cli import main
-from roofscale.commands import gate
-from roofscale.commands.phase import Order
+from roofscale.cli import main, run_gate
+from roofscale.cli.climb_options import ClimbOptions
 from roofscale.config import FIELDS
 from roofscale.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def order(*overrides: str, **wishes: Any) -> Order:
+def order(*overrides: str, **wishes: Any) -> ClimbOptions:
     folders = {"experiments": ROOT / "experiments", "runs": Path("runs"), "cache": Path("data/generated")}
-    return Order(overrides, **folders, **wishes)
+    return ClimbOptions(overrides, **folders, **wishes)
 
 
-def computes(given: Order, phase: int) -> set[str]:
+def computes(given: ClimbOptions, phase: int) -> set[str]:
     plan = given.load(phase).resolve(overrides=given.words_for(given.load(phase)))
     return {config.compute for _, config in plan}
 
@@ -64,8 +63,8 @@ def test_a_phase_below_keeps_the_knobs_that_its_steps_set() -> None:
 
 
 def test_without_a_gpu_phase_5_says_so_and_climbs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roofscale.commands.gate.GpuMonitor", list)
-    monkeypatch.setattr("roofscale.commands.phase.preview", lambda phase, order: None)
+    monkeypatch.setattr("roofscale.cli.run_gate.GpuMonitor", list)
+    monkeypatch.setattr("roofscale.cli.run_phase.preview", lambda phase, order: None)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["phase", "5", "--compute", "ml.m5.xlarge"])
@@ -74,7 +73,7 @@ def test_without_a_gpu_phase_5_says_so_and_climbs_nothing(tmp_path: Path, monkey
     assert "a machine that has one, such as ml.g5.xlarge" in said
     assert "climbed first" not in said
     assert not (tmp_path / "runs").exists()
-    assert gate.lacks_gpu(order().load(4)) == []
+    assert run_gate.lacks_gpu(order().load(4)) == []
 
 
 @pytest.mark.parametrize("words", [["phase", "3", "--num_workers", "4"], ["climb", "--batch_size", "4"]])
@@ -107,7 +106,7 @@ def test_every_knob_is_a_hidden_option(words: list[str]) -> None:
 
 def test_a_knob_wins_over_set_and_loses_to_a_plain_override(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("roofscale.commands.show.print_run", lambda config, *_: seen.append(config))
+    monkeypatch.setattr("roofscale.cli.dry_run.print_run", lambda config, *_: seen.append(config))
     monkeypatch.chdir(tmp_path)
     words = ["train", "--dry-run", "--set", "lr=1 seed=1", "--lr", "2", "--weight_decay", "0.5", "--encoder", ""]
     assert CliRunner().invoke(main, words).exit_code == 0

@@ -210,7 +210,7 @@ def test_the_batch_that_the_gate_asks_for_is_handed_on_or_the_knee_where_that_is
     last_good = json.loads((tmp_path / "runs/roofscale-phase2/last_good.json").read_text())
     assert last_good["config"]["batch_size"] == handed_on
     assert batch_words(found).startswith(f"Batch {handed_on} is handed on; ")
-    assert (f"likes {knee} best" if knee else "not told") in batch_words(found)
+    assert (f"likes {knee} best" if knee else "not known") in batch_words(found)
     told = find_knee(found.results)
     assert (told.numbers["batch_size"] if told else None) == knee
     assert latest_result(2).last_good.config.batch_size == handed_on
@@ -252,11 +252,11 @@ def test_the_margin_of_the_phase_file_rules_the_verdict_the_forecast_and_the_kne
     wider = BATCHES.replace("memory_margin: ,", "memory_margin: {max_share: 0.9},").replace(
         "memory_margin: }", "memory_margin: {max_share: 0.9}}"
     )
-    found = climb(run, wider, foresee=foresee)
+    found = climb(run, wider, forecast=foresee)
     assert not found.skipped
     assert found.verdict is Verdict.PASSED
     assert find_knee(found.results).numbers["batch_size"] == 16
     assert found.last_good.config.batch_size == 16
-    refused = climb(run, BATCHES.replace("name: batches", "name: again"), foresee=lambda config: {})
+    refused = climb(run, BATCHES.replace("name: batches", "name: again"), forecast=lambda config: {})
     assert refused.verdict is Verdict.FAILED
     assert find_knee(refused.results).numbers["batch_size"] == 8

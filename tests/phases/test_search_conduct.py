@@ -14,7 +14,6 @@ from roofscale.errors import ConfigError
 from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.history import trials_of
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Step, load_phase
 from roofscale.phases.phase_runner import PhaseResult, PhaseRunner, StepResult
@@ -24,6 +23,7 @@ from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 from roofscale.report.calibration import forecast_outcomes
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import TrackedRun, Tracker
+from roofscale.tracking.history import trials_of
 
 PHASE = """
 phase: 3

@@ -23,7 +23,7 @@ from tests.report import climbs
 from roofscale import api
 from roofscale import model as models
 from roofscale.cli import main
-from roofscale.commands.register import name_champion
+from roofscale.cli.run_records import promote_champion
 from roofscale.config import RunConfig
 from roofscale.measurement import Outcome
 from roofscale.predict.inference import Segmenter
@@ -206,7 +206,7 @@ def test_a_last_phase_that_passed_names_the_champion(
     tracker.client.delete_registered_model_alias("roofscale", "champion")
     plan = climbs.phase(climbs.GPU)
     result = replace(climbs.run(plan, 0, climbs.measured(100), outcome=outcome), run_id=store[1])
-    name_champion(climbs.climb(plan, result), tracker, Console(quiet=True))
+    promote_champion(climbs.climb(plan, result), tracker, Console(quiet=True))
     aliases = set(tracker.client.get_registered_model("roofscale").aliases)
     assert aliases == ({"champion"} if named else set())
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from roofscale.report import console
-from roofscale.report.console import ProgressBar
+from roofscale.cli import console
+from roofscale.cli.console import ProgressBar
 
 
 def step(number: int, epoch: int, seconds: float) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from tests.report.climbs import BATCHES, SAMPLES, passed_samples, rolled_back
 from tests.report.seeded import seed
 
 from roofscale.cli import main
-from roofscale.commands.order import Order
-from roofscale.commands.phase import publish_result
+from roofscale.cli.climb_options import ClimbOptions
+from roofscale.cli.run_phase import publish_result
 from roofscale.phases.history import latest_result
 from roofscale.report.phase_section import description, phase_section
 from roofscale.tracking import Tracker, get_run
@@ -50,7 +50,7 @@ def test_all_documents_are_written_from_what_the_server_has(project: Path) -> No
     strategy = found["experiments/STRATEGY.md"].decode()
     for text in (*runs, "batch-16 at batch_size=12", "killed by the kernel", "## Gate before the GPU\n\nClosed"):
         assert text in strategy
-    assert "## Foreseen and measured" in strategy
+    assert "## Forecast and measured" in strategy
     calibration = json.loads(found["experiments/results/calibration.json"])
     assert [one["runs"] for one in calibration["quantities"]] == [0] * 4, "none of these runs was foreseen"
     record = json.loads(found["experiments/results/phase2.json"])
@@ -104,7 +104,7 @@ def test_a_climb_is_described_in_mlflow_as_the_report_describes_it(project: Path
     seed(rolled_back(), project)
     climb = latest_result(2)
     assert climb
-    order = Order((), project / "nowhere", project / "runs", project / "data")
+    order = ClimbOptions((), project / "nowhere", project / "runs", project / "data")
     noted = replace(climb, notes=("the phase file was edited",))  # after the attempt began
     publish_result(noted, Tracker(climb.experiment, project / "runs"), order, Console(quiet=True))
     again = latest_result(2)

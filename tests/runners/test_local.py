@@ -160,7 +160,7 @@ def test_shm_full(run: Run) -> None:
         ("diverged", Outcome.DIVERGED, "step 5"),
         ("segfault", Outcome.CRASHED, "SIGSEGV"),
         ("exception", Outcome.CRASHED, "something nobody thought of"),
-        ("silent", Outcome.CRASHED, "without a word"),
+        ("silent", Outcome.CRASHED, "reported no outcome"),
         ("worker_killed", Outcome.CRASHED, "DataLoader worker"),
     ],
 )

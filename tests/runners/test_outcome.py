@@ -66,7 +66,7 @@ def test_stderr_of_a_failed_run(stderr: str, outcome: Outcome) -> None:
         ({"exit_code": 0, "end": OK_END}, Outcome.OK, "100 steps"),
         ({"exit_code": 0, "end": OK_END, "stderr": CUDA_OOM}, Outcome.OK, "100 steps"),
         ({"exit_code": 0, "end": OK_END, "interrupted": True}, Outcome.OK, "100 steps"),
-        ({"exit_code": 0}, Outcome.CRASHED, "without a word"),
+        ({"exit_code": 0}, Outcome.CRASHED, "reported no outcome"),
         ({"exit_code": -signal.SIGSEGV, "end": OK_END}, Outcome.CRASHED, "SIGSEGV"),
         ({"exit_code": 1, "end": {"outcome": "diverged", "detail": "at 7"}}, Outcome.DIVERGED, "at 7"),
         ({"exit_code": 1, "end": {"outcome": "crashed", "detail": "KeyError: 'a'"}}, Outcome.CRASHED, "KeyError"),

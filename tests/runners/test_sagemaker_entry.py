@@ -31,7 +31,7 @@ from roofscale.runners.supervise import StopRequest
 how, top, *words = sys.argv[1:]
 entry._run = lambda config, folder, asked, machines: LocalRunner(
     folder,
-    entry.Log(),
+    entry.LogListener(),
     command=(sys.executable, {str(CHILD)!r}, how),
     interrupt=StopRequest(len(asked)),
     use_cgroup=False,

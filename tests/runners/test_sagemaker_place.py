@@ -14,8 +14,8 @@ from tests.runners.aws_schema import problems
 from tests.runners.sagemaker_settings import ROLE, FakeCloud
 
 from roofscale import cli
+from roofscale.cli import preflight, run_gate
 from roofscale.cli.options import RUNNERS
-from roofscale.commands import gate, place
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.phase_file import load_phase
@@ -41,8 +41,8 @@ def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 def foreseen(monkeypatch: pytest.MonkeyPatch, *highs: float | None) -> None:
     """Let these be the upper ends of what runs cost, None where nothing is known."""
     answers = iter(None if high is None else SimpleNamespace(usd=Interval(high / 2, 0.0, high)) for high in highs)
-    monkeypatch.setattr("roofscale.commands.timed.timed_runs", list)
-    monkeypatch.setattr("roofscale.commands.timed.foresee_time", lambda *_: next(answers))
+    monkeypatch.setattr("roofscale.forecast.history.timing_records", list)
+    monkeypatch.setattr("roofscale.forecast.history.forecast_time_of", lambda *_: next(answers))
 
 
 def said(out: Console) -> str:
@@ -52,27 +52,27 @@ def said(out: Console) -> str:
 
 def test_this_machine_cannot_read_from_s3(out: Console) -> None:
     with pytest.raises(ConfigError, match="Add --runner sagemaker"):
-        place.check_place(registry.LOCAL, [RunConfig(), IN_S3], out)
-    place.check_place(registry.LOCAL, [RunConfig()], out)
+        preflight.preflight(registry.LOCAL, [RunConfig(), IN_S3], out)
+    preflight.preflight(registry.LOCAL, [RunConfig()], out)
 
 
 @pytest.mark.usefixtures("_settings")
 def test_the_gpu_that_a_phase_requires_is_that_of_its_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roofscale.commands.gate.GpuMonitor", list)  # none on this machine
+    monkeypatch.setattr("roofscale.cli.run_gate.GpuMonitor", list)  # none on this machine
     phase = replace(load_phase(Path(__file__).parents[2] / "experiments/phase5.yaml"), requires=("gpu",))
-    assert "this machine has no GPU" in gate.lacks_gpu(phase)[0]
-    assert gate.lacks_gpu(phase, runner=registry.SAGEMAKER) == []
-    (on_cpus,) = gate.lacks_gpu(phase, ["compute=ml.m5.xlarge"], registry.SAGEMAKER)
+    assert "this machine has no GPU" in run_gate.lacks_gpu(phase)[0]
+    assert run_gate.lacks_gpu(phase, runner=registry.SAGEMAKER) == []
+    (on_cpus,) = run_gate.lacks_gpu(phase, ["compute=ml.m5.xlarge"], registry.SAGEMAKER)
     assert "compute=ml.m5.xlarge has no GPU; choose one that has" in on_cpus
     assert "--gpu-compute ml.g5.xlarge" in on_cpus
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_LOCAL_MODE", "true")
-    assert "this machine has no GPU" in gate.lacks_gpu(phase, runner=registry.SAGEMAKER)[0]
+    assert "this machine has no GPU" in run_gate.lacks_gpu(phase, runner=registry.SAGEMAKER)[0]
 
 
 @pytest.mark.usefixtures("_settings")
 def test_a_job_needs_an_instance(out: Console) -> None:
     with pytest.raises(ConfigError, match="compute=local: expected an instance"):
-        place.check_place(registry.SAGEMAKER, [IN_S3, IN_S3.with_overrides({"compute": "local"})], out)
+        preflight.preflight(registry.SAGEMAKER, [IN_S3, IN_S3.with_overrides({"compute": "local"})], out)
 
 
 @pytest.mark.usefixtures("_settings")
@@ -80,11 +80,11 @@ def test_the_upper_end_of_the_forecast_is_held_against_the_budget(
     out: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreseen(monkeypatch, 0.7, 0.7)
-    place.check_place(registry.SAGEMAKER, [IN_S3, IN_S3], out)
+    preflight.preflight(registry.SAGEMAKER, [IN_S3, IN_S3], out)
     assert "of a budget of 1.5 USD" in said(out)
     foreseen(monkeypatch, 0.7, None, 0.9)
     with pytest.raises(ConfigError, match=r"budget_usd=1\.5: the forecast of 2 of 3 runs"):
-        place.check_place(registry.SAGEMAKER, [IN_S3] * 3, out)
+        preflight.preflight(registry.SAGEMAKER, [IN_S3] * 3, out)
 
 
 @pytest.mark.usefixtures("_settings")
@@ -92,14 +92,14 @@ def test_where_nothing_is_foreseen_the_jobs_are_held_to_the_budget(
     out: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreseen(monkeypatch, None)
-    place.check_place(registry.SAGEMAKER, [IN_S3], out)
+    preflight.preflight(registry.SAGEMAKER, [IN_S3], out)
     assert "the jobs end once 1.5 USD are used up" in said(out)
 
 
 @pytest.mark.usefixtures("_settings")
 def test_a_dry_run_shows_the_request_and_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: pytest.fail("AWS was asked"))
-    monkeypatch.setattr("roofscale.commands.timed.timed_runs", list)
+    monkeypatch.setattr("roofscale.forecast.history.timing_records", list)
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_ROLE", ROLE)
     words = ["train", "--dry-run", "--runner", "sagemaker", "compute=ml.m5.xlarge", "batch_size=3"]
     done = CliRunner().invoke(cli.main, [*words, "--json"])
@@ -163,7 +163,7 @@ def test_the_option_wins_over_the_variable(
         asked.append(given[-1])
         return "", 0
 
-    monkeypatch.setattr("roofscale.commands.run.train_once", train_once)
+    monkeypatch.setattr("roofscale.cli.run_train.run_training", train_once)
     done = CliRunner().invoke(cli.main, ["train", *words], env={"ROOFSCALE_RUNNER": variable} if variable else {})
     assert done.exit_code == 0, done.output
     assert asked == [runner]

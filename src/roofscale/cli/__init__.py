@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. What is heavy is imported inside the commands, so that --help is quick."""
+"""The command line. Heavy modules are imported inside the commands, so that --help is fast."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""Climbing: a phase, all of them, the search of phase 3, or what the gate asks for."""
+"""Commands that climb: one phase, all phases, the search of phase 3, and the gate."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -19,18 +19,20 @@ from roofscale.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from roofscale.commands.order import Order
+    from roofscale.cli.climb_options import ClimbOptions
 
 
 def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that climbs."""
+    """Add the options shared by all commands that climb."""
     options = [
         click.option("--overlay", default="", help="Overlay whose knobs and policies win, such as smoke.yaml."),
         click.option("--set", "more", multiple=True, help="KEY=VALUE words for every step, several in one text."),
         click.option("--compute", default="", help="Where the CPU phases run, such as ml.m5.xlarge."),
         click.option("--gpu-compute", default="", help="Where phase 5 runs, such as ml.g5.2xlarge."),
         runner_option,
-        switch("--from-defaults", "Start from the defaults, and not from what the phases before have learnt."),
+        switch(
+            "--from-defaults", "Start from the defaults, and not from the last good configuration of the phases before."
+        ),
         switch("--fresh", "Begin a new attempt even if one was left half done, and forget what ran out of memory."),
         switch("--force", "Go on where a requirement of the phase, such as the gate, is not met; it is recorded."),
         dry_run_option,
@@ -42,7 +44,7 @@ def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def switch(name: str, text: str) -> Callable[..., Any]:
-    """A switch that an MLproject can pass a value to as well: --fresh, or --fresh true."""
+    """Return a switch that also takes a value, as an MLproject passes it: --fresh, or --fresh true."""
     return click.option(name, type=bool, is_flag=False, flag_value=True, default=False, help=text)
 
 
@@ -51,8 +53,8 @@ def switch(name: str, text: str) -> Callable[..., Any]:
 @click.option("--file", type=click.Path(path_type=Path), help="Phase file; else experiments/phase<N>.yaml.")
 @climb_options
 def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
-    """Climb a phase, and first what it stands on: run its steps, judge each, and write down what was found."""
-    from roofscale.commands import phase as commands
+    """Climb a phase, after the phases it needs: run its steps, judge each, and record the results."""
+    from roofscale.cli import run_phase as commands
 
     order = _order(f"phase{number}", **wishes)
     phase = order.load(number, file)
@@ -67,8 +69,8 @@ def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
 @click.command()
 @climb_options
 def climb(dry_run: bool, **wishes: Any) -> None:
-    """Climb all phases in order, each from what the one before has learnt."""
-    from roofscale.commands import phase as commands
+    """Climb all phases in order, each from the last good configuration of the one before."""
+    from roofscale.cli import run_phase as commands
 
     order = _order("main", **wishes)
     if dry_run:
@@ -90,12 +92,12 @@ def climb(dry_run: bool, **wishes: Any) -> None:
 def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: Any) -> None:
     """Search batch size, workers and prefetch by short trials, and confirm what is chosen by a whole run."""
     if join:
-        from roofscale.commands.search import join_search
+        from roofscale.cli.run_search import join_search
 
         join_search(join, storage, RUNS, wishes["as_json"], wishes["runner"])
         return
-    from roofscale.commands import phase as commands
-    from roofscale.phases.history import SEARCHING
+    from roofscale.cli import run_phase as commands
+    from roofscale.tracking.history import SEARCHING
 
     order = _order("search", **wishes, storage=storage)
     if dry_run:
@@ -108,24 +110,26 @@ def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: 
 @click.command()
 @climb_options
 def gate(dry_run: bool, **wishes: Any) -> None:
-    """Climb the CPU phases that are missing, and say whether the GPU phase may begin, and what proves it.
+    """Climb the CPU phases that are missing, and report whether the GPU phase may begin, with the evidence.
 
-    With --dry-run it only looks.
+    With --dry-run nothing is climbed.
     """
-    from roofscale.commands import phase as commands
-    from roofscale.commands.gate import print_gate
+    from roofscale.cli import run_phase as commands
+    from roofscale.cli.run_gate import print_gate
 
     order = _order("gate", **wishes)
     stopped = None if dry_run else commands.climb_missing(order)
     sys.exit(commands.exit_code(stopped) if stopped else int(not print_gate(order.to_json)))
 
 
-def _order(entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any) -> "Order":
-    """What was ordered, from the entry point of MLproject and the options of ``climb_options``."""
-    from roofscale.commands.order import Order
+def _order(
+    entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any
+) -> "ClimbOptions":
+    """Return the order of a climb, from the entry point of MLproject and the options of ``climb_options``."""
+    from roofscale.cli.climb_options import ClimbOptions
     from roofscale.tracking import MlflowProjectRun
 
-    return Order(
+    return ClimbOptions(
         around=MlflowProjectRun.adopt(entry_point),
         overrides=words_of(more, compute),
         experiments=PHASES,

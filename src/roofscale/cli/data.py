@@ -1,4 +1,4 @@
-"""Data sets: generated, fetched and checked."""
+"""Commands for data sets: generate, fetch, upload, check."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ def data() -> None:
 @json_option
 def generate(folder: Path, datasets: str, join: Path | None, dry_run: bool, as_json: bool, **amounts: Any) -> None:
     """Write generated data sets into FOLDER, in the layouts of the real ones."""
-    from roofscale.commands import data as commands
+    from roofscale.cli import run_data as commands
     from roofscale.data.synthetic import GenerateSpec
 
     spec = GenerateSpec(datasets=tuple(datasets.split(",")), **amounts)
@@ -41,13 +41,13 @@ def generate(folder: Path, datasets: str, join: Path | None, dry_run: bool, as_j
 @data.command()
 @click.argument("dataset")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--url", default="", help="Another address, such as that of a mirror.")
-@click.option("--sha256", default="", help="What the download has to be, as sha256sum prints it.")
+@click.option("--url", default="", help="Another URL, such as that of a mirror.")
+@click.option("--sha256", default="", help="Expected checksum of the download, as sha256sum prints it.")
 @dry_run_option
 @json_option
 def fetch(dataset: str, folder: Path, url: str, sha256: str, dry_run: bool, as_json: bool) -> None:
-    """Download DATASET (rid, roofline, airs) into FOLDER, or say where to get it; goes on where it was stopped."""
-    from roofscale.commands import data as commands
+    """Download DATASET (rid, roofline, airs) into FOLDER, or print where to get it; resumes an interrupted download."""
+    from roofscale.cli import run_data as commands
 
     commands.fetch_data(dataset, folder, url, sha256, dry_run, as_json)
 
@@ -55,12 +55,12 @@ def fetch(dataset: str, folder: Path, url: str, sha256: str, dry_run: bool, as_j
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.argument("uri", metavar="S3://BUCKET/PREFIX")
-@click.option("--all", "everything", is_flag=True, help="Hidden files too, and AIRS's twins for looking at.")
+@click.option("--all", "everything", is_flag=True, help="Hidden files too, and AIRS's copies for viewing.")
 @dry_run_option
 @json_option
 def upload(folder: Path, uri: str, everything: bool, dry_run: bool, as_json: bool) -> None:
-    """Copy the data sets in FOLDER to S3, where training jobs read them; what is there already is not copied again."""
-    from roofscale.commands.upload import upload_data
+    """Copy the data sets in FOLDER to S3, where training jobs read them; files that S3 already has are skipped."""
+    from roofscale.cli.run_data import upload_data
 
     upload_data(folder, uri, everything, dry_run, as_json)
 
@@ -70,6 +70,6 @@ def upload(folder: Path, uri: str, everything: bool, dry_run: bool, as_json: boo
 @json_option
 def check(folder: Path, as_json: bool) -> None:
     """Recognise the data sets in FOLDER and name every file that is broken, missing, mismatched, empty or leaking."""
-    from roofscale.commands import data as commands
+    from roofscale.cli import run_data as commands
 
     sys.exit(0 if commands.check_data(folder, as_json) else 1)

@@ -1,4 +1,4 @@
-"""Foreseeing a run before it is made."""
+"""Commands that forecast the memory and the time of a run."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from roofscale.cli.options import GENERATED, RUNS, json_option, words_of
 
 @click.group(cls=Group)
 def forecast() -> None:
-    """Foresee the memory and the time of a run before it is made."""
+    """Forecast the memory and the time of a run before it is made."""
 
 
 def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What every forecast is asked with."""
+    """Add the options shared by all forecasts."""
     options = [
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
         click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text."),
@@ -33,9 +33,9 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @forecast_options
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw memory over two steps into this .svg or .png.")
 def gpu(overrides: Sequence[str], more: Sequence[str], compute: str, figure: Path | None, as_json: bool) -> None:
-    """Foresee GPU memory, on a machine without one: peak, verdict, largest batch and where the memory goes."""
+    """Forecast GPU memory, on a machine without a GPU: peak, verdict, largest batch, and the parts of the peak."""
     from roofscale import config
-    from roofscale.commands.forecast_gpu import forecast_gpu
+    from roofscale.cli.run_forecast_gpu import forecast_gpu
 
     resolved = config.load(None, [*words_of(more, compute), *overrides])
     sys.exit(forecast_gpu(resolved, figure, as_json))
@@ -43,11 +43,11 @@ def gpu(overrides: Sequence[str], more: Sequence[str], compute: str, figure: Pat
 
 @forecast.command()
 @forecast_options
-@click.option("--probe", is_flag=True, help="Run a few small trainings where what is on record does not suffice.")
+@click.option("--probe", is_flag=True, help="Run a few small trainings if the records do not suffice.")
 def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: bool, as_json: bool) -> None:
-    """Foresee host memory from small runs: peak, verdict, largest batch, and the probe that would tell most."""
+    """Forecast host memory from small runs: peak, verdict, largest batch, and the most informative next probe."""
     from roofscale import config
-    from roofscale.commands.forecast_host import forecast_host
+    from roofscale.cli.run_forecast_host import forecast_host
 
     resolved = config.load(None, [*words_of(more, compute), *overrides])
     sys.exit(forecast_host(resolved, RUNS, GENERATED, probe, as_json))
@@ -56,8 +56,8 @@ def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: boo
 @forecast.command("time")
 @forecast_options
 def time_of_run(overrides: Sequence[str], more: Sequence[str], compute: str, as_json: bool) -> None:
-    """Foresee seconds and dollars of a run, an epoch and the full data set, from runs on record or a GPU's peaks."""
+    """Forecast seconds and dollars of a run, an epoch and the full data set, from runs on record or a GPU's peaks."""
     from roofscale import config
-    from roofscale.commands.forecast_time import forecast_time
+    from roofscale.cli.run_forecast_time import forecast_time
 
     forecast_time(config.load(None, [*words_of(more, compute), *overrides]), as_json)

@@ -1,4 +1,4 @@
-"""The kind of group that all commands belong to."""
+"""Click group that turns errors into messages and exit codes."""
 
 import datetime
 import errno
@@ -20,15 +20,15 @@ from roofscale.errors import ExitCode, RoofscaleError, to_user_error
 
 
 def _click_error(error: RoofscaleError) -> click.ClickException:
-    """An error in words, with the exit code of its kind."""
-    told = click.ClickException(without_secrets(str(error)))
-    setattr(told, "exit_code", int(error.exit_code))  # noqa: B010  # which click types as a variable of the class
-    return told
+    """Return an error as a Click exception, without secrets, with its exit code."""
+    shown = click.ClickException(without_secrets(str(error)))
+    setattr(shown, "exit_code", int(error.exit_code))  # noqa: B010  # click types it as a class variable
+    return shown
 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """One clear message and an exit code that tells who can mend it, never a traceback."""
+    """Turn every exception into one message and an exit code; an unknown one leaves its traceback in a file."""
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -38,20 +38,20 @@ def _plain_errors() -> Iterator[None]:
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # the reader of our output has gone; click ends quietly
+            raise  # the reader of the output has closed it; click exits quietly
         if known := to_user_error(error):
             raise _click_error(known) from error
-        kept = _keep_traceback(error)
+        file = _keep_traceback(error)
         click.echo(
-            f"Error: a fault of Roofscale's own ({type(error).__name__}); nothing that you asked for is wrong by that. "
-            f"{f'What happened stands in {kept}' if kept else 'It could not be written down'}; please report it.",
+            f"Error: a fault of Roofscale's own ({type(error).__name__}), not of your input. "
+            f"{f'The traceback is in {file}' if file else 'The traceback could not be written'}; please report it.",
             err=True,
         )
         sys.exit(ExitCode.CRASHED)
 
 
 def _keep_traceback(error: Exception) -> Path | None:
-    """Write down what a report of a crash needs; None where there is no place that can be written."""
+    """Write version, command line and traceback into a file and return it; None if no folder can be written."""
     lines = without_secrets("".join(traceback.format_exception(error)))
     words = without_secrets(" ".join(sys.argv))
     name = f"roofscale-crash-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
@@ -66,11 +66,11 @@ def _keep_traceback(error: Exception) -> Path | None:
 
 
 class Group(click.Group):
-    """Commands whose errors are told plainly."""
+    """A group whose commands report errors as messages, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # names that are no UTF-8 are shown as escapes
+            if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 are printed as escapes
                 stream.reconfigure(errors="backslashreplace")
         with _plain_errors():
             return super().invoke(ctx)

@@ -1,4 +1,4 @@
-"""Trained models: named, used on pictures, and held against whole tiles."""
+"""Commands for trained models: predict, evaluate, register."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from roofscale.cli.options import json_option
 
 
 def segment_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that lets a model loose on pictures."""
+    """Add the options shared by the commands that run a model on images."""
     options = [
         click.option("--model", default="", help="Run id, name@alias or name/version; else the champion."),
         click.option(
@@ -18,10 +18,10 @@ def segment_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.FloatRange(0, 1),
             default=0.5,
             show_default=True,
-            help="Least probability that is a yes.",
+            help="Smallest probability that counts as positive.",
         ),
-        click.option("--window", default=0, help="Side of the model's windows, px; else the run's image_size."),
-        click.option("--overlap", default=-1, help="Least overlap of windows, px; else a quarter of a window."),
+        click.option("--window", default=0, help="Side of the sliding window, px; else the run's image_size."),
+        click.option("--overlap", default=-1, help="Smallest overlap of windows, px; else a quarter of a window."),
         click.option(
             "--scale",
             default=1.0,
@@ -43,13 +43,13 @@ def segment_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--channel", default="roof", show_default=True, help="What to find: roof, eave, ridge or hip.")
 @segment_options
 def predict(image: Path, output: Path, geojson: Path | None, as_json: bool, **wishes: Any) -> None:
-    """Write the mask of IMAGE, of any size: 1 where there is a roof, 0 where not, 255 where the image is empty.
+    """Write the mask of IMAGE, of any size: 1 is roof, 0 is not, 255 is an empty part of the image.
 
-    The image is used at the resolution that it has; see --scale.
+    The image is used at its own resolution; see --scale.
     """
-    from roofscale.commands import predict as commands
+    from roofscale.cli import run_predict as commands
 
-    commands.predict_image(image, output, geojson, commands.Wish(**wishes), as_json)
+    commands.predict_image(image, output, geojson, commands.InferenceOptions(**wishes), as_json)
 
 
 @click.command()
@@ -57,10 +57,10 @@ def predict(image: Path, output: Path, geojson: Path | None, as_json: bool, **wi
 @click.option("--part", default="val", show_default=True, help="Of the data set: train, val or test.")
 @segment_options
 def evaluate(folder: Path, part: str, as_json: bool, **wishes: Any) -> None:
-    """Hold a model against the labels of the whole AIRS tiles under FOLDER: IoU, F1 and accuracy of roofs."""
-    from roofscale.commands import predict as commands
+    """Evaluate a model on the whole AIRS tiles under FOLDER: IoU, F1 and accuracy of roofs."""
+    from roofscale.cli import run_predict as commands
 
-    commands.evaluate_folder(folder, part, commands.Wish(**wishes), as_json)
+    commands.evaluate_folder(folder, part, commands.InferenceOptions(**wishes), as_json)
 
 
 @click.command()
@@ -70,6 +70,6 @@ def evaluate(folder: Path, part: str, as_json: bool, **wishes: Any) -> None:
 @json_option
 def register(run: str, alias: str, name: str, as_json: bool) -> None:
     """Register the model of RUN, an MLflow run id, under a name with an alias."""
-    from roofscale.commands.register import register_run
+    from roofscale.cli.run_records import register_run
 
     register_run(run, alias, name, as_json)

@@ -1,4 +1,4 @@
-"""What several commands share: the folders that they work in, their options, and the words of an override."""
+"""Folders, options and overrides shared by the commands."""
 
 import functools
 import shlex
@@ -15,10 +15,10 @@ RUNS = Path("runs")
 GENERATED = Path("data/generated")
 PHASES = Path("experiments")
 
-RUNNERS = ("local", "sagemaker")  # runners.choose has them too, but would load what --help can do without
+RUNNERS = ("local", "sagemaker")  # as in runners.registry, whose imports would slow --help down
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script on standard output.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would run, and run nothing.")
 runner_option = click.option(
     "--runner",
     type=click.Choice(RUNNERS),
@@ -30,13 +30,17 @@ runner_option = click.option(
 
 
 def words_of(more: Sequence[str], compute: str) -> list[str]:
-    """Overrides from --set texts, split like a shell splits words, and from --compute."""
+    """Return the overrides of --set texts, split as a shell splits words, and of --compute.
+
+    Raises:
+        ConfigError: a quotation mark in a --set text is not closed.
+    """
     words = [word for text in more for word in _split(text)]
     return [*words, f"compute={compute}"] if compute else words
 
 
 def _split(text: str) -> list[str]:
-    """The words of a text, as a shell splits them.
+    """Split a text into words as a shell does.
 
     Raises:
         ConfigError: a quotation mark is opened and not closed.
@@ -51,17 +55,17 @@ def _split(text: str) -> list[str]:
 
 
 def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Every knob as an option behind the words of ``more``, hidden but for ``--knobs``, which lists them.
+    """Add a hidden option for every knob, appended to the words of ``more``, and ``--knobs``, which lists them.
 
     ``mlflow run`` passes a parameter that MLproject does not list on as ``--weight_decay 0.1``.
     """
-    names = [name for name in FIELDS if name != "compute"]  # which the commands have themselves
+    names = [name for name in FIELDS if name != "compute"]  # the commands define --compute themselves
 
     @functools.wraps(command)
     def with_knobs(knobs: bool, more: Sequence[str], **wishes: Any) -> None:
         given = [shlex.quote(f"{name}={value}") for name in names if (value := wishes.pop(name))]
         if knobs:
-            from roofscale.commands.show import print_knobs
+            from roofscale.cli.dry_run import print_knobs
 
             print_knobs(wishes["as_json"])
         else:

@@ -1,4 +1,4 @@
-"""Training once."""
+"""The command that runs one training."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from roofscale.cli.options import (
 @click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text.")
 @click.option("--compute", default="", help="Where to run, such as ml.m5.xlarge; short for compute=...")
 @runner_option
-@click.option("--fresh", is_flag=True, help="Begin anew even if the same run was left half done.")
+@click.option("--fresh", is_flag=True, help="Start again even if the same run is unfinished.")
 @dry_run_option
 @json_option
 @knob_options
@@ -37,23 +37,23 @@ def train(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Run one training, held to its compute's memory, measured and tracked."""
+    """Run one training under its compute's memory limit, measured and tracked."""
     from roofscale import config
-    from roofscale.commands import show
     from roofscale.tracking import MlflowProjectRun
 
     around = MlflowProjectRun.adopt("train")
     resolved = config.load(file, [*words_of(more, compute), *overrides])
     if dry_run:
-        from roofscale.commands.place import requests_of
-        from roofscale.commands.timed import TRAIN_EXPERIMENT
+        from roofscale.cli.dry_run import print_run
+        from roofscale.cli.preflight import job_requests
+        from roofscale.tracking.history import TRAIN_EXPERIMENT
 
         folder = RUNS / TRAIN_EXPERIMENT / f"{resolved.fingerprint}-001"
-        show.print_run(resolved, as_json, requests_of(runner, {folder: resolved}))
+        print_run(resolved, as_json, job_requests(runner, {folder: resolved}))
         return
-    from roofscale.commands import run
+    from roofscale.cli import run_train
 
-    run_id, code = run.train_once(resolved, RUNS, GENERATED, fresh, as_json, runner)
+    run_id, code = run_train.run_training(resolved, RUNS, GENERATED, fresh, as_json, runner)
     if around:
         around.point_to(run_id)
     sys.exit(code)

@@ -1,4 +1,7 @@
-"""A folder of what can be made again from the data: who is at work in it, and names that change with the data."""
+"""The cache of AIRS tile copies in a layout that windows are fast to read from, and the locking of cache folders.
+
+A copy's name contains a hash of the state of its originals, so that changed data is copied again.
+"""
 
 import contextlib
 import hashlib
@@ -22,32 +25,45 @@ from roofscale.data.airs import AirsSource, Tile, check_label_values
 from roofscale.data.file_error import FileError
 from roofscale.data.leaks import read_footprint
 
+BANDS = 4  # of a copy: red, green, blue, roof
+BLOCK_PX = 512  # side of a copy's blocks: an aligned window of 1024 px covers four of them, one of 512 px a single one
+# A tile is slow if the blocks that a window touches hold more than this many times its px: at the pace of phase 5,
+# decoding them takes half the time that loader processes have for a sample.
+_MAX_DECODED_RATIO = 3.0
+_SPARE_BYTES = 2**30  # left free on the disk, for checkpoints
 _POLL_SECONDS = 0.5
-_SAY_SECONDS = 10.0
+_REPORT_SECONDS = 10.0
 
 
 class CacheTask:
-    """Work on a cache before training: its threads, whom it tells how far it is, and what may end it early."""
+    """Work on a cache before training: the number of threads, the reporter, and the condition to continue.
+
+    Args:
+        threads: number of tiles to process at once.
+        say: called with progress messages for the user.
+        keep_on: called between tiles; False ends the work early.
+    """
 
     def __init__(self, threads: int, say: Callable[[str], None], keep_on: Callable[[], bool] = lambda: True) -> None:
         self.threads, self.say, self.keep_on = threads, say, keep_on
-        self._began = self._said = time.monotonic()
+        self._started = self._last_report = time.monotonic()
 
     def report_progress(self, what: str, done: int, count: int) -> bool:
-        """Tell how far it is, every ten seconds; return whether to go on."""
+        """Report progress if ten seconds have passed since the last report; return whether to continue."""
         now = time.monotonic()
-        if now - self._said > _SAY_SECONDS:
-            self._said = now
-            left = f", about {(now - self._began) * (count / done - 1):.0f} s to go" if done else ""
-            self.say(f"{what}: {done} of {count}{left}")
+        if now - self._last_report > _REPORT_SECONDS:
+            self._last_report = now
+            remaining = f", about {(now - self._started) * (count / done - 1):.0f} s to go" if done else ""
+            self.say(f"{what}: {done} of {count}{remaining}")
         return self.keep_on()
 
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path, chore: CacheTask) -> Iterator[bool]:
-    """Make a folder, and wait until no other process is at work in it; yields False where the chore ends before that.
+    """Create a folder and lock it, waiting for another process that has the lock.
 
-    The lock ends with its process, however that ends.
+    Yields whether the lock was obtained; False if ``chore`` ends first. The system releases the lock of a process that
+    is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", poll_interval=_POLL_SECONDS)
@@ -64,39 +80,33 @@ def exclusive_lock(folder: Path, chore: CacheTask) -> Iterator[bool]:
 
 
 def stat_hash(*files: Path) -> str:
-    """Twenty hex digits that name files as they are now: where they lie, size and time of the last change."""
+    """Return twenty hex digits that identify the state of files: path, size and time of the last change."""
     digest = hashlib.sha256()
     for file in files:
         try:
             state = file.stat()
-        except OSError:  # whoever reads it will say so
+        except OSError:  # reading the file raises the error for the user
             digest.update(f"{file} missing\n".encode(errors="surrogateescape"))
         else:
             digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:20]
 
 
-BANDS = 4  # red, green, blue, roof
-BLOCK_PX = 512  # a window of 1024 is four of them, one of 512 a single one
-_MOST_DECODED = 3.0  # times a window's px; at phase 5's pace that is half of what loader processes have for a sample
-_SPARE_BYTES = 2**30  # left free on the disk, for checkpoints
-
-
 def slow_tiles(source: AirsSource) -> list[Tile]:
-    """The tiles that a source takes windows from which cost more than they should, by the layout of image or label.
+    """Return the tiles of a source that windows are slow to read from, by the block layout of image or label.
 
-    Blocks of 256 px, compressed, cost what their windows hold. Compressed strips as wide as a tile of AIRS cost ten
-    times that (windows of 1024 px, benchmarks/results/tile_formats.json).
+    Of compressed blocks of 256 px, little more than the window is decompressed. Compressed strips as wide as a tile of
+    AIRS cost ten times as much (windows of 1024 px, benchmarks/results/tile_formats.json).
     """
     return [
         tile
         for tile in (source.tiles[number] for number in source.tiles_taken())
-        if any(_decoded(file, source.window_px) > _MOST_DECODED for file in (tile.image, tile.label))
+        if any(_decoded_ratio(file, source.window_px) > _MAX_DECODED_RATIO for file in (tile.image, tile.label))
     ]
 
 
-def _decoded(file: Path, window_px: int) -> float:
-    """Px that are decompressed for a whole window, over those that it has; 0 where nothing is."""
+def _decoded_ratio(file: Path, window_px: int) -> float:
+    """Return the px that are decompressed for one window over the px of the window; 0 if not compressed."""
     try:
         with geotiff.open_raster(file) as dataset:
             if dataset.compression is None:
@@ -111,46 +121,48 @@ def _decoded(file: Path, window_px: int) -> float:
 
 
 def cached_tiles(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: CacheTask) -> dict[Tile, Path]:
-    """The copies of tiles, after making those that are missing as far as they fit; the others are read as they are.
+    """Make the missing copies of tiles as far as they fit into the cache, and return all copies that exist.
 
-    Each stays, as an epoch reads all tiles in a new order: to drop one for another would only make it again. Copies
-    that this run has no use for go first, the longest unused before others.
+    A tile without a copy is read from its original. No copy of these tiles is removed for another one: an epoch reads
+    all tiles in a new order, so it would only be made again. Copies of other runs are removed to make room, least
+    recently used first.
 
     Args:
-        tiles: whose copies are wanted, in the order in which they are made.
-        folder: the cache; several processes may ask for it at once, and one at a time works in it.
-        most_bytes: how large it may become.
-        chore: tiles copied at once, and so on; what is there when it ends early is used.
+        tiles: the tiles to copy, in this order.
+        folder: the cache; of several processes that call this at once, one at a time works in it.
+        most_bytes: the largest size of the cache.
+        chore: number of threads, reporter and condition to continue; copies made before an early end are used.
     """
     copies = {tile: folder / f"{tile.id}-{stat_hash(tile.image, tile.label)}.tif" for tile in tiles}
-    with exclusive_lock(folder, chore) as alone:
-        if alone:
+    with exclusive_lock(folder, chore) as locked:
+        if locked:
             for partial in folder.glob("*.partial"):
-                partial.unlink()  # of a process that was killed, as nobody else is at work here
+                partial.unlink()  # left by a process that was killed: with the lock held, no other one writes here
             for copy in copies.values():
                 if copy.is_file():
-                    os.utime(copy)
-            _fits(0, folder, copies.values(), most_bytes)
-            _make(copies, folder, most_bytes, chore)
+                    os.utime(copy)  # the time of last use, by which copies are removed
+            _make_room(0, folder, copies.values(), most_bytes)
+            _make_missing(copies, folder, most_bytes, chore)
     return {tile: copy for tile, copy in copies.items() if copy.is_file()}
 
 
-def _make(copies: Mapping[Tile, Path], folder: Path, most_bytes: float, chore: CacheTask) -> None:
-    """Make what is missing, as many at once as there are threads."""
+def _make_missing(copies: Mapping[Tile, Path], folder: Path, most_bytes: float, chore: CacheTask) -> None:
+    """Make the missing copies, as many at once as there are threads."""
     missing = [(tile, copy) for tile, copy in copies.items() if not copy.is_file()]
     with ThreadPoolExecutor(chore.threads) as pool:
         for done in range(0, len(missing), chore.threads):
             if not chore.report_progress("copying AIRS tiles", done, len(missing)):
                 return
-            some = missing[done : done + chore.threads]
-            if not _fits(sum(_at_most(tile) for tile, _ in some), folder, copies.values(), most_bytes):
-                chore.say(f"{len(missing) - done} of {len(copies)} AIRS tiles get no copy: {_room(folder, most_bytes)}")
+            batch = missing[done : done + chore.threads]
+            if not _make_room(sum(_max_copy_bytes(tile) for tile, _ in batch), folder, copies.values(), most_bytes):
+                reason = _space_message(folder, most_bytes)
+                chore.say(f"{len(missing) - done} of {len(copies)} AIRS tiles get no copy: {reason}")
                 return
-            list(pool.map(_copy, *zip(*some, strict=True)))
+            list(pool.map(_copy, *zip(*batch, strict=True)))
 
 
 def _copy(tile: Tile, copy: Path) -> None:
-    """Copy one tile, strip by strip; one with a fault gets no copy, as whoever reads the tile will name the fault."""
+    """Copy one tile, strip by strip; a broken tile gets no copy, and reading its original raises the error."""
     partial = copy.with_suffix(".partial")
     try:
         with geotiff.open_raster(tile.image) as image, geotiff.open_raster(tile.label) as label:
@@ -163,7 +175,7 @@ def _copy(tile: Tile, copy: Path) -> None:
                     check_label_values(tile.label, int(roof_1HW.max()))
                     written.write(np.concatenate([image.read(bands, window=window), roof_1HW]), window=window)
         partial.replace(copy)
-    except (FileError, RasterioError, OSError):  # the disk may be full, too: then it is trained on the originals
+    except (FileError, RasterioError, OSError):  # if the disk is full, training reads the originals
         partial.unlink(missing_ok=True)
 
 
@@ -178,29 +190,30 @@ def _strips(height: int, width: int) -> Iterator[Window]:
         yield Window(0, row, width, min(BLOCK_PX, height - row))
 
 
-def _at_most(tile: Tile) -> int:
-    """What a copy may take: pixels that cannot be compressed."""
+def _max_copy_bytes(tile: Tile) -> int:
+    """Return the largest possible size of a tile's copy: that of its pixels without compression."""
     height, width = read_footprint(tile.image).shape or (0, 0)
     return height * width * BANDS
 
 
-def _fits(need: int, folder: Path, wanted: Collection[Path], most_bytes: float) -> bool:
-    """Whether ``need`` bytes more fit, after removing what is not wanted as far as needed.
+def _make_room(need: int, folder: Path, wanted: Collection[Path], most_bytes: float) -> bool:
+    """Remove copies that are not wanted until ``need`` more bytes fit, and return whether they do.
 
-    With nothing needed, what is wanted is removed as well where there is too much: somebody has lowered the bound.
+    If ``need`` is 0, wanted copies are removed too, the last first, until the cache is within its bound: the user may
+    have lowered it.
     """
-    there = {file: file.stat() for file in folder.glob("*.tif")}
-    used = sum(state.st_size for state in there.values())
-    others = sorted(there.keys() - set(wanted), key=lambda file: there[file].st_mtime)
-    for file in [*others, *([] if need else [file for file in reversed(list(wanted)) if file in there])]:
+    stats = {file: file.stat() for file in folder.glob("*.tif")}
+    used = sum(stat.st_size for stat in stats.values())
+    others = sorted(stats.keys() - set(wanted), key=lambda file: stats[file].st_mtime)
+    for file in [*others, *([] if need else [file for file in reversed(list(wanted)) if file in stats])]:
         if used + need <= most_bytes:
             break
         file.unlink()
-        used -= there[file].st_size
+        used -= stats[file].st_size
     return used + need <= most_bytes and shutil.disk_usage(folder).free - need > _SPARE_BYTES
 
 
-def _room(folder: Path, most_bytes: float) -> str:
+def _space_message(folder: Path, most_bytes: float) -> str:
     used = sum(file.stat().st_size for file in folder.glob("*.tif"))
     free = shutil.disk_usage(folder).free
     return (

@@ -1,4 +1,4 @@
-"""What a run does once before it trains, where its knobs say so: copy AIRS tiles, look for roofs in their windows."""
+"""The preparation of AIRS before training, if the config asks for it: copies of tiles, and roof shares of windows."""
 
 import dataclasses
 import json
@@ -20,7 +20,11 @@ from roofscale.data.sampling import expected_draws
 from roofscale.data.sources import DataSplit
 from roofscale.files import write_json
 
-CACHE = Path("data/cache")  # all in it can be made again
+CACHE = Path("data/cache")  # everything in it can be made again from the data
+
+_log = logging.getLogger(__name__)
+
+_Known = dict[str, dict[str, float]]  # stat_hash of a label: {"<row> <col>" of a window: its roof share}
 
 
 def prepare_airs(
@@ -30,10 +34,14 @@ def prepare_airs(
     say: Callable[[str], None],
     stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Mapping[str, DataSplit], dict[str, float]]:
-    """The splits with copies of tiles and roof shares of windows, and metrics of what will be drawn.
+    """Return the splits with tile copies and roof shares as the config asks for, and metrics of the roof sampling.
 
-    It uses as many threads as the run has loader processes, and ends early where ``stopping`` says so, as the run then
-    does, too.
+    Args:
+        config: the run's; it also determines the number of threads, one for each loader process.
+        splits: the run's data sets; only AIRS is changed.
+        cache: the folder for copies and roof shares.
+        say: called with progress messages for the user.
+        stopping: whether the run is to stop; the preparation then ends early.
     """
     airs = splits.get("airs")
     if airs is None or not (config.tile_cache_gib or config.roof_sampling):
@@ -57,11 +65,11 @@ def prepare_airs(
             dataclasses.replace(train, roof_share_N=share_N),
             sampling_metrics(share_N, config.roof_sampling),
         )
-        say(_in_words(config.roof_sampling, metrics))
+        say(_sampling_message(config.roof_sampling, metrics))
     return {**splits, "airs": DataSplit(train, val)}, metrics
 
 
-def _in_words(roof_sampling: float, metrics: Mapping[str, float]) -> str:
+def _sampling_message(roof_sampling: float, metrics: Mapping[str, float]) -> str:
     return (
         f"roof_sampling={roof_sampling:g}: of the AIRS windows {metrics['data/with_roof']:.0%} have a roof, of those "
         f"drawn {metrics['data/drawn_with_roof']:.0%}; roof is {metrics['data/roof_share']:.1%} of their px, and "
@@ -69,26 +77,21 @@ def _in_words(roof_sampling: float, metrics: Mapping[str, float]) -> str:
     )
 
 
-_log = logging.getLogger(__name__)
-
-_Known = dict[str, dict[str, float]]
-
-
 def roof_shares(source: AirsSource, folder: Path, chore: CacheTask) -> npt.NDArray[np.float32]:
-    """The roof share of each window of a source, as kept in a folder or else from the labels.
+    """Return the roof share (roof px over px) of each window of a source, from the cache or else from the labels.
 
-    A label that cannot be read, or was not before the chore ended, counts as average: its windows are drawn, and named
-    as broken, as often as without weights.
+    Windows of a label that cannot be read, or was not read before ``chore`` ended, get the mean share: they are drawn
+    as often as without weights, and reported as broken if they are.
     """
     share_N = np.full(len(source), np.nan, np.float32)
-    with exclusive_lock(folder, chore) as alone, ThreadPoolExecutor(chore.threads) as pool:
-        if alone:
+    with exclusive_lock(folder, chore) as locked, ThreadPoolExecutor(chore.threads) as pool:
+        if locked:
             file = folder / f"{source.window_px}.json"
-            known = _load(file)
+            known = _read_known(file)
             jobs = []
             for tile in source.tiles_taken():
                 of_tile = known.setdefault(stat_hash(source.tiles[tile].label), {})
-                jobs.append(pool.submit(_look, source, np.flatnonzero(source.tile_N == tile), of_tile))
+                jobs.append(pool.submit(_tile_roof_shares, source, np.flatnonzero(source.tile_N == tile), of_tile))
             for done, job in enumerate(jobs):
                 if not chore.report_progress("looking for roofs in AIRS tiles", done, len(jobs)):
                     pool.shutdown(cancel_futures=True)
@@ -101,7 +104,7 @@ def roof_shares(source: AirsSource, folder: Path, chore: CacheTask) -> npt.NDArr
 
 
 def sampling_metrics(share_N: npt.NDArray[np.float32], roof_sampling: float) -> dict[str, float]:
-    """What sampling by roof changes in an epoch's windows: their mean roof share, and how many have any roof."""
+    """Return mean roof share and share of windows with any roof, of all windows and of those drawn in an epoch."""
     draws_N = expected_draws(share_N, roof_sampling) / len(share_N)
     roofed_N = share_N > 0
     return {
@@ -112,29 +115,30 @@ def sampling_metrics(share_N: npt.NDArray[np.float32], roof_sampling: float) -> 
     }
 
 
-def _look(
+def _tile_roof_shares(
     source: AirsSource, indices_W: npt.NDArray[np.int64], known: dict[str, float]
 ) -> tuple[npt.NDArray[np.int64], list[float]]:
-    """The shares of one tile's windows; what was not known is added to ``known``."""
+    """Return the indices and roof shares of one tile's windows; shares read from the label are added to ``known``."""
     windows = {int(index): source.window(int(index)) for index in indices_W}
-    places = {index: f"{where.row} {where.col}" for index, where in windows.items()}
-    missing = [index for index in windows if places[index] not in known]
+    corners = {index: f"{window.row} {window.col}" for index, window in windows.items()}
+    missing = [index for index in windows if corners[index] not in known]
     try:
         if missing:
             with geotiff.open_raster(windows[missing[0]].tile.label) as label:
-                whole = source.window_px**2 if max(label.shape) >= source.window_px else math.prod(label.shape)
-                # Row by row: of strips, GDAL keeps those decompressed that neighbours share.
+                # A window at the tile's edge is padded to its full size; a tile smaller than a window is not.
+                area_px = source.window_px**2 if max(label.shape) >= source.window_px else math.prod(label.shape)
+                # Row by row, so that GDAL's block cache serves neighbours that share a strip.
                 for index in sorted(missing, key=lambda index: windows[index][1:]):
                     roof_HW = label.read(1, window=source.clipped(windows[index], label.shape))
-                    known[places[index]] = round(np.count_nonzero(roof_HW) / whole, 6)
+                    known[corners[index]] = round(np.count_nonzero(roof_HW) / area_px, 6)
     except FileError as problem:
-        _log.warning("roof share not known: %s", problem)  # whoever reads the window will say so, or leave it out
-    return indices_W, [known.get(places[int(index)], np.nan) for index in indices_W]
+        _log.warning("roof share not known: %s", problem)  # a loader process then raises it, or skips the sample
+    return indices_W, [known.get(corners[int(index)], np.nan) for index in indices_W]
 
 
-def _load(file: Path) -> _Known:
+def _read_known(file: Path) -> _Known:
     try:
         known: _Known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: they are read anew
+    except (OSError, ValueError):  # none yet, or damaged: the labels are read again
         return {}
     return known

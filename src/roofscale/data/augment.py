@@ -1,7 +1,7 @@
-"""Bring a sample to image_size, and vary it for training; images stay uint8, masks stay 0/1.
+"""Fitting of samples to image_size, and augmentation for training; images stay uint8, masks stay 0/1.
 
-Fit comes first, because everything after it then works on fewer px. Roof, eave, ridge and hip mean the same after a
-flip or a turn. RID's azimuth ids would not: they never come this far, as the reader reduces them to roof or not.
+Samples are fitted first, so that augmentation works on fewer px. Roof, eave, ridge and hip keep their meaning after a
+flip or a rotation. RID's azimuth ids would not, but the reader has reduced them to roof or not.
 """
 
 import functools
@@ -17,23 +17,28 @@ from roofscale.data.sample import Pixels
 def fit(
     image_HWC: Pixels, target_HWK: Pixels, side: int, how: str, rng: np.random.Generator | None = None
 ) -> tuple[Pixels, Pixels]:
-    """Bring image and masks to ``side`` x ``side`` px.
+    """Fit image and masks to ``side`` x ``side`` px.
 
-    ``resize`` scales both axes, images by area averaging (down) or linearly (up), masks by the nearest px. ``crop``
-    cuts a random place given ``rng``, else the centre; what is missing is padded at the right and at the bottom with
-    black in the image and 0 (nothing there) in the masks.
+    Args:
+        image_HWC: uint8 RGB.
+        target_HWK: uint8 masks of the same height and width.
+        side: of the result, px.
+        how: ``resize`` scales both axes, images by area averaging (down) or linearly (up), masks by the nearest px.
+            ``crop`` cuts at a random position given ``rng``, else at the centre, and pads an image that is too small
+            at the right and at the bottom with black, its masks with 0.
+        rng: for a random crop.
     """
     if image_HWC.shape[:2] == (side, side):
         return image_HWC, target_HWK
     if how == "crop":
         return _crop(image_HWC, target_HWK, side, rng)
-    # The "exact" kind samples px centres as the image's interpolation does; plain nearest is half a px off.
+    # INTER_NEAREST_EXACT samples px centres as the image's interpolation does; INTER_NEAREST is half a px off.
     target = cv2.resize(target_HWK, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
     return resized(image_HWC, side), np.asarray(target, np.uint8).reshape(side, side, target_HWK.shape[2])
 
 
 def resized(image_HWC: Pixels, side: int) -> Pixels:
-    """The image scaled to ``side`` x ``side`` px, by area averaging (down) or linearly (up)."""
+    """Return the image scaled to ``side`` x ``side`` px, by area averaging (down) or linearly (up)."""
     if image_HWC.shape[:2] == (side, side):
         return image_HWC
     shrinks = min(image_HWC.shape[:2]) > side
@@ -46,33 +51,33 @@ def _crop(image_HWC: Pixels, target_HWK: Pixels, side: int, rng: np.random.Gener
     spare = max(height - side, 0), max(width - side, 0)
     top, left = (n // 2 for n in spare) if rng is None else (int(rng.integers(n + 1)) for n in spare)
     missing = (0, max(side - height, 0)), (0, max(side - width, 0)), (0, 0)
-    place = slice(top, top + side), slice(left, left + side)
-    return np.pad(image_HWC[place], missing), np.pad(target_HWK[place], missing)
+    crop = slice(top, top + side), slice(left, left + side)
+    return np.pad(image_HWC[crop], missing), np.pad(target_HWK[crop], missing)
 
 
 def get_ready(kind: str) -> None:
-    """Build what ``augment`` needs, so that processes forked afterwards share it: its imports take 1.1 s and 33 MiB."""
+    """Build the augmentation pipeline, so that processes forked later share it: its imports take 1.1 s and 33 MiB."""
     if kind != "none":
         _pipeline(kind)
 
 
 def augment(image_HWC: Pixels, target_HWK: Pixels, kind: str, seed: int) -> tuple[Pixels, Pixels]:
-    """Vary a sample; the same seed varies it in the same way, in whichever process and order."""
+    """Augment a sample (``kind`` none, light or heavy); the same seed gives the same result in any process."""
     if kind == "none":
         return image_HWC, target_HWK
     pipeline = _pipeline(kind)
     pipeline.set_random_seed(seed)
-    varied = pipeline(image=image_HWC, mask=target_HWK)
-    return varied["image"], varied["mask"]
+    augmented = pipeline(image=image_HWC, mask=target_HWK)
+    return augmented["image"], augmented["mask"]
 
 
 @functools.cache
 def _pipeline(kind: str) -> Any:
     """Build the albumentations pipeline ``light`` or ``heavy`` once in each process."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a package index for news
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a package index for a newer version
     import albumentations as A
 
-    steps: list[Any] = [A.D4(p=1.0)]  # the eight flips and turns
+    steps: list[Any] = [A.D4(p=1.0)]  # the eight flips and rotations by 90 degrees
     if kind == "heavy":
         steps += [
             A.Affine(

@@ -1,7 +1,7 @@
-"""Look at every file of the data sets under a folder and name what is broken, missing, empty or leaking.
+"""The check of all files of the data sets under a folder: what is broken, missing, empty, implausible or leaking.
 
 RID's superstructure masks are checked for damage, size and ids; one without any superstructure is an ordinary roof and
-not reported. Segment masks, AIRS labels and Roofline elements with nothing in them are, as ``empty``.
+not reported. Segment masks, AIRS labels and Roofline elements with nothing in them are reported as ``empty``.
 """
 
 import hashlib
@@ -39,25 +39,25 @@ from roofscale.data.plausible import Look, blank, doubts, look_at
 from roofscale.data.split import Split, random_split, spatial_split
 from roofscale.errors import DataError, shown
 
-_MOST_APART = 0.5  # px between the corners of an image and its label; half of one is a matter of rounding
-_STRIP = 512  # rows decoded at once, so that a 10000 px tile takes 15 MB and not 300
+_MAX_OFFSET_PX = 0.5  # between the corners of an image and its label; up to half a px is rounding
+_STRIP_ROWS = 512  # decoded at once, so that a 10000 px tile takes 15 MB and not 300
 _Job = TypeVar("_Job")
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What was found in one data set."""
+    """The result of the check for one data set."""
 
     name: str
     folder: str
     samples: int  # images (AIRS: tiles)
-    splits: dict[str, int]  # 'split 1 train': 1000, or 'train': 857
-    leaks: tuple[LeakRate, ...]  # of the splits that a run may use, the published ones and split=spatial
+    splits: dict[str, int]  # number of samples, such as {'split 1 train': 1000} or {'train': 857}
+    leaks: tuple[LeakRate, ...]  # of the splits that a run may use: published, and spatial or random
     notes: tuple[str, ...]
     problems: tuple[FileError, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values; a problem as ``{kind, path, text}``."""
+        """Return the report as plain JSON values; a problem as ``{kind, path, text}``."""
         return {
             "name": self.name,
             "folder": self.folder,
@@ -71,7 +71,7 @@ class DatasetReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found under a folder."""
+    """The result of the check for all data sets under a folder."""
 
     path: str
     datasets: tuple[DatasetReport, ...]
@@ -83,24 +83,24 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing at all is wrong."""
+        """Whether there is no problem in any data set."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
+        """Return the report as plain JSON values."""
         return {"path": self.path, "ok": self.ok, "datasets": [dataset.as_dict() for dataset in self.datasets]}
 
 
 @dataclass
 class _Findings:
-    """What one image, its masks included, turned out to be."""
+    """The result of the check for one image and its masks."""
 
-    seen: ImageFingerprint
+    image: ImageFingerprint
     problems: list[FileError] = field(default_factory=list)
-    look: Look | None = None  # None where the image is not sound
+    look: Look | None = None  # None if the image cannot be read
 
-    def marked(self, any_px: bool, all_px: bool) -> None:
-        """Note what its mask marks."""
+    def add_mask(self, any_px: bool, all_px: bool) -> None:
+        """Record whether the mask marks any px and all px."""
         if self.look:
             self.look = self.look._replace(any_marked=any_px, all_marked=all_px)
 
@@ -109,7 +109,7 @@ def check(path: Path) -> CheckReport:
     """Check every data set at or under ``path``, with progress bars on a terminal.
 
     Raises:
-        DataError: there is no data set.
+        DataError: there is no data set, or a split file cannot be read.
     """
     names = available_datasets(path)
     if not names:
@@ -122,8 +122,8 @@ def check(path: Path) -> CheckReport:
     return CheckReport(str(path), tuple(checks[name](find_dataset(name, path)) for name in names))
 
 
-def _on_all_cores(name: str, work: Callable[[_Job], _Findings], jobs: Sequence[_Job]) -> list[_Findings]:
-    """Threads are enough: decoding and hashing let other threads run."""
+def _run_threaded(name: str, work: Callable[[_Job], _Findings], jobs: Sequence[_Job]) -> list[_Findings]:
+    """Run ``work`` on all jobs; in threads, because decoding and hashing release the interpreter's lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(
             tqdm(pool.map(work, jobs), f"checking {name}", len(jobs), file=sys.stderr, leave=False, disable=None)
@@ -136,10 +136,10 @@ def _check_rid(folder: Path) -> DatasetReport:
     ids = {id_ for kind, endings in rid.KINDS.items() for id_ in folders.names_in(folder / kind, endings)}
     ids |= {name for names in listed.values() for name in names}
     ordered = sorted(ids, key=folders.natural_key)
-    findings = dict(zip(ordered, _on_all_cores("rid", lambda id_: _check_rid_image(folder, id_), ordered), strict=True))
-    problems = [problem for found in findings.values() for problem in found.problems]
+    findings = dict(zip(ordered, _run_threaded("rid", lambda id_: _check_rid_image(folder, id_), ordered), strict=True))
+    problems = [problem for finding in findings.values() for problem in finding.problems]
     source = rid.open_all(folder)
-    images = [findings[id_].seen for id_ in source.ids]
+    images = [findings[id_].image for id_ in source.ids]
     pairs, rates = find_pairs(images), []
     for n in numbers:
         part_of = {id_: part for part in rid.PARTS for id_ in listed[n, part]}
@@ -152,33 +152,37 @@ def _check_rid(folder: Path) -> DatasetReport:
     notes = [f"{len(unlisted)} image(s) are in no published split"] if unlisted else []
     if len(numbers) < 5:
         notes.append(f"published splits that are complete here: {', '.join(map(str, numbers)) or 'none'} of 1 to 5")
-    rates += _seeded_rates("spatial", _spatial(source.seen()), pairs, len(images))
-    notes += _place_notes(images)
+    rates += _seeded_rates("spatial", _spatial_splits(source.seen()), pairs, len(images))
+    notes += _footprint_notes(images)
     notes += filter(None, (folders.passed_over(folder / kind, endings) for kind, endings in rid.KINDS.items()))
-    problems += doubts(folder, [found.look for found in findings.values() if found.look])
+    problems += doubts(folder, [finding.look for finding in findings.values() if finding.look])
     return DatasetReport("rid", str(folder), len(ordered), splits, tuple(rates), tuple(notes), tuple(problems))
 
 
 def _listed_twice(folder: Path, number: int, listed: dict[str, tuple[str, ...]]) -> Iterator[FileError]:
-    for one, other in itertools.combinations(rid.PARTS, 2):
-        for id_ in sorted(set(listed[one]) & set(listed[other]), key=folders.natural_key):
+    """Yield an error for each image that a published split lists in two of its parts."""
+    for part, other in itertools.combinations(rid.PARTS, 2):
+        for id_ in sorted(set(listed[part]) & set(listed[other]), key=folders.natural_key):
             yield FileError(
                 FileErrorKind.IDENTICAL,
                 folder / rid.IMAGES / f"{id_}.tif",
-                f"{id_}.tif is listed in {one} and in {other} (published split {number}). Take it out of one of them.",
+                f"{id_}.tif is listed in {part} and in {other} (published split {number}). Take it out of one of them.",
             )
 
 
-def _spatial(seen: Sequence[ImageFingerprint]) -> Callable[[int], Split]:
-    """The spatial split as training makes it, from glances, by its number; it is then judged on whole images."""
-    pairs = find_pairs(seen)
-    return lambda number: spatial_split(seen, pairs, number)
+def _spatial_splits(images: Sequence[ImageFingerprint]) -> Callable[[int], Split]:
+    """Return a function that makes the spatial split of a number, from the fingerprints that training uses.
+
+    Its leaks are then counted with the digests of whole images.
+    """
+    pairs = find_pairs(images)
+    return lambda number: spatial_split(images, pairs, number)
 
 
 def _seeded_rates(
     name: str, split: Callable[[int], Split], pairs: Sequence[OverlappingPair], count: int, members: int | None = None
 ) -> Iterator[LeakRate]:
-    """The leaks of a seeded split by its number; it deals out the first ``members`` of all images."""
+    """Yield the leak rates of seeded splits 1 to 5, which are made of the first ``members`` of ``count`` images."""
     for number in range(1, 6):
         parts = split(number).split_of_each(count)
         left_out = parts[:members].count("")
@@ -187,7 +191,7 @@ def _seeded_rates(
 
 def _check_rid_image(folder: Path, id_: str) -> _Findings:
     image_file = folders.file_named(folder / rid.IMAGES, id_, folders.TIFF)
-    found, shape = _check_raster(image_file)
+    finding, shape = _check_raster(image_file)
     for kind, largest in ((rid.SEGMENTS, rid.SEGMENT_BACKGROUND), (rid.SUPERSTRUCTURES, rid.SUPERSTRUCTURE_BACKGROUND)):
         file = folders.file_named(folder / kind, id_, folders.PNG)
         try:
@@ -196,16 +200,16 @@ def _check_rid_image(folder: Path, id_: str) -> _Findings:
                 geotiff.check_same_size(image_file, shape, file, (mask.shape[0], mask.shape[1]))
             if kind == rid.SEGMENTS:
                 roof = mask != rid.SEGMENT_BACKGROUND
-                found.marked(bool(roof.any()), bool(roof.all()))
+                finding.add_mask(bool(roof.any()), bool(roof.all()))
                 if not roof.any():
-                    found.problems.append(_empty(file))
+                    finding.problems.append(_empty(file))
         except FileError as problem:
-            found.problems.append(problem)
-    return found
+            finding.problems.append(problem)
+    return finding
 
 
 def _check_raster(file: Path) -> tuple[_Findings, tuple[int, int] | None]:
-    """Decode a whole RGB image strip by strip; the second value is (height, width), or None where it is not sound."""
+    """Decode a whole RGB image strip by strip; the second value is its (height, width), or None if it is broken."""
     digest = hashlib.blake2b(digest_size=16)
     darkest, brightest = np.full(3, 255), np.zeros(3)
     try:
@@ -220,14 +224,14 @@ def _check_raster(file: Path) -> tuple[_Findings, tuple[int, int] | None]:
             footprint = footprint_of(dataset)
     except FileError as problem:
         return _Findings(ImageFingerprint(file, shown(file.name), ""), [problem]), None
-    seen = ImageFingerprint(file, file.name, f"{shape[0]}x{shape[1]} {digest.hexdigest()}", footprint, shape)
+    image = ImageFingerprint(file, file.name, f"{shape[0]}x{shape[1]} {digest.hexdigest()}", footprint, shape)
     look = Look(blank=bool((darkest == brightest).all()), brightest=int(brightest.max()))
-    return _Findings(seen, [blank(file)] if look.blank else [], look), shape
+    return _Findings(image, [blank(file)] if look.blank else [], look), shape
 
 
 def _strips(height: int, width: int) -> Iterator[Window]:
-    for row in range(0, height, _STRIP):
-        yield Window(0, row, width, min(_STRIP, height - row))
+    for row in range(0, height, _STRIP_ROWS):
+        yield Window(0, row, width, min(_STRIP_ROWS, height - row))
 
 
 def _empty(file: Path, sample: str = "") -> FileError:
@@ -244,48 +248,56 @@ def _check_airs(folder: Path) -> DatasetReport:
     problems: list[FileError] = []
     looks: list[Look] = []
     notes: list[str] = []
-    for part, members in tiles.items():
-        places = [airs.split_folder(folder, part) / kind for kind in ("image", "label")]
-        notes += filter(None, (folders.passed_over(place, folders.TIFF) for place in places))
-        problems += _strangers(airs.split_folder(folder, part), members)
-        for found in _on_all_cores(f"airs {part}", _check_tile, members):
-            problems += found.problems
-            images.append(found.seen)
-            looks += [found.look] if found.look else []
+    for part, part_tiles in tiles.items():
+        part_folder = airs.split_folder(folder, part)
+        notes += filter(None, (folders.passed_over(part_folder / kind, folders.TIFF) for kind in ("image", "label")))
+        problems += _orphan_labels(part_folder, part_tiles)
+        for finding in _run_threaded(f"airs {part}", _check_tile, part_tiles):
+            problems += finding.problems
+            images.append(finding.image)
+            looks += [finding.look] if finding.look else []
     pairs = find_pairs(images)
-    parts = [part for part, members in tiles.items() for _ in members]
+    parts = [part for part, part_tiles in tiles.items() for _ in part_tiles]
     problems += find_leaks(images, pairs, parts, "train, val and test")
     problems += doubts(folder, looks)
-    dealt = [*tiles["train"], *tiles["val"]]
-    split = _spatial([fingerprint(tile.image) for tile in dealt])
-    rates = [leak_rate("published", pairs, parts), *_seeded_rates("spatial", split, pairs, len(images), len(dealt))]
-    count = {part: len(members) for part, members in tiles.items() if members}
+    members = [*tiles["train"], *tiles["val"]]  # training splits these, and leaves test alone
+    split = _spatial_splits([fingerprint(tile.image) for tile in members])
+    rates = [leak_rate("published", pairs, parts), *_seeded_rates("spatial", split, pairs, len(images), len(members))]
+    count = {part: len(part_tiles) for part, part_tiles in tiles.items() if part_tiles}
     return DatasetReport(
-        "airs", str(folder), sum(count.values()), count, tuple(rates), (*notes, *_place_notes(images)), tuple(problems)
+        "airs",
+        str(folder),
+        sum(count.values()),
+        count,
+        tuple(rates),
+        (*notes, *_footprint_notes(images)),
+        tuple(problems),
     )
 
 
-def _place_notes(images: Sequence[ImageFingerprint]) -> Iterator[str]:
-    """A note where overlaps on the ground cannot be found, or not between all images."""
-    placed = [image for image in images if image.footprint]
-    if any(image.digest for image in images) and not placed:
+def _footprint_notes(images: Sequence[ImageFingerprint]) -> Iterator[str]:
+    """Yield a note if overlaps on the ground cannot be found, or not between all images."""
+    georeferenced = [image for image in images if image.footprint]
+    if any(image.digest for image in images) and not georeferenced:
         yield "no image says where on the ground it lies, so overlaps cannot be found"
-    elif lost := sum(bool(image.digest) for image in images) - len(placed):
-        yield f"{lost} image(s) do not say where on the ground they lie, so overlaps of these cannot be found"
+    elif others := sum(bool(image.digest) for image in images) - len(georeferenced):
+        yield f"{others} image(s) do not say where on the ground they lie, so overlaps of these cannot be found"
     if len(groups := on_common_ground(images)) > 1:
         systems = ", ".join(
-            f"{len(members)} in {seen.crs[:40]}" for members, _ in groups if (seen := images[members[0]].footprint)
+            f"{len(members)} in {footprint.crs[:40]}"
+            for members, _ in groups
+            if (footprint := images[members[0]].footprint)
         )
         yield f"coordinate systems that cannot be brought into one, so overlaps between them cannot be found: {systems}"
 
 
-def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileError]:
-    """Labels whose image is not there, or that no list names."""
-    known = {tile.label for tile in tiles}
-    for name in folders.names_in(place / "label", folders.TIFF):
-        label = folders.file_named(place / "label", name, folders.TIFF)
-        if label not in known and not name.endswith(airs.VISUAL):
-            image = folders.file_named(place / "image", name, folders.TIFF)
+def _orphan_labels(part_folder: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileError]:
+    """Yield an error for each label of a part that belongs to none of its tiles and whose image is missing."""
+    labels = {tile.label for tile in tiles}
+    for name in folders.names_in(part_folder / "label", folders.TIFF):
+        label = folders.file_named(part_folder / "label", name, folders.TIFF)
+        if label not in labels and not name.endswith(airs.VISUAL):
+            image = folders.file_named(part_folder / "image", name, folders.TIFF)
             if not image.is_file():
                 yield FileError(
                     FileErrorKind.MISSING,
@@ -295,7 +307,7 @@ def _strangers(place: Path, tiles: Iterable[airs.Tile]) -> Iterator[FileError]:
 
 
 def _check_tile(tile: airs.Tile) -> _Findings:
-    found, shape = _check_raster(tile.image)
+    finding, shape = _check_raster(tile.image)
     try:
         with geotiff.open_raster(tile.label) as label:
             geotiff.check_band(tile.label, label)
@@ -304,29 +316,29 @@ def _check_tile(tile: airs.Tile) -> _Findings:
             strips = (label.read(1, window=window) for window in _strips(*label.shape))
             spans = [(int(strip.min()), int(strip.max())) for strip in strips]
             smallest, largest = min(low for low, _ in spans), max(high for _, high in spans)
-            found.problems += _shifted(tile, found.seen, footprint_of(label))
+            finding.problems += _offset_errors(tile, finding.image, footprint_of(label))
         airs.check_label_values(tile.label, largest)
-        found.marked(any_px=largest > 0, all_px=smallest > 0)
+        finding.add_mask(any_px=largest > 0, all_px=smallest > 0)
         if largest == 0:
-            found.problems.append(_empty(tile.label))
+            finding.problems.append(_empty(tile.label))
     except FileError as problem:
-        found.problems.append(problem)
-    return found
+        finding.problems.append(problem)
+    return finding
 
 
-def _shifted(tile: airs.Tile, image: ImageFingerprint, label: Footprint | None) -> Iterator[FileError]:
-    """Name a label that lies elsewhere on the ground than its image; where one of them does not say, nothing is."""
+def _offset_errors(tile: airs.Tile, image: ImageFingerprint, label: Footprint | None) -> Iterator[FileError]:
+    """Yield an error if a label is georeferenced elsewhere than its image; none if their crs is missing or differs."""
     if image.footprint is None or label is None or image.footprint.crs != label.crs or image.shape is None:
         return
     (x, y), (right_x, right_y) = image.footprint.corners[:2]
-    px = math.dist((x, y), (right_x, right_y)) / image.shape[1]
-    apart = max(math.dist(*corners) for corners in zip(image.footprint.corners, label.corners, strict=True)) / px
-    if apart > _MOST_APART:
+    px = math.dist((x, y), (right_x, right_y)) / image.shape[1]  # size of one, in units of the crs
+    offset = max(math.dist(*corners) for corners in zip(image.footprint.corners, label.corners, strict=True)) / px
+    if offset > _MAX_OFFSET_PX:
         yield FileError(
             FileErrorKind.SHIFTED,
             tile.label,
-            f"it lies {apart:.3g} px from its image {tile.image} on the ground; expected the same place. Export one of "
-            "them again.",
+            f"it lies {offset:.3g} px from its image {tile.image} on the ground; expected the same position. Export "
+            "one of them again.",
         )
 
 
@@ -339,19 +351,19 @@ def _check_roofline(folder: Path) -> DatasetReport:
         _check_roofline_sample(source, i)
         for i in tqdm(range(len(source)), "checking roofline", file=sys.stderr, leave=False, disable=None)
     ]
-    problems = [problem for found in findings for problem in found.problems]
-    problems += doubts(source.file, [found.look for found in findings if found.look])
-    images = [found.seen for found in findings]
+    problems = [problem for finding in findings for problem in finding.problems]
+    problems += doubts(source.file, [finding.look for finding in findings if finding.look])
+    images = [finding.image for finding in findings]
     pairs, count = find_pairs(images), len(images)
-    # Without an official split any two samples may come to lie in different parts.
+    # Without an official split any two samples may be in different parts.
     problems += find_leaks(images, pairs, [f"row {i}" for i in range(count)], "the random split may part them")
     rates = [
         *_seeded_rates("random", lambda number: random_split(count, number), pairs, count),
-        *_seeded_rates("spatial", _spatial(source.seen()), pairs, count),
+        *_seeded_rates("spatial", _spatial_splits(source.seen()), pairs, count),
     ]
     notes = ["no official split: a seeded random one is used"]
-    if what := describe_origin(folder):
-        notes.append(f"{what}; what is joined are the last samples of the file")
+    if origin := describe_origin(folder):
+        notes.append(f"{origin}; what is joined are the last samples of the file")
     return DatasetReport("roofline", str(folder), count, {}, tuple(rates), tuple(notes), tuple(problems))
 
 

@@ -1,8 +1,8 @@
-"""The three data sets as their authors publish them: who, where, on what terms, and how to cite them.
+"""Dataset cards: authors, download address, licence, citation and size of each of the three data sets.
 
-Nothing here was tried from where it was written: no data server could be reached. Each card says which of its facts
-rest on what source, and what is unverified. No checksum of an archive is published, so none stands here; RID's release
-carries one of each file (``Checksums.sha256``), which ``fetch`` compares.
+No download was tried when the cards were written, as no data server could be reached; each card lists what is
+unverified. No checksum of an archive is published, so there is none here; RID's release contains one of each file
+(``Checksums.sha256``), which ``fetch`` compares.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from roofscale.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What someone has to know who wants a data set."""
+    """What a user needs to know to get, use and cite a data set."""
 
     name: str  # of DATASETS
     title: str
     authors: str
     year: int
     landing: str  # the page to start from: terms, description, download
-    direct: str  # address that a download can start from; empty: none, it takes an account or a click
-    by_hand: str  # how a person gets it where ``direct`` is empty or fails
+    direct: str  # address of the download; empty: none, it takes an account or a click
+    by_hand: str  # how a user gets it if ``direct`` is empty or fails
     licence: str
     citation: str
     size: str
@@ -28,13 +28,13 @@ class DatasetCard:
 
     @property
     def short(self) -> str:
-        """'RID (Krapf et al. 2022)'."""
+        """Title, first author and year, such as 'RID (Krapf et al. 2022)'."""
         return f"{self.title} ({self.authors.partition(',')[0]} et al. {self.year})"
 
     def where(self, root: str) -> str:
-        """Where to get it, for somebody who lacks it under a data root."""
-        fetched = f"`roofscale data fetch {self.name} {root}` downloads it"
-        how = fetched if self.direct else self.by_hand.replace("FOLDER", root)
+        """Return how to get the data set into a data root, with its licence."""
+        command = f"`roofscale data fetch {self.name} {root}` downloads it"
+        how = command if self.direct else self.by_hand.replace("FOLDER", root)
         return f"{self.short}, {self.landing}; {how}. Licence: {self.licence}."
 
 
@@ -91,7 +91,7 @@ CATALOGUE: dict[str, DatasetCard] = {
         year=2019,
         landing="https://www.airs-dataset.com",
         direct="",
-        by_hand=(  # FOLDER: the data root
+        by_hand=(  # ``where`` replaces FOLDER by the data root
             "its page, or with an account https://www.kaggle.com/datasets/atilol/aerialimageryforroofsegmentation; "
             "then unpack it into FOLDER/airs, or name an address: `roofscale data fetch airs FOLDER --url ...`"
         ),
@@ -110,7 +110,7 @@ CATALOGUE: dict[str, DatasetCard] = {
 
 
 def dataset_card(name: str) -> DatasetCard:
-    """The card of a data set.
+    """Return the card of a data set.
 
     Raises:
         ConfigError: there is no data set of this name.

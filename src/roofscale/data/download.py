@@ -1,11 +1,11 @@
-"""Download a file so that a dropped connection, or a kill, costs only what was under way.
+"""Resumable download of a file: after a dropped connection or a kill, only the missing bytes are requested.
 
-What came lies in ``<file>.part``; the next attempt, of this process or of a later one, asks the server for the rest.
-The file gets its name when it is whole and its checksum is right.
+The bytes received are in ``<file>.part``; the next attempt, of this process or of a later one, requests the rest. The
+file gets its name when it is complete and its checksum is right.
 
-requests alone, and not pooch on top of it: pooch 1.9 begins anew at each attempt and throws away what came when it is
-stopped, during its checksum too; on Python 3.11 its Untar lets an archive write anywhere. With a downloader of our own
-inside it, a hash would be all that is left of it.
+Why not pooch: pooch 1.9 starts from zero at each attempt and discards the bytes received if it is stopped, during its
+checksum too; on Python 3.11 its Untar lets an archive write anywhere. With a custom downloader inside it, only its
+checksum would remain.
 """
 
 import hashlib
@@ -24,40 +24,42 @@ from tqdm import tqdm
 from roofscale.addresses import without_credentials
 from roofscale.errors import ConfigError, DataError
 
-_TRIES = 5  # attempts in a row that bring nothing new, before giving up
-_CHUNK = 2**16  # bytes; what a broken connection may lose
+_MAX_ATTEMPTS = 5  # attempts in a row without a new byte, before giving up
+_CHUNK = 2**16  # bytes; the most that a broken connection loses
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two bytes
-_PASSING = {429, 500, 502, 503, 504}  # HTTP answers that a later attempt may not get
+_TRANSIENT_CODES = {429, 500, 502, 503, 504}  # HTTP status codes after which another attempt may succeed
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class _ConnectionLost(Exception):
-    """An attempt ended before the file was whole; another may get further."""
+    """An attempt that ended before the file was complete; another one may get further."""
 
 
-_WORTH_ANOTHER = (_ConnectionLost, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+_RETRIED = (_ConnectionLost, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 @dataclass(frozen=True)
 class _ServerState:
-    """What the server said of the file, kept beside the part: a later attempt must not mix two versions of it."""
+    """The server's description of the file, stored next to the part, so that two versions of it are never mixed."""
 
     url: str
-    version: str  # ETag or date of change; empty: it said none
-    total: int  # bytes; -1: it did not say
+    version: str  # ETag or date of change; empty: the server gives none
+    total: int  # bytes; -1: the server does not give it
 
 
 def download(url: str, file: Path, sha256: str = "", pause: float = 1.0) -> str:
-    """Download ``url`` to ``file`` and return its SHA-256; a file that is there already is only checked.
+    """Download ``url`` to ``file`` and return its SHA-256 as hex digits; an existing file is only checked.
 
     Args:
-        sha256: what it has to be, as 64 hex digits; empty: not known beforehand.
-        pause: seconds before the second attempt; each further one waits twice as long.
+        url: an http or https address.
+        file: the path to write.
+        sha256: the expected checksum, as 64 hex digits; empty: not known beforehand.
+        pause: seconds to wait after an attempt that made progress; doubled for each one in a row that made none.
 
     Raises:
-        ConfigError: an address that is not http(s), or a checksum that is none.
-        DataError: the server does not have it, gives a web page instead, is too unreliable, or gives other bytes
-            than ``sha256`` says; or the disk is full.
+        ConfigError: the address is not http(s), or the checksum is not 64 hex digits.
+        DataError: the server does not have the file, gives a web page instead or fails repeatedly; the file differs
+            from ``sha256``; or the disk is full.
     """
     _check_arguments(url, sha256)
     part = file.with_name(f"{file.name}.part")
@@ -66,16 +68,16 @@ def download(url: str, file: Path, sha256: str = "", pause: float = 1.0) -> str:
         _download_with_retries(url, part, pause)
     source = file if file.exists() else part
     with source.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if sha256 and found != sha256.lower():
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if sha256 and digest != sha256.lower():
         source.unlink()
         raise DataError(
-            f"{url}: what came has the SHA-256 {found}; expected {sha256.lower()}. It was removed. Try again, or find "
+            f"{url}: what came has the SHA-256 {digest}; expected {sha256.lower()}. It was removed. Try again, or find "
             "out whether the file was changed at its source."
         )
     source.rename(file)
-    _told_file(part).unlink(missing_ok=True)
-    return found
+    _state_file(part).unlink(missing_ok=True)
+    return digest
 
 
 def _check_arguments(url: str, sha256: str) -> None:
@@ -86,19 +88,19 @@ def _check_arguments(url: str, sha256: str) -> None:
 
 
 def _download_with_retries(url: str, part: Path, pause: float) -> None:
-    """Attempt it until the part is whole; give up after _TRIES attempts that got no further than those before."""
+    """Attempt the download until the part is complete; give up after _MAX_ATTEMPTS without a new byte."""
     furthest, vain = _size(part), 0
     with requests.Session() as session:
         while True:
             try:
                 _attempt(session, url, part)
                 return
-            except _WORTH_ANOTHER as error:
+            except _RETRIED as error:
                 vain = 0 if _size(part) > furthest else vain + 1
                 furthest = max(furthest, _size(part))
-                if vain >= _TRIES:
+                if vain >= _MAX_ATTEMPTS:
                     raise DataError(
-                        f"{url}: {_TRIES} attempts in a row brought nothing new ({error}). {furthest:,} bytes "
+                        f"{url}: {_MAX_ATTEMPTS} attempts in a row brought nothing new ({error}). {furthest:,} bytes "
                         f"lie in {part}; the same command goes on from there if the server can."
                     ) from error
                 time.sleep(pause * 2**vain)
@@ -111,28 +113,29 @@ def _download_with_retries(url: str, part: Path, pause: float) -> None:
 
 
 def _attempt(session: requests.Session, url: str, part: Path) -> None:
-    """Ask for what is missing and append it; begin anew where the server cannot, or has another version by now."""
-    told, start = _read_told(part, url), 0
-    headers = {"Accept-Encoding": "identity"}  # else lengths would be those of something compressed
-    if told is not None:
+    """Request the missing bytes and append them; start from zero if the server cannot, or has another version now."""
+    before, start = _read_state(part, url), 0
+    headers = {"Accept-Encoding": "identity"}  # else lengths would be those of compressed bytes
+    if before is not None:
         start = _size(part)
-        headers |= {"Range": f"bytes={start}-"} | ({"If-Range": told.version} if told.version else {})
+        headers |= {"Range": f"bytes={start}-"} | ({"If-Range": before.version} if before.version else {})
     with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
-        if answer.status_code == 416 and told is not None and start == told.total:
-            return  # killed between the last byte and the checksum
-        _refuse(answer, url, part)
+        if answer.status_code == 416 and before is not None and start == before.total:
+            return  # complete already: the process was killed between the last byte and the checksum
+        _check_answer(answer, url, part)
         resumes = answer.status_code == 206
         now = _ServerState(without_credentials(url), _version(answer.headers), _total(answer))
-        if resumes and (told is None or _first_byte(answer) != start or now.total != told.total):
+        if resumes and (before is None or _first_byte(answer) != start or now.total != before.total):
             part.unlink()
             raise _ConnectionLost("the file at the source is another one by now")
-        _told_file(part).write_text(json.dumps(asdict(now)), encoding="utf-8")
+        _state_file(part).write_text(json.dumps(asdict(now)), encoding="utf-8")
         _append(answer, part, start if resumes else 0, now.total)
     if now.total not in (-1, _size(part)):
         raise _ConnectionLost(f"{_size(part):,} of {now.total:,} bytes came")
 
 
 def _append(answer: requests.Response, part: Path, start: int, total: int) -> None:
+    """Write the answer's body to the part, after its first ``start`` bytes; 0 overwrites it."""
     bar = tqdm(
         total=total if total >= 0 else None,
         initial=start,
@@ -149,13 +152,13 @@ def _append(answer: requests.Response, part: Path, start: int, total: int) -> No
             bar.update(len(chunk))
 
 
-def _refuse(answer: requests.Response, url: str, part: Path) -> None:
-    """Raise unless the answer carries the file."""
+def _check_answer(answer: requests.Response, url: str, part: Path) -> None:
+    """Raise unless the answer contains the file."""
     code = answer.status_code
-    if code == 416:  # it has fewer bytes than lie here
+    if code == 416:  # the server's file is shorter than the part
         part.unlink(missing_ok=True)
         raise _ConnectionLost("the file at the source is another one by now")
-    if code in _PASSING:
+    if code in _TRANSIENT_CODES:
         raise _ConnectionLost(f"HTTP {code} {answer.reason}")
     if code not in (200, 206):
         raise DataError(f"{url}: HTTP {code} {answer.reason}; expected the file. Name another address with --url.")
@@ -167,35 +170,36 @@ def _refuse(answer: requests.Response, url: str, part: Path) -> None:
 
 
 def _version(headers: Mapping[str, str]) -> str:
-    """What names this version of the file for If-Range, which takes no weak ETag."""
+    """Return the file's version for If-Range: its ETag or, as If-Range takes no weak one, its date of change."""
     etag = headers.get("ETag", "")
     return headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
 
 
 def _total(answer: requests.Response) -> int:
-    """The size of the whole file, bytes; -1 where the server does not say."""
+    """Return the size of the whole file in bytes; -1 if the server does not give it."""
     if answer.status_code == 206:
-        told = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        return int(told[2]) if told and told[2] != "*" else -1
+        match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        return int(match[2]) if match and match[2] != "*" else -1
     return int(answer.headers.get("Content-Length", -1))
 
 
 def _first_byte(answer: requests.Response) -> int:
-    told = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    return int(told[1]) if told else -1
+    """Return the position of the answer's first byte in the file; -1 if the server does not give it."""
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    return int(match[1]) if match else -1
 
 
-def _told_file(part: Path) -> Path:
+def _state_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_told(part: Path, url: str) -> _ServerState | None:
-    """What is known of a part that can be gone on with: of the same address, and not empty."""
+def _read_state(part: Path, url: str) -> _ServerState | None:
+    """Return the stored server state of a part that can be continued: not empty, and of the same address."""
     try:
-        told = _ServerState(**json.loads(_told_file(part).read_text(encoding="utf-8")))
+        state = _ServerState(**json.loads(_state_file(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return told if told.url == without_credentials(url) and _size(part) > 0 else None
+    return state if state.url == without_credentials(url) and _size(part) > 0 else None
 
 
 def _size(part: Path) -> int:

@@ -1,7 +1,7 @@
-"""Find a data set under a folder, however deep its download nested it, and the files that belong to it.
+"""The search for a data set's folder below a data root, and for the files in it by name.
 
-Files are told by their names as a person reads them: a.TIF and a.tif both hold an image called 'a', and an 'ü' is one
-whether the system that packed the files wrote it as one character or as two. Hidden files are no data.
+File names are compared as a person reads them: a.TIF and a.tif both hold an image called 'a', and an 'ü' of one
+character equals one of two (Unicode NFC). Hidden files are not data.
 """
 
 import functools
@@ -19,11 +19,14 @@ TIFF = (".tif", ".tiff")
 PNG = (".png",)
 MAT = (".mat",)
 _COMPANIONS = (".xml", ".tfw", ".ovr", ".prj")  # of an image: statistics, a world file, overviews, its projection
-_DEEPEST = 3  # <root>/rid/RID_dataset/..., <root>/airs/AIRS/trainval/...
+_MAX_DEPTH = 3  # <root>/rid/RID_dataset/..., <root>/airs/AIRS/trainval/...
 
 
-def find_folder(root: Path, is_it: Callable[[Path], bool], deepest: int = _DEEPEST) -> Path | None:
-    """Return the first folder at or under ``root`` for which ``is_it`` holds, breadth first and by name."""
+def find_folder(root: Path, is_it: Callable[[Path], bool], deepest: int = _MAX_DEPTH) -> Path | None:
+    """Return the first folder at or up to ``deepest`` levels under ``root`` for which ``is_it`` holds, or None.
+
+    Folders are searched breadth first and by name.
+    """
     level = [root] if root.is_dir() else []
     for depth in range(deepest + 1):
         for folder in level:
@@ -35,7 +38,7 @@ def find_folder(root: Path, is_it: Callable[[Path], bool], deepest: int = _DEEPE
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """The visible folders in a folder, by name; none where it may not be looked into."""
+    """Return the visible folders in a folder, by name; none if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir())
@@ -44,10 +47,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def read_names(file: Path) -> tuple[str, ...]:
-    """The names in a split file, one a line, without folders and without the ending of an image.
+    """Return the names in a split file, one a line, without folders and without the ending of an image.
 
     Raises:
-        FileProblem: it is no text in UTF-8 or UTF-16.
+        FileError: the file is not text in UTF-8 or UTF-16.
     """
     try:
         lines = read_text(file).splitlines()
@@ -58,18 +61,18 @@ def read_names(file: Path) -> tuple[str, ...]:
 
 
 def names_in(folder: Path, endings: Sequence[str]) -> tuple[str, ...]:
-    """The names, without endings, of the files of a folder that have one of these endings, sorted."""
+    """Return the names, without endings, of the files of a folder that have one of these endings, sorted."""
     return tuple(sorted(_listing(folder, tuple(endings))))
 
 
 def file_named(folder: Path, name: str, endings: Sequence[str]) -> Path:
-    """The file of this name with one of these endings; where there is none, as it would usually be called."""
+    """Return the path of the file of this name with one of these endings; the usual path if there is none."""
     usual = folder / f"{name}{endings[0]}"
     return usual if usual.is_file() else _listing(folder, tuple(endings)).get(name, usual)
 
 
 def passed_over(folder: Path, endings: Sequence[str]) -> str:
-    """Say how many files of a folder no reader takes, and which; empty where there are none."""
+    """Return a message on the files of a folder that no reader uses, with their number; empty if there are none."""
     read = set(_listing(folder, tuple(endings)).values())
     others = sorted(name for name in _files(folder) if folder / name not in read and _ending(name) not in _COMPANIONS)
     if not others:
@@ -82,7 +85,7 @@ def passed_over(folder: Path, endings: Sequence[str]) -> str:
 
 
 def _listing(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder by name; of two of one name, the one with the usual ending, else the first."""
+    """Return the files of a folder by name; of two of one name the one with the usual ending, else the first."""
     try:
         return _listed(folder, endings, folder.stat().st_mtime_ns)
     except OSError:
@@ -91,6 +94,7 @@ def _listing(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
 
 @functools.lru_cache(maxsize=64)
 def _listed(folder: Path, endings: tuple[str, ...], modified: int) -> dict[str, Path]:
+    # Preferred names come last, as the last of one name stays in the dictionary.
     files = [name for name in _files(folder) if not name.startswith(".") and _ending(name) in endings]
     files.sort(key=lambda name: (os.path.splitext(name)[1] != endings[0], name), reverse=True)
     return {_stem(name): folder / name for name in files}
@@ -113,10 +117,10 @@ def _ending(name: str) -> str:
 
 
 def _normal(name: str) -> str:
-    """Composed characters (NFC), as most systems write them; macOS writes decomposed ones."""
+    """Return a name in composed characters (NFC), as most systems write them; macOS writes decomposed ones."""
     return unicodedata.normalize("NFC", name)
 
 
 def natural_key(name: str) -> tuple[int, int, str]:
-    """Sort '9' before '10', and numbers before words."""
+    """Return a sort key that puts '9' before '10', and numbers before words."""
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)

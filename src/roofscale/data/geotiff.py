@@ -1,4 +1,4 @@
-"""GeoTIFF and PNG files read into arrays, with errors that name the file."""
+"""Readers of GeoTIFF and PNG files into arrays, with errors that name the file."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from roofscale.data.file_error import FileError, FileErrorKind
 from roofscale.data.sample import Pixels
 from roofscale.errors import one_line, shown
 
-# Without this GDAL lists the whole folder at each open, to look for side-car files that these data sets have not.
+# Without this GDAL lists the whole folder at each open, to find side-car files that these data sets do not have.
 _GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 _COLOURS = ("red", "green", "blue")
 _DESCRIPTIONS = {**{colour: colour for colour in _COLOURS}, "r": "red", "g": "green", "b": "blue", "nir": "nir",
@@ -29,10 +29,10 @@ _CONVERT = "Convert it, or take it out of the split."
 
 @contextmanager
 def open_raster(path: Path) -> Iterator[Any]:
-    """Open a raster for reading; whatever GDAL says against it or its pixels becomes a FileProblem.
+    """Open a raster for reading; GDAL's errors, on opening and inside the block, are raised as FileError.
 
     Raises:
-        FileProblem: the file is missing, no raster, or breaks off while it is read inside the block.
+        FileError: the file is missing, not a raster, or truncated or damaged where it is read.
     """
     _require_file(path, "a GeoTIFF")
     try:
@@ -51,9 +51,11 @@ def open_raster(path: Path) -> Iterator[Any]:
 
 
 def _require_file(path: Path, expected: str) -> None:
-    if shown(path) != str(path):  # GDAL and MLflow take names in UTF-8 alone
+    if shown(path) != str(path):  # GDAL and MLflow take only names in UTF-8
         raise FileError(
-            FileErrorKind.BROKEN, path, "its name is no UTF-8; expected one that is. Rename it, with convmv say."
+            FileErrorKind.BROKEN,
+            path,
+            "its name is no UTF-8; expected one that is. Rename it, e.g. with convmv.",
         )
     if not path.is_file():
         raise FileError(
@@ -67,7 +69,7 @@ def read_rgb(path: Path, window: Window | None = None) -> Pixels:
     """Read an RGB image, or a window of it, as (H,W,3) uint8.
 
     Raises:
-        FileProblem: missing, broken, or without red, green and blue bands of uint8.
+        FileError: the file is missing, broken, or has no red, green and blue bands of uint8.
     """
     with open_raster(path) as dataset:
         bands: Pixels = dataset.read(rgb_bands(path, dataset), window=window)
@@ -75,17 +77,17 @@ def read_rgb(path: Path, window: Window | None = None) -> Pixels:
 
 
 def to_hwc(bands_CHW: Pixels | Sequence[Pixels]) -> Pixels:
-    """(C,H,W) to contiguous (H,W,C); a fraction of the time of NumPy's transposed copy."""
+    """Return (C,H,W) bands as contiguous (H,W,C) uint8; OpenCV takes a fraction of the time of a transposed copy."""
     return np.asarray(cv2.merge(list(bands_CHW)), np.uint8)
 
 
 def rgb_bands(path: Path, dataset: Any) -> tuple[int, int, int]:
-    """The numbers of the red, green and blue bands of an opened raster: by what it says of them, in any order.
+    """Return the numbers (from 1) of the red, green and blue bands of an open raster, by their metadata, in any order.
 
-    Where it says nothing of its bands, the first three of three or four are taken.
+    If the bands have no metadata, the first three of three or four are used.
 
     Raises:
-        FileProblem: it says that they are others, or they are not of uint8.
+        FileError: the metadata names other bands, or the bands are not uint8.
     """
     meanings = [_meaning(*band) for band in zip(dataset.colorinterp, dataset.descriptions, strict=True)]
     if set(_COLOURS) <= set(meanings):
@@ -100,15 +102,15 @@ def rgb_bands(path: Path, dataset: Any) -> tuple[int, int, int]:
 
 
 def described(dataset: Any) -> str:
-    """How many bands of what an opened raster has, and what it says of them."""
+    """Return number, type and meanings of an open raster's bands, for a message."""
     meanings = [_meaning(*band) for band in zip(dataset.colorinterp, dataset.descriptions, strict=True)]
-    said = f" ({', '.join(meaning or 'unnamed' for meaning in meanings)})" if any(meanings) else ""
-    return f"{dataset.count} band(s) of {dataset.dtypes[0]}{said}"
+    names = f" ({', '.join(meaning or 'unnamed' for meaning in meanings)})" if any(meanings) else ""
+    return f"{dataset.count} band(s) of {dataset.dtypes[0]}{names}"
 
 
 def _meaning(interpretation: ColorInterp, description: str | None) -> str:
-    """What a band holds, in GDAL's word; empty where the file does not say."""
-    if interpretation not in (ColorInterp.undefined, ColorInterp.gray):  # gray is GDAL's word for a first unnamed band
+    """Return what a band contains, in GDAL's term; empty if the file has no metadata on it."""
+    if interpretation not in (ColorInterp.undefined, ColorInterp.gray):  # GDAL calls a first band without metadata gray
         return str(interpretation.name)
     return _DESCRIPTIONS.get((description or "").strip().lower(), "")
 
@@ -117,7 +119,7 @@ def read_band(path: Path, window: Window | None = None) -> Pixels:
     """Read the one band of a label raster, or a window of it, as (H,W) uint8.
 
     Raises:
-        FileProblem: missing, broken, or not one band of uint8.
+        FileError: the file is missing, broken, or not one band of uint8.
     """
     with open_raster(path) as dataset:
         check_band(path, dataset)
@@ -126,7 +128,7 @@ def read_band(path: Path, window: Window | None = None) -> Pixels:
 
 
 def check_band(path: Path, dataset: Any) -> None:
-    """Raise FileProblem unless an opened raster has one band of uint8."""
+    """Raise FileError unless an open raster has one band of uint8."""
     if dataset.count != 1 or dataset.dtypes[0] != "uint8":
         raise FileError(
             FileErrorKind.BROKEN,
@@ -140,7 +142,7 @@ def read_mask_png(path: Path, largest_id: int) -> Pixels:
     """Read a PNG mask of plain class ids as (H,W) uint8.
 
     Raises:
-        FileProblem: missing, broken, of several bands, or with an id above ``largest_id``.
+        FileError: the file is missing, broken, of several bands, or has an id above ``largest_id``.
     """
     _require_file(path, "a PNG of class ids for the image")
     try:
@@ -172,7 +174,7 @@ def read_mask_png(path: Path, largest_id: int) -> Pixels:
 
 
 def check_same_size(image: Path, image_size: tuple[int, int], mask: Path, mask_size: tuple[int, int]) -> None:
-    """Raise FileProblem unless image and mask, both as (height, width), are equally large."""
+    """Raise FileError unless image and mask have the same (height, width)."""
     if image_size != mask_size:
         raise FileError(
             FileErrorKind.MISMATCHED,

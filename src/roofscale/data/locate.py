@@ -1,6 +1,6 @@
-"""Where the data sets of a data root lie, and what they are: real, generated, or both.
+"""The location of the data sets under a data root, their origin (real, generated or both) and their sizes.
 
-A data root holds ``rid/``, ``roofline/`` and ``airs/``; each may be a symbolic link to where the data set really lies.
+A data root contains ``rid/``, ``roofline/`` and ``airs/``; each may be a symbolic link.
 """
 
 import math
@@ -18,38 +18,44 @@ from roofscale.files import read_record
 
 DATASET_FINDERS = {"rid": rid.find, "roofline": roofline.find, "airs": airs.find}
 
+# Published sizes, from ``dataset_cards`` and the AIRS paper (Chen et al. 2019): images of RID and of Roofline, divided
+# as a random split does; tiles of AIRS's train and val, and their side.
+_IMAGES = {"rid": 1880, "roofline": 1670}
+_TILES, _TILE_PX = (857, 94), 10_000
+
 
 def find_dataset(name: str, root: Path) -> Path:
-    """The folder of a data set: at or under ``<root>/<name>``, or else at or under the root itself.
+    """Return the folder of a data set: at or under ``<root>/<name>``, or else at or under the root itself.
 
     Raises:
-        ConfigError: it is in neither; says where to get it.
+        ConfigError: it is in neither; the message says where to get it.
     """
-    found = _find(name, root)
-    if found is None:
-        there = available_datasets(root)
-        hint = f"Found there: {', '.join(there)}." if there else "No data set was found there."
+    folder = _find(name, root)
+    if folder is None:
+        available = available_datasets(root)
+        hint = f"Found there: {', '.join(available)}." if available else "No data set was found there."
         raise ConfigError(
             f"data_root={root}: expected the data set {name!r} in it or in {root / name}. {hint} Correct data_root or "
             f"datasets (an empty data_root uses generated data), or get it: {dataset_card(name).where(str(root))}"
         )
-    return found
+    return folder
 
 
 def available_datasets(root: Path) -> tuple[str, ...]:
-    """The data sets that lie under a root."""
+    """Return the names of the data sets under a data root."""
     return tuple(name for name in DATASETS if _find(name, root))
 
 
 def describe_origin(folder: Path) -> str:
-    """What a data set's folder holds: '' for real images, else 'GENERATED', and how many real samples are among them.
+    """Return '' for a data set of real images, else 'GENERATED', with the number of real samples among them.
 
-    The generator's note lies at most three folders above, where a release nests its own; links are followed first.
+    The generator's note is in the folder or at most three levels above it, as a release nests its folders; symbolic
+    links are followed first.
     """
-    real = folder.resolve()
-    for place in (real, *real.parents[:3]):
-        if (place / NOTE).is_file():
-            joined = read_record(place / NOTE, lambda note: int(note.get("joined", {}).get("samples", 0)))
+    resolved = folder.resolve()
+    for candidate in (resolved, *resolved.parents[:3]):
+        if (candidate / NOTE).is_file():
+            joined = read_record(candidate / NOTE, lambda note: int(note.get("joined", {}).get("samples", 0)))
             return f"GENERATED, {joined} real joined" if joined else "GENERATED"
     return ""
 
@@ -58,40 +64,34 @@ def _find(name: str, root: Path) -> Path | None:
     return DATASET_FINDERS[name](root / name) or DATASET_FINDERS[name](root)
 
 
-# From the cards in ``catalogue`` and AIRS's paper (Chen et al. 2019): images of RID and of Roofline, of which train and
-# val are taken as a random split deals them out; and the tiles of AIRS's train and val, 10000 px a side.
-_IMAGES = {"rid": 1880, "roofline": 1670}
-_TILES, _TILE_PX = (857, 94), 10_000
-
-
 @dataclass(frozen=True)
 class DatasetSizes:
-    """Training and validation samples of each data set, and a few words on where the numbers come from."""
+    """The number of training and validation samples of each data set."""
 
-    samples: Mapping[str, tuple[int, int]]
-    source: str
+    samples: Mapping[str, tuple[int, int]]  # data set: (training, validation)
+    source: str  # of the numbers, in words
 
 
 def dataset_sizes(config: RunConfig) -> DatasetSizes:
-    """All samples of a config's data sets, whatever it takes of them."""
+    """Return the sizes of a config's data sets, without max_samples and val_samples; as published if without data."""
     if config.data_root:
-        from roofscale.data.sources import open_sources  # its readers load torch, which a look at a plan can do without
+        from roofscale.data.sources import open_sources  # imports this module
 
         every = config.with_overrides({"max_samples": 0, "val_samples": 0})
         try:
             splits = open_sources(every, Path(config.data_root).expanduser())
-        except (ConfigError, DataError):  # the run itself will say what is wrong with them
+        except (ConfigError, DataError):  # the run itself raises the error
             return DatasetSizes(published_sizes(config), "as published, for want of those under data_root")
         return DatasetSizes(
-            {name: (len(one.train), len(one.val)) for name, one in splits.items()}, "as under data_root"
+            {name: (len(split.train), len(split.val)) for name, split in splits.items()}, "as under data_root"
         )
     return DatasetSizes(published_sizes(config), "as published")
 
 
 def published_sizes(config: RunConfig) -> dict[str, tuple[int, int]]:
-    """Samples of a config's data sets as published; of AIRS as many as its tiles have windows of the image's size."""
+    """Return (training, validation) samples of a config's data sets as published; of AIRS windows of ``image_size``."""
     held_out = {name: round(VAL_SHARE * count) for name, count in _IMAGES.items()}
-    found = {name: (count - 2 * held_out[name], held_out[name]) for name, count in _IMAGES.items()}
+    sizes = {name: (count - 2 * held_out[name], held_out[name]) for name, count in _IMAGES.items()}
     windows = math.ceil(_TILE_PX / config.image_size) ** 2
-    found["airs"] = (_TILES[0] * windows, _TILES[1] * windows)
-    return {name: found[name] for name in config.datasets}
+    sizes["airs"] = (_TILES[0] * windows, _TILES[1] * windows)
+    return {name: sizes[name] for name in config.datasets}

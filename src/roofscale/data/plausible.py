@@ -1,4 +1,4 @@
-"""Whether images and masks can be what they are said to be: each value is allowed, all of them together may not be."""
+"""Plausibility of images and masks: values that are valid one by one, but not for all samples of a data set."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,20 +7,20 @@ from typing import NamedTuple
 from roofscale.data.file_error import FileError, FileErrorKind
 from roofscale.data.sample import Sample
 
-_LEAST = 2  # samples; of a single one nothing follows
+_MIN_SAMPLES = 2  # a single sample proves nothing
 
 
 class Look(NamedTuple):
-    """What one sample looks like."""
+    """Statistics of one sample's image and mask."""
 
     blank: bool  # the image has one colour only
-    brightest: int  # 0 to 255
-    any_marked: bool | None = None  # by the mask; None where it could not be read
-    all_marked: bool | None = None
+    brightest: int  # the image's largest value, 0 to 255
+    any_marked: bool | None = None  # any px is in a labelled channel of the mask; None if the mask was not read
+    all_marked: bool | None = None  # the same for all px
 
 
 def look_at(sample: Sample, labelled: Sequence[bool]) -> Look:
-    """Look at a sample that lies in memory; ``labelled`` says which channels of its target count."""
+    """Return the statistics of a sample; ``labelled`` selects the channels of its target that count."""
     pixels_PC = sample.image_HWC.reshape(-1, sample.image_HWC.shape[-1])
     target = sample.target_HWK[..., list(labelled)]
     return Look(
@@ -32,16 +32,16 @@ def look_at(sample: Sample, labelled: Sequence[bool]) -> Look:
 
 
 def doubts(where: Path, looks: Sequence[Look]) -> Iterator[FileError]:
-    """What cannot be right about many samples of one data set, where all of them show it."""
+    """Yield an error for each implausible property that all samples of a data set at ``where`` have."""
     masks = [look for look in looks if look.all_marked is not None]
-    if len(masks) >= _LEAST and all(look.all_marked for look in masks):
+    if len(masks) >= _MIN_SAMPLES and all(look.all_marked for look in masks):
         yield FileError(
             FileErrorKind.IMPLAUSIBLE,
             where,
             f"not one px of the {len(masks)} masks looked at is background; expected some around each roof. Are these "
             "masks of 0 and 1 where others are expected (RID's background is 17, not 0)?",
         )
-    if len(looks) >= _LEAST and all(look.brightest <= 1 for look in looks):
+    if len(looks) >= _MIN_SAMPLES and all(look.brightest <= 1 for look in looks):
         yield FileError(
             FileErrorKind.IMPLAUSIBLE,
             where,
@@ -51,9 +51,9 @@ def doubts(where: Path, looks: Sequence[Look]) -> Iterator[FileError]:
 
 
 def blank(file: Path, sample: str = "") -> FileError:
-    """The problem of an image of one colour only."""
+    """Return the error for an image of one colour only; ``sample`` is a prefix that names it within its file."""
     return FileError(
         FileErrorKind.BLANK,
         file,
-        f"{sample}the image has one colour only; expected a picture. Look at it, and take it out.",
+        f"{sample}the image has one colour only; expected an aerial image. Look at it, and take it out.",
     )

@@ -1,4 +1,4 @@
-"""RID, the Roof Information Dataset (Krapf et al. 2022, mediaTUM release): GeoTIFF images and reviewed PNG masks."""
+"""The RID data set (Roof Information Dataset, Krapf et al. 2022, mediaTUM release): GeoTIFF images and PNG masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ KINDS = {IMAGES: folders.TIFF, SEGMENTS: folders.PNG, SUPERSTRUCTURES: folders.P
 SPLITS = "filenames_train_val_test_split"
 PARTS = ("train", "val", "test")
 
-# 0-15: azimuths N, NNE, NE, ... clockwise; the background is the last id of either mask, never 0.
+# Segment ids 0 to 15 are azimuths N, NNE, NE, ... clockwise. In either mask the background is the last id, not 0.
 FLAT, SEGMENT_BACKGROUND = 16, 17
 SUPERSTRUCTURE_IDS = ("pvmodule", "dormer", "window", "ladder", "chimney", "shadow", "tree", "unknown", "background")
 SUPERSTRUCTURE_BACKGROUND = SUPERSTRUCTURE_IDS.index("background")
@@ -26,30 +26,30 @@ SUPERSTRUCTURE_BACKGROUND = SUPERSTRUCTURE_IDS.index("background")
 
 @dataclass
 class RidSource:
-    """Some images of RID; roof is every segment but the background, whatever its azimuth."""
+    """A selection of RID's images; roof is every segment except the background, of any azimuth."""
 
-    folder: Path  # the one that holds images_roof_centered_geotiff
-    ids: tuple[str, ...]  # '880'
+    folder: Path  # contains images_roof_centered_geotiff
+    ids: tuple[str, ...]  # file names without ending, such as '880'
     name: str = "rid"
     labelled: tuple[bool, ...] = (True, False, False, False)
-    roof_share_N: None = None  # each image was centred on a roof
+    roof_share_N: None = None  # not needed for sampling: each image is centred on a roof
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def path(self, index: int) -> Path:
-        """The GeoTIFF of a sample."""
+        """Return the GeoTIFF of sample ``index``."""
         return folders.file_named(self.folder / IMAGES, self.ids[index], folders.TIFF)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """All files that a sample is read from: the image, then the mask."""
+        """Return all files that sample ``index`` is read from: the image, then the mask."""
         return self.path(index), folders.file_named(self.folder / SEGMENTS, self.ids[index], folders.PNG)
 
     def read(self, index: int) -> Sample:
-        """Read one sample.
+        """Read one sample, as uint8.
 
         Raises:
-            FileProblem: image or mask missing, broken, of different sizes or with ids other than 0 to 17.
+            FileError: image or mask is missing or broken, they differ in size, or the mask holds ids above 17.
         """
         image_file, mask_file = self.files(index)
         image_HWC = geotiff.read_rgb(image_file)
@@ -60,56 +60,56 @@ class RidSource:
         return Sample(self.ids[index], image_HWC, target_HWK)
 
     def seen(self) -> list[ImageFingerprint]:
-        """What every image shows, and where."""
+        """Return the fingerprint of every image, with its footprint."""
         return [fingerprint(self.path(index)) for index in range(len(self))]
 
     def located(self) -> list[ImageFingerprint]:
-        """Where every image lies; no pixel is read."""
+        """Return the footprint of every image, from its header alone."""
         return [read_footprint(self.path(index)) for index in range(len(self))]
 
     def place(self, index: int) -> str:
-        """What a sample is called, whatever the folder."""
+        """Return what identifies sample ``index`` in any folder: its file name."""
         return self.path(index).name
 
     def subset(self, indices: Sequence[int]) -> "RidSource":
-        """The same data set with only these samples, in this order."""
+        """Return the same data set with only these samples, in this order."""
         return RidSource(self.folder, tuple(self.ids[i] for i in indices))
 
 
 def find(root: Path) -> Path | None:
-    """The folder of RID at or under ``root``, or None."""
+    """Return the folder of RID at or under ``root``, or None."""
     return folders.find_folder(root, lambda folder: (folder / IMAGES).is_dir())
 
 
 def split_file(folder: Path, part: str, number: int) -> Path:
-    """The file that lists train, val or test of a published split."""
+    """Return the path of the file that lists train, val or test of published split ``number``."""
     return folder / SPLITS / f"{part}_filenames_{number}_rev.txt"
 
 
 def published_split_numbers(folder: Path) -> tuple[int, ...]:
-    """Which of the published splits 1 to 5 have all of their three files."""
+    """Return the numbers of the published splits (1 to 5) that have all of their three files."""
     return tuple(n for n in range(1, 6) if all(split_file(folder, part, n).is_file() for part in PARTS))
 
 
 def open_published(folder: Path, part: str, number: int) -> RidSource:
-    """Open train, val or test of a published split.
+    """Open train, val or test of published split ``number``.
 
     Raises:
-        FileProblem: the split file is missing.
+        FileError: the split file is missing or not a text file.
     """
     file = split_file(folder, part, number)
     if not file.is_file():
-        there = ", ".join(map(str, published_split_numbers(folder))) or "none"
+        complete = ", ".join(map(str, published_split_numbers(folder))) or "none"
         raise FileError(
             FileErrorKind.MISSING,
             file,
-            f"this split file is missing (complete published splits here: {there}). Set "
+            f"this split file is missing (complete published splits here: {complete}). Set "
             "split_number to one of those, or split=random.",
         )
     return RidSource(folder, folders.read_names(file))
 
 
 def open_all(folder: Path) -> RidSource:
-    """Open every image in the folder, by number."""
+    """Open every image in the folder, in the order of their numbers."""
     names = folders.names_in(folder / IMAGES, folders.TIFF)
     return RidSource(folder, tuple(sorted(names, key=folders.natural_key)))

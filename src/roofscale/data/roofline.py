@@ -1,6 +1,6 @@
-"""Roofline-Extraction (Alidoost et al. 2019): one ``imdb.mat``, MATLAB v7.3 and so HDF5, with eaves, ridges and hips.
+"""The Roofline-Extraction data set (Alidoost et al. 2019): eaves, ridges and hips in one ``imdb.mat``.
 
-It has no filled roof class and no official split.
+The file is MATLAB v7.3, which is HDF5. The data set has no filled roof class and no official split.
 """
 
 import hashlib
@@ -23,7 +23,10 @@ _TARGET_CHANNELS = [CHANNELS.index(element) for element in ELEMENTS]
 
 
 class RooflineSource:
-    """Some samples of an imdb.mat, which each process opens for itself: an HDF5 handle does not survive a fork."""
+    """A selection of the samples of an imdb.mat; sample ``index`` is row ``indices[index]`` of the file.
+
+    Each process opens the file itself, because an HDF5 handle does not survive a fork.
+    """
 
     name = "roofline"
     labelled = tuple(channel in ELEMENTS for channel in CHANNELS)
@@ -42,18 +45,18 @@ class RooflineSource:
         return {**self.__dict__, "_handle": None, "_owner": -1}
 
     def path(self, index: int) -> Path:
-        """The one file that holds every sample."""
+        """Return the file that holds every sample."""
         return self.file
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """All files that a sample is read from."""
+        """Return all files that sample ``index`` is read from."""
         return (self.file,)
 
     def read(self, index: int) -> Sample:
-        """Read one sample.
+        """Read one sample, as uint8.
 
         Raises:
-            FileProblem: the file cannot be read, or the values are not what they should be.
+            FileError: the file cannot be read, image values are outside 0 to 255, or mask values other than 0 and 1.
         """
         row = self.indices[index]
         try:
@@ -65,37 +68,38 @@ class RooflineSource:
         return Sample(str(row), image_HWC, _to_target(elements_CHW, self.file, row))
 
     def subset(self, indices: Sequence[int]) -> "RooflineSource":
-        """The same data set with only these samples, in this order."""
+        """Return the same data set with only these samples, in this order."""
         return RooflineSource(self.file, tuple(self.indices[i] for i in indices))
 
     def located(self) -> list[ImageFingerprint]:
-        """None: the file knows no place on the ground."""
+        """Return no footprint: the samples are not georeferenced."""
         return []
 
     def place(self, index: int) -> str:
-        """Which sample of the file it is."""
+        """Return what identifies sample ``index`` in any copy of the file: its row."""
         return str(self.indices[index])
 
     def seen(self) -> list[ImageFingerprint]:
-        """What every sample shows: its pixels as they are stored; the file knows no place on the ground."""
-        found = []
+        """Return the fingerprint of every sample, by its stored pixels; the samples are not georeferenced."""
+        fingerprints = []
         for row in self.indices:
             try:
                 stored = self._opened()["imdb"]["images"][row].tobytes()
                 digest = hashlib.blake2b(stored, digest_size=16).hexdigest()
-            except (OSError, KeyError, RuntimeError):  # reading it will name it
+            except (OSError, KeyError, RuntimeError):  # ``read`` raises for a broken sample
                 digest = ""
-            found.append(ImageFingerprint(self.file, f"sample {row}", digest))
-        return found
+            fingerprints.append(ImageFingerprint(self.file, f"sample {row}", digest))
+        return fingerprints
 
     def _opened(self) -> Any:
+        """Return this process's handle of the file, opened at the first call."""
         if self._handle is None or self._owner != os.getpid():
             self._handle, self._owner = h5py.File(self.file, "r"), os.getpid()
         return self._handle
 
 
 def find(root: Path) -> Path | None:
-    """The folder with imdb.mat at or under ``root``, or None."""
+    """Return the folder that contains imdb.mat, at or under ``root``, or None."""
     return folders.find_folder(root, lambda folder: _file(folder).is_file())
 
 
@@ -103,7 +107,7 @@ def open_all(folder: Path) -> RooflineSource:
     """Open every sample of the folder's imdb.mat.
 
     Raises:
-        FileProblem: not HDF5, or without the arrays that the release has.
+        FileError: the file is not HDF5, or an array of the release is missing in it.
     """
     return open_file(_file(folder))
 
@@ -113,10 +117,10 @@ def _file(folder: Path) -> Path:
 
 
 def open_file(file: Path) -> RooflineSource:
-    """Open every sample of an imdb.mat, whatever it is called.
+    """Open every sample of an imdb.mat of any file name.
 
     Raises:
-        FileProblem: not HDF5, or without the arrays that the release has.
+        FileError: the file is not HDF5, or an array of the release is missing in it.
     """
     try:
         with h5py.File(file, "r") as handle:
@@ -133,38 +137,40 @@ def open_file(file: Path) -> RooflineSource:
 
 
 def _array(handle: Any, name: str, file: Path) -> Any:
-    """An array of the file's imdb.
+    """Return an array of the file's imdb.
 
     Raises:
-        FileProblem: it is something else, such as a group, or holds no numbers.
+        FileError: it is not an array but a group, or does not hold numbers.
     """
-    found = handle[f"imdb/{name}"]
-    if isinstance(found, h5py.Dataset) and found.dtype.kind in "biuf":
-        return found
-    is_array = isinstance(found, h5py.Dataset)
-    what = f"an array of {found.dtype}" if is_array else f"a group ({', '.join(found) or 'empty'})"
+    node = handle[f"imdb/{name}"]
+    is_array = isinstance(node, h5py.Dataset)
+    if is_array and node.dtype.kind in "biuf":  # boolean, signed or unsigned integer, float
+        return node
+    actual = f"an array of {node.dtype}" if is_array else f"a group ({', '.join(node) or 'empty'})"
     expected = "expected an array of numbers (N, 3, H, W). Save it as the release does."
-    raise FileError(FileErrorKind.BROKEN, file, f"imdb/{name} is {what}; {expected}")
+    raise FileError(FileErrorKind.BROKEN, file, f"imdb/{name} is {actual}; {expected}")
 
 
 def _unreadable(file: Path, error: Exception, row: int | None = None) -> FileError:
-    where = "" if row is None else f"sample {row}: "
+    """Return the error for a file, or a sample of it, that h5py cannot read."""
+    prefix = "" if row is None else f"sample {row}: "
     if "unable to lock file" in str(error):
         return FileError(
             FileErrorKind.BROKEN,
             file,
-            f"{where}another program has it open and locked ({error}); expected one that may be read. Close it there, "
+            f"{prefix}another program has it open and locked ({error}); expected one that may be read. Close it there, "
             "or set HDF5_USE_FILE_LOCKING=FALSE where it is only read.",
         )
     return FileError(
         FileErrorKind.BROKEN,
         file,
-        f"{where}broken file ({error}); expected a MATLAB v7.3 (HDF5) file with imdb/images and "
+        f"{prefix}broken file ({error}); expected a MATLAB v7.3 (HDF5) file with imdb/images and "
         "imdb/elements. Download it again.",
     )
 
 
 def _to_uint8(image_CHW: Any, file: Path, row: int) -> Pixels:
+    """Return a stored image (3,H,W) of 0 to 255 as (H,W,3) uint8, rounded."""
     if not np.isfinite(image_CHW).all() or image_CHW.min() < 0 or image_CHW.max() > 255:
         raise FileError(
             FileErrorKind.BROKEN,
@@ -175,10 +181,11 @@ def _to_uint8(image_CHW: Any, file: Path, row: int) -> Pixels:
 
 
 def _to_target(elements_CHW: Any, file: Path, row: int) -> Pixels:
+    """Return stored element masks (3,H,W) of 0 and 1 as a target (H,W,K) uint8."""
     if not np.isin(elements_CHW, (0, 1)).all():
-        odd = elements_CHW[~np.isin(elements_CHW, (0, 1))].flat[0]
+        invalid = elements_CHW[~np.isin(elements_CHW, (0, 1))].flat[0]
         raise FileError(
-            FileErrorKind.UNKNOWN_ID, file, f"sample {row}: an element mask holds {odd:g}; expected 0 or 1."
+            FileErrorKind.UNKNOWN_ID, file, f"sample {row}: an element mask holds {invalid:g}; expected 0 or 1."
         )
     target_HWK = np.zeros((*elements_CHW.shape[1:], len(CHANNELS)), np.uint8)
     target_HWK[..., _TARGET_CHANNELS] = elements_CHW.transpose(1, 2, 0)

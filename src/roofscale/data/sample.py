@@ -1,4 +1,4 @@
-"""The one sample type that every data set is read into.
+"""The sample, source and batch types that all data sets share.
 
 Shape suffixes: N batch, K channels of CHANNELS, C = 3 colours (RGB), H height, W width.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    import torch  # a launcher opens data sets, and loads no batch
+    import torch  # for types only: the launcher opens data sets without importing torch
 
 CHANNELS = ("roof", "eave", "ridge", "hip")
 
@@ -20,7 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its masks, as read, before it meets image_size."""
+    """One image with its masks, as read, before it is fitted to image_size."""
 
     id: str  # unique within the data set, stable across machines
     image_HWC: Pixels  # uint8 RGB
@@ -28,7 +28,7 @@ class Sample:
 
 
 class Source(Protocol):
-    """One split of one data set on disk, opened lazily and safe to send to a loader process."""
+    """A selection of the samples of one data set on disk, opened lazily and safe to send to a loader process."""
 
     name: str  # of DATASETS
     labelled: tuple[bool, ...]  # per channel of CHANNELS: whether this data set labels it at all
@@ -37,24 +37,24 @@ class Source(Protocol):
 
     @property
     def roof_share_N(self) -> npt.NDArray[np.float32] | None:
-        """Share of each sample's px that are roof, for ``roof_sampling``; None: not known, none is drawn more often."""
+        """Roof px over px of each sample, for ``roof_sampling``; None if not known: each is drawn once per epoch."""
         ...
 
     def read(self, index: int) -> Sample:
         """Read one sample.
 
         Raises:
-            DataError: the file is missing, broken or holds values that it should not; names the path.
+            DataError: a file is missing, broken or holds invalid values; the message names its path.
         """
         ...
 
     def path(self, index: int) -> Path:
-        """The image file that sample ``index`` is read from."""
+        """Return the image file that sample ``index`` is read from."""
         ...
 
 
 class Batch(NamedTuple):
-    """What the loader yields: still uint8, because the model normalises (a quarter of the shared memory)."""
+    """A batch of the loader, in uint8: a quarter of float32's shared memory; the model normalises it."""
 
     image_NCHW: "torch.Tensor"  # uint8 RGB
     target_NKHW: "torch.Tensor"  # uint8 0 or 1

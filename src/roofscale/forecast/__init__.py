@@ -1,1 +1,1 @@
-"""What a run will take, foreseen from runs that were measured."""
+"""Forecasts of a run's memory, time and cost, from measured runs and traced training steps."""

@@ -1,7 +1,8 @@
-"""GPU memory of a training run, foreseen on a machine without a GPU.
+"""Forecast of a training run's GPU memory, made on a machine without a GPU.
 
-A trace of real training steps (``trace``) is replayed through a simulation of PyTorch's allocator (``allocator``); what
-neither can see is added as named terms (``gpu_terms.yaml``). One trace serves every batch size.
+A trace of real training steps (``trace``) is replayed through a simulation of PyTorch's caching allocator
+(``allocator``). Costs that neither can see (CUDA context, cuDNN and cuBLAS workspaces) are added from
+``gpu_terms.yaml``. One trace serves every batch size.
 """
 
 import contextlib
@@ -29,48 +30,50 @@ from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.train.prefetch import BATCHES_ON_GPU
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
-LARGEST_BATCH = 4096  # beyond this nobody asks
+LARGEST_BATCH = 4096  # upper end of the search for the largest batch that fits
 _BEFORE_AMPERE = ("K80", "M60", "P100", "V100", "T4")  # compute capability below 8.0: no bf16
-# One trace serves every batch size; the compute is known by itself, and a GPU's step does not depend on CPU threads.
-_DECISIVE = affecting("step") - {"batch_size", "compute", "threads"}
+# Knobs that a trace depends on. It serves every batch size, the compute is an argument of its own, and what a step
+# holds on a GPU does not depend on CPU threads.
+_TRACED_KNOBS = affecting("step") - {"batch_size", "compute", "threads"}
 _TERMS = Path(__file__).with_name("gpu_terms.yaml")
 
 
 @dataclass(frozen=True)
 class FixedCosts:
-    """What a GPU holds beyond traced tensors; see ``gpu_terms.yaml`` for what each is and where it comes from."""
+    """GPU memory beyond the traced tensors; ``gpu_terms.yaml`` explains each value and gives its source."""
 
     context_mib: float
     workspace_mib: float
     cublas_mib: float
-    spread: float  # half width of the interval, as a share
-    calibrated_on: str  # empty where never compared with a GPU
+    spread: float  # half width of the forecast's interval, as a share of its centre
+    calibrated_on: str  # empty if never compared with a GPU
 
     @classmethod
     def load(cls, file: Path = _TERMS) -> "FixedCosts":
-        """Read the shipped terms."""
+        """Read the costs from a YAML file, by default the shipped one."""
         return cls(**yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
 class MemoryState:
-    """What is held after one event of the replay, bytes."""
+    """Allocator state after one event of the replay, in bytes."""
 
     allocated: int
     reserved: int
 
 
 class GpuForecaster:
-    """Forecasts for one model, image size and GPU, at any batch size, from one trace.
+    """Forecaster of GPU memory and step time for one model, image size and GPU, at any batch size, from one trace.
 
     Args:
-        config: of the run to come.
-        where: the compute that it will run on.
-        terms: what is added to the traced tensors; the shipped ones where None.
-        settings: of the allocator; from the environment where None.
+        config: run config; forecasts replace its ``batch_size``.
+        where: compute that the run will use.
+        terms: fixed costs, added to the traced tensors; None reads the shipped ones.
+        settings: allocator settings; None reads them from the environment.
 
     Raises:
-        ConfigError: the compute has no GPU, the GPU cannot do the precision asked for, or the model cannot be built.
+        ConfigError: the compute has no GPU, or the GPU does not support the precision. The first forecast raises it
+            too if the model cannot be built or traced.
     """
 
     def __init__(
@@ -86,18 +89,18 @@ class GpuForecaster:
         self.precision = resolve_precision(config, where.gpu)
 
     def forecast(self, batch: int) -> GpuForecast:
-        """The forecast with ``batch`` samples a step."""
+        """Forecast the peak memory with ``batch`` samples a step."""
         trace = self._trace_at(batch)
         timeline = self.timeline(batch)
         peak = max(range(len(timeline)), key=lambda i: timeline[i].allocated)
-        beside = {"batches ahead": self._batches_bytes(batch), "gradient buckets": self._buckets_bytes}
-        kinds, modules = _parts(trace, peak, timeline[peak].allocated, beside)
+        untraced = {"batches ahead": self._batches_bytes(batch), "gradient buckets": self._buckets_bytes}
+        kinds, modules = _peak_breakdown(trace, peak, timeline[peak].allocated, untraced)
         return GpuForecast(
             config=self.config.with_overrides({"batch_size": batch}),
             precision=self.precision,
             usable_mib=self.where.gpu_memory_gib * 1024,
             allocated_mib=timeline[peak].allocated / MIB,
-            reserved_mib=max(point.reserved for point in timeline) / MIB,
+            reserved_mib=max(state.reserved for state in timeline) / MIB,
             context_mib=self.terms.context_mib,
             spread=self.terms.spread,
             calibrated_on=self.terms.calibrated_on,
@@ -106,25 +109,25 @@ class GpuForecaster:
         )
 
     def step(self, batch: int) -> StepEstimate:
-        """How long one training step with ``batch`` samples takes at the least, see ``roofline``.
+        """Estimate the least time of one training step with ``batch`` samples, see ``roofline_model``.
 
-        Of a batch in more parts than were traced, as much longer as it has more samples than these: what the optimiser
-        does once a step is then counted more than once, which with large images is a small part.
+        If the batch has more micro-batches than were traced, the traced step is scaled up by the number of samples. The
+        optimiser's update is then counted more than once, which is a small part of a step with large images.
         """
         parts = self.config.micro_batches
         traced = min(parts, PARTS) * math.ceil(batch / parts)
-        found = estimate_step(self._trace_at(batch).work, self.where.gpu, self.precision, traced)
-        return found.with_samples(batch)
+        estimate = estimate_step(self._trace_at(batch).work, self.where.gpu, self.precision, traced)
+        return estimate.with_samples(batch)
 
     def with_settings(self, settings: Settings) -> "GpuForecaster":
-        """The same run under other settings of the allocator; the trace is shared."""
+        """Return a forecaster of the same run under other allocator settings, which shares the trace."""
         assert self.trace, "made now, so that the copy has it"
         other = copy.copy(self)
         other.settings = settings
         return other
 
     def in_parts(self, parts: int) -> "GpuForecaster":
-        """The same run with its batches cut into so many parts; among two and more the trace is shared."""
+        """Return a forecaster of the same run with ``parts`` micro-batches; two or more of them share the trace."""
         config = self.config.with_overrides({"micro_batches": parts})
         if min(parts, self.config.micro_batches) < PARTS:
             return GpuForecaster(config, self.where, self.terms, self.settings)
@@ -134,53 +137,59 @@ class GpuForecaster:
         return other
 
     def timeline(self, batch: int) -> list[MemoryState]:
-        """What is held after each event of the traced steps."""
+        """Return the allocator's state after each event of the traced steps."""
         return list(self._replay(self._trace_at(batch), self._batches_bytes(batch)))
 
     def largest_batch(self, *, for_sure: bool = True) -> int:
-        """The largest batch whose interval (or, unless ``for_sure``, whose centre) stays within the margin; 0 for none.
+        """Find the largest batch that stays within the memory margin, 0 if none does.
 
-        By doubling and bisection: memory grows with the batch.
+        Memory grows with the batch, so doubling and bisection find it.
+
+        Args:
+            for_sure: whether the upper end of the forecast's interval must stay within the margin; else its centre.
         """
 
-        def holds(batch: int) -> bool:
-            found = self.forecast(batch)
-            return found.fit() is MemoryFit.FITS if for_sure else found.share <= MEMORY_MARGIN
+        def fits(batch: int) -> bool:
+            forecast = self.forecast(batch)
+            return forecast.fit() is MemoryFit.FITS if for_sure else forecast.share <= MEMORY_MARGIN
 
         low, high = 0, 1
-        while high <= LARGEST_BATCH and holds(high):
+        while high <= LARGEST_BATCH and fits(high):
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if holds(middle) else (low, middle)
+            low, high = (middle, high) if fits(middle) else (low, middle)
         return low
 
     @cached_property
     def trace(self) -> Trace:
-        """Of two training steps, for every batch size."""
+        """Trace of two training steps, for every batch size."""
         # Weights from a model hub have the same shapes as random ones.
         return trace_training(self.config.with_overrides({"pretrained": False}), self.precision)
 
     def _trace_at(self, batch: int) -> Trace:
-        """The trace with ``batch`` samples a step, of which the largest part is alive at a time."""
+        """Return the trace with ``batch`` samples a step; the largest micro-batch decides the peak."""
         return self.trace.at(math.ceil(batch / self.config.micro_batches))
 
     def _batches_bytes(self, batch: int) -> int:
-        """Bytes of whole batches on the GPU (``train.prefetch``) that the trace of one part does not have."""
+        """Return the bytes of the batches on the GPU (``train.prefetch``) that the trace of one micro-batch misses."""
         sample = (3 + len(CHANNELS)) * self.config.image_size**2  # bytes, see data.sample.Batch
         return (BATCHES_ON_GPU * batch - math.ceil(batch / self.config.micro_batches)) * sample
 
     @property
     def _buckets_bytes(self) -> int:
-        """What DistributedDataParallel keeps for the gradients of several processes, theirs to lie in, over the whole
-        step; the traced gradients, few at the peak, count beside it."""
+        """Bytes of DistributedDataParallel's gradient buckets, 0 for a single process.
+
+        The buckets live through the whole step and gradients are views of them, so the traced gradients count twice; at
+        the peak they are few.
+        """
         weights = sum(storage.nbytes for storage in self.trace.storages if storage.kind == "parameters")
         return math.ceil(weights) if self.config.world_size > 1 else 0
 
     def _replay(self, trace: Trace, batches_bytes: int) -> Iterator[MemoryState]:
-        """Run the events through the allocator; a convolution's workspace comes and goes."""
+        """Yield the allocator's state after each event; a convolution's workspace is allocated and freed at once."""
         allocator = CachingAllocator(self.settings)
-        allocator.malloc(_BATCHES, batches_bytes, stream="copies")
+        allocator.malloc(_BATCHES, batches_bytes, stream="copies")  # prefetch copies on a stream of its own
         allocator.malloc(_CUBLAS, math.ceil(self.terms.cublas_mib * MIB))
         if self._buckets_bytes:
             allocator.malloc(_BUCKETS, self._buckets_bytes)
@@ -197,18 +206,19 @@ class GpuForecaster:
                 allocator.free(CONVOLUTION)
 
 
-_CUBLAS = -2  # the allocator's name for cuBLAS's workspace, which stays
-_BATCHES = -3  # and for the batches beside the one that is worked on
-_BUCKETS = -4
+# Names of blocks that are no traced storage: those have indices from 0, and CONVOLUTION is -1.
+_CUBLAS = -2  # its workspace, which is kept
+_BATCHES = -3  # that are on the GPU in addition to the micro-batch that the step computes
+_BUCKETS = -4  # of DistributedDataParallel
 
 
-def _parts(
-    trace: Trace, peak: int, allocated: int, beside: Mapping[str, int]
+def _peak_breakdown(
+    trace: Trace, peak: int, allocated: int, untraced: Mapping[str, int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What lives after event number ``peak``: MiB by kind, and of the activations by module.
+    """Return what is alive after event number ``peak``: MiB by kind, and of the activations MiB by module.
 
     Args:
-        beside: bytes of what is there from the start and was not traced, by kind.
+        untraced: bytes by kind that are allocated before the first event.
     """
     alive: set[int] = set()
     for index, born in islice(trace.events_in_order(), peak + 1):
@@ -219,8 +229,8 @@ def _parts(
     for storage in (trace.storages[index] for index in alive):
         kinds[storage.kind] += storage.nbytes / MIB
         if storage.kind == "activations":
-            modules[_part_of_model(storage.module)] += storage.nbytes / MIB
-    kinds.update({kind: nbytes / MIB for kind, nbytes in beside.items() if nbytes})
+            modules[_model_stage(storage.module)] += storage.nbytes / MIB
+    kinds.update({kind: nbytes / MIB for kind, nbytes in untraced.items() if nbytes})
     kinds["workspace and rounding"] = allocated / MIB - sum(kinds.values())
     return _largest_first(kinds), _largest_first(modules)
 
@@ -229,14 +239,14 @@ def _largest_first(sizes: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
-def _part_of_model(module: str) -> str:
-    """A module's name cut down to a stage of the encoder or a block of the decoder."""
+def _model_stage(module: str) -> str:
+    """Shorten a module's name to a stage of the encoder or a block of the decoder."""
     parts = [part for part in module.split(".") if part not in ("net", "model")]
     return ".".join(parts[: 3 if parts[1:2] == ["blocks"] else 2]) or "input and loss"
 
 
 def forecast_gpu_memory(config: RunConfig, where: Compute) -> GpuForecast | None:
-    """The forecast of a config, None where its compute has no GPU; configs alike but for the batch share a trace.
+    """Forecast a config's GPU memory, None if its compute has no GPU; one trace serves every batch size.
 
     Raises:
         ConfigError: as ``GpuForecaster`` does.
@@ -245,28 +255,30 @@ def forecast_gpu_memory(config: RunConfig, where: Compute) -> GpuForecast | None
 
 
 def estimate_step_time(config: RunConfig, where: Compute) -> StepEstimate:
-    """The roofline of a config's step, from the same trace as its memory.
+    """Estimate the least time of a config's step, from the same trace as its memory.
 
     Raises:
-        ConfigError: as ``GpuForecaster`` does, or a GPU whose peaks are not known.
+        ConfigError: as ``GpuForecaster`` does, or the peaks of the GPU are not known.
     """
     return _forecaster(config, where).step(config.batch_size)
 
 
 def _forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
-    return _of_decisive(RunConfig().with_overrides({knob: getattr(config, knob) for knob in _DECISIVE}), where)
+    # All other knobs at their defaults, so that configs with the same trace share a cache entry.
+    traced = {knob: getattr(config, knob) for knob in _TRACED_KNOBS}
+    return _cached_forecaster(RunConfig().with_overrides(traced), where)
 
 
 @cache
-def _of_decisive(config: RunConfig, where: Compute) -> GpuForecaster:
+def _cached_forecaster(config: RunConfig, where: Compute) -> GpuForecaster:
     return GpuForecaster(config, where)
 
 
 def resolve_precision(config: RunConfig, gpu: str) -> str:
-    """The arithmetic that ``train.device`` would choose on a GPU model.
+    """Return the precision (fp32, bf16 or fp16) that ``train.device`` would choose on a GPU model.
 
     Raises:
-        ConfigError: bf16 on a GPU that lacks it.
+        ConfigError: bf16 on a GPU without native bf16.
     """
     has_bf16 = gpu not in _BEFORE_AMPERE
     if config.precision == "bf16" and not has_bf16:
@@ -277,7 +289,7 @@ def resolve_precision(config: RunConfig, gpu: str) -> str:
 
 
 def settings_from_environment() -> Settings:
-    """The allocator's settings as the environment has them; the defaults where it has none."""
+    """Read the allocator's settings from the environment; the defaults if neither variable is set."""
     text = next((os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ), "")
     return Settings.parse(text)
 
@@ -286,11 +298,11 @@ _LIGHTER_DECODERS = ("fpn", "linknet")
 
 
 def suggest_lighter_configs(forecaster: GpuForecaster, largest: int) -> list[tuple[str, GpuForecast]]:
-    """What would take less than the config asked for, each with its own forecast: what to set, and what comes of it.
+    """Return the changes of a config that would take less GPU memory: the setting as text, and its forecast.
 
     Args:
-        forecaster: of the config.
-        largest: batch that surely fits, as ``largest_batch`` has found.
+        forecaster: forecaster of the config.
+        largest: largest batch that fits for sure, from ``GpuForecaster.largest_batch``.
     """
     config, where = forecaster.config, forecaster.where
     changes: list[dict[str, object]] = []
@@ -301,30 +313,32 @@ def suggest_lighter_configs(forecaster: GpuForecaster, largest: int) -> list[tup
     if not config.activation_checkpointing:
         changes.append({"activation_checkpointing": True})
     changes += [{"decoder": name} for name in _LIGHTER_DECODERS if name != config.decoder]
-    found = _in_parts(forecaster)
+    suggestions = _smallest_split(forecaster)
     if 0 < largest < config.batch_size:
-        found.append((f"batch_size={largest}", forecaster.forecast(largest)))
+        suggestions.append((f"batch_size={largest}", forecaster.forecast(largest)))
     if not forecaster.settings.expandable_segments:
         expandable = forecaster.with_settings(replace(forecaster.settings, expandable_segments=True))
-        found.append((f"{ALLOCATOR_VARIABLES[0]}=expandable_segments:True", expandable.forecast(config.batch_size)))
+        setting = f"{ALLOCATOR_VARIABLES[0]}=expandable_segments:True"
+        suggestions.append((setting, expandable.forecast(config.batch_size)))
     for change in changes:
         other = GpuForecaster(config.with_overrides(change), where, forecaster.terms, forecaster.settings)
-        words = " ".join(f"{key}={other.config.to_strings()[key]}" for key in change)
-        with contextlib.suppress(ConfigError):  # an encoder that cannot do it, or not be traced while it does
-            found.append((words, other.forecast(config.batch_size)))
-    asked = forecaster.forecast(config.batch_size)
-    return [(words, forecast) for words, forecast in found if forecast.total_mib < asked.total_mib]
+        setting = " ".join(f"{key}={other.config.to_strings()[key]}" for key in change)
+        with contextlib.suppress(ConfigError):  # the encoder does not support the change, or cannot be traced with it
+            suggestions.append((setting, other.forecast(config.batch_size)))
+    current = forecaster.forecast(config.batch_size)
+    return [(setting, forecast) for setting, forecast in suggestions if forecast.total_mib < current.total_mib]
 
 
-def _in_parts(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
-    """The same batch in as few parts as surely fit, which takes the same optimiser steps; nothing where none do."""
+def _smallest_split(forecaster: GpuForecaster) -> list[tuple[str, GpuForecast]]:
+    """Return the fewest micro-batches that fit for sure, empty if none do; the optimiser takes the same steps."""
     batch, now = forecaster.config.batch_size, forecaster.config.micro_batches
-    most = batch // (forecaster.config.least_batch // now or 1)  # parts
+    most = batch // (forecaster.config.least_batch // now or 1)  # micro-batches
     if most < 2:
         return []
-    cut = forecaster.in_parts(max(2, now))
+    split = forecaster.in_parts(max(2, now))
+    # Counts of micro-batches with the same largest one take the same memory: only the fewest of each size is tried.
     sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), most + 1))
     for parts in (math.ceil(batch / size) for size in sizes):
-        if (found := cut.in_parts(parts).forecast(batch)).fit() is MemoryFit.FITS:
-            return [(f"micro_batches={parts}", found)]
+        if (forecast := split.in_parts(parts).forecast(batch)).fit() is MemoryFit.FITS:
+            return [(f"micro_batches={parts}", forecast)]
     return []

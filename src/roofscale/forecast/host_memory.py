@@ -1,11 +1,11 @@
-"""How much host memory a CPU training takes at its peak, from peaks that were measured and tensors that were traced.
+"""Forecast of a CPU training's peak host memory, from measured peaks and traced tensors.
 
     peak = base + scale x tensors(batch_size) + num_workers x MiB a worker + shared + copied
 
-The tensors of a step are traced (``tensors``), shared and copied memory is computed. Base, scale and the part of a
-worker are fitted to measured runs of the same kind; that the scale is near 1 is known beforehand and weighs in. Errors
-of a peak grow with it, so the fit weighs each run by one over its peak, and the spread is a share of the peak. The
-forecast speaks of the measured range and somewhat beyond; further out it refuses rather than guesses.
+The tensors of a step are traced (``step_tensors``), shared and copied memory is computed. Base, scale and MiB a worker
+are fitted to measured runs with the same memory profile; that the scale is near 1 enters the fit as prior knowledge.
+Errors grow with the peak, so the fit weighs each run by one over its peak, and the spread is a share of the peak. The
+forecast covers the measured range and somewhat beyond; further out it raises ConfigError.
 """
 
 import dataclasses
@@ -27,25 +27,26 @@ from roofscale.stats.intervals import CONFIDENCE
 
 Values = npt.NDArray[np.float64]
 
-# A spread from a few runs may come out near zero by chance. U-Net on ResNet-34 at 512 px, fitted on batch 1, 2, 4 with
+# A spread from few runs may be near zero by chance. U-Net on ResNet-34 at 512 px, fitted on batch 1, 2, 4 with
 # 0 and 2 workers, missed nine held-out runs (batch 1 to 16, 0 to 4 workers) by 1.8 % on average and 6.2 % at worst; a
 # normal deviation of that mean has this standard deviation: 0.018 x sqrt(pi / 2).
 MIN_SPREAD = 0.018 * math.sqrt(math.pi / 2)
-# Standard deviation of the scale, known before any run of a kind. What a kernel needs for itself is not traced: scales
+# Prior standard deviation of the scale around 1. Memory that a kernel allocates internally is not traced: the scales
 # fitted to ResNet-34 at 512 px, batch 1 to 16, were 0.99 in bf16 and 1.01 in fp32.
 SCALE_SPREAD = 0.04
-# The same runs: fitted up to batch 4 and 2 workers, tried up to batch 16 and 4 workers.
+# How far a forecast extrapolates. The runs of MIN_SPREAD: fitted up to batch 4 and 2 workers, checked up to batch 16
+# and 4 workers.
 FURTHEST_BATCH = 4  # times the largest batch measured
-FURTHEST_WORKERS = 2  # times the most workers measured, but four at least
-_LEAST_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
-# Of the tensors of one process, beside batch and precision: each is a field of ``Kind``.
-_DECISIVE = affecting("step") - {"batch_size", "precision", "compute", "threads", "processes", "instance_count"}
+FURTHEST_WORKERS = 2  # times the most workers measured, but at least 4 workers
+_MIN_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
+# Knobs that decide the tensors of one process, in addition to batch size and precision: fields of MemoryProfile.
+_PROFILE_KNOBS = affecting("step") - {"batch_size", "precision", "compute", "threads", "processes", "instance_count"}
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """What decides the size of everything that is fitted: peaks of two kinds cannot be compared."""
+    """Settings that all fitted coefficients depend on: only peaks of the same profile are fitted together."""
 
     encoder: str
     decoder: str
@@ -61,15 +62,15 @@ class MemoryProfile:
 
     @classmethod
     def of(cls, config: RunConfig, precision: str, threads: int, malloc: str = "") -> "MemoryProfile":
-        """The kind of a run config where it runs in this precision, with so many threads and this allocator."""
-        decisive = {knob: getattr(config, knob) for knob in _DECISIVE}
-        return cls(precision=precision, threads=threads, malloc=malloc, **decisive)
+        """Return the profile of a run config that runs in this precision, with these threads and this allocator."""
+        knobs = {knob: getattr(config, knob) for knob in _PROFILE_KNOBS}
+        return cls(precision=precision, threads=threads, malloc=malloc, **knobs)
 
     @classmethod
     def of_run(cls, config: RunConfig, facts: Mapping[str, str]) -> "MemoryProfile":
-        """The kind that a run turned out to be, by the facts of its measurement.
+        """Return the profile of a measured run from the facts of its measurement.
 
-        One whose threads follow the free cores is of the kind of as many as it may have, whatever it began with.
+        If the threads follow the free cores, the profile has the most threads that the run may use.
         """
         threads = int(facts.get("cores_free", facts["threads"]).split()[-1])  # such as '1.0 of 2'
         return cls.of(config, facts["precision"], threads, facts.get("malloc", ""))
@@ -85,13 +86,12 @@ class MemoryProfile:
         )
 
     def tensors_mib(self, batch: int) -> float:
-        """What the tensors of a step take at the most, gaps between them included; traced once for every batch.
+        """Return the peak MiB of a step's tensors, heap gaps included; one trace serves every batch size.
 
         Raises:
-            ConfigError: a model that cannot be built or traced.
+            ConfigError: the model cannot be built or traced.
         """
-        decisive = {knob: getattr(self, knob) for knob in _DECISIVE}
-        config = RunConfig().with_overrides(decisive)
+        config = RunConfig().with_overrides({knob: getattr(self, knob) for knob in _PROFILE_KNOBS})
         return _tensors_mib(config, self.precision, self.malloc, math.ceil(batch / self.micro_batches))
 
 
@@ -104,17 +104,17 @@ def _tensors_mib(config: RunConfig, precision: str, malloc: str, batch: int) -> 
 
 @dataclass(frozen=True)
 class PeakObservation:
-    """A run whose peak was measured on a CPU."""
+    """Measured peak of a run on a CPU."""
 
     config: RunConfig
     kind: MemoryProfile
     peak_mib: float
     source: str  # its MLflow run, or the folder of a probe
-    copied_mib: float = math.nan  # weights, gradients and optimiser's state; NaN where no worker was forked
+    copied_mib: float = math.nan  # weights, gradients and optimiser's state; NaN if no worker was forked
 
     @property
     def is_informative(self) -> bool:
-        """Whether there was a peak, of one process, and a batch as large as the config says."""
+        """Whether the run had a peak, a single process, and enough samples to fill a batch."""
         config = self.config
         sets = len(config.datasets) if config.schedule == "mixed" else 1
         full = not config.max_samples or config.max_samples * sets >= config.batch_size
@@ -123,7 +123,7 @@ class PeakObservation:
 
 @dataclass(frozen=True)
 class Peak:
-    """A peak with its interval."""
+    """Forecast peak with its 90 % interval, MiB."""
 
     mib: float
     low_mib: float
@@ -132,72 +132,72 @@ class Peak:
 
 @dataclass(frozen=True)
 class PeakParts:
-    """What a peak is made of, MiB."""
+    """Terms of a forecast peak, MiB."""
 
     base: float  # interpreter and libraries
     tensors: float  # weights, gradients, optimiser's state, activations, and gaps between them
     workers: float
-    shared: float  # at most; the loader's batches in /dev/shm
-    copied: float  # forked workers keep what the trainer overwrites
+    shared: float  # upper bound of the loader's batches in /dev/shm
+    copied: float  # pages that the trainer overwrites and forked workers keep
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A short run that would narrow a forecast."""
+    """Short run that would narrow a forecast."""
 
     batch_size: int
     num_workers: int
-    reach_mib: float  # from the forecast to the end of its interval, once the probe is made
+    reach_mib: float  # half width of the forecast's interval after the probe
 
 
 @dataclass(frozen=True)
 class HostForecast:
-    """What a run will take of a compute's memory."""
+    """Forecast of a run's peak on a compute, and of the batches that fit."""
 
     fit: MemoryFit
     peak: Peak
     memory_mib: float  # of the compute
-    shm_free_mib: float | None  # None: not known
+    shm_free_mib: float | None  # None if not known
     parts: PeakParts
-    largest_batch: int  # that fits with confidence; 0 where not even one sample does
-    furthest_batch: int  # that these runs can speak of
-    next_probe: Probe | None  # the one that would narrow the interval most; None where no cheap one would
+    largest_batch: int  # that fits by its whole interval; 0 if not even one sample does
+    furthest_batch: int  # largest that the measured runs allow to forecast
+    next_probe: Probe | None  # that would narrow the interval most; None if no cheap probe is left
 
 
 def shared_mib(config: RunConfig) -> float:
-    """The most that the loader's batches take in shared memory: those ahead, and the one in the trainer's hands."""
+    """Return the most MiB of shared memory that the loader's batches take: the prefetched ones and the one in use."""
     sample = (3 + len(CHANNELS)) * config.image_size**2  # bytes of image and target, see data.sample.Batch
     ahead = config.num_workers * config.prefetch_factor
     return (ahead + 1) * config.batch_size * sample / _MIB if config.num_workers else 0.0
 
 
 def fit_host_model(kind: MemoryProfile, points: Sequence[PeakObservation]) -> "HostModel":
-    """Fit the model to the points of one kind, by weighted least squares.
+    """Fit the model to the observations of one memory profile, by weighted least squares.
 
-    That the scale is 1, give or take SCALE_SPREAD, counts as one more observation (Theil and Goldberger, On pure and
-    mixed statistical estimation in economics, 1961): so the small runs that are cheap tell of large ones.
+    The prior scale of 1 with standard deviation SCALE_SPREAD counts as one more observation (Theil and Goldberger, On
+    pure and mixed statistical estimation in economics, 1961), so that small, cheap runs suffice to forecast large ones.
 
     Raises:
-        ConfigError: too few points of that kind, and how to get more; or a model that cannot be traced.
+        ConfigError: too few informative observations of that profile, or the model cannot be traced.
     """
     used = tuple(point for point in points if point.kind == kind and point.is_informative)
     terms = 3 if len({point.config.num_workers for point in used}) > 1 else 2
     freedom = len(used) + 1 - terms
-    if freedom < _LEAST_FREEDOM:
+    if freedom < _MIN_FREEDOM:
         raise ConfigError(
             f"{kind}: {len(used)} measured run{'s' * (len(used) != 1)} of this kind; a forecast needs at least "
-            f"{terms - 1 + _LEAST_FREEDOM}. Add --probe: six short runs of nine steps each, which take about three "
+            f"{terms - 1 + _MIN_FREEDOM}. Add --probe: six short runs of nine steps each, which take about three "
             "minutes at 512 px on two idle cores and are kept."
         )
     copied = max((p.copied_mib for p in used if math.isfinite(p.copied_mib)), default=0.0)
     peaks = np.array([point.peak_mib for point in used])
-    known = np.array([shared_mib(point.config) + _copied_mib(point.config, copied) for point in used])
-    near_one = MIN_SPREAD / SCALE_SPREAD  # weighs it as a run whose share is off by LEAST_SPREAD
+    computed = np.array([shared_mib(point.config) + _copied_mib(point.config, copied) for point in used])
+    near_one = MIN_SPREAD / SCALE_SPREAD  # row of the prior: an error of SCALE_SPREAD weighs as MIN_SPREAD of a peak
     rows = np.vstack([
         np.array([_row(kind, point.config, terms) for point in used]) / peaks[:, None],
         np.eye(terms)[1] * near_one,
     ])  # fmt: skip
-    shares = np.append((peaks - known) / peaks, near_one)
+    shares = np.append((peaks - computed) / peaks, near_one)
     coefficients, *_ = np.linalg.lstsq(rows, shares, rcond=None)
     spread = math.sqrt(float(((shares - rows @ coefficients) ** 2).sum()) / freedom)
     return HostModel(kind, used, coefficients, np.linalg.inv(rows.T @ rows), spread, freedom, copied)
@@ -205,15 +205,15 @@ def fit_host_model(kind: MemoryProfile, points: Sequence[PeakObservation]) -> "H
 
 @dataclass(frozen=True)
 class HostModel:
-    """The fitted model of one kind; ``fit_host`` makes it."""
+    """Fitted model of one memory profile, made by ``fit_host_model``."""
 
     kind: MemoryProfile
     points: tuple[PeakObservation, ...]
-    coefficients: Values  # base in MiB, scale of the tensors, and MiB a worker where the points differ in workers
-    inverse: Values  # of the weighted normal matrix: times spread squared the coefficients' covariance
+    coefficients: Values  # base in MiB, scale of the tensors, and MiB a worker if the points differ in workers
+    inverse: Values  # of the weighted normal matrix; times spread squared it is the coefficients' covariance
     spread: float  # standard deviation of these runs' peaks, as a share of them
     freedom: int  # degrees of freedom of the spread
-    copied_mib: float
+    copied_mib: float  # most that a run of these overwrites in each step; 0 if none had workers
 
     def forecast(
         self,
@@ -222,16 +222,16 @@ class HostModel:
         shm_free_mib: float | None = None,
         max_share: float = MEMORY_MARGIN,
     ) -> HostForecast:
-        """Foresee a run of this kind.
+        """Forecast a run's peak, and the largest batch that fits.
 
         Args:
-            config: of the run.
-            memory_mib: of its compute.
-            shm_free_mib: what /dev/shm has left there; None = not known, and then it is no limit.
-            max_share: of the memory, and of /dev/shm, that the run may take.
+            config: run config of this memory profile.
+            memory_mib: memory of its compute.
+            shm_free_mib: free MiB of /dev/shm there; None if not known, and then it sets no limit.
+            max_share: share of the memory, and of /dev/shm, that the run may take.
 
         Raises:
-            ConfigError: the config lies too far from what was measured; says what would be needed.
+            ConfigError: batch size or workers are too far from the measured ones.
         """
         self._check_range(config)
         limits = memory_mib, shm_free_mib, max_share
@@ -250,43 +250,45 @@ class HostModel:
         )
 
     def parts(self, config: RunConfig) -> PeakParts:
-        """What the peak is made of."""
+        """Return the terms of the peak."""
         terms = self.coefficients * self._row(config)
         workers = float(terms[2]) if terms.size > 2 else 0.0
         copied = _copied_mib(config, self.copied_mib)
         return PeakParts(float(terms[0]), float(terms[1]), workers, shared_mib(config), copied)
 
     def peak(self, config: RunConfig) -> Peak:
-        """The peak with its prediction interval (Draper and Smith, Applied Regression Analysis, ch. 3 and 9): Student's
-        by these runs' own spread, or the normal one by LEAST_SPREAD where that is wider."""
+        """Return the peak with its prediction interval (Draper and Smith, Applied Regression Analysis, ch. 3 and 9).
+
+        The interval is Student's from these runs' own spread, or the normal one from MIN_SPREAD if that is wider.
+        """
         mib = math.fsum(dataclasses.astuple(self.parts(config)))
         reach = self._reach(mib, self.leverage(config), self.freedom)
         return Peak(mib, mib - reach, mib + reach)
 
     def leverage(self, config: RunConfig) -> float:
-        """The variance of the fitted terms at a config over the spread squared, MiB^2."""
+        """Return the variance of the fitted terms at a config, divided by the spread squared, in MiB^2."""
         row = self._row(config)
         return float(row @ self.inverse @ row)
 
     def next_probe(self, config: RunConfig, memory_mib: float, max_share: float = MEMORY_MARGIN) -> Probe | None:
-        """The cheap run, not made yet, after which the variance at ``config`` would be smallest (c-optimality).
+        """Return the cheap new run that would leave the smallest variance at ``config`` (c-optimality), None if none.
 
         A further run adds its row to the normal matrix, so the inverse changes by the Sherman-Morrison formula.
         """
         mib = self.peak(config).mib
         row = self._row(config)
-        found = []
+        probes = []
         for candidate in self._candidates(config, max_share * memory_mib):
-            its_row = self._row(candidate)
-            moved = self.inverse @ its_row
-            weight = self.peak(candidate).mib ** 2 + its_row @ moved
-            leverage = self.leverage(config) - float(row @ moved) ** 2 / float(weight)
+            new_row = self._row(candidate)
+            projected = self.inverse @ new_row
+            weight = self.peak(candidate).mib ** 2 + new_row @ projected
+            leverage = self.leverage(config) - float(row @ projected) ** 2 / float(weight)
             reach = self._reach(mib, leverage, self.freedom + 1)
-            found.append(Probe(candidate.batch_size, candidate.num_workers, reach))
-        return min(found, key=lambda probe: probe.reach_mib, default=None)
+            probes.append(Probe(candidate.batch_size, candidate.num_workers, reach))
+        return min(probes, key=lambda probe: probe.reach_mib, default=None)
 
     def _candidates(self, config: RunConfig, most_mib: float) -> Iterator[RunConfig]:
-        """Runs that are no larger than the one asked about, of at most eight samples, and under ``most_mib``."""
+        """Yield new runs of at most 8 samples a batch, no larger than ``config`` and surely under ``most_mib``."""
         made = {(point.config.batch_size, point.config.num_workers) for point in self.points}
         workers = (0, 2, 4) if self.coefficients.size > 2 else (config.num_workers,)
         for size, count in itertools.product((1, 2, 4, 8), workers):
@@ -305,6 +307,7 @@ class HostModel:
         return memory if shared <= max_share * shm_free_mib else MemoryFit.UNCERTAIN
 
     def _reach(self, mib: float, leverage: float, freedom: int) -> float:
+        """Return the half width of the interval around a peak, MiB."""
         share = (1 + CONFIDENCE) / 2
         deviation = max(float(stats.t.ppf(share, freedom)) * self.spread, float(stats.norm.ppf(share)) * MIN_SPREAD)
         return deviation * math.sqrt(mib**2 + leverage)
@@ -335,17 +338,17 @@ def _row(kind: MemoryProfile, config: RunConfig, terms: int) -> Values:
 
 
 def first_pass_copied_share(config: RunConfig) -> float:
-    """Share of what is written anew in each step that forked workers keep in the first pass.
+    """Return the share of the memory overwritten in each step of which forked workers keep a copy in the first pass.
 
-    They together keep one copy of what was there when they were forked and is written anew since: in the first pass the
-    weights and their average, in a later one the gradients and AdamW's two moments as well.
+    The workers together keep one copy of everything that existed when they were forked and was overwritten since: in
+    the first pass the weights and their EMA, in a later one the gradients and AdamW's two moments as well.
     """
     before = 2 if config.ema else 1
     return before / (before + 3)
 
 
 def _copied_mib(config: RunConfig, copied_mib: float) -> float:
-    """What forked workers keep of weights, gradients and optimiser's state at the most."""
+    """Return the most MiB of overwritten weights, gradients and optimiser's state that forked workers keep."""
     passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
     share = 1.0 if passes > 1 else first_pass_copied_share(config)
     return share * copied_mib if config.num_workers else 0.0

@@ -1,14 +1,29 @@
-"""Short runs from which the host memory of larger ones can be foreseen."""
+"""Configs of the short runs that a forecast of host memory is fitted to."""
 
 import dataclasses
 import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from roofscale import compute
+from roofscale.compute import Compute
 from roofscale.config import RunConfig
-from roofscale.forecast.host_memory import FURTHEST_BATCH, FURTHEST_WORKERS
+from roofscale.data.sources import resolve_data
+from roofscale.errors import ConfigError, RecordError, RoofscaleError
+from roofscale.files import read_json
+from roofscale.forecast.host_memory import FURTHEST_BATCH, FURTHEST_WORKERS, MemoryProfile, PeakObservation
+from roofscale.measurement import Measurement, Outcome
+from roofscale.runners import registry
+from roofscale.runners.local import MEASUREMENT, LocalRunner
+from roofscale.runners.supervise import Listener
+from roofscale.tracking.history import judged_runs, read_config
+from roofscale.train import malloc
 
 
 def initial_probes(config: RunConfig) -> tuple[RunConfig, ...]:
-    """The short runs from which a config can be forecast: three batch sizes with two worker counts, smallest first."""
+    """Return the runs that a config is forecast from: three batch sizes with two worker counts, smallest first."""
     least = config.least_batch
     batches = (least, least + 1, max(least + 3, math.ceil(config.batch_size / FURTHEST_BATCH)))
     workers = (0, max(2, math.ceil(config.num_workers / FURTHEST_WORKERS)))
@@ -16,8 +31,11 @@ def initial_probes(config: RunConfig) -> tuple[RunConfig, ...]:
 
 
 def probe_config(config: RunConfig, batch_size: int, num_workers: int) -> RunConfig:
-    """A run of three steps, as short as one can be that takes as much memory as a long one: the optimiser's state is
-    there from the second step on, and the six steps on a cached batch that end a run count too."""
+    """Return a run of three steps, the shortest with the peak memory of a long one.
+
+    The optimiser allocates its state at the end of the first step, and a run of three steps ends with more of them on a
+    cached batch.
+    """
     return dataclasses.replace(
         config,
         datasets=config.datasets[:1],
@@ -27,3 +45,159 @@ def probe_config(config: RunConfig, batch_size: int, num_workers: int) -> RunCon
         val_samples=2,
         epochs=1,
     )
+
+
+KindOf = Callable[[RunConfig, Compute], MemoryProfile]
+# What auto comes to on every instance without a GPU in compute.yaml: these CPUs (Skylake, Cascade Lake) have neither
+# AVX512-BF16 nor AMX.
+_PRECISION_THERE = "fp32"
+_LEFT_OUT = {"ruled_out_by", "retry_of"}  # tags of runs that were never made, or made to recover
+
+
+class ProbeInterrupted(Exception):
+    """Somebody asked a probe to stop."""
+
+
+def profile_for(runner: str) -> KindOf:
+    """How to tell the kind of a config as a runner runs it.
+
+    Raises:
+        ConfigError: SageMaker's settings are lacking or wrong.
+    """
+    return local_profile if registry.runs_on_this_machine(runner) else instance_profile
+
+
+def local_profile(config: RunConfig, size: Compute) -> MemoryProfile:
+    """The kind of a config as this machine would run it.
+
+    Raises:
+        ConfigError: it would train on a GPU, or in several processes.
+    """
+    _require_one_cpu(config, size)
+    from roofscale.train import device  # imports torch, which a launcher of jobs does without
+
+    where = device.select_device(config)
+    if where.device.type != "cpu":
+        raise ConfigError(
+            "this machine trains on its GPU, and a forecast of host memory is of training on a CPU. Hide the GPU: "
+            "CUDA_VISIBLE_DEVICES= roofscale forecast host"
+        )
+    return MemoryProfile.of(
+        config, where.precision, config.threads or compute.resource_limits(size).cores, malloc.allocator_settings()
+    )
+
+
+def instance_profile(config: RunConfig, size: Compute) -> MemoryProfile:
+    """The kind of a config as a job on that instance runs it, whatever this machine computes natively.
+
+    Raises:
+        ConfigError: it would train on a GPU, or in several processes.
+    """
+    _require_one_cpu(config, size)
+    return MemoryProfile.of(config, _PRECISION_THERE if config.precision == "auto" else config.precision,
+                   config.threads or size.vcpus)  # fmt: skip
+
+
+def _require_one_cpu(config: RunConfig, size: Compute) -> None:
+    if config.world_size > 1:
+        raise ConfigError(
+            f"processes={config.processes} instance_count={config.instance_count}: host memory is forecast for one "
+            "process. Ask with processes=1 instance_count=1, and count the answer once for each process of a machine."
+        )
+    if size.gpu:
+        raise ConfigError(
+            f"compute={size.name}: trains on its GPU ({size.gpu}), and what that takes of the host was not measured. "
+            "Choose a compute without one, such as ml.m5.xlarge, or ask for the GPU's memory: roofscale forecast gpu."
+        )
+
+
+def peak_observations() -> list[PeakObservation]:
+    """The peaks of all judged runs on the tracking server that ended well on a CPU."""
+    found = []
+    for run in (run for phase in range(1, 6) for run in judged_runs(phase)):
+        tags, metrics = run.tags, run.metrics
+        sound = tags.get("outcome") == Outcome.OK and tags.get("device") == "cpu" and not _LEFT_OUT & tags.keys()
+        if sound and "memory/peak_mib" in metrics:
+            config = read_config(run)
+            copied = metrics.get("memory/copied_mib", math.nan)
+            found.append(
+                PeakObservation(
+                    config, MemoryProfile.of_run(config, tags), metrics["memory/peak_mib"], run.run_id, copied
+                )
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Short runs of one kind: each has a folder named after its fingerprint, and is never run twice."""
+
+    folder: Path
+    kind: MemoryProfile
+
+    def lacking(self, config: RunConfig, points: Sequence[PeakObservation]) -> list[RunConfig]:
+        """The probes that the forecast of ``config`` lacks beside these points."""
+        used = [point.config for point in points if point.kind == self.kind and point.is_informative]
+        sizes = {(one.batch_size, one.num_workers) for one in used}
+        wanted = (one for one in initial_probes(config) if (one.batch_size, one.num_workers) not in sizes)
+        return [one for one in wanted if not self._ran_out(one)]
+
+    def run(
+        self,
+        configs: Sequence[RunConfig],
+        cache: Path,
+        say: Callable[[str], None],
+        make_listener: Callable[[str], Listener],
+    ) -> None:
+        """Run probes, one after the other, with a bar for each.
+
+        Raises:
+            Stopped: on Ctrl-C; those before are kept.
+            RoofscaleError: a probe failed otherwise than by running out of memory.
+        """
+        for place, config in enumerate(resolve_data(configs, cache, say) if configs else (), 1):
+            self._run(config, f"probe {place} of {len(configs)}", say, make_listener)
+
+    def points(self) -> list[PeakObservation]:
+        """What the probes have measured; those that ran out of memory have no peak of their own."""
+        found = []
+        for file in sorted(self.folder.glob(f"*/{MEASUREMENT}")):
+            measured = _measured(file)
+            if measured and measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
+                config = RunConfig().with_overrides(read_json(file.with_name("config.json")))
+                kind = MemoryProfile.of_run(config, measured.facts)
+                peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
+                found.append(PeakObservation(config, kind, peak, str(file.parent), copied))
+        return found
+
+    def ran_out(self, config: RunConfig) -> list[RunConfig]:
+        """The probes for ``config`` that its compute had too little memory for."""
+        return [one for one in initial_probes(config) if self._ran_out(one)]
+
+    def _ran_out(self, config: RunConfig) -> bool:
+        measured = _measured(self.folder / config.fingerprint / MEASUREMENT)
+        return measured is not None and measured.outcome is Outcome.HOST_OOM
+
+    def _run(
+        self, config: RunConfig, name: str, say: Callable[[str], None], make_listener: Callable[[str], Listener]
+    ) -> None:
+        folder = self.folder / config.fingerprint
+        shutil.rmtree(folder, ignore_errors=True)  # one that was stopped half way would go on, and take fewer steps
+        said = f"{name}: batch_size={config.batch_size} num_workers={config.num_workers}"
+        measured = LocalRunner(folder, make_listener(said))(config)
+        if measured.outcome is Outcome.INTERRUPTED:
+            raise ProbeInterrupted
+        if measured.outcome is Outcome.HOST_OOM:
+            say(f"{said} ran out of memory ({measured.detail}), so it has no peak to go by.")
+        elif measured.outcome is not Outcome.OK:
+            raise RoofscaleError(f"{said} ended as {measured.outcome}: {measured.detail} See {folder}/stderr.log.")
+        for large in (*folder.glob("*.pt"), *folder.glob("*.npz")):
+            large.unlink()
+
+
+def _measured(file: Path) -> Measurement | None:
+    """What a probe has measured; None where it is still to be made, or its record is damaged: it is made anew."""
+    try:
+        return Measurement.load(file)
+    except (FileNotFoundError, RecordError):
+        return None

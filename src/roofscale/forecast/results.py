@@ -1,4 +1,4 @@
-"""What is foreseen of a run's GPU memory, as ``forecast.gpu_memory`` finds it; read without PyTorch."""
+"""Result of a GPU memory forecast (``forecast.gpu_memory``), importable without PyTorch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit, memory_fit
 
 @dataclass(frozen=True)
 class GpuForecast:
-    """What one config would take of a GPU; all sizes in MiB."""
+    """Forecast GPU memory of one config; all sizes in MiB."""
 
     config: RunConfig
     precision: str  # as resolved for this GPU
     usable_mib: float  # of one GPU
-    allocated_mib: float  # peak of what tensors and workspaces hold
-    reserved_mib: float  # peak of what the allocator has fetched for them; a run logs its own as gpu/memory_peak_mib
-    context_mib: float
-    spread: float
-    calibrated_on: str
-    kinds: Mapping[str, float]  # what lives at the peak, by kind; sums up to ``allocated_mib``
-    modules: Mapping[str, float]  # the activations among it, by the module that made them
+    allocated_mib: float  # peak of tensors and workspaces
+    reserved_mib: float  # peak of the allocator's segments; a run logs its own as gpu/memory_peak_mib
+    context_mib: float  # CUDA context and loaded kernels
+    spread: float  # half width of the interval, as a share of its centre
+    calibrated_on: str  # empty if never compared with a GPU
+    kinds: Mapping[str, float]  # memory alive at the peak by kind; sums up to ``allocated_mib``
+    modules: Mapping[str, float]  # activations among it, by the module that allocated them
 
     @property
     def total_mib(self) -> float:
-        """Reserved memory and the context."""
+        """Reserved memory plus the CUDA context."""
         return self.reserved_mib + self.context_mib
 
     @property
@@ -40,14 +40,14 @@ class GpuForecast:
 
     @property
     def share(self) -> float:
-        """Of the GPU's usable memory."""
+        """Total as a share of the GPU's usable memory."""
         return self.total_mib / self.usable_mib
 
     def fit(self, max_share: float = MEMORY_MARGIN) -> MemoryFit:
-        """Whether it stays within ``max_share`` of what is usable."""
+        """Compare the interval with ``max_share`` of the usable memory."""
         return memory_fit(self.low_mib, self.high_mib, self.usable_mib, max_share)
 
     def metrics(self) -> dict[str, float]:
-        """What a run logs of this beforehand, to be held against what it reports of itself."""
+        """Return the forecast metrics that a run logs before it starts, to compare with its measured peak."""
         mib = self.reserved_mib
         return forecast_metrics("gpu_peak_mib", mib, mib * (1 - self.spread), mib * (1 + self.spread))

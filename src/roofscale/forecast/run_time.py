@@ -1,11 +1,11 @@
-"""How long a run will take and what that costs, with a 90 % interval, from the runs that are on record. Pure functions.
+"""Forecast of a run's time and cost with 90 % intervals, from recorded runs. Pure functions.
 
     run = start + passes x (seconds a pass) + seconds a sample x (samples trained on)
           + seconds a validated sample x (samples validated) + the last steps on a cached batch
 
-The first two are fixed: they hang on neither samples nor pixels. All of it comes from the runs most like the one asked
-about; ``transfer`` says how they are scaled and what that costs in certainty. Where no GPU run is on record, a GPU's
-step is one that the caller has estimated (``roofline``).
+The first two are fixed: they depend on neither samples nor pixels. All terms come from the recorded runs most like the
+forecast one; ``time_scaling`` scales them and widens the interval for it. If no GPU run is recorded, the seconds of a
+GPU's step are the caller's estimate (``roofline_model``).
 """
 
 import dataclasses
@@ -24,51 +24,52 @@ from roofscale.forecast.roofline_model import ERROR, StepEstimate
 from roofscale.forecast.time_scaling import Bound, SampleTime, TimingRecord, area_ratio, passes_of
 from roofscale.stats.intervals import MAX_OTHER_LOAD, Estimate, Interval, add_variance, interval
 
-Amounts = Mapping[str, tuple[int, int]]  # by data set: the training and the validation samples that there are
+Amounts = Mapping[str, tuple[int, int]]  # by data set: the numbers of its training and its validation samples
 
-# Standard deviation of the logarithm of a run's fixed part. The 16 runs of phases 1 to 4 on record, 1 to 6 passes long,
-# lie so far about one start (6 s) and one time a pass (3.8 s) for them all.
+# Standard deviation of the logarithm of a run's fixed part: that of the 16 recorded runs of phases 1 to 4, with 1 to 6
+# passes each, around one start (6 s) and one time a pass (3.8 s) for all of them.
 FIXED_SPREAD = 0.16
-_CACHED_STEPS = 3  # on a cached batch, at the end of a run of three steps or more, see train.loop
+# A run of at least _MIN_CACHED steps ends with _CACHED_STEPS steps on a cached batch, see train.loop.
+_CACHED_STEPS = 3
 _MIN_CACHED = 3
 
 
 @dataclass(frozen=True)
 class TimeParts:
-    """What a run's seconds are made of."""
+    """Parts of a run's time, in seconds."""
 
-    start: float  # the process and its imports, the net, the data
-    passes: float  # of each pass: the loader's start, the first step's extra, sheets and checkpoints
+    start: float  # the process and its imports, the model, the data
+    passes: float  # over all passes: the loader's start, the first step's extra time, sample sheets and checkpoints
     training: float
     validation: float
-    cached: float  # the steps on a cached batch by which data stall is told
+    cached: float  # the steps on a cached batch that measure data stall
 
     @property
     def total(self) -> float:
-        """Seconds of the run."""
+        """Seconds of the whole run."""
         return math.fsum(getattr(self, field.name) for field in dataclasses.fields(self))
 
     @property
     def fixed(self) -> float:
-        """What hangs on neither samples nor pixels."""
+        """Seconds that depend on neither samples nor pixels."""
         return self.start + self.passes
 
 
 @dataclass(frozen=True)
 class TimeForecast:
-    """Seconds and cost of a run that was not made yet, each with its 90 % interval."""
+    """Forecast seconds and cost of a run, each with its 90 % interval."""
 
     run_seconds: Interval
-    epoch_seconds: Interval  # of one pass over the data, its start-up left out
-    usd: Interval | None  # of the run; None where the compute has no price
+    epoch_seconds: Interval  # of one pass over the data, without its start-up
+    usd: Interval | None  # of the run; None if the compute has no price
     epoch_usd: Interval | None
     parts: TimeParts
     seconds_per_sample: float
-    bound: Bound  # what the pace hangs on
-    loader_share: float  # of a step's time, in the runs that it is scaled from: what scales with the workers
-    sources: tuple[str, ...]  # MLflow runs that it is scaled from; of a roofline those of the fixed part
-    scaled: tuple[str, ...]  # what differs from them, in words
-    estimate: StepEstimate | None = None  # of a GPU's step, where no GPU run is on record
+    bound: Bound  # what limits the pace
+    loader_share: float  # share of a step that waits for the loader, in the source runs; NaN for a roofline
+    sources: tuple[str, ...]  # MLflow runs that it is scaled from; for a roofline those of the fixed part
+    scaled: tuple[str, ...]  # differences from these runs, such as "batch_size 2 to 4"
+    estimate: StepEstimate | None = None  # of a GPU's step, if no run on such a GPU is recorded
 
 
 def forecast_time(
@@ -80,90 +81,93 @@ def forecast_time(
     threads: int = 0,
     estimate: StepEstimate | None = None,
 ) -> TimeForecast | None:
-    """Foresee a run's time; None where no run on record says anything of it, and there is no estimate.
+    """Forecast a run's time and cost, None if no recorded run is comparable and there is no estimate.
 
     Args:
-        config: of the run to come.
-        compute: where it will run; its price makes the cost.
-        runs: on record, of any phase; those without a measured time are passed over.
-        amounts: samples of each data set, for what a config asks all of.
-        threads: CPU threads that it will have; 0 where not known.
-        estimate: of one step on the compute's GPU; used where no run on such a GPU is on record.
+        config: run config.
+        compute: compute of the run; its price gives the cost.
+        runs: recorded runs of any phase; those without a measured time are ignored.
+        amounts: numbers of samples of each data set, needed if the config takes all of them.
+        threads: CPU threads of the run; 0 if not known.
+        estimate: estimate of one step on the compute's GPU; used if no run on such a GPU is recorded.
 
     Raises:
-        ConfigError: all samples are asked for, and ``amounts`` does not say how many there are.
+        ConfigError: the config takes all samples of a data set that ``amounts`` does not hold.
     """
     timed = _undisturbed([run for run in runs if run.is_timed])
-    alike = [run for run in timed if time_scaling.is_comparable(config, compute.gpu, run)]
-    if alike:
-        return _from_runs(config, compute, alike, amounts, threads)
+    comparable = [run for run in timed if time_scaling.is_comparable(config, compute.gpu, run)]
+    if comparable:
+        return _from_runs(config, compute, comparable, amounts, threads)
     return _from_estimate(config, compute, timed, amounts, estimate) if estimate else None
 
 
 def training_samples(config: RunConfig, amounts: Amounts | None = None) -> int:
-    """Samples that a run trains on over all its passes.
+    """Return the number of samples that a run trains on over all its passes.
 
     Raises:
-        ConfigError: all are asked for, and it is not known how many there are.
+        ConfigError: the config takes all samples of a data set that ``amounts`` does not hold.
     """
-    return config.epochs * sum(_of_each(config, amounts, training=True))
+    return config.epochs * sum(_dataset_samples(config, amounts, training=True))
 
 
 def validated_samples(config: RunConfig, amounts: Amounts | None = None) -> int:
-    """Samples validated over a run: every data set before training, and those seen so far after each pass.
+    """Return the number of samples validated over a run.
+
+    The trainer validates every data set before training, and those trained on so far after each pass.
 
     Raises:
-        ConfigError: all are asked for, and it is not known how many there are.
+        ConfigError: the config takes all samples of a data set that ``amounts`` does not hold.
     """
-    each = _of_each(config, amounts, training=False)
-    seen = [sum(each)] if config.schedule == "mixed" else itertools.accumulate(each)
-    return sum(each) + config.epochs * sum(seen)
+    sizes = _dataset_samples(config, amounts, training=False)
+    after_passes = [sum(sizes)] if config.schedule == "mixed" else itertools.accumulate(sizes)
+    return sum(sizes) + config.epochs * sum(after_passes)
 
 
 def sum_forecasts(forecasts: Sequence[Interval]) -> Interval:
-    """The sum of several, taken to err together: they are scaled from the same runs."""
-    parts = zip(*((one.centre, one.low, one.high) for one in forecasts), strict=True)
-    return Interval(*map(math.fsum, parts)) if forecasts else Interval(0.0, 0.0, 0.0)
+    """Return the sum of forecasts whose errors are fully correlated, as they are scaled from the same runs."""
+    columns = zip(*((forecast.centre, forecast.low, forecast.high) for forecast in forecasts), strict=True)
+    return Interval(*map(math.fsum, columns)) if forecasts else Interval(0.0, 0.0, 0.0)
 
 
-def _of_each(config: RunConfig, amounts: Amounts | None, *, training: bool) -> list[int]:
-    """How many samples of each data set a config takes; for validation no more than there are."""
+def _dataset_samples(config: RunConfig, amounts: Amounts | None, *, training: bool) -> list[int]:
+    """Return how many samples a config takes of each data set, no more than there are if that is known."""
     knob = "max_samples" if training else "val_samples"
-    asked = getattr(config, knob)
-    found = []
+    limit = getattr(config, knob)
+    samples = []
     for name in config.datasets:
-        there = (amounts or {}).get(name)
-        if there is None and not asked:
+        size = (amounts or {}).get(name)
+        if size is None and not limit:
             raise ConfigError(
                 f"{knob}=0: it is not known how many samples {name} has. Name its folder with data_root=..., or ask "
                 f"for a number, such as {knob}=100."
             )
-        known = math.inf if there is None else there[0 if training else 1]
-        found.append(int(min(asked or math.inf, known)))
-    return found
+        available = math.inf if size is None else size[0 if training else 1]
+        samples.append(int(min(limit or math.inf, available)))
+    return samples
 
 
 def _undisturbed(runs: Sequence[TimingRecord]) -> list[TimingRecord]:
-    """Those that had the machine to themselves; all of them where none had."""
+    """Return the runs that had the machine to themselves, all of them if none had."""
     quiet = [run for run in runs if run.metrics.get("cpu/others", 0.0) <= MAX_OTHER_LOAD]
     return quiet or list(runs)
 
 
 def _from_runs(
-    config: RunConfig, compute: Compute, alike: list[TimingRecord], amounts: Amounts | None, threads: int
+    config: RunConfig, compute: Compute, comparable: list[TimingRecord], amounts: Amounts | None, threads: int
 ) -> TimeForecast:
-    deviations = [time_scaling.deviation(config, threads, run) for run in alike]
+    """Scale the times of those comparable runs that differ least from a config."""
+    deviations = [time_scaling.deviation(config, threads, run) for run in comparable]
     least = min(deviations)
-    nearest = [run for run, found in zip(alike, deviations, strict=True) if math.isclose(found, least, abs_tol=1e-9)]
+    nearest = [run for run, sd in zip(comparable, deviations, strict=True) if math.isclose(sd, least, abs_tol=1e-9)]
     paces = [_pace(config, threads, run) for run in nearest]
-    seconds = math.exp(statistics.fmean(math.log(found) for found, _ in paces))
-    parts = _parts(config, nearest, seconds, amounts, threads)
+    seconds = math.exp(statistics.fmean(math.log(pace) for pace, _ in paces))
+    parts = _parts_from_runs(config, nearest, seconds, amounts, threads)
     steps = max(1.0, training_samples(config, amounts) / config.global_batch_size)
     return _with_intervals(
         config,
         compute,
         parts,
-        _log_pace(math.log(seconds), least, nearest, alike, steps),
+        _log_pace(math.log(seconds), least, nearest, comparable, steps),
         amounts,
         bound=paces[-1][1],
         loader_share=statistics.fmean(run.loader_share for run in nearest),
@@ -173,40 +177,50 @@ def _from_runs(
 
 
 def _pace(config: RunConfig, threads: int, run: TimingRecord) -> tuple[float, Bound]:
-    """Seconds a sample of a config as one measured run foretells them."""
+    """Return a config's seconds a sample, scaled from one measured run, and what limits them."""
     factor = area_ratio(config, run) * time_scaling.core_speedup(threads, run)[0]
     return SampleTime.of(run).scaled(factor).with_workers(config.num_workers)
 
 
 def _log_pace(
-    centre: float, transferred: float, nearest: list[TimingRecord], alike: list[TimingRecord], steps: float
+    centre: float, scaling_sd: float, nearest: list[TimingRecord], comparable: list[TimingRecord], steps: float
 ) -> Estimate:
-    """Log seconds a sample of a run to come: the spread between runs, of these and of that one, the noise of the
-    steps, of these and of its own, and the extra error where it is scaled."""
-    variance, freedom = time_scaling.run_to_run_variance(alike)
+    """Return the log seconds a sample of the forecast run, with their prediction variance.
+
+    The variance has three terms: between runs (of the nearest runs' mean and of the new run), between steps (likewise)
+    and of the scaling.
+    """
+    variance, freedom = time_scaling.run_to_run_variance(comparable)
     between = Estimate(centre, variance * (1 + 1 / len(nearest)), freedom)
     within = statistics.fmean(run.log_error**2 for run in nearest)
-    a_step = statistics.fmean(run.log_error**2 * max(1.0, run.metrics["train/steps"]) for run in nearest)
-    return add_variance(between, within / len(nearest) + a_step / steps + transferred**2)
+    one_step = statistics.fmean(run.log_error**2 * max(1.0, run.metrics["train/steps"]) for run in nearest)
+    return add_variance(between, within / len(nearest) + one_step / steps + scaling_sd**2)
 
 
-def _parts(
+def _parts_from_runs(
     config: RunConfig, runs: list[TimingRecord], seconds: float, amounts: Amounts | None, threads: int
 ) -> TimeParts:
-    taken = [_Taken.of(run) for run in runs]
+    overheads = [_Overhead.of(run) for run in runs]
     factors = [area_ratio(config, run) * time_scaling.core_speedup(threads, run)[0] for run in runs]
-    validated = statistics.fmean(one.validated * factor for one, factor in zip(taken, factors, strict=True))
-    return _add_up(config, taken, seconds, validated, amounts)
+    validated = statistics.fmean(run.validated * factor for run, factor in zip(overheads, factors, strict=True))
+    return _time_parts(config, overheads, seconds, validated, amounts)
 
 
-def _add_up(
-    config: RunConfig, taken: Sequence["_Taken"], seconds: float, validated: float, amounts: Amounts | None
+def _time_parts(
+    config: RunConfig, overheads: Sequence["_Overhead"], seconds: float, validated: float, amounts: Amounts | None
 ) -> TimeParts:
+    """Return the parts of a run's time.
+
+    Args:
+        overheads: of the source runs; their mean is taken.
+        seconds: of one training sample.
+        validated: seconds of one validated sample.
+    """
     samples = training_samples(config, amounts)
     cached = _CACHED_STEPS * config.global_batch_size * seconds
     return TimeParts(
-        start=statistics.fmean(one.start for one in taken) if taken else 0.0,
-        passes=passes_of(config) * statistics.fmean(one.each_pass for one in taken) if taken else 0.0,
+        start=statistics.fmean(run.start for run in overheads) if overheads else 0.0,
+        passes=passes_of(config) * statistics.fmean(run.each_pass for run in overheads) if overheads else 0.0,
         training=seconds * samples,
         validation=validated * validated_samples(config, amounts),
         cached=cached if samples >= _MIN_CACHED * config.global_batch_size else 0.0,
@@ -214,51 +228,51 @@ def _add_up(
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """Seconds that a measured run took beside training."""
+class _Overhead:
+    """Seconds of a measured run in addition to training."""
 
     start: float
     each_pass: float
-    validated: float  # of one sample
+    validated: float  # of one validated sample
 
     @classmethod
-    def of(cls, run: TimingRecord) -> "_Taken":
-        """Split up what is left of a run's time.
+    def of(cls, run: TimingRecord) -> "_Overhead":
+        """Split the time of a run that is not training into start, passes and validation.
 
-        An older run does not say what validation took: then all that is left after training counts as validation,
-        the passes' starts too.
+        If the run did not log the time of validation, all of the rest after training counts as validation, the start-up
+        of passes included.
         """
         metrics, config = run.metrics, run.config
         cached = _CACHED_STEPS * config.global_batch_size * metrics.get("speed/cached_seconds_per_sample", 0.0)
         setup = metrics.get("speed/setup_seconds", 0.0)
         training = metrics["speed/seconds_per_sample"] * metrics["train/samples"]
-        left = max(0.0, metrics["speed/run_seconds"] - setup - training - cached)
-        ahead, behind = _validations(config)
+        rest = max(0.0, metrics["speed/run_seconds"] - setup - training - cached)
+        before, after = _validations(config)
         if "speed/seconds_per_validated" not in metrics:
-            validated = left / (behind * config.val_samples)
-            return cls(max(0.0, setup - validated * ahead * config.val_samples), 0.0, validated)
+            validated = rest / (after * config.val_samples)
+            return cls(max(0.0, setup - validated * before * config.val_samples), 0.0, validated)
         validated, count = metrics["speed/seconds_per_validated"], metrics["train/validated_samples"]
-        before = validated * count * ahead / (ahead + behind)
-        after = validated * count - before
-        return cls(max(0.0, setup - before), max(0.0, left - after) / run.passes, validated)
+        seconds_before = validated * count * before / (before + after)
+        seconds_after = validated * count - seconds_before
+        return cls(max(0.0, setup - seconds_before), max(0.0, rest - seconds_after) / run.passes, validated)
 
 
 def _validations(config: RunConfig) -> tuple[int, int]:
-    """Validations of a data set before training, and after it has begun."""
-    one = dataclasses.replace(config, val_samples=1)
-    return len(config.datasets), validated_samples(one) - len(config.datasets)
+    """Return how many validations of a data set a run does before training, and after its passes."""
+    single = dataclasses.replace(config, val_samples=1)  # so that samples count validations
+    return len(config.datasets), validated_samples(single) - len(config.datasets)
 
 
 def _from_estimate(
     config: RunConfig, compute: Compute, runs: Sequence[TimingRecord], amounts: Amounts | None, estimate: StepEstimate
 ) -> TimeForecast:
-    """A GPU's step as it was estimated; start and passes as runs on record took them, of whatever kind.
+    """Forecast from an estimate of a GPU's step; start and passes are the mean of all recorded runs.
 
-    Several GPUs take as many samples in the time of one: the exchange of gradients is taken to go on beside backward.
+    A step on several GPUs is assumed to take as long as on one: the gradients are exchanged during the backward pass.
     """
     seconds = estimate.seconds / config.global_batch_size
     forward_seconds = estimate.forward_seconds / config.global_batch_size
-    parts = _add_up(config, [_Taken.of(run) for run in runs], seconds, forward_seconds, amounts)
+    parts = _time_parts(config, [_Overhead.of(run) for run in runs], seconds, forward_seconds, amounts)
     return _with_intervals(
         config,
         compute,
@@ -276,23 +290,23 @@ def _from_estimate(
 def _with_intervals(
     config: RunConfig, compute: Compute, parts: TimeParts, pace: Estimate, amounts: Amounts | None, **rest: Any
 ) -> TimeForecast:
-    """The forecast from its parts: all that goes with the pace errs together, the fixed part by itself."""
-    moving = 1 - parts.fixed / parts.total
-    whole = Estimate(math.log(parts.total), pace.variance * moving**2, pace.freedom)
-    run = interval(add_variance(whole, (FIXED_SPREAD * (1 - moving)) ** 2)).exp()
-    an_epoch = training_samples(config, amounts) / passes_of(config)
-    epoch = _times(interval(pace).exp(), an_epoch)
+    """Return the forecast: parts in proportion to the pace share its error, the fixed part's error is independent."""
+    variable = 1 - parts.fixed / parts.total  # share of the total
+    total = Estimate(math.log(parts.total), pace.variance * variable**2, pace.freedom)
+    run = interval(add_variance(total, (FIXED_SPREAD * (1 - variable)) ** 2)).exp()
+    samples_per_pass = training_samples(config, amounts) / passes_of(config)
+    epoch = _scale(interval(pace).exp(), samples_per_pass)
     price = None if compute.usd_per_hour is None else config.instance_count * compute.usd_per_hour / 3600
     return TimeForecast(
         run_seconds=run,
         epoch_seconds=epoch,
-        usd=None if price is None else _times(run, price),
-        epoch_usd=None if price is None else _times(epoch, price),
+        usd=None if price is None else _scale(run, price),
+        epoch_usd=None if price is None else _scale(epoch, price),
         parts=parts,
         seconds_per_sample=math.exp(pace.value),
         **rest,
     )
 
 
-def _times(one: Interval, factor: float) -> Interval:
-    return Interval(one.centre * factor, one.low * factor, one.high * factor)
+def _scale(seconds: Interval, factor: float) -> Interval:
+    return Interval(seconds.centre * factor, seconds.low * factor, seconds.high * factor)

@@ -1,9 +1,9 @@
-"""What a measured run tells of the time that another one takes for a sample. Pure functions.
+"""Scaling of a measured run's seconds a sample to another config, with the uncertainty that it adds. Pure functions.
 
-A step takes as long as the model, or as the loader where that is slower. The model's part goes with the image's area,
-since a convolutional net does the same work on every pixel; the loader's part does too, and is shared out among the
-loader processes. Whatever else differs moves the time by an amount that is not known beforehand, and so widens the
-interval instead of moving it: ``DOUBLING`` and ``OTHER`` say by how much.
+A step takes as long as the model, or as the loader if that is slower. Both go with the image's area, since a
+convolutional net does the same work on every pixel; the loader's time is divided among its processes. Any other
+difference changes the time by an unknown amount and therefore widens the interval instead of moving it, by
+``SD_PER_DOUBLING`` and ``SD_PER_CHANGE``.
 """
 
 import enum
@@ -15,40 +15,41 @@ from statistics import NormalDist
 from roofscale.config import RunConfig, affecting
 from roofscale.stats.intervals import CONFIDENCE, RUN_SPREAD
 
-LOADER_BOUND = 0.10  # share of a step that waits for the loader, from which it holds the model up; as data_stall has it
+# Share of a step that waits for the loader above which the loader limits the pace; the limit of criterion data_stall.
+LOADER_BOUND = 0.10
 _REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # standard deviations to either end of an interval
 
-# Standard deviation of log seconds a sample for each doubling of a knob, beyond what is accounted for.
+# Standard deviation of log seconds a sample for each doubling of a knob, beyond the scaling by area and workers.
 SD_PER_DOUBLING: Mapping[str, float] = {
     # Phase 2 on record (experiments/results/phase2.json, ResNet-34 at 512 px): 2 to 4, 8 and 16 samples a batch moved
     # it by -0.04, 0.10 and 0.26. Their root mean square.
     "batch_size": 0.16,
-    # Assumed. A step has parts that do not shrink with the image, so the area alone says too little for small ones.
+    # Assumed. Parts of a step do not shrink with the image, so scaling by area is too low for small images.
     "image_size": 0.40,
     # Phase 3 on record: 2 to 4 workers moved it by -0.07; 1 to 2 by -0.08 (trials in benchmarks/results/2026-11-24).
     "num_workers": 0.08,
-    "prefetch_factor": 0.08,  # assumed: as of the workers, which prepare as many batches ahead
+    "prefetch_factor": 0.08,  # assumed: as num_workers, which changes the number of prefetched batches likewise
 }
-SD_PER_CHANGE: Mapping[str, float] = {  # of a difference that is no matter of degree
-    "augment": 0.40,  # assumed: the heavy one takes longer than the model's part of a small image
+SD_PER_CHANGE: Mapping[str, float] = {  # the same for any change of a knob without a scale
+    "augment": 0.40,  # assumed: heavy augmentation takes longer than the model on a small image
     "fit": 0.10,  # assumed
-    "datasets": 0.05,  # phase 4 on record: Roofline and AIRS beside RID moved it by 0.00 and 0.04
-    "roof_sampling": 0.05,  # assumed: as many windows, and others, as with another data set
+    "datasets": 0.05,  # phase 4 on record: adding Roofline and AIRS to RID moved it by 0.00 and 0.04
+    "roof_sampling": 0.05,  # assumed: as another data set, since it reads as many other windows
     # Assumed. Without copies compressed strips stall a GPU's step by 48 % and other layouts by nothing (decision 0011):
     # the root mean square of log(1 / 0.52) and 0.
     "tile_cache_gib": 0.46,
     "ema": 0.05,  # three rounds moved it by -0.07, -0.02 and 0.05 (benchmarks/results/switches.json); root mean square
     "compute": 0.20,  # assumed: another CPU
 }
-WORKERS_OR_NONE = 0.30  # 0 against 2 loader processes moved it by 0.30 (benchmarks/results/2026-11-24)
-_TIMED = affecting("step", "loader")
-# How far these move it is not known, so seconds a sample cannot be carried over. Precision and threads are compared as
-# they ran.
-_ALIKE = _TIMED - {*SD_PER_DOUBLING, *SD_PER_CHANGE, "precision", "threads"}
+WORKERS_OR_NONE = 0.30  # 0 instead of 2 loader processes moved it by 0.30 (benchmarks/results/2026-11-24)
+_PACE_KNOBS = affecting("step", "loader")
+# Knobs whose effect on the pace is not known: runs that differ in one are not comparable. Precision and threads are
+# compared as the runs used them.
+_MUST_MATCH = _PACE_KNOBS - {*SD_PER_DOUBLING, *SD_PER_CHANGE, "precision", "threads"}
 
 
 class Bound(enum.StrEnum):
-    """What a training's pace hangs on."""
+    """Part of a step that limits a training's pace."""
 
     MODEL = "compute-bound"
     LOADER = "loader-bound"
@@ -57,68 +58,68 @@ class Bound(enum.StrEnum):
 
 @dataclass(frozen=True)
 class TimingRecord:
-    """A run that was measured: what it ran and what it took."""
+    """Measured run: its config and metrics, and the hardware and precision that it used."""
 
     config: RunConfig
     metrics: Mapping[str, float]
     run_id: str
-    precision: str = ""  # as it ran, never auto; empty: not known
-    threads: int = 0  # as it ran; 0: not known
+    precision: str = ""  # as it ran, never auto; empty if not known
+    threads: int = 0  # as it ran; 0 if not known
     on_gpu: bool = False
-    gpu: str = ""  # model, as its compute names it
+    gpu: str = ""  # model, as compute.yaml names it
 
     @property
     def passes(self) -> int:
-        """Over its data."""
+        """Passes of the run over its data."""
         return passes_of(self.config)
 
     @property
     def is_timed(self) -> bool:
-        """Whether it says how long a whole run takes; one that stopped once its pace was known does not."""
+        """Whether the run measured the time of a whole run; one that stopped early once its pace was known did not."""
         needed = ("speed/seconds_per_sample", "speed/run_seconds", "train/samples", "train/steps")
-        known = all(math.isfinite(self.metrics.get(name, math.nan)) for name in needed)
+        logged = all(math.isfinite(self.metrics.get(name, math.nan)) for name in needed)
         validated = bool(self.config.val_samples) or "speed/seconds_per_validated" in self.metrics
-        return known and validated and self.metrics["speed/seconds_per_sample"] > 0 and not self.config.stop_precision
+        return logged and validated and self.metrics["speed/seconds_per_sample"] > 0 and not self.config.stop_precision
 
     @property
     def loader_share(self) -> float:
-        """The share of a step that waits for the loader: what the wait and a cached batch agree on."""
+        """Share of a step that waits for the loader: the smaller of the measured wait and a cached batch's saving."""
         names = ("speed/data_stall", "speed/loader_wait")
         return min(self.metrics.get(name, 0.0) for name in names)
 
     @property
     def log_error(self) -> float:
-        """Standard error of its log seconds a sample, as its own steps show it."""
+        """Standard error of the run's log seconds a sample, from the spread of its steps."""
         assumed = _STEP_SPREAD / math.sqrt(max(1.0, self.metrics["train/steps"]))
         return self.metrics.get("speed/pace_error", assumed)
 
 
-_STEP_SPREAD = 0.10  # assumed of a run that does not say its pace_error: relative deviation of a step's seconds
+_STEP_SPREAD = 0.10  # assumed for a run that did not log pace_error: relative deviation of a step's seconds
 
 
 @dataclass(frozen=True)
 class SampleTime:
-    """What one sample takes, in seconds."""
+    """Seconds that one sample takes in the model and in the loader."""
 
     model: float
-    loader: float | None  # of one loader process; None: not known, as it has never held the model up
+    loader: float | None  # in one loader process; None if not known, because it never limited the pace
 
     @classmethod
     def of(cls, run: TimingRecord) -> "SampleTime":
-        """As a run was measured."""
+        """Derive both from a measured run."""
         seconds, share, workers = run.metrics["speed/seconds_per_sample"], run.loader_share, run.config.num_workers
-        if workers == 0:
+        if workers == 0:  # loading and computing take turns
             return cls(seconds * (1 - share), seconds * share)
         if share <= LOADER_BOUND:
             return cls(seconds, None)
         return cls(seconds * (1 - share), seconds * workers)
 
     def scaled(self, factor: float) -> "SampleTime":
-        """With ``factor`` times the work."""
+        """Return the time of ``factor`` times the work."""
         return SampleTime(self.model * factor, None if self.loader is None else self.loader * factor)
 
     def with_workers(self, workers: int) -> tuple[float, Bound]:
-        """Seconds a sample with so many loader processes, and what they hang on."""
+        """Return the seconds a sample with ``workers`` loader processes, and what limits them."""
         if self.loader is None:
             return self.model, Bound.MODEL
         if workers == 0:
@@ -129,19 +130,20 @@ class SampleTime:
 
 
 def passes_of(config: RunConfig) -> int:
-    """Passes of a run over its data."""
+    """Return the number of passes of a run over its data."""
     return config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
 
 
 def area_ratio(config: RunConfig, run: TimingRecord) -> float:
-    """Pixels of an image over those of a measured run's."""
+    """Return the ratio of a config's pixels per image to a measured run's."""
     return (config.image_size / run.config.image_size) ** 2
 
 
 def core_speedup(threads: int, run: TimingRecord) -> tuple[float, float]:
-    """Factor on the seconds of a sample with other threads, and the deviation of its logarithm.
+    """Return the factor on the seconds a sample for another number of threads, and the deviation of its logarithm.
 
-    Assumed: somewhere between no gain from more cores and a gain in proportion, so that the 90 % interval spans both.
+    Assumed: the gain lies between none and one proportional to the threads; the 90 % interval spans both. The factor is
+    1 and the deviation 0 if either number is not known.
     """
     if not (threads and run.threads):
         return 1.0, 0.0
@@ -150,14 +152,14 @@ def core_speedup(threads: int, run: TimingRecord) -> tuple[float, float]:
 
 
 def deviation(config: RunConfig, threads: int, run: TimingRecord) -> float:
-    """Standard deviation of log seconds a sample that comes of the differences between a config and a measured run."""
-    by_degree = (_variance_by_degree(config, run.config, knob) for knob in SD_PER_DOUBLING)
+    """Return the standard deviation of log seconds a sample due to differences of a config from a measured run."""
+    by_doubling = (_doubling_variance(config, run.config, knob) for knob in SD_PER_DOUBLING)
     other = (SD_PER_CHANGE[knob] ** 2 for knob in SD_PER_CHANGE if getattr(config, knob) != getattr(run.config, knob))
-    return math.sqrt(sum(by_degree) + sum(other) + core_speedup(threads, run)[1] ** 2)
+    return math.sqrt(sum(by_doubling) + sum(other) + core_speedup(threads, run)[1] ** 2)
 
 
 def differences(config: RunConfig, threads: int, run: TimingRecord) -> Iterator[str]:
-    """What a forecast had to be scaled over, in words."""
+    """Yield the differences that a forecast is scaled over as text, such as ``batch_size 2 to 4``."""
     for knob in (*SD_PER_DOUBLING, *SD_PER_CHANGE):
         ours, theirs = config.to_strings()[knob], run.config.to_strings()[knob]
         if ours != theirs:
@@ -167,24 +169,25 @@ def differences(config: RunConfig, threads: int, run: TimingRecord) -> Iterator[
 
 
 def is_comparable(config: RunConfig, gpu: str, run: TimingRecord) -> bool:
-    """Whether a run's seconds say anything: of the same net in the same arithmetic, on the same kind of processor."""
-    if any(getattr(config, knob) != getattr(run.config, knob) for knob in _ALIKE):
+    """Return whether a run's seconds can be scaled: same model and precision, on the same type of processor."""
+    if any(getattr(config, knob) != getattr(run.config, knob) for knob in _MUST_MATCH):
         return False
     if config.precision not in (run.config.precision, run.precision):
         return False
-    here = config.compute == run.config.compute and not gpu  # a machine of one's own may have a GPU of any name
-    return here or (run.gpu == gpu and run.on_gpu == bool(gpu))
+    # A compute without a listed GPU may still have one (the user's own machine): its own runs are comparable.
+    same_compute = config.compute == run.config.compute and not gpu
+    return same_compute or (run.gpu == gpu and run.on_gpu == bool(gpu))
 
 
 def run_to_run_variance(runs: list[TimingRecord]) -> tuple[float, float]:
-    """Variance of log seconds a sample between runs of one config, and its degrees of freedom.
+    """Return the variance of log seconds a sample between runs of one config, and its degrees of freedom.
 
-    Pooled over the configs that ran more than once, whatever their seeds and lengths, with RUN_SPREAD, which three
-    rounds gave and which so counts for two degrees of freedom.
+    It is pooled over all configs that ran more than once, regardless of seeds and lengths, and with RUN_SPREAD, which
+    counts for two degrees of freedom because it is from three rounds.
     """
     groups: dict[tuple[object, ...], list[float]] = {}
     for run in runs:
-        key = tuple(getattr(run.config, knob) for knob in _TIMED)
+        key = tuple(getattr(run.config, knob) for knob in _PACE_KNOBS)
         groups.setdefault(key, []).append(math.log(run.metrics["speed/seconds_per_sample"]))
     squares, freedom = 2 * RUN_SPREAD**2, 2
     for group in groups.values():
@@ -194,10 +197,10 @@ def run_to_run_variance(runs: list[TimingRecord]) -> tuple[float, float]:
     return squares / freedom, float(freedom)
 
 
-def _variance_by_degree(config: RunConfig, other: RunConfig, knob: str) -> float:
+def _doubling_variance(config: RunConfig, other: RunConfig, knob: str) -> float:
     ours, theirs = getattr(config, knob), getattr(other, knob)
     if ours == theirs:
         return 0.0
-    if not (ours and theirs):  # only the workers may be none
+    if not (ours and theirs):  # of these knobs only num_workers may be 0
         return WORKERS_OR_NONE**2
     return SD_PER_DOUBLING[knob] ** 2 * abs(math.log2(ours / theirs))

@@ -1,9 +1,9 @@
-"""Which tensors a training step makes and when they die, traced without computing anything.
+"""Trace of the tensors that a training step allocates and frees, made without computing anything.
 
-The project's own ``Trainer`` takes its real steps on fake tensors: shapes, types and lifetimes are real, the numbers
-are not there. The tensors are on the CPU, because torch's fake CUDA tensors end the process in backward;
-``CudaAutocast`` gives them the types that they would have on a GPU. What an operation allocates within itself (a
-kernel's scratch, cuDNN's workspace) cannot be seen.
+The project's own ``Trainer`` takes its real steps on fake tensors, which have real shapes, dtypes and lifetimes but no
+values. The tensors are on the CPU, because torch's fake CUDA tensors end the process in backward; ``CudaAutocast``
+gives them the dtypes that they would have on a GPU. Memory that an operation allocates inside its kernel (scratch,
+cuDNN's workspace) is not traced.
 """
 
 import contextlib
@@ -30,28 +30,28 @@ from roofscale.torch_compat import TRACING
 from roofscale.train.device import Execution
 from roofscale.train.trainer import Trainer
 
-_STEPS = 2  # the optimiser's state is born at the end of the first: only the second step has all of it
-_BATCHES = (2, 3)  # traced, to tell what grows with the batch; not 1, whose strides are ambiguous
-PARTS = 2  # of a batch that is cut into parts: the gradients of the first lie beside the activations of the second
-CONVOLUTION = -1  # stands in the events where a convolution ran, which may have wanted a workspace
+_STEPS = 2  # the optimiser allocates its state at the end of the first: only the second step has all of it
+_BATCHES = (2, 3)  # two sizes are traced, to fit what grows with the batch; not 1, whose strides are ambiguous
+PARTS = 2  # micro-batches traced: while the second has its activations, the gradients of the first are alive
+CONVOLUTION = -1  # event of a convolution, which may have allocated a workspace
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The memory of one or more tensors."""
+    """Memory block behind one or more tensors."""
 
     nbytes: float  # unrounded
     kind: str  # parameters, gradients, optimizer, activations (the batch among them), temporary
-    module: str  # whose forward pass made it, empty where none did
+    module: str  # name of the module whose forward pass allocated it; empty if none did
     per_sample: float = 0.0  # bytes that each further sample adds
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The storages of some training steps, in order of birth, and what befell them.
+    """Storages of some training steps in order of allocation, and the events of their lives.
 
-    ``events`` are indices of ``storages``: the first time that one stands there it is born, the second time it dies.
-    ``CONVOLUTION`` may stand between. ``work`` are the operations of the last step.
+    ``events`` holds indices of ``storages``: the first occurrence of an index is the allocation, the second the
+    release. ``CONVOLUTION`` may occur between them. ``work`` holds the operations of the last step.
     """
 
     storages: tuple[Storage, ...]
@@ -59,14 +59,14 @@ class Trace:
     work: tuple[OpCost, ...] = ()
 
     def at(self, batch: int) -> "Trace":
-        """The trace of the same steps with ``batch`` samples each, or in each part."""
+        """Return the trace of the same steps with ``batch`` samples a step, or a micro-batch if it is split."""
         grown = (replace(s, nbytes=s.nbytes + batch * s.per_sample, per_sample=0.0) for s in self.storages)
-        return Trace(tuple(grown), self.events, tuple(one.at(batch) for one in self.work))
+        return Trace(tuple(grown), self.events, tuple(cost.at(batch) for cost in self.work))
 
     def events_in_order(self) -> Iterator[tuple[int, bool]]:
-        """Each event in order: the storage or ``CONVOLUTION``, and whether it begins to live or dies.
+        """Yield each event: the storage's index or ``CONVOLUTION``, and whether it is allocated (else released).
 
-        A convolution's workspace dies at once; its event stands for both.
+        A convolution's workspace is released at once; its one event stands for both.
         """
         alive: set[int] = set()
         for index in self.events:
@@ -76,7 +76,7 @@ class Trace:
             yield index, born
 
     def live_bytes(self) -> Iterator[tuple[int, bool, float]]:
-        """After each birth and death: the storage, whether it was born, and the bytes then alive."""
+        """Yield after each event the storage's index, whether it was allocated, and the bytes alive in all storages."""
         held = 0.0
         for index, born in self.events_in_order():
             if index != CONVOLUTION:
@@ -85,17 +85,18 @@ class Trace:
 
 
 def trace_training(config: RunConfig, precision: str) -> Trace:
-    """Trace training steps once for every batch size: each storage's bytes are a fixed part and one a sample.
+    """Trace training steps once for every batch size: each storage has fixed bytes and bytes a sample.
 
-    Of a run whose batches are cut into parts, two parts are traced, as the third is to the second what the second is to
-    the first; and the batch of the trace is that of a part.
+    If batches are split into micro-batches, two of them are traced, since every further one allocates what the second
+    does. The trace's batch is then that of one micro-batch.
 
     Args:
-        config: of the run; its ``batch_size`` plays no part.
+        config: run config; its ``batch_size`` is not used.
         precision: fp32, bf16 or fp16, as resolved for the GPU.
 
     Raises:
-        ConfigError: a model that cannot be built or traced, or whose operations hang on the batch size.
+        ConfigError: the step is compiled, the model cannot be built or traced, or its operations depend on the batch
+            size.
     """
     if config.compile:
         raise ConfigError(
@@ -108,7 +109,7 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
     try:
         with TRACING:
             low, high = (trace_batch(config, precision, net, batch * parts) for batch in _BATCHES)
-    except Exception as error:  # whatever an operation makes of tensors without values
+    except Exception as error:  # an operation that needs values may raise anything on fake tensors
         raise ConfigError(
             f"encoder={config.encoder} decoder={config.decoder} image_size={config.image_size}: expected a model whose "
             f"training step can be traced, and this one's cannot ({f'{type(error).__name__}: {error}'[:300]}); choose "
@@ -124,50 +125,51 @@ def trace_training(config: RunConfig, precision: str) -> Trace:
         fixed, each = _line(few.nbytes, many.nbytes)
         storages.append(replace(few, nbytes=fixed, per_sample=each))
     work = []
-    for little, much in zip(low.work, high.work, strict=True):
-        (flops, flops_each), (nbytes, bytes_each) = _line(little.flops, much.flops), _line(little.nbytes, much.nbytes)
-        work.append(replace(little, flops=flops, nbytes=nbytes, per_sample=(flops_each, bytes_each)))
+    for small, large in zip(low.work, high.work, strict=True):
+        (flops, flops_each), (nbytes, bytes_each) = _line(small.flops, large.flops), _line(small.nbytes, large.nbytes)
+        work.append(replace(small, flops=flops, nbytes=nbytes, per_sample=(flops_each, bytes_each)))
     return Trace(tuple(storages), low.events, tuple(work))
 
 
 def _line(few: float, many: float) -> tuple[float, float]:
-    """What does not grow with the batch, and what each sample adds, from the amounts at both of _BATCHES."""
+    """Return intercept and slope over the batch size of a line through the amounts at both _BATCHES."""
     each = (many - few) / (_BATCHES[1] - _BATCHES[0])
     return few - _BATCHES[0] * each, each
 
 
 def trace_batch(config: RunConfig, precision: str, net: nn.Module, batch: int, *, fake: bool = True) -> Trace:
-    """Trace training steps of one batch size; with ``fake=False`` they are really computed, on the CPU.
+    """Trace training steps of one batch size.
 
     Args:
-        config: of the run.
+        config: run config; its ``batch_size`` is not used.
         precision: fp32, bf16 or fp16; fp16 is traced as bf16, which takes the same bytes.
-        net: the model, on the CPU; left as it is.
+        net: model on the CPU; it is copied and not changed.
         batch: samples a step.
+        fake: whether to use fake tensors; else the steps are computed on the CPU.
     """
-    where = Execution(torch.device("cpu"), "bf16" if precision == "fp16" else precision, "traced")
+    execution = Execution(torch.device("cpu"), "bf16" if precision == "fp16" else precision, "traced")
     mode = _FakeMode() if fake else contextlib.nullcontext()
     net = copy.deepcopy(net)
     recorder = Recorder()
     with mode:
         if fake:
             _make_fake(net)
-        in_host_memory = _batch(config, batch)
-        recorder.ignore(in_host_memory[:-1])
+        host_batch = _batch(config, batch)
+        recorder.ignore(host_batch[:-1])
         for tensor in (*net.parameters(), *net.buffers()):
-            recorder.record(tensor)
+            recorder.record(tensor)  # allocated before the recorder is active
         with recorder, CudaAutocast(), _naming_modules(net, recorder):
             _change_layout(net, models.memory_format(config))
             recorder.assign_kind("parameters", (*net.parameters(), *net.buffers()))
-            trainer = _TracedTrainer(config, _STEPS, where=where, model=net)
+            trainer = _TracedTrainer(config, _STEPS, where=execution, model=net)
             for _ in range(_STEPS):
-                recorder.work.clear()
-                _step(trainer, recorder, in_host_memory)
+                recorder.work.clear()  # only the last step's operations are kept
+                _step(trainer, recorder, host_batch)
         return recorder.trace()
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
-    """Notes each dispatched operation's work, and the birth and death of every storage that one returns."""
+    """Dispatch mode that records each operation's cost, and allocation and release of the storages it returns."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -176,15 +178,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         self.work: list[OpCost] = []
         self._storages: list[Storage] = []
         self._events: list[int] = []
-        # A storage's Python object lives as long as the storage itself, so that its id is its own until it dies.
+        # A storage's Python object lives as long as the storage itself, so its id is unique until the release.
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
-        self._elsewhere: list[torch.UntypedStorage] = []
+        self._ignored: list[torch.UntypedStorage] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and look at what it returns."""
+        """Run an operation, and record its cost and its results."""
         result = func(*args, **(kwargs or {}))
-        if done := op_cost(func, args, kwargs or {}, result, forward=self.phase == "activations"):
-            self.work.append(done)
+        if cost := op_cost(func, args, kwargs or {}, result, forward=self.phase == "activations"):
+            self.work.append(cost)
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
                 self.record(value)
@@ -193,61 +195,62 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         return result
 
     def record(self, tensor: torch.Tensor) -> None:
-        """Note a tensor's storage, if it is new and holds anything."""
+        """Record a tensor's storage if it is new and not empty."""
         storage = tensor.untyped_storage()
-        if id(storage) in self._alive or not storage.nbytes() or any(storage is one for one in self._elsewhere):
+        if id(storage) in self._alive or not storage.nbytes() or any(storage is ignored for ignored in self._ignored):
             return
         key, index = id(storage), len(self._storages)
 
-        def died(_: object) -> None:
+        def released(_: object) -> None:
             del self._alive[key]
             self._events.append(index)
 
         self._storages.append(Storage(storage.nbytes(), self.phase, self.module))
-        self._alive[key] = index, weakref.ref(storage, died)
+        self._alive[key] = index, weakref.ref(storage, released)
         self._events.append(index)
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Say which tensors are not on the device."""
-        self._elsewhere += [tensor.untyped_storage() for tensor in tensors]
+        """Leave out tensors that are not on the device."""
+        self._ignored += [tensor.untyped_storage() for tensor in tensors]
 
     def assign_kind(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
-        """Say what tensors turned out to be."""
+        """Set the kind of tensors that are alive, which was not known when they were allocated."""
         for tensor in tensors:
-            found = self._alive.get(id(tensor.untyped_storage()))
-            if found is not None:
-                self._storages[found[0]] = replace(self._storages[found[0]], kind=kind)
+            if (entry := self._alive.get(id(tensor.untyped_storage()))) is not None:
+                index, _ = entry
+                self._storages[index] = replace(self._storages[index], kind=kind)
 
     def trace(self) -> Trace:
-        """What was noted so far; deaths with nothing between them in order of birth.
+        """Return the trace so far, with consecutive releases sorted by allocation.
 
-        Autocast drops its casts of the weights in the order of a hash table, which is another one each time.
+        Autocast releases its casts of the weights in the order of a hash table, which differs from trace to trace;
+        sorted, the traces of two batch sizes have equal events.
         """
-        born: set[int] = set()
+        allocated: set[int] = set()
         events: list[int] = []
-        dying: list[int] = []
+        releases: list[int] = []
         for index in self._events:
-            if index in born:
-                dying.append(index)
+            if index in allocated:
+                releases.append(index)
                 continue
-            events += [*sorted(dying), index]
-            dying.clear()
+            events += [*sorted(releases), index]
+            releases.clear()
             if index != CONVOLUTION:
-                born.add(index)
-        return Trace(tuple(self._storages), (*events, *sorted(dying)), tuple(self.work))
+                allocated.add(index)
+        return Trace(tuple(self._storages), (*events, *sorted(releases)), tuple(self.work))
 
 
 class _TracedTrainer(Trainer):
-    """A trainer on a CPU that copies its batch, as it would have to for a GPU."""
+    """Trainer on a CPU that copies its batch, as it would to a GPU."""
 
     def to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Copies of image, target and labelled, the image in the model's memory format."""
+        """Return copies of image, target and labelled, the image in the model's memory format."""
         image_NCHW = batch.image_NCHW.clone().contiguous(memory_format=self.format)
         return image_NCHW, batch.target_NKHW.clone(), batch.labelled_NK.clone()
 
 
 def _step(trainer: Trainer, recorder: Recorder, batch: Batch) -> None:
-    """One step as ``Trainer.step`` takes it, without its look at whether the loss is finite."""
+    """Take one step as ``Trainer.step`` does, without its check for a finite loss, which needs a value."""
     trainer.begin()
     labelled = trainer.count_labelled(batch)
     for part in trainer.parts(batch):
@@ -257,19 +260,19 @@ def _step(trainer: Trainer, recorder: Recorder, batch: Batch) -> None:
         trainer.backward(loss)
         recorder.assign_kind("gradients", (p.grad for p in trainer.model.parameters() if p.grad is not None))
     trainer.update()
-    kept = (value for state in trainer.optimizer.state.values() for value in state.values())
-    recorder.assign_kind("optimizer", (value for value in kept if isinstance(value, torch.Tensor)))
+    states = (value for state in trainer.optimizer.state.values() for value in state.values())
+    recorder.assign_kind("optimizer", (value for value in states if isinstance(value, torch.Tensor)))
 
 
 class _FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
-    """One that a copied model stays in, which a trainer with an averaged one needs."""
+    """Fake mode that survives deepcopy: a trainer with an EMA copies its model, which must stay in the same mode."""
 
     def __deepcopy__(self, _memo: object) -> "_FakeMode":
         return self
 
 
 def _batch(config: RunConfig, batch: int) -> Batch:
-    """A batch as the loader gives it, in host memory."""
+    """Return a batch as the loader yields it, in host memory."""
     size, channels = config.image_size, len(CHANNELS)
     image_NCHW = torch.zeros(batch, 3, size, size, dtype=torch.uint8)
     target_NKHW = torch.zeros(batch, channels, size, size, dtype=torch.uint8)
@@ -278,15 +281,15 @@ def _batch(config: RunConfig, batch: int) -> Batch:
 
 
 def _make_fake(net: nn.Module) -> None:
-    """Swap every weight and buffer for a fake one; models cannot be built fake, because timm asks for values."""
-    swapped: dict[int, torch.Tensor] = {}  # a weight that two modules share stays shared
+    """Replace every weight and buffer by a fake one; a model cannot be built fake, because timm reads values."""
+    replaced: dict[int, torch.Tensor] = {}  # a weight that two modules share stays shared
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in swapped:
+        if id(tensor) not in replaced:
             empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
             is_weight = isinstance(tensor, nn.Parameter)
-            swapped[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
-        return swapped[id(tensor)]
+            replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+        return replaced[id(tensor)]
 
     for module in net.modules():
         for table in (module._parameters, module._buffers):
@@ -296,7 +299,7 @@ def _make_fake(net: nn.Module) -> None:
 
 
 def _change_layout(net: nn.Module, layout: Any) -> None:
-    """What ``net.to(memory_format=...)`` does, which refuses fake weights."""
+    """Convert to a memory format as ``net.to(memory_format=...)`` does, which refuses fake weights."""
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=layout)
@@ -304,7 +307,7 @@ def _change_layout(net: nn.Module, layout: Any) -> None:
 
 @contextlib.contextmanager
 def _naming_modules(net: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Tell the recorder which module's forward pass is under way."""
+    """Set the recorder's ``module`` to the module whose forward pass runs, while the context is open."""
     names = {module: name for name, module in net.named_modules()}
     outer: list[str] = []
 

@@ -1,4 +1,4 @@
-"""GPU use seen from outside, through NVIDIA's management library (nvidia-ml-py) where there is one."""
+"""GPU use of a run's processes, read through NVIDIA's management library NVML (package nvidia-ml-py) if present."""
 
 import contextlib
 import importlib
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GpuUsage:
-    """All visible GPUs together at one moment."""
+    """The use of all visible GPUs at one moment."""
 
-    utilisation: float  # share of the last sample period with a kernel running, mean over the GPUs
-    memory_bytes: int  # held by the run's processes, summed over the GPUs
-    power_w: float  # summed
+    utilisation: float  # share of NVML's last sample period with a kernel running, mean over the GPUs
+    memory_bytes: int  # used by the run's processes, summed over the GPUs
+    power_w: float  # summed over the GPUs
 
 
 class GpuMonitor:
-    """NVIDIA's management library, opened once; without a GPU or driver it is falsy and ``use`` gives None."""
+    """A session with NVML; without a GPU, driver or package it is falsy and ``use`` returns None."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
@@ -32,26 +32,26 @@ class GpuMonitor:
         return bool(self._handles)
 
     def close(self) -> None:
-        """Let go of the library."""
+        """Shut NVML down."""
         if self._nvml is not None:
             with contextlib.suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
         self._nvml, self._handles = None, []
 
     def use(self, pids: Iterable[int]) -> GpuUsage | None:
-        """What ``pids`` hold and how busy the GPUs are, or None where there is no GPU or it does not answer."""
+        """Read the GPU use of ``pids``; None if there is no GPU or NVML reports an error."""
         if not self._handles:
             return None
         try:
-            busy = [self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
+            utilisation = [self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
             power = [self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000 for handle in self._handles]
-            held = [self._used_mib(handle, frozenset(pids)) for handle in self._handles]
+            memory = [self._used_bytes(handle, frozenset(pids)) for handle in self._handles]
         except self._nvml.NVMLError:
             return None
-        return GpuUsage(sum(busy) / len(busy), sum(held), sum(power))
+        return GpuUsage(sum(utilisation) / len(utilisation), sum(memory), sum(power))
 
-    def _used_mib(self, handle: Any, pids: frozenset[int]) -> int:
-        """Bytes held by ``pids``; by everybody where the driver knows them by other ids, as it does in a container."""
+    def _used_bytes(self, handle: Any, pids: frozenset[int]) -> int:
+        """Return the bytes used by ``pids``; by all processes if the driver knows other ids, as in a container."""
         running = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         ours = [process.usedGpuMemory for process in running if process.pid in pids]
         if ours and None not in ours:

@@ -1,7 +1,7 @@
-"""What a process and all its descendants use, read from outside.
+"""Memory, CPU and disk use of a process and all its descendants, read from outside.
 
-On Linux straight from /proc, because psutil opens several files for each question; elsewhere through psutil, which has
-no PSS there and no disk counters: those read as None.
+On Linux directly from /proc, because psutil opens several files for each value; elsewhere through psutil, which has
+neither PSS nor disk counters there: those are None.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Rss:
-    """Cheap memory counters, bytes. Pages that processes share count once for each of them."""
+    """Resident set sizes, bytes: cheap to read, but a page that n processes share counts n times."""
 
-    total: int  # resident sets summed
-    main: int  # resident set of the main process
-    main_peak: int  # largest it ever was (the kernel's VmHWM), 0 where not known
-    workers_private: int  # descendants' resident sets less what they share through files and shared memory
-    lost: bool = False  # one of the processes is gone since the last look for them
+    total: int  # sum over the processes
+    main: int  # of the main process
+    main_peak: int  # largest size the main process ever had (the kernel's VmHWM), 0 if not known
+    workers_private: int  # of the descendants, without file and shared memory pages
+    lost: bool = False  # whether a process has ended since the last ``refresh``
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,35 @@ class Pss:
 
 
 class Tree(Protocol):
-    """A main process and its descendants. A process that is gone counts nothing; none of the calls raises for it."""
+    """A main process and its descendants. A process that has ended counts as 0; no method raises for it."""
 
     def refresh(self) -> bool:
-        """Look for new and gone processes; True where the set changed."""
+        """Update the set of processes; return whether it changed."""
         ...
 
-    def resident(self) -> Rss: ...
+    def resident(self) -> Rss:
+        """Read the resident set sizes."""
+        ...
 
-    def proportional(self) -> Pss | None: ...
+    def proportional(self) -> Pss | None:
+        """Read the proportional set sizes; None if the system has none or denies access."""
+        ...
 
     def cpu_seconds(self) -> float:
-        """CPU time, user and system, of the living and of the dead that were waited for."""
+        """Read the CPU time, user and system, of running processes and of ended ones that were waited for."""
         ...
 
     def disk_bytes(self) -> tuple[int, int] | None:
-        """Bytes fetched from and sent to storage (page cache hits do not count), likewise."""
+        """Read the bytes read from and written to storage, page cache hits left out; of the same processes."""
         ...
 
-    def pids(self) -> frozenset[int]: ...
+    def pids(self) -> frozenset[int]:
+        """Return the ids of the processes found by the last ``refresh``."""
+        ...
 
 
 def open_tree(pid: int) -> Tree:
-    """The tree under ``pid``, by the best means that the system has."""
+    """Return the process tree under ``pid``, read from /proc if the system has it."""
     return LinuxTree(pid) if Path("/proc/self/smaps_rollup").exists() else PortableTree(pid)
 
 
@@ -73,10 +79,10 @@ class LinuxTree:
         self._pids: tuple[int, ...] = (pid,)
 
     def refresh(self) -> bool:
-        living = (pid for pid in _descendants(self._main) if self._statm(pid)[0])  # the dead linger until waited for
-        found = (self._main, *living)
-        changed = set(found) != set(self._pids)
-        self._pids = found
+        living = (pid for pid in _descendants(self._main) if self._statm(pid)[0])  # zombies have no memory
+        pids = (self._main, *living)
+        changed = set(pids) != set(self._pids)
+        self._pids = pids
         return changed
 
     def pids(self) -> frozenset[int]:
@@ -91,7 +97,7 @@ class LinuxTree:
 
     def proportional(self) -> Pss | None:
         texts = [_read(f"/proc/{pid}/smaps_rollup") for pid in self._pids]
-        if not texts[0]:  # gone, or not ours to look into
+        if not texts[0]:  # the main process has ended, or belongs to another user
             return None
         sizes = [_kib(text, b"Pss:") for text in texts]
         return Pss(sum(sizes), sum(sizes[1:]))
@@ -100,7 +106,7 @@ class LinuxTree:
         return sum(map(self._cpu_ticks, self._pids)) / self._TICKS
 
     def disk_bytes(self) -> tuple[int, int] | None:
-        # On the wait for a dead child the kernel adds its counters to the parent's, as it does for CPU time.
+        # When a parent waits for an ended child, the kernel adds the child's counters to its own, as for CPU time.
         texts = [_read(f"/proc/{pid}/io") for pid in self._pids]
         if not texts[0]:
             return None
@@ -159,20 +165,20 @@ def _ask(process: psutil.Process, question: Callable[[psutil.Process], _T], othe
 
 
 def _descendants(pid: int) -> list[int]:
-    """Children of every thread of ``pid``, and theirs; needs no scan of all processes."""
-    found: list[int] = []
+    """Return the children of every thread of ``pid``, and theirs, without a scan of all processes."""
+    pids: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             for child in _read(f"/proc/{pid}/task/{thread}/children").split():
-                found += [int(child), *_descendants(int(child))]
-    return found
+                pids += [int(child), *_descendants(int(child))]
+    return pids
 
 
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as stream:
             return stream.read()
-    except OSError:  # the process is gone
+    except OSError:  # the process has ended, or access is denied
         return b""
 
 

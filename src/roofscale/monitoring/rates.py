@@ -1,4 +1,4 @@
-"""CPU, disk and network use of a process tree over a stretch of time."""
+"""Rates of CPU, disk and network use of a process tree, from cumulative counters."""
 
 import math
 import time
@@ -13,31 +13,36 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Counters:
-    """Running totals, from which rates are differences."""
+    """Cumulative counters at one moment; rates are their differences over time."""
 
     time: float  # monotonic seconds
-    cpu: float  # seconds
-    io_wait: float  # seconds of the machine, over all its cores
-    idle: float  # seconds of the machine with nothing to compute, waits for I/O included
-    machine: float  # seconds of all kinds of the machine, over all its cores
-    disk: tuple[float, float]  # bytes read, written
-    network: tuple[float, float]  # bytes received, sent
+    cpu: float  # CPU seconds of the process tree
+    io_wait: float  # seconds of the machine's cores in I/O wait; NaN if the system does not count it
+    idle: float  # seconds of the machine's cores without work, I/O wait included
+    machine: float  # seconds of the machine's cores, of every kind
+    disk: tuple[float, float]  # bytes read and written by the process tree
+    network: tuple[float, float]  # bytes received and sent by the machine
 
 
 class Rates:
-    """CPU, disk and network use over a stretch of time, as differences of counters that never go back."""
+    """CPU, disk and network rates of a process tree and its machine.
+
+    Args:
+        tree: the processes.
+        cores: of the compute; CPU utilisation is a share of their time.
+    """
 
     def __init__(self, tree: Tree, cores: int) -> None:
         self._tree, self._cores = tree, cores
         self._first = self._last = self._read(None)
 
     def since_last(self) -> dict[str, float]:
-        """Rates since the last call, in METRICS names."""
+        """Return the rates since the last call, or since construction, by their names in METRICS."""
         before, self._last = self._last, self._read(self._last)
         return self._between(before, self._last)
 
     def overall(self) -> dict[str, float]:
-        """Rates from the first look to the last."""
+        """Return the rates from construction to the last call of ``since_last``."""
         return self._between(self._first, self._last)
 
     def _read(self, before: Counters | None) -> Counters:
@@ -49,11 +54,11 @@ class Rates:
             cpu=self._tree.cpu_seconds(),
             io_wait=getattr(times, "iowait", math.nan),
             idle=times.idle + getattr(times, "iowait", 0.0),
-            machine=sum(times[:8]),  # the ninth and tenth, guests, are inside user and nice already
+            machine=sum(times[:8]),  # without guest times, which user and nice include
             disk=(float(disk[0]), float(disk[1])) if disk else before.disk if before else (math.nan, math.nan),
             network=(float(sum(link.bytes_recv for link in links)), float(sum(link.bytes_sent for link in links))),
         )
-        return _never_back(now, before) if before else now
+        return _monotonic(now, before) if before else now
 
     def _between(self, a: Counters, b: Counters) -> dict[str, float]:
         seconds = b.time - a.time
@@ -72,8 +77,11 @@ class Rates:
         }
 
 
-def _never_back(now: Counters, before: Counters) -> Counters:
-    """Between a process's death and the wait for it, its share is missing from the sums for a moment."""
+def _monotonic(now: Counters, before: Counters) -> Counters:
+    """Return counters that are at no point below the earlier ones.
+
+    The sums drop for a moment when a process has ended and its parent has not waited for it yet.
+    """
     return Counters(
         now.time,
         max(now.cpu, before.cpu),
@@ -86,5 +94,5 @@ def _never_back(now: Counters, before: Counters) -> Counters:
 
 
 def nan_max(a: float, b: float) -> float:
-    """The larger of two values; the other where one is NaN."""
+    """Return the larger of two values, ignoring a NaN."""
     return b if math.isnan(a) else a if math.isnan(b) else max(a, b)

@@ -1,12 +1,12 @@
-"""Samples what a training run uses, from outside it: memory, CPU, disk, network and GPU of its whole process tree.
+"""The resource monitor: samples memory, CPU, disk, network and GPU of a run's process tree from outside.
 
-Memory is read several times a second, because a peak is short; the rest every two seconds. Three sources, best first,
-and the source is a fact of the measurement:
+Memory is read several times a second, because peaks are short; everything else every two seconds. Memory has three
+sources, best first; which one was used is a fact of the measurement:
 
-1. the run's own cgroup: usage less inactive page cache. What the kernel itself holds against the limit.
-2. resident sets summed (cheap, but a shared page counts several times) plus a correction, found now and then from the
-   proportional set sizes (exact, but 16 ms of CPU a GB each time).
-3. resident sets summed, where neither is to be had (macOS).
+1. the run's own cgroup: usage less inactive page cache, which is what the kernel compares with the limit.
+2. the sum of the resident sets (cheap, but a shared page counts several times) plus a correction, computed now and then
+   from the proportional set sizes (exact, but 16 ms of CPU per GB each time).
+3. the sum of the resident sets, if neither of the others exists (macOS).
 """
 
 import contextlib
@@ -27,29 +27,31 @@ from roofscale.monitoring.nvml import GpuMonitor, GpuUsage
 from roofscale.monitoring.rates import Rates, nan_max
 
 MIB = 2**20
-# Exact looks together may take this share of one core, less where a cgroup knows the total and only the workers' part
-# is asked for; the time to the next follows from what the last one cost.
+# Share of one core that exact readings (PSS) may take together; less if a cgroup has the total and they only supply the
+# workers' part. The time to the next reading follows from the cost of the last.
 _EXACT_SHARE = {"total": 0.005, "workers": 0.001}
-_SETTLING_SECONDS = (3.0,)  # between exact looks after processes came or went, whatever they cost
-_STEADY_SECONDS = 10.0  # at least, between them otherwise
-_TREE_SECONDS = 1.0  # between looks for new processes
+_SETTLING_SECONDS = (3.0,)  # between exact readings after the set of processes changed, at any cost
+_STEADY_SECONDS = 10.0  # at least, between exact readings otherwise
+_TREE_SECONDS = 1.0  # between refreshes of the process tree
 _MOST_POINTS = 4096  # of the memory curve
-_MOST_ROWS = 1024  # of the resources over time
+_MOST_ROWS = 1024  # of the other resources over time
 
 Timed = TypeVar("Timed", MemoryPoint, ResourceSample)
 
 
 class Monitor:
-    """Watches process ``pid`` and its descendants from a thread of its own until the ``with`` block ends.
+    """A context manager that monitors a process and its descendants from a thread of its own.
 
     Args:
-        group: the cgroup that holds the process and nothing else; None = sum up the process tree.
-        cores: what CPU utilisation is a share of.
-        interval: seconds between looks at the memory.
-        row_seconds: seconds between rows.
-        limit_mib, on_over: ``on_over`` is called from the monitor's thread, once, as soon as the memory passes the
-            limit; a cheap reading over the limit is confirmed by an exact one first.
-        tree: how to look at the processes, if not by the best means that the system has.
+        pid: id of the process.
+        group: the cgroup that holds the process and nothing else; None sums over the process tree.
+        cores: of the compute; CPU utilisation is a share of their time.
+        interval: seconds between memory readings.
+        row_seconds: seconds between rows of the other resources.
+        limit_mib: memory limit, MiB.
+        on_over: called once, from the monitor's thread, when the memory exceeds the limit; a cheap reading over the
+            limit is confirmed by an exact one first.
+        tree: reads the processes; chosen by ``open_tree`` if None.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Monitor:
         on_over: Callable[[], None] | None = None,
         tree: process_tree.Tree | None = None,
     ) -> None:
-        self.rows: deque[ResourceSample] = deque()  # taken away from the left by whoever shows them
+        self.rows: deque[ResourceSample] = deque()  # the runner pops rows from the left to show them
         self._points = DownsampledSeries[MemoryPoint](interval, _MOST_POINTS)
         self._resources = DownsampledSeries[ResourceSample](row_seconds, _MOST_ROWS)
         self.peak_mib = self.workers_mib = self.shm_mib = self.shm_share = math.nan
@@ -76,7 +78,7 @@ class Monitor:
         self._main_peak = 0
         self._shm_before = _Shm.now().used
         self._next_tree = 0.0
-        self._next_row = time.monotonic() + row_seconds  # a rate over no time says nothing
+        self._next_row = time.monotonic() + row_seconds  # the first rates need an interval
         self._rates = Rates(self._tree, cores)
         self._gpu: list[GpuUsage] = []
         self._stop = threading.Event()
@@ -97,17 +99,17 @@ class Monitor:
 
     @property
     def points(self) -> tuple[MemoryPoint, ...]:
-        """The memory over time."""
+        """The memory curve so far."""
         return tuple(self._points.values)
 
     @property
     def resources(self) -> tuple[ResourceSample, ...]:
-        """Everything else over time."""
+        """The other resources over time so far."""
         return tuple(self._resources.values)
 
     @property
     def source(self) -> str:
-        """Where the memory figures come from, for a person."""
+        """The source of the memory readings, in words."""
         if self._group:
             return f"cgroup v{self._group.version} usage less inactive page cache"
         if self._exact.known:
@@ -115,7 +117,7 @@ class Monitor:
         return "resident sets of the process tree summed (shared pages counted in each process)"
 
     def summary(self) -> dict[str, float]:
-        """The whole run in METRICS names; call it when the run is over."""
+        """Return the metrics of the whole run by their names in METRICS; complete once the ``with`` block has ended."""
         kernel = self._group.kernel_peak() if self._group else None
         metrics = {
             "memory/peak_mib": self.peak_mib,
@@ -145,30 +147,30 @@ class Monitor:
             if self._tree.refresh():
                 self._exact.expire()
                 resident = self._tree.resident()
-        if resident.main and not resident.lost:  # a sum over half of them would say nothing
+        if resident.main and not resident.lost:  # a sum without a process that just ended would be too low
             self._note_memory(resident)
         if now >= self._next_row:
             self._next_row = now + self._row_seconds
             self._add_row()
 
     def _note_memory(self, resident: process_tree.Rss) -> None:
-        if not self._exact.look():
+        if not self._exact.update():
             return
         shm = _Shm.now()
         mib, shm_mib = self._memory_mib(resident, shm)
         if mib > self._limit_mib and self._on_over:
-            self._exact.look(now=True)
+            self._exact.update(now=True)
             mib, _ = self._memory_mib(resident, shm)
             if mib > self._limit_mib:
                 self._on_over()
                 self._on_over = None
         self._points.add(MemoryPoint(time.time(), mib))
-        # The kernel remembers the main process's largest size: a peak between two samples shows in it.
+        # VmHWM grew since the last sample: the main process had a peak between the two, which is added.
         missed = max(0, resident.main_peak - resident.main) / MIB if resident.main_peak > self._main_peak > 0 else 0.0
         self._main_peak = max(self._main_peak, resident.main_peak)
         self.shm_mib = nan_max(self.shm_mib, shm_mib)
         self.shm_share = nan_max(self.shm_share, shm.share)
-        if not mib + missed <= self.peak_mib:
+        if not mib + missed <= self.peak_mib:  # also true while the peak is NaN
             self.peak_mib = mib + missed
             workers = resident.workers_private if self._exact.workers is None else self._exact.workers
             self.workers_mib = workers / MIB
@@ -197,14 +199,19 @@ class Monitor:
 
 
 class DownsampledSeries(Generic[Timed]):
-    """Values over time, ``seconds`` apart or more: beyond ``most`` every second one goes, and twice as far apart."""
+    """A series over time of bounded length: when it exceeds ``most`` values, every second one is dropped.
+
+    Args:
+        seconds: smallest distance between values; doubles with each thinning.
+        most: largest number of values.
+    """
 
     def __init__(self, seconds: float, most: int) -> None:
         self.values: list[Timed] = []
         self._seconds, self._most = seconds, most
 
     def add(self, value: Timed) -> None:
-        """Keep a value, unless it comes too soon after the last."""
+        """Append a value unless it is too close to the last."""
         if self.values and value.time - self.values[-1].time < 0.9 * self._seconds:
             return
         self.values.append(value)
@@ -214,27 +221,27 @@ class DownsampledSeries(Generic[Timed]):
 
 
 class _PssCorrection:
-    """Turns summed resident sets into true use by a correction that is renewed from PSS now and then.
+    """The correction from summed resident sets to true memory use, updated from PSS now and then.
 
-    The correction is what the processes share, so it holds for one set of processes only; and while a fork goes on to
-    write to the pages that it shares with its parent, the resident sets stay as they are but less and less is shared.
+    It is the memory that the processes share, so it holds for one set of processes only. It also shrinks while a forked
+    process writes to pages that it shares with its parent, although the resident sets stay the same.
     """
 
     def __init__(self, tree: process_tree.Tree, core_share: float) -> None:
         self.known = False
-        self.correction = 0  # bytes to add to the resident sets' sum; negative where pages are shared
-        self.workers: int | None = None  # bytes of the descendants; None = not known
+        self.correction = 0  # bytes to add to the sum of resident sets; negative if pages are shared
+        self.workers: int | None = None  # bytes of the descendants; None if not known
         self._tree, self._core_share = tree, core_share
         self._due = -math.inf
         self._settling = list(_SETTLING_SECONDS)
 
     def expire(self) -> None:
-        """The set of processes is another: look at once, and again soon."""
+        """Make the next ``update`` read PSS at once, and again soon, because the set of processes changed."""
         self._due = -math.inf
         self._settling = list(_SETTLING_SECONDS)
 
-    def look(self, *, now: bool = False) -> bool:
-        """Look exactly where it is due, or at once; False where it was due and processes went away meanwhile."""
+    def update(self, *, now: bool = False) -> bool:
+        """Read PSS if it is due, or ``now``; return False if a process ended meanwhile and the reading is void."""
         started = time.monotonic()
         if not now and started < self._due:
             return True
@@ -254,10 +261,10 @@ class _PssCorrection:
 
 @dataclass(frozen=True)
 class _Shm:
-    """What is in /dev/shm, whoever put it there."""
+    """The use of /dev/shm by all processes of the machine."""
 
-    used: int  # bytes; 0 where there is no such folder
-    share: float  # of its size; NaN where there is none
+    used: int  # bytes; 0 if the folder does not exist
+    share: float  # of its size; NaN if the folder does not exist
 
     @classmethod
     def now(cls) -> "_Shm":

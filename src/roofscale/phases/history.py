@@ -2,10 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from roofscale.config import FIELDS, RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import FORECAST, Measurement, Outcome
 from roofscale.phases.fallback import OUT_OF_MEMORY, KnownOutOfMemory
@@ -13,15 +12,9 @@ from roofscale.phases.judge import StepVerdict, Verdict
 from roofscale.phases.phase_file import Phase, Step, load_phase
 from roofscale.phases.results import Cause, Fallback, PhaseResult, StepResult
 from roofscale.tracking import RunRecord, Tracker
+from roofscale.tracking.history import experiment_name, judged_runs, read_config
 
-SEARCHING = 3  # the phase whose search can also be run by itself
-SEARCH_EXPERIMENT = "roofscale-search"  # of searches that are run by themselves
-_NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLflow's own, its config, or forecast
-
-
-def experiment_name(phase: int) -> str:
-    """Return the name of a phase's MLflow experiment."""
-    return f"roofscale-phase{phase}"
+_NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLflow's own, its config, or foreseen
 
 
 def latest_result(phase: int) -> PhaseResult | None:
@@ -59,27 +52,6 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> PhaseResult | None:
     )
 
 
-def judged_runs(phase: int) -> list[RunRecord]:
-    """Return every judged run of every attempt at a phase, those of the newest attempt first."""
-    tracker = Tracker.find(experiment_name(phase))
-    return judged_runs_of(tracker) if tracker else []
-
-
-def judged_runs_of(tracker: Tracker) -> list[RunRecord]:
-    """Return every judged run in an experiment, those of the newest attempt first."""
-    return [run for run in _children(tracker) if "verdict" in run.tags]
-
-
-def trials_of(tracker: Tracker) -> list[RunRecord]:
-    """Return every trial of every search in an experiment, those of the newest attempt first."""
-    return [trial for run in _children(tracker) if "search" in run.tags for trial in tracker.children(run.run_id)]
-
-
-def _children(tracker: Tracker) -> Iterator[RunRecord]:
-    """Yield the child runs of all attempts, those of the newest attempt first."""
-    return (run for attempt in tracker.attempts() for run in tracker.children(attempt.run_id))
-
-
 def out_of_memory(phases: Iterable[int]) -> list[KnownOutOfMemory]:
     """Return the configs that ran out of memory in any attempt at these phases; without those that were not run."""
     outcomes = set(map(str, OUT_OF_MEMORY))
@@ -89,11 +61,6 @@ def out_of_memory(phases: Iterable[int]) -> list[KnownOutOfMemory]:
         for run in judged_runs(phase)
         if run.tags.get("outcome") in outcomes and "ruled_out_by" not in run.tags
     ]
-
-
-def read_config(run: RunRecord) -> RunConfig:
-    """Return the run config from a run's parameters, without knobs that this version does not have."""
-    return RunConfig().with_overrides({key: value for key, value in run.params.items() if key in FIELDS})
 
 
 def _read_phase(tracker: Tracker, run_id: str) -> Phase | None:

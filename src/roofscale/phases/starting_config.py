@@ -7,10 +7,10 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.files import read_record
 from roofscale.phases.attempt import Attempts
-from roofscale.phases.history import experiment_name, read_config
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.phase_runner import last_good_aliases
 from roofscale.tracking import run_by_alias, tracking_uri
+from roofscale.tracking.history import experiment_name, read_config
 
 
 def starting_config(phase: Phase, runs: Path, cache: Path, from_defaults: bool) -> tuple[RunConfig, str]:

@@ -1,6 +1,6 @@
-"""Images read by rows, and masks written by rows that keep the image's place on the ground.
+"""Images read by rows, and masks written by rows with the image's georeference.
 
-Unlike the readers of data sets, these heed files beside the image (world files, masks): a user's picture may have them.
+Unlike the readers of data sets, these use files next to the image (world files, masks): a user's image may have them.
 
 Shape suffixes: C = 3 colours (RGB), H height, W width.
 """
@@ -24,50 +24,56 @@ from roofscale.data.geotiff import described, rgb_bands, to_hwc
 from roofscale.data.sample import Pixels
 from roofscale.errors import DataError, one_line
 
-NODATA = 255  # of a mask, where the image shows nothing
-_CACHE_BYTES = 64 * 2**20  # GDAL would take 5 % of the machine's memory for blocks that are read only once here
-_BLOCK = 256  # side of a mask's blocks, px
+NODATA = 255  # value of a mask where the image is not valid
+_CACHE_BYTES = 64 * 2**20  # GDAL's default is 5 % of the machine's memory, for blocks that are read only once here
+_BLOCK = 256  # side of a mask's GeoTIFF blocks, px
 
 Mask = npt.NDArray[np.bool_]
 
 
 class Raster:
-    """An opened raster that is read by rows."""
+    """An opened raster that is read by rows.
+
+    Args:
+        path: of the file.
+        dataset: rasterio's open dataset.
+        bands: the bands to read, counted from 1; a single number gives arrays without a band axis.
+    """
 
     def __init__(self, path: Path, dataset: Any, bands: int | tuple[int, ...]) -> None:
         self.path, self._dataset, self._bands = path, dataset, bands
         self.height, self.width = dataset.shape
         self.crs, self.transform = dataset.crs, dataset.transform
         self.gcps, self.rpcs = dataset.gcps, dataset.rpcs
-        self.files = tuple(map(Path, dataset.files))  # its own, and those beside it, such as a world file
+        self.files = tuple(map(Path, dataset.files))  # the file and those next to it, such as a world file
 
     def place(self) -> dict[str, Any]:
-        """What a raster of the same place is written with: a system and a transform, control points, or RPCs."""
+        """Return rasterio's georeference options for a raster of the same area: CRS and transform, GCPs, or RPCs."""
         points, crs = self.gcps
         if self.crs is None and points:
             return {"gcps": points, "crs": crs}
         return {"crs": self.crs, "transform": self.transform, **({"rpcs": self.rpcs} if self.rpcs else {})}
 
     def rows(self, first: int, last: int) -> Pixels:
-        """Rows from the first to before the last: (H,W,3) of an image, (H,W) of a label.
+        """Read the rows ``first`` to before ``last``: (H,W,3) uint8 of an image, (H,W) uint8 of a label.
 
         Raises:
-            DataError: the file breaks off.
+            DataError: the file is truncated or damaged.
         """
         with _reading(self.path):
-            found: Pixels = self._dataset.read(self._bands, window=self._across(first, last))
-        return to_hwc(found) if found.ndim == 3 else found
+            pixels: Pixels = self._dataset.read(self._bands, window=self._row_window(first, last))
+        return to_hwc(pixels) if pixels.ndim == 3 else pixels
 
     def valid(self, first: int, last: int) -> Mask:
-        """Where these rows show something, as (H,W): neither nodata nor transparent nor masked.
+        """Read the mask (H,W) of valid pixels of these rows: neither nodata nor transparent nor masked.
 
         Raises:
-            DataError: the file breaks off.
+            DataError: the file is truncated or damaged.
         """
         with _reading(self.path):
-            return np.asarray(self._dataset.dataset_mask(window=self._across(first, last)) > 0)
+            return np.asarray(self._dataset.dataset_mask(window=self._row_window(first, last)) > 0)
 
-    def _across(self, first: int, last: int) -> Window:
+    def _row_window(self, first: int, last: int) -> Window:
         return Window(0, first, self.width, last - first)
 
 
@@ -76,7 +82,7 @@ def open_image(path: Path) -> Iterator[Raster]:
     """Open an image for reading.
 
     Raises:
-        DataError: it is no image, or no RGB image of bytes.
+        DataError: the file cannot be read, or is no 8-bit RGB image.
     """
     with _opened(path) as dataset:
         try:
@@ -94,7 +100,7 @@ def open_label(path: Path, image: Raster) -> Iterator[Raster]:
     """Open the label of an image for reading.
 
     Raises:
-        DataError: it is not one band of bytes as large as the image.
+        DataError: the file is not one band of uint8 in the size of the image.
     """
     with _opened(path) as dataset:
         if dataset.count != 1 or dataset.dtypes[0] != "uint8" or dataset.shape != (image.height, image.width):
@@ -126,20 +132,20 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _has_palette(dataset: Any) -> bool:
-    return dataset.colorinterp[0] is ColorInterp.palette
-
-
 def _conversion(path: Path, dataset: Any) -> str:
+    """Return the GDAL command that makes an 8-bit RGB image of a file."""
     out = path.with_name(f"{path.stem}-rgb.tif")
-    if _has_palette(dataset):
+    if dataset.colorinterp[0] is ColorInterp.palette:
         return f"gdal_translate -expand rgb {path} {out}"
     bands = "-b 1 -b 1 -b 1" if dataset.count < 3 else "-b 1 -b 2 -b 3"
     return f"gdal_translate {bands} -ot Byte {'' if dataset.dtypes[0] == 'uint8' else '-scale '}{path} {out}"
 
 
 class MaskWriter:
-    """Takes a mask row by row, and hands it on in whole rows of blocks: one that is written twice takes room twice."""
+    """A writer that collects rows of a mask and writes complete rows of blocks.
+
+    A compressed GeoTIFF block that is written twice takes its space in the file twice.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.checksum = 0
@@ -148,16 +154,16 @@ class MaskWriter:
         self._written = 0  # rows
 
     def write(self, mask_HW: Pixels) -> None:
-        """Take the next rows: 0, 1, or ``NODATA``."""
+        """Append the next rows (H,W) uint8: 0, 1, or ``NODATA``."""
         self.checksum = zlib.crc32(mask_HW.tobytes(), self.checksum)
         self._held_HW = np.concatenate([self._held_HW, mask_HW])
-        self._hand_on(len(self._held_HW) // _BLOCK * _BLOCK)
+        self._flush(len(self._held_HW) // _BLOCK * _BLOCK)
 
     def finish(self) -> None:
-        """Hand on what is left."""
-        self._hand_on(len(self._held_HW))
+        """Write the remaining rows."""
+        self._flush(len(self._held_HW))
 
-    def _hand_on(self, count: int) -> None:
+    def _flush(self, count: int) -> None:
         if count:
             window = Window(0, self._written, self._dataset.width, count)
             self._dataset.write(self._held_HW[:count], 1, window=window)
@@ -167,18 +173,18 @@ class MaskWriter:
 
 @contextmanager
 def new_mask(path: Path, image: Raster, channel: str, tags: Mapping[str, str]) -> Iterator[MaskWriter]:
-    """A compressed GeoTIFF as large as the image and in its place, which takes its name once it is whole.
+    """Create a mask as a compressed GeoTIFF with the image's size and georeference, under its name once complete.
 
-    It is read back before: GDAL may come upon a full disk only as it closes the file, and then says nothing.
+    The file is read back first: GDAL may run out of disk space only while it closes the file, without an error.
 
     Args:
         path: of the mask; replaced if it exists.
-        image: whose mask it is.
-        channel: what 1 means, written as the band's description.
+        image: the image that the mask belongs to.
+        channel: the channel that 1 stands for, written as the band's description.
         tags: written into the file.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the mask cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     profile = {
@@ -206,17 +212,17 @@ def new_mask(path: Path, image: Raster, channel: str, tags: Mapping[str, str]) -
 
 
 def read_mask(path: Path) -> Pixels:
-    """A mask that ``new_mask`` has written, as (H,W): 0, 1, or ``NODATA``.
+    """Read a mask that ``new_mask`` has written, (H,W) uint8: 0, 1, or ``NODATA``.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     with _opened(path) as dataset, _reading(path):
         return np.asarray(dataset.read(1))
 
 
 def is_mask(file: Path) -> bool:
-    """Whether a file is a mask that ``new_mask`` has written."""
+    """Return whether a file is a mask that ``new_mask`` has written."""
     try:
         with _opened(file) as dataset:
             return bool(dataset.count == 1 and {"model", "run_id"} <= dataset.tags().keys())

@@ -1,4 +1,4 @@
-"""The outlines of a mask as GeoJSON (RFC 7946): longitude and latitude of WGS 84, outer rings counter-clockwise."""
+"""The outlines of a mask as GeoJSON (RFC 7946): WGS 84 longitude and latitude, outer rings counter-clockwise."""
 
 import json
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from roofscale.predict.raster import Raster
 _WGS84 = "EPSG:4326"
 _HEAD = b'{"type": "FeatureCollection", "generator": "roofscale", '
 _DIGITS = 7  # of a degree: 1 cm on the ground
-_AT_ONCE = 1000  # outlines that are brought to WGS 84 together
+_AT_ONCE = 1000  # outlines that one call transforms to WGS 84
 
 
 def require_ground(image: Raster) -> None:
-    """Refuse an image whose outlines could not be given in longitude and latitude.
+    """Check that outlines in an image can be converted to longitude and latitude.
 
     Raises:
-        DataError: it knows no place on the ground, or one that is not told by a transform, or in a local system.
+        DataError: the image has no georeference, one by control points or RPCs only, or a local coordinate system.
     """
     if image.crs is None and (image.gcps[0] or image.rpcs):
         raise DataError(
-            f"{image.path}: its place on the ground is told by control points or RPCs, which outlines cannot be; "
+            f"{image.path}: it is georeferenced by control points or RPCs, which outlines cannot use; "
             f"expected a rectified image. Make one: gdalwarp {image.path} {image.path.stem}-rectified.tif"
         )
     if image.crs is None:
@@ -48,14 +48,14 @@ def require_ground(image: Raster) -> None:
 
 
 def write_geojson(mask: Path, file: Path) -> int:
-    """Trace the outlines of a mask that has a place on the ground; return how many there are.
+    """Trace the outlines of a georeferenced mask into a GeoJSON file; return their number.
 
-    GDAL traces the file itself, row by row and over the whole of it: no part of an outline has to be joined to another,
-    and memory is taken for the outlines, not for the px. Px that only touch at a corner belong to two outlines.
+    GDAL traces the file itself, row by row: outlines need not be joined across blocks, and memory grows with the
+    outlines, not with the pixels. Pixels that touch only at a corner belong to different outlines.
 
     Args:
-        mask: a raster of 0, 1 and nodata.
-        file: replaced once the new one is whole.
+        mask: a raster of 0, 1 and ``NODATA``.
+        file: the GeoJSON file, replaced once the new one is complete.
     """
     count = 0
     with atomic_write(file) as stream:
@@ -68,7 +68,7 @@ def write_geojson(mask: Path, file: Path) -> int:
 
 
 def is_outlines(file: Path) -> bool:
-    """Whether a file is one that ``write_outlines`` has written."""
+    """Return whether a file is one that ``write_geojson`` has written."""
     with file.open("rb") as stream:
         return stream.read(len(_HEAD)) == _HEAD
 
@@ -79,7 +79,9 @@ def _features(mask: Path) -> Iterator[dict[str, Any]]:
         traced = (polygon for polygon, value in shapes(band, mask=band, transform=transform) if value == 1)
         while polygons := list(islice(traced, _AT_ONCE)):
             for polygon in transform_geom(dataset.crs, _WGS84, polygons, precision=_DIGITS):
-                if transform.determinant > 0:  # rows run northwards, or columns westwards
+                if (
+                    transform.determinant > 0
+                ):  # mirrored, such as with rows running north, so that GDAL's rings turn the other way
                     polygon["coordinates"] = [ring[::-1] for ring in polygon["coordinates"]]
                 properties = {"channel": dataset.descriptions[0]}
                 yield {"type": "Feature", "properties": properties, "geometry": polygon}

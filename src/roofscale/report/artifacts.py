@@ -1,4 +1,4 @@
-"""The best model of a run, rebuilt from its weights and written as MLflow keeps it."""
+"""Artifacts of runs and phases in MLflow: figures, reports, measurements and models."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ from roofscale.train import checkpoint
 
 
 def export_model(config: RunConfig, weights: Path, folder: Path) -> None:
-    """Write the model of a config, with the weights of a run of it, into a folder that is not there yet."""
+    """Save the model of a config with the weights of a run as an MLflow model, in a folder that must not exist yet."""
     from roofscale import model as models  # imports PyTorch
     from roofscale.torch_compat import TRACING
 
@@ -38,7 +38,7 @@ def publish_phase(parent: TrackedRun, climb: PhaseResult, following: Phase | Non
     Args:
         parent: the climb's MLflow run.
         climb: the attempt.
-        following: the phase after it, where there is one.
+        following: the phase after it; None after the last.
     """
     for name, figure in phase_figures(climb).items():
         parent.figure(figure, f"figures/{name}")
@@ -53,14 +53,16 @@ def publish_run(
     folder: Path,
     max_share: float = MEMORY_MARGIN,
 ) -> None:
-    """Log figures, prediction sheets, the measurement, and the best model of a run that went well.
+    """Log figures, prediction sheets, the measurement and standard error of a run; if it ended well, its best model.
+
+    The local checkpoints are deleted once the model is logged.
 
     Args:
         run: its MLflow run.
         config: of the run.
         measurement: of the run.
         folder: of the run.
-        max_share: of the memory that the run may take; a line in its figure.
+        max_share: memory margin as a share of the limit, drawn as a line in the memory figure.
     """
     for name, figure in run_figures(measurement, max_share).items():
         run.figure(figure, f"figures/{name}")
@@ -79,6 +81,6 @@ def publish_run(
         except RecordError as error:
             _log.warning(f"{error} The run has no model.")
             return
-        # The weights are in MLflow now, and the run is over: a hundred megabytes a step would be left lying.
+        # The weights are in MLflow now, and the run is over: each step would leave a hundred megabytes behind.
         best.unlink()
         (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)

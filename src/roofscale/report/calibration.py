@@ -1,4 +1,4 @@
-"""What was foreseen of runs beside what they came to: how far off, and how often the interval held. Pure functions."""
+"""Calibration of the forecasts: their errors, and how often the interval held what was measured. Pure functions."""
 
 import math
 import statistics
@@ -18,10 +18,10 @@ _DIED_OF = {"memory/peak_mib": Outcome.HOST_OOM, "gpu/memory_peak_mib": Outcome.
 
 @dataclass(frozen=True)
 class ForecastOutcome:
-    """One quantity of one run: as it was foreseen before, and as it was measured."""
+    """One quantity of one run, forecast before the run and then measured."""
 
     run_id: str
-    quantity: str  # of FORESEEN
+    quantity: str  # of FORECAST_QUANTITIES
     foreseen: float
     low: float
     high: float
@@ -30,32 +30,32 @@ class ForecastOutcome:
 
     @property
     def error(self) -> float:
-        """As a share of what was measured; above 0 where too much was foreseen."""
+        """Return the relative error of the forecast, above 0 if it was too high."""
         return self.foreseen / self.actual - 1
 
     @property
     def held(self) -> bool:
-        """Whether the interval held what was measured."""
+        """Return whether the interval contains the measured value."""
         return self.low <= self.actual <= self.high
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the forecasts of one quantity have done."""
+    """Errors and interval coverage of the forecasts of one quantity."""
 
-    quantity: str  # of FORESEEN
+    quantity: str  # of FORECAST_QUANTITIES
     runs: int
-    held: int  # of these, runs whose interval held
-    undisturbed: int  # runs that had the machine to themselves, as a forecast of time takes for granted
+    held: int  # of these, runs whose interval contains the measured value
+    undisturbed: int  # runs with the machine to themselves, as a forecast of time assumes
     undisturbed_held: int
-    median_error: float  # of the errors' size, as a share; as the worst one NaN without runs
+    median_error: float  # of the absolute relative errors; this and the worst are NaN without runs
     worst_error: float
-    share_low: float  # exact interval of the share of runs in which an interval holds (Clopper and Pearson 1934)
+    share_low: float  # exact confidence interval of the coverage (Clopper and Pearson 1934)
     share_high: float
 
     @property
     def verdict(self) -> str:
-        """Whether the intervals do what they say."""
+        """Return whether the observed coverage agrees with the nominal one, ``CONFIDENCE``."""
         if not self.runs:
             return "no run yet"
         if self.share_high < CONFIDENCE:
@@ -64,9 +64,9 @@ class Calibration:
 
 
 def forecast_outcomes(runs: Sequence[RunRecord]) -> Iterator[ForecastOutcome]:
-    """Every forecast that can be held against a measurement.
+    """Yield every forecast of a run that also has the measurement.
 
-    A run that ran out of memory would have taken more: it counts only where even what it had is above the interval.
+    A run that ran out of memory would have taken more: it counts only if its peak is above the interval already.
     """
     for run in runs:
         for quantity, (_, metric) in FORECAST_QUANTITIES.items():
@@ -76,38 +76,37 @@ def forecast_outcomes(runs: Sequence[RunRecord]) -> Iterator[ForecastOutcome]:
             foreseen, low, high, actual = (run.metrics[name] for name in names)
             disturbed = run.metrics.get("cpu/others", 0.0) > MAX_OTHER_LOAD
             if metric == "memory/peak_mib" and FIRST_PASS_ONLY in run.tags:
-                continue  # what was foreseen is the peak of a whole training
-            pair = ForecastOutcome(run.run_id, quantity, foreseen, low, high, actual, disturbed)
+                continue  # the forecast is of the peak of a whole training
+            result = ForecastOutcome(run.run_id, quantity, foreseen, low, high, actual, disturbed)
             outcome = run.tags.get("outcome")
-            if outcome == Outcome.OK or (outcome == _DIED_OF.get(metric) and pair.actual > pair.high):
-                yield pair
+            if outcome == Outcome.OK or (outcome == _DIED_OF.get(metric) and result.actual > result.high):
+                yield result
 
 
 def calibrate(found: Sequence[ForecastOutcome]) -> list[Calibration]:
-    """How the forecasts of each quantity have done, those without a run among them."""
+    """Return the calibration of each quantity, including those without a run."""
     return [_calibration(name, [pair for pair in found if pair.quantity == name]) for name in FORECAST_QUANTITIES]
 
 
 def calibration_table(found: Sequence[Calibration]) -> str:
-    """In Markdown."""
+    """Return the calibration of all quantities as Markdown, with an introduction."""
     rows = [
         (
-            FORECAST_QUANTITIES[one.quantity][1],
-            str(one.runs),
-            *(f"{error:.1%}" if one.runs else "-" for error in (one.median_error, one.worst_error)),
-            f"{one.held} of {one.runs}" if one.runs else "-",
-            f"{one.undisturbed_held} of {one.undisturbed}" if one.runs else "-",
-            f"{one.share_low:.0%} to {one.share_high:.0%}" if one.runs else "-",
-            one.verdict,
+            FORECAST_QUANTITIES[row.quantity][1],
+            str(row.runs),
+            *(f"{error:.1%}" if row.runs else "-" for error in (row.median_error, row.worst_error)),
+            f"{row.held} of {row.runs}" if row.runs else "-",
+            f"{row.undisturbed_held} of {row.undisturbed}" if row.runs else "-",
+            f"{row.share_low:.0%} to {row.share_high:.0%}" if row.runs else "-",
+            row.verdict,
         )
-        for one in found
+        for row in found
     ]
-    said = (
-        f"Each run logs what is foreseen of it before it begins, with an interval that is to hold in {CONFIDENCE:.0%} "
+    introduction = (
+        f"Each run logs its forecasts before it begins, with an interval that is to hold in {CONFIDENCE:.0%} "
         "of runs. These are the runs on record that have both a forecast and a measurement. Undisturbed are those "
         f"during which no more than {MAX_OTHER_LOAD:.0%} of the machine went to other work, which a "
-        f"forecast of time takes for "
-        "granted."
+        "forecast of time takes for granted."
     )
     heading = (
         "what",
@@ -119,14 +118,14 @@ def calibration_table(found: Sequence[Calibration]) -> str:
         "so a share of",
         "intervals",
     )
-    return f"{said}\n\n{markdown(heading, rows)}"
+    return f"{introduction}\n\n{markdown(heading, rows)}"
 
 
 def calibration_record(found: Sequence[ForecastOutcome]) -> dict[str, Any]:
-    """For a script: the table, and every run behind it."""
+    """Return the calibration as JSON values: the table, and every run behind it."""
     table = [
-        {**asdict(one), "metric": FORECAST_QUANTITIES[one.quantity][1], "verdict": one.verdict}
-        for one in calibrate(found)
+        {**asdict(row), "metric": FORECAST_QUANTITIES[row.quantity][1], "verdict": row.verdict}
+        for row in calibrate(found)
     ]
     return {"nominal": CONFIDENCE, "quantities": table, "runs": [asdict(pair) for pair in found]}
 

@@ -1,4 +1,4 @@
-"""Keeps ``launch.ipynb`` up to date: Roofscale's own cells are found by their tags, everything else stays as it is."""
+"""Update of ``launch.ipynb``: Roofscale's own cells are found by their tags, all others stay untouched."""
 
 import json
 import re
@@ -21,10 +21,10 @@ _KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "nam
 
 
 def update_notebook(file: Path, climbs: Climbs, phases: Sequence[Phase], gate: GateReport | None) -> None:
-    """Bring Roofscale's cells up to date, in place; a cell of it that is missing is put where it belongs.
+    """Update Roofscale's cells in place; a missing one is inserted after its predecessor.
 
     Raises:
-        ConfigError: the file is no notebook of format 4; it is left as it is.
+        ConfigError: the file is no notebook of format 4; it is left unchanged.
     """
     text = read_text(file) if file.exists() else ""
     try:
@@ -35,7 +35,7 @@ def update_notebook(file: Path, climbs: Climbs, phases: Sequence[Phase], gate: G
             "away and run `roofscale report` for a new one. It was left as it is."
         ) from error
     _renew_cells(book, notebook_cells(climbs, phases, gate))
-    # Not through nbformat's own writer, which would sort keys and join lines in cells that are not ours.
+    # Not by nbformat's writer, which would sort keys and join lines in the user's cells.
     indent = re.match(r"\{\r?\n( +)", text)
     written = json.dumps(book, indent=len(indent[1]) if indent else 1, ensure_ascii=False)
     write_text(file, written if text and not text.endswith("\n") else f"{written}\n")
@@ -47,7 +47,7 @@ def _read(text: str) -> dict[str, Any]:
         raise ValueError("it does not say 'nbformat: 4'")
     copy = nbformat.from_dict(book)  # type: ignore[no-untyped-call]
     try:
-        nbformat.validate(copy)  # which may mend what it sees
+        nbformat.validate(copy)  # on a copy, because it may repair what it validates
     except nbformat.ValidationError as error:
         raise ValueError(error.message) from error
     return book
@@ -59,16 +59,16 @@ def _new_book() -> dict[str, Any]:
 
 
 def _renew_cells(book: dict[str, Any], wanted: Sequence[Cell]) -> None:
-    """Renew each cell where it stands; one that is not there goes behind the one that comes before it."""
-    cells, at = book["cells"], -1
+    """Renew each cell at its position; insert a missing one after its predecessor."""
+    cells, position = book["cells"], -1
     for cell in wanted:
-        found = next((place for place, known in enumerate(cells) if cell.tag in _tags(known)), None)
-        if found is None:
-            found = at + 1
-            cells.insert(found, _make(cell, book))
+        index = next((i for i, existing in enumerate(cells) if cell.tag in _tags(existing)), None)
+        if index is None:
+            index = position + 1
+            cells.insert(index, _make(cell, book))
         else:
-            cells[found] = _renew(cells[found], cell)
-        at = found
+            cells[index] = _renew(cells[index], cell)
+        position = index
 
 
 def _tags(cell: dict[str, Any]) -> list[str]:
@@ -77,25 +77,25 @@ def _tags(cell: dict[str, Any]) -> list[str]:
 
 
 def _make(cell: Cell, book: dict[str, Any]) -> dict[str, Any]:
-    """A new cell; its id is its tag, so that making it again makes the same."""
+    """Return a new cell; its id is its tag, so that the result is reproducible."""
     make: Any = nbformat.v4.new_code_cell if cell.kind == "code" else nbformat.v4.new_markdown_cell
     tags = [_PARAMETERS, cell.tag] if cell.tag.endswith(_PARAMETERS) else [cell.tag]
     made = _renew(make(id=cell.tag, metadata={"tags": tags}), cell)
-    if book["nbformat_minor"] < 5:  # which knows no ids
+    if book["nbformat_minor"] < 5:  # cells have ids since 4.5
         del made["id"]
     return dict(sorted(made.items()))
 
 
-def _renew(known: dict[str, Any], cell: Cell) -> dict[str, Any]:
-    """The cell with what it should say now; where that is another thing, what it has put out is gone."""
-    rows: dict[str, Any] = known["metadata"].get("roofscale", {}).get("rows", {})
-    if cell.headers:  # rows of a phase that the server no longer knows are kept
-        rows = rows | {str(phase): [list(row) for row in found] for phase, found in cell.rows.items()}
-        known = {**known, "metadata": {**known["metadata"], "roofscale": {"rows": rows}}}
+def _renew(existing: dict[str, Any], cell: Cell) -> dict[str, Any]:
+    """Return the cell with its current source; if that differs from the old one, its outputs are dropped."""
+    rows: dict[str, Any] = existing["metadata"].get("roofscale", {}).get("rows", {})
+    if cell.headers:  # keep the rows of phases that the server no longer has
+        rows = rows | {str(phase): [list(row) for row in new] for phase, new in cell.rows.items()}
+        existing = {**existing, "metadata": {**existing["metadata"], "roofscale": {"rows": rows}}}
     source = _source(cell, rows)
-    if known["cell_type"] == cell.kind and "".join(known["source"]) == source:
-        return known
-    renewed = {**known, "cell_type": cell.kind, "source": source.splitlines(keepends=True)}
+    if existing["cell_type"] == cell.kind and "".join(existing["source"]) == source:
+        return existing
+    renewed = {**existing, "cell_type": cell.kind, "source": source.splitlines(keepends=True)}
     if cell.kind == "code":
         return {**renewed, "outputs": [], "execution_count": None}
     return {key: value for key, value in renewed.items() if key not in ("outputs", "execution_count")}
@@ -104,5 +104,5 @@ def _renew(known: dict[str, Any], cell: Cell) -> dict[str, Any]:
 def _source(cell: Cell, rows: dict[str, Any]) -> str:
     if not cell.headers:
         return cell.source
-    ordered = [row for _, found in sorted(rows.items(), key=lambda item: int(item[0])) for row in found]
+    ordered = [row for _, of_phase in sorted(rows.items(), key=lambda item: int(item[0])) for row in of_phase]
     return f"{cell.source}\n\n" + (markdown(cell.headers, ordered) if ordered else "None yet.")

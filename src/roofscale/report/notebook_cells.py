@@ -1,4 +1,4 @@
-"""What stands in the cells of the notebook that Roofscale keeps up to date, each known by its tag."""
+"""Source of the notebook cells that Roofscale keeps up to date; each is identified by its tag."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,13 +107,13 @@ class Cell:
 
     tag: str
     kind: str  # markdown or code
-    source: str  # of a table: what stands above it
+    source: str  # of a table: the text above it
     headers: tuple[str, ...] = ()  # of a table
     rows: Mapping[int, Rows] = field(default_factory=dict)  # of a table, by phase
 
 
 def notebook_cells(climbs: Climbs, phases: Sequence[Phase], gate: GateReport | None) -> list[Cell]:
-    """All of them, in order."""
+    """Return all cells that Roofscale keeps up to date, in the order of the notebook."""
     return [
         Cell("roofscale-title", "markdown", _TITLE),
         Cell("roofscale-setup", "code", _SETUP),
@@ -128,11 +128,11 @@ def notebook_cells(climbs: Climbs, phases: Sequence[Phase], gate: GateReport | N
 
 
 def _parameters(climbs: Climbs) -> str:
-    """The last good knobs as plain assignments, which papermill can inject others after."""
-    found = current_best(climbs)
+    """Return the last good knobs as plain assignments, so that papermill can inject others after them."""
+    best = current_best(climbs)
     origin, config = "No step has passed yet: these are the defaults.", RunConfig()
-    if found:
-        climb, good = found
+    if best:
+        climb, good = best
         origin = f"The last good of phase {climb.phase.number}: {step_words(good)}, MLflow run {good.run_id}."
         config = good.config
     lines = [
@@ -168,10 +168,10 @@ def _failures(climbs: Climbs) -> Cell:
 
 
 def _failure(phase: int, run: StepResult) -> tuple[str, ...]:
-    wanting = "; ".join(f"{c.name}: {c.evidence}" for c in run.verdict.criteria if c.verdict is not Verdict.PASSED)
-    seen = wanting if run.measurement.outcome is Outcome.OK else run.measurement.detail
-    came_to = (run.measurement.outcome.value, run.verdict.verdict.label, cause_words(run.cause) if run.cause else "")
-    return (str(phase), run.step.name, code(format_changes(run)), *came_to, seen, code(run.run_id))
+    unmet = "; ".join(f"{c.name}: {c.evidence}" for c in run.verdict.criteria if c.verdict is not Verdict.PASSED)
+    seen = unmet if run.measurement.outcome is Outcome.OK else run.measurement.detail
+    ending = (run.measurement.outcome.value, run.verdict.verdict.label, cause_words(run.cause) if run.cause else "")
+    return (str(phase), run.step.name, code(format_changes(run)), *ending, seen, code(run.run_id))
 
 
 def _passed(run: StepResult) -> bool:
@@ -190,9 +190,9 @@ def _gate(gate: GateReport | None) -> str:
 
 
 def _launch(climbs: Climbs, phases: Sequence[Phase]) -> str:
-    coming, found = next_phase(phases, climbs), current_best(climbs)
-    if coming is None:
+    upcoming, best = next_phase(phases, climbs), current_best(climbs)
+    if upcoming is None:
         return _NO_LAUNCH
-    changed = found[1].config.diff(RunConfig()) if found else {}
+    changed = best[1].config.diff(RunConfig()) if best else {}
     changed.pop("data_root", None)
-    return _LAUNCH.format(number=coming.number, name=coming.name, last_good=changed)
+    return _LAUNCH.format(number=upcoming.number, name=upcoming.name, last_good=changed)

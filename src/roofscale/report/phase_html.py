@@ -1,4 +1,4 @@
-"""A climb as one HTML page that needs nothing beside it: pictures and style are inside, and it reads well in print."""
+"""Self-contained HTML report of a climb: images and styles are embedded, and it can be printed."""
 
 import base64
 import io
@@ -26,22 +26,22 @@ from roofscale.stats.intervals import CONFIDENCE
 
 REPORT = "report.html"  # in MLflow
 UI = "http://127.0.0.1:5000"  # where `make ui` serves MLflow
-_SHARPNESS = 150  # dots an inch of a picture in pixels: 1200 across
+_PNG_DPI = 150  # dots per inch: 1200 px wide
 
 
 def write_phase_html(climb: PhaseResult, folder: Path, following: Phase | None = None) -> Path:
-    """Write the report into a folder as ``phase<number>.html``; return the file."""
+    """Write the report of a climb into a folder as ``phase<number>.html``; return the file."""
     file = folder / f"phase{climb.phase.number}.html"
     write_text(file, phase_html(climb, following))
     return file
 
 
 def phase_html(climb: PhaseResult, following: Phase | None = None, ui: str = UI) -> str:
-    """The report of a climb.
+    """Return the report of a climb as HTML.
 
     Args:
         climb: the attempt.
-        following: the phase after it, where there is one.
+        following: the phase after it; None after the last.
         ui: address of the MLflow server that the run ids link to.
     """
     runs = list(climb.all_runs())
@@ -94,17 +94,17 @@ def _template() -> Template:
 
 
 def _headline(climb: PhaseResult) -> str:
-    """How many steps passed, and how."""
+    """Return how many steps passed, how many of them after a fallback, and the runs and minutes that took."""
     passed = [result for result in climb.results if result.verdict.verdict is Verdict.PASSED]
     with_remedy = sum(result.fallback is not None for result in passed)
     runs = sum(len(run.measurements) for run in climb.all_runs())
-    said = f"{len(passed)} of {len(climb.phase.steps)} steps passed"
-    said += f", {with_remedy} of them with a remedy" if with_remedy else ""
-    return f"{said}. It took {runs} run{'' if runs == 1 else 's'} and {_minutes(climb.all_runs())} min."
+    summary = f"{len(passed)} of {len(climb.phase.steps)} steps passed"
+    summary += f", {with_remedy} of them with a remedy" if with_remedy else ""
+    return f"{summary}. It took {runs} run{'' if runs == 1 else 's'} and {_minutes(climb.all_runs())} min."
 
 
 def _measurements(runs: Iterable[StepResult]) -> list[Measurement]:
-    """Of all seeds."""
+    """Return the measurements of all seeds."""
     return [measurement for run in runs for measurement in run.measurements]
 
 
@@ -118,14 +118,14 @@ def _percent(share: float) -> str:
 
 
 def _worst(runs: Iterable[StepResult], metric: str) -> float:
-    """The largest value over all seeds, NaN where there is none."""
+    """Return the largest value over all seeds; NaN if there is none."""
     return max((m.metric(metric) for m in _measurements(runs) if metric in m.metrics), default=math.nan)
 
 
 def _over_seeds(run: StepResult, metric: str) -> str:
-    """The value, or over several seeds the smallest to the largest."""
-    known = sorted(m.metric(metric) for m in _measurements([run]) if math.isfinite(m.metric(metric)))
-    return " to ".join(_distinct(format.format_number(value) for value in (known[0], known[-1]))) if known else "-"
+    """Return the value, or over several seeds the smallest and the largest."""
+    finite = sorted(m.metric(metric) for m in _measurements([run]) if math.isfinite(m.metric(metric)))
+    return " to ".join(_distinct(format.format_number(value) for value in (finite[0], finite[-1]))) if finite else "-"
 
 
 def _distinct(words: Iterable[str]) -> list[str]:
@@ -133,13 +133,13 @@ def _distinct(words: Iterable[str]) -> list[str]:
 
 
 def _data_uri(figure: Figure) -> str:
-    """The figure as a picture within the page: lines, or pixels where a crowd of points makes these smaller."""
-    pictures = {}
+    """Return the figure as a data URI, SVG or PNG, whichever is smaller: PNG wins for a figure of many points."""
+    images = {}
     with matplotlib.rc_context({"svg.hashsalt": "roofscale"}):  # the same climb gives the same page
-        kinds: dict[str, dict[str, Any]] = {"svg+xml": {"metadata": {"Date": None}}, "png": {"dpi": _SHARPNESS}}
+        kinds: dict[str, dict[str, Any]] = {"svg+xml": {"metadata": {"Date": None}}, "png": {"dpi": _PNG_DPI}}
         for kind, options in kinds.items():
             stream = io.BytesIO()
             figure.savefig(stream, format=kind.removesuffix("+xml"), transparent=True, **options)
-            pictures[kind] = stream.getvalue()
-    kind = min(pictures, key=lambda kind: len(pictures[kind]))
-    return f"data:image/{kind};base64,{base64.b64encode(pictures[kind]).decode()}"
+            images[kind] = stream.getvalue()
+    kind = min(images, key=lambda kind: len(images[kind]))
+    return f"data:image/{kind};base64,{base64.b64encode(images[kind]).decode()}"

@@ -1,4 +1,4 @@
-"""A climb for a script, compact: what was planned, what each run came to, and where all of it is on record."""
+"""Compact JSON record of a climb: its plan, the outcome of each run, and the ids of the MLflow runs."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from roofscale.phases.results import PhaseResult, StepResult
 
 
 def climb_record(climb: PhaseResult) -> dict[str, Any]:
-    """Plain values; NaN where something was not measured."""
+    """Return the JSON record of a climb; NaN stands for what was not measured."""
     good = climb.last_good
     return {
         "phase": climb.phase.number,
@@ -25,18 +25,18 @@ def climb_record(climb: PhaseResult) -> dict[str, Any]:
         "last_good": {"step": good.step.name, "config": _config(good), "run_id": good.run_id} if good else None,
         "expectations": [
             {
-                "step": found.step,
-                "metric": found.expectation.metric,
-                "of": found.expectation.of,
-                "expected": found.expectation.value,
-                "tolerance": found.expectation.tolerance,
-                "measured": found.measured,
-                "low": found.low,
-                "high": found.high,
-                "verdict": found.verdict,
-                "reason": found.reason,
+                "step": comparison.step,
+                "metric": comparison.expectation.metric,
+                "of": comparison.expectation.of,
+                "expected": comparison.expectation.value,
+                "tolerance": comparison.expectation.tolerance,
+                "measured": comparison.measured,
+                "low": comparison.low,
+                "high": comparison.high,
+                "verdict": comparison.verdict,
+                "reason": comparison.reason,
             }
-            for found in climb.comparisons
+            for comparison in climb.comparisons
         ],
         "runs": [_run(run, run is result) for result in climb.results for run in result.runs],
     }
@@ -56,10 +56,10 @@ def _run(run: StepResult, decides: bool) -> dict[str, Any]:
         **run.verdict.as_dict(),
         "metrics": dict(run.measurement.metrics),
         "facts": dict(run.measurement.facts),
-        "repeats": [{"outcome": again.outcome, "metrics": dict(again.metrics)} for again in run.repeats],
+        "repeats": [{"outcome": repeat.outcome, "metrics": dict(repeat.metrics)} for repeat in run.repeats],
     }
 
 
 def _config(run: StepResult) -> dict[str, str]:
-    """What differs from the defaults, as overrides; where the files of a machine lie is left out."""
+    """Return the overrides of the defaults, without ``data_root``, which only this machine knows."""
     return {k: v for k, v in run.config.diff(RunConfig()).items() if k != "data_root"}

@@ -1,6 +1,6 @@
-"""One phase in Markdown: expected, measured, what went wrong, what was done about it, and what follows.
+"""Markdown report of one attempt at a phase: runs, expectations, issues, remedies, recommendations, evidence.
 
-The evidence, which is longest, comes last, because MLflow cuts long descriptions off.
+The evidence, the longest part, comes last, because MLflow truncates long descriptions.
 """
 
 import json
@@ -25,14 +25,14 @@ from roofscale.report.format import (
 from roofscale.report.phase_status import config_words, format_changes, step_words, watched
 from roofscale.report.recommendations import recommend
 
-DESCRIPTION_LENGTH = 8000  # most characters of a tag, and so of a run's description, that MLflow takes
+DESCRIPTION_LENGTH = 8000  # characters; MLflow keeps a run's description as a tag, and accepts no longer tag
 
 
 def phase_section(climb: PhaseResult, following: Phase | None) -> str:
-    """What became of a phase, as a page that stands alone.
+    """Return the report of a climb as a self-contained Markdown section.
 
     Args:
-        climb: the attempt.
+        climb: the attempt to report.
         following: the phase after it; None after the last.
     """
     phase = climb.phase
@@ -52,7 +52,8 @@ def phase_section(climb: PhaseResult, following: Phase | None) -> str:
 
 
 def description(section: str, whole: str) -> str:
-    """A section as the description of an MLflow run: cut off at a line, with a word on where the ``whole`` is."""
+    """Return a section truncated to ``DESCRIPTION_LENGTH`` at a line end; it then ends with the name of the artifact,
+    ``whole``, that holds the full text."""
     if len(section) <= DESCRIPTION_LENGTH:
         return section
     pointer = f"\n\n... The whole of it is this run's artifact `{whole}`.\n"
@@ -60,32 +61,32 @@ def description(section: str, whole: str) -> str:
 
 
 def outcome_words(climb: PhaseResult) -> str:
-    """What a climb came to, in words."""
+    """Return the outcome of a climb: its verdict, or 'interrupted'."""
     return "interrupted" if climb.interrupted else climb.verdict.label
 
 
 def _head(climb: PhaseResult) -> str:
-    where = [f"Attempt of {climb.created}" if climb.created else "", f"MLflow experiment {code(climb.experiment)}"]
-    where += [f"run {code(climb.run_id)}", f"commit {code(climb.commit)}" if climb.commit else "commit not known"]
+    origin = [f"Attempt of {climb.created}" if climb.created else "", f"MLflow experiment {code(climb.experiment)}"]
+    origin += [f"run {code(climb.run_id)}", f"commit {code(climb.commit)}" if climb.commit else "commit not known"]
     facts = {name: _fact(climb, name) for name in FACTS}
     lines = [f"- {name.replace('_', ' ')}: {one_line(value)}" for name, value in facts.items() if value]
     overlay = climb.phase.as_json().get("overlay")
-    changed = [f"the phase file was climbed with an overlay: {json.dumps(overlay)}"] if overlay else []
-    notes = [f"> {one_line(note)}" for note in (*changed, *climb.notes)]
+    overlaid = [f"the phase file was climbed with an overlay: {json.dumps(overlay)}"] if overlay else []
+    notes = [f"> {one_line(note)}" for note in (*overlaid, *climb.notes)]
     return "\n\n".join(
         part
-        for part in (one_line(climb.phase.question), ", ".join(filter(None, where)) + ".", "\n".join(lines), *notes)
+        for part in (one_line(climb.phase.question), ", ".join(filter(None, origin)) + ".", "\n".join(lines), *notes)
         if part
     )
 
 
 def _fact(climb: PhaseResult, name: str) -> str:
-    found = (run.measurement.facts.get(name, "") for run in climb.all_runs())
-    return "; ".join(dict.fromkeys(value for value in found if value))
+    values = (run.measurement.facts.get(name, "") for run in climb.all_runs())
+    return "; ".join(dict.fromkeys(filter(None, values)))
 
 
 def _runs(climb: PhaseResult) -> str:
-    """Every run in the order in which it was made; the step's name stands bold at the one that decides."""
+    """Return the table of all runs in the order they were made; the run that decides its step is in bold."""
     rows = []
     for result in climb.results:
         for run in result.runs:
@@ -109,7 +110,7 @@ def _expected(climb: PhaseResult) -> str:
             c.step,
             metric_heading(c.expectation.metric),
             expectation_words(c.expectation),
-            _found(c),
+            _measured_ratio(c),
             _borne_out(c),
             c.reason,
         )
@@ -118,8 +119,8 @@ def _expected(climb: PhaseResult) -> str:
     return markdown(("step", "metric", "expected", "measured", "borne out", "likely reason"), rows) if rows else ""
 
 
-def _found(compared: Comparison) -> str:
-    """The measured value with its interval, as the ratio that the expectation is about."""
+def _measured_ratio(compared: Comparison) -> str:
+    """Return the measured value and its interval, in the unit of the expectation: absolute, or a ratio to a step."""
     if math.isnan(compared.measured):
         return "-"
     of = "" if compared.expectation.of == "absolute" else f" x {compared.expectation.of}"
@@ -136,65 +137,65 @@ def _borne_out(compared: Comparison) -> str:
 
 
 def _measured(results: Sequence[StepResult], metrics: Sequence[str]) -> str:
-    """A row a metric, a column a step; over several seeds the smallest to the largest."""
+    """Return a table of one row per metric and one column per step; of several seeds, the range of values."""
     rows = [[metric_heading(name), *(_over_seeds(r, name) for r in results)] for name in metrics]
-    shown = [row for row in rows if any(cell != "-" for cell in row[1:])]
-    return markdown(["metric", *map(step_words, results)], shown) if shown else ""
+    measured = [row for row in rows if any(cell != "-" for cell in row[1:])]
+    return markdown(["metric", *map(step_words, results)], measured) if measured else ""
 
 
 def _over_seeds(result: StepResult, name: str) -> str:
     values = [run.metric(name) for run in result.measurements]
-    known = sorted(value for value in values if math.isfinite(value))
-    return " to ".join(dict.fromkeys(format_number(value) for value in (known[0], known[-1]))) if known else "-"
+    finite = sorted(value for value in values if math.isfinite(value))
+    return " to ".join(dict.fromkeys(format_number(value) for value in (finite[0], finite[-1]))) if finite else "-"
 
 
 def _issues(climb: PhaseResult) -> str:
     rows = [row for run in climb.all_runs() for row in _issues_of(run)]
     rows += [(name, "", "not run", why) for name, why in climb.skipped.items()]
-    if left := ", ".join(step.name for step in climb.left_out):
+    if not_reached := ", ".join(step.name for step in climb.left_out):
         why = "the climb was interrupted" if climb.interrupted else "the phase stopped before"
-        rows.append((left, "", "not run", why))
+        rows.append((not_reached, "", "not run", why))
     return markdown(("step", "at", "cause", "what was seen"), rows) if rows else "None."
 
 
 def _issues_of(run: StepResult) -> Iterator[tuple[str, str, str, str]]:
-    where, cause = (run.step.name, code(format_changes(run))), cause_words(run.cause) if run.cause else ""
-    if run.measurement.outcome is not Outcome.OK:  # what the criteria lack then follows from it
-        yield *where, cause or run.measurement.outcome.value, run.measurement.detail
+    run_cells, cause = (run.step.name, code(format_changes(run))), cause_words(run.cause) if run.cause else ""
+    if run.measurement.outcome is not Outcome.OK:  # then the criteria are unmet only because of it
+        yield *run_cells, cause or run.measurement.outcome.value, run.measurement.detail
         return
     for criterion in run.verdict.criteria:
         if criterion.verdict is not Verdict.PASSED:
             words = criterion.verdict.label
-            yield *where, cause or words, f"{criterion.name} {words}: {criterion.evidence}"
+            yield *run_cells, cause or words, f"{criterion.name} {words}: {criterion.evidence}"
     if skipped := run.measurement.metrics.get("train/skipped_samples"):
-        yield *where, "broken samples", f"{skipped:.0f} were left out (on_bad_sample=skip)"
+        yield *run_cells, "broken samples", f"{skipped:.0f} were left out (on_bad_sample=skip)"
 
 
 def _solutions(climb: PhaseResult) -> str:
     lines: list[str] = []
-    good = "what the phase stands on"
+    base = "what the phase stands on"
     for result in climb.results:
-        lines += _solutions_of(result, good)
+        lines += _solutions_of(result, base)
         if result.verdict.verdict is Verdict.PASSED:
-            good = f"step {result.step.name}"
+            base = f"step {result.step.name}"
     return "\n".join(f"- {line}" for line in lines) or "None was needed."
 
 
-def _solutions_of(result: StepResult, good: str) -> Iterator[str]:
-    """What was done in a step when something went wrong; ``good`` names what a rollback returns to."""
+def _solutions_of(result: StepResult, base: str) -> Iterator[str]:
+    """Yield what the phase runner did after a failure in a step; ``base`` names what a rollback returns to."""
     name = result.step.name
     for run in result.runs:
-        came_to = run.verdict.verdict.label
+        verdict = run.verdict.verdict.label
         if run.fallback:
-            yield f"{name}: for {cause_words(run.fallback.cause)}, {code(run.fallback.changed)} was tried: {came_to}."
+            yield f"{name}: for {cause_words(run.fallback.cause)}, {code(run.fallback.changed)} was tried: {verdict}."
         if run.repeats:
             seeds = len(run.measurements)
             yield (
                 f"{name}: for want of evidence, {code(format_changes(run)) or 'it'} was "
-                f"run under {seeds} seeds: {came_to}."
+                f"run under {seeds} seeds: {verdict}."
             )
     if result.verdict.sound is Verdict.FAILED:
-        yield f"{name}: rolled back to {good}."
+        yield f"{name}: rolled back to {base}."
     elif result.fallback:
         yield f"{name}: kept {code(result.fallback.changed)}, and the phase went on from it."
 
@@ -211,12 +212,12 @@ def _recommendation(climb: PhaseResult, following: Phase | None) -> str:
 def _evidence(climb: PhaseResult) -> str:
     rows = [
         (
-            step_words(run) if place == 0 else "",
+            step_words(run) if index == 0 else "",
             criterion.name,
             criterion.verdict.label,
             criterion.evidence,
         )
         for run in climb.all_runs()
-        for place, criterion in enumerate(run.verdict.criteria)
+        for index, criterion in enumerate(run.verdict.criteria)
     ]
     return markdown(("step", "criterion", "verdict", "evidence"), rows) if rows else ""

@@ -1,4 +1,4 @@
-"""What a climb recommends for what comes next: each rule says nothing unless the measurements say it."""
+"""Recommendations for what to do after a climb; each rule speaks only if the measurements support it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,22 +20,22 @@ _STALL = CRITERIA["data_stall"].limits["max_share"].default
 
 @dataclass(frozen=True)
 class Advice:
-    """One recommendation and what was measured that speaks for it."""
+    """One recommendation with the measurement that supports it."""
 
     say: str
     because: str
 
 
 def recommend(climb: PhaseResult, following: Phase | None = None) -> tuple[Advice, ...]:
-    """All recommendations that follow from a climb, the most important first."""
-    found = [_go_on(climb, following)]
+    """Return all recommendations that follow from a climb, the most important first."""
+    advice = [_go_on(climb, following)]
     for rule in _RULES:
-        found += rule(climb)
-    return tuple(found)
+        advice += rule(climb)
+    return tuple(advice)
 
 
 def _go_on(climb: PhaseResult, following: Phase | None) -> Advice:
-    """Whether to go on, and with which command."""
+    """Recommend the next command: the same phase again, or the one after it."""
     again = code(f"roofscale phase {climb.phase.number}")
     stuck = [r for r in climb.results if r.verdict.verdict is not Verdict.PASSED]
     why = "; ".join(f"{r.step.name} {r.verdict.verdict.label}" for r in stuck) or "all steps passed"
@@ -53,25 +53,27 @@ def _go_on(climb: PhaseResult, following: Phase | None) -> Advice:
 
 
 def _mend(climb: PhaseResult) -> Iterator[Advice]:
-    """What a person can do about a failure that no remedy has mended."""
+    """Recommend what a person can do about a failure that no fallback has mended."""
     for result in climb.results:
         if result.verdict.verdict is Verdict.FAILED and result.cause in ADVICE:
             failed = (c.evidence for c in result.verdict.criteria if c.verdict is Verdict.FAILED)
             seen = next(failed, result.measurement.detail)
-            say = ADVICE[result.cause]
-            yield Advice(f"{say[0].upper()}{say[1:]}.", f"step {result.step.name}, {cause_words(result.cause)}: {seen}")
+            advice = ADVICE[result.cause]
+            yield Advice(
+                f"{advice[0].upper()}{advice[1:]}.", f"step {result.step.name}, {cause_words(result.cause)}: {seen}"
+            )
 
 
 def _knee(climb: PhaseResult) -> Iterator[Advice]:
-    """The batch that the criterion of that name has told."""
-    if found := find_knee(climb.results):
-        likes = f"This hardware likes `batch_size={found.numbers['batch_size']:g}` best"
+    """Recommend the batch size at the knee of the throughput, if there is one."""
+    if knee := find_knee(climb.results):
+        likes = f"This hardware likes `batch_size={knee.numbers['batch_size']:g}` best"
         onward = f"; at least {climb.phase.least_batch} is handed on, for the gate" if climb.phase.least_batch else ""
-        yield Advice(f"{likes}{onward}.", found.evidence)
+        yield Advice(f"{likes}{onward}.", knee.evidence)
 
 
 def _workers(climb: PhaseResult) -> Iterator[Advice]:
-    """The fewest loader processes that come near the best throughput, where several counts were tried."""
+    """Recommend the fewest loader processes within the knee's tolerance of the best throughput, of several counts."""
     tried = group_by_value(point for point in runs_by_knob(climb, "num_workers") if point.alike and point.ended_well)
     rates = {int(count): mean(runs, "speed/samples_per_s") for count, runs in tried.items()}
     if len(rates) > 1 and all(map(math.isfinite, rates.values())):
@@ -82,7 +84,7 @@ def _workers(climb: PhaseResult) -> Iterator[Advice]:
 
 
 def _starved(climb: PhaseResult) -> Iterator[Advice]:
-    """More loader processes where training waits for them, and no other count was tried."""
+    """Recommend more loader processes if training waits for them and no other count was tried."""
     good = climb.last_good
     if good is None or runs_by_knob(climb, "num_workers"):
         return
@@ -100,25 +102,25 @@ def _take(climb: PhaseResult, knob: str, value: int, because: str) -> Advice:
 
 
 def _headroom(climb: PhaseResult) -> Iterator[Advice]:
-    """Whether twice the batch would keep its memory margin, by the peak and the MiB a sample of the last good."""
+    """State whether twice the batch would stay within the memory margin, extrapolated from the last good run."""
     good = climb.last_good
     if good is None or any(run.config.batch_size > good.config.batch_size for run in climb.all_runs()):
-        return  # what was measured needs no extrapolation
+        return  # a larger batch was measured
     run, batch = good.measurement, good.config.batch_size
     peak, share, each = (run.metric(f"memory/{name}") for name in ("peak_mib", "share", "mib_per_sample"))
-    foreseen = (peak + batch * each) * share / peak if peak else math.nan
-    if math.isfinite(foreseen):
+    forecast = (peak + batch * each) * share / peak if peak else math.nan  # share of the limit
+    if math.isfinite(forecast):
         margin = good.step.memory_margin
         yield Advice(
-            f"Host memory {'leaves room for' if foreseen < margin else 'does not allow'} `batch_size={2 * batch}`: "
-            f"about {foreseen:.0%} of what there is, by extrapolation (limit {margin:.0%}).",
+            f"Host memory {'leaves room for' if forecast < margin else 'does not allow'} `batch_size={2 * batch}`: "
+            f"about {forecast:.0%} of what there is, by extrapolation (limit {margin:.0%}).",
             f"step {good.step.name} peaked at {format_number(peak)} MiB, {share:.0%}, with "
             f"{format_number(each)} MiB a sample",
         )
 
 
 def _busy(climb: PhaseResult) -> Iterator[Advice]:
-    """Times that were measured on a machine that did other work."""
+    """Recommend to repeat times that were measured while the machine did other work."""
     busy = {r.step.name: max(_all(r, "cpu/others"), default=0.0) for r in climb.results}
     busy = {name: share for name, share in busy.items() if share > MAX_OTHER_LOAD}
     if busy:
@@ -126,12 +128,12 @@ def _busy(climb: PhaseResult) -> Iterator[Advice]:
         yield Advice(
             "Measure speed again on a quiet machine before relying on it.",
             f"share of the machine that went to other work: {shares} (over {MAX_OTHER_LOAD:.0%} "
-            f"proves nothing about time)",
+            "proves nothing about time)",
         )
 
 
 def _broken(climb: PhaseResult) -> Iterator[Advice]:
-    """Samples that could not be read."""
+    """Recommend to mend samples that could not be read."""
     most = max((n for r in climb.results for n in _all(r, "train/skipped_samples")), default=0.0)
     if most:
         yield Advice(

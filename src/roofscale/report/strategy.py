@@ -1,4 +1,4 @@
-"""What is planned, in Markdown: the rules for going up and coming down, and the steps of each phase."""
+"""The strategy document in Markdown: state, criteria, fallbacks, plan and results of all phases."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ _DOWN = (
     "a configuration that ran out of memory."
 )
 _LESS = "less of what the step has raised (batch, image or samples), else a smaller batch"
-_REMEDIES = {  # in words, what ``phases.fallback`` does
+_REMEDIES = {  # what ``phases.fallback`` tries, in words
     Cause.HOST_OOM: _LESS,
     Cause.CUDA_OOM: _LESS,
     Cause.OVER_MARGIN: _LESS,
@@ -53,28 +53,28 @@ _REMEDIES = {  # in words, what ``phases.fallback`` does
 
 
 def criteria_table(phases: Sequence[Phase]) -> str:
-    """The scaling criteria: each one that some phase asks for, with its limits and where they hold."""
+    """Return the table of the criteria that the phases use, with their limits and the phases of each limit."""
     asked: dict[str, dict[str, list[int]]] = {}
     for phase in phases:
         for spec in (spec for step in phase.steps for spec in step.criteria):
-            where = asked.setdefault(spec.name, {}).setdefault(limits_words(spec.limits), [])
-            where += [] if phase.number in where else [phase.number]
+            numbers = asked.setdefault(spec.name, {}).setdefault(limits_words(spec.limits), [])
+            numbers += [] if phase.number in numbers else [phase.number]
     rows = [
-        (*((name, CRITERIA[name].meaning) if place == 0 else ("", "")), limits, ", ".join(map(str, where)))
+        (*((name, CRITERIA[name].meaning) if index == 0 else ("", "")), limits, ", ".join(map(str, numbers)))
         for name, by_limits in asked.items()
-        for place, (limits, where) in enumerate(by_limits.items())
+        for index, (limits, numbers) in enumerate(by_limits.items())
     ]
     return f"{_UP}\n\n" + markdown(("criterion", "holds when", "limits", "phases"), rows)
 
 
 def fallback_table() -> str:
-    """The rollback rule, cause by cause."""
+    """Return the table of causes of failure with the remedy that the phase runner tries for each."""
     rows = [(cause_words(cause), _REMEDIES.get(cause, "none"), ADVICE.get(cause, "")) for cause in Cause]
     return f"{_DOWN}\n\n" + markdown(("cause", "remedy", "left to a person"), rows)
 
 
 def phase_plan(phase: Phase) -> str:
-    """What a phase file says: what it stands on, and its steps."""
+    """Return the plan of a phase: the configuration it starts from, and its steps."""
     stands = f"the last good configuration of phase {phase.needs}" if phase.needs else "the defaults"
     base = f", with {code(overrides_words(phase.base))}" if phase.base else ""
     requires = f"; requires: {', '.join(phase.requires)}" if phase.requires else ""
@@ -87,7 +87,7 @@ def phase_plan(phase: Phase) -> str:
 
 
 def overrides_words(overrides: Mapping[str, Any]) -> str:
-    """Overrides as they would be written on the command line."""
+    """Return overrides as words of the command line."""
     written = RunConfig().with_overrides(overrides).to_strings()
     return " ".join(f"{key}={written[key]}" for key in overrides)
 
@@ -117,14 +117,14 @@ _INVITATION = "<!-- Write between the next two lines: it is yours, and it is kep
 def strategy_document(
     phases: Sequence[Phase], climbs: Climbs, gate: GateReport | None, old: str, forecasts: Sequence[Calibration] = ()
 ) -> str:
-    """The whole page.
+    """Return the strategy document.
 
     Args:
         phases: the phase files, in order.
         climbs: the newest climb of each phase that the server has one of.
-        gate: the gate before the GPU; None where it was not asked.
-        old: the page as it stands, empty where there is none; a text that is no such page is kept among the notes.
-        forecasts: how those of each quantity have done.
+        gate: the gate before the GPU; None if it was not evaluated.
+        old: the current page, empty if there is none; a text that is no strategy document is kept among the notes.
+        forecasts: the calibration of each quantity.
 
     Raises:
         ConfigError: the markers of the old page do not pair.
@@ -143,21 +143,21 @@ def strategy_document(
         "## Plan\n\n" + "\n\n".join(phase_plan(phase) for phase in phases),
         *_sections(phases, climbs, kept.phases, yours),
         f"## Gate before the GPU\n\n{_gate(gate)}",
-        *([f"## Foreseen and measured\n\n{calibration_table(forecasts)}"] if forecasts else []),
+        *([f"## Forecast and measured\n\n{calibration_table(forecasts)}"] if forecasts else []),
     ]
     if yours:
-        left = (user_blocks.user_block(name, written) for name, written in yours.items())
-        parts.append("\n\n".join(["## Kept", "Blocks whose place on this page is gone.", *left]))
+        orphans = (user_blocks.user_block(name, written) for name, written in yours.items())
+        parts.append("\n\n".join(["## Kept", "Blocks whose place on this page is gone.", *orphans]))
     return "\n\n".join(parts) + "\n"
 
 
 def _offer(name: str, yours: dict[str, str]) -> str:
-    """A place to write in, with what was written there, which is taken out of ``yours``."""
+    """Return a user block with the text that it had; that text is removed from ``yours``."""
     return f"{_INVITATION}\n{user_blocks.user_block(name, yours.pop(name, user_blocks.EMPTY))}"
 
 
 def _sections(phases: Sequence[Phase], climbs: Climbs, kept: Mapping[int, str], yours: dict[str, str]) -> Iterator[str]:
-    """The section of each phase, as climbed or as it was kept, and a place to write beneath it."""
+    """Yield the section of each phase, new or kept from the old page, each followed by a user block."""
     for number in sorted({*(phase.number for phase in phases), *climbs, *kept}):
         if number in climbs:
             yield user_blocks.phase_block(number, phase_section(climbs[number], following(number, phases)))
@@ -178,8 +178,8 @@ def _standing(phases: Sequence[Phase], climbs: Climbs, kept: Mapping[int, str]) 
         else:
             state = "not on this server; its section is kept" if phase.number in kept else "not climbed yet"
             rows.append((str(phase.number), phase.name, state, "", ""))
-    coming = next_phase(phases, climbs)
-    command = f"\n\nNext: {code(f'roofscale phase {coming.number}')}. {coming.question}" if coming else ""
+    upcoming = next_phase(phases, climbs)
+    command = f"\n\nNext: {code(f'roofscale phase {upcoming.number}')}. {upcoming.question}" if upcoming else ""
     return markdown(("phase", "name", "stands at", "last good step", "MLflow run"), rows) + command
 
 
@@ -190,41 +190,37 @@ def _state(climb: PhaseResult, climbs: Climbs) -> str:
 
 
 def _configuration(phases: Sequence[Phase], climbs: Climbs) -> str:
-    """The configuration to go on with, beside the defaults and what the last step of the last phase asks for."""
-    found = current_best(climbs)
-    now = found[1].config if found else RunConfig()
-    said = "No step has passed yet: these are the defaults."
-    if found:
-        climb, good = found
-        said = f"{code(config_words(now))}: phase {climb.phase.number}, {step_words(good)}, run {code(good.run_id)}."
-    aim: dict[str, str] = {}
+    """Return the table of the current best configuration, the defaults and the target, the last phase's last step."""
+    best = current_best(climbs)
+    now = best[1].config if best else RunConfig()
+    origin = "No step has passed yet: these are the defaults."
+    if best:
+        climb, good = best
+        origin = f"{code(config_words(now))}: phase {climb.phase.number}, {step_words(good)}, run {code(good.run_id)}."
+    target: dict[str, str] = {}
     for last in phases[-1:]:
         asked = {**last.base, **last.steps[-1].set}
         written = RunConfig().with_overrides(asked).to_strings()
-        aim = {knob: written[knob] for knob in asked}
-        said += f" The target is what phase {last.number} asks for in its last step, {last.steps[-1].name}."
+        target = {knob: written[knob] for knob in asked}
+        origin += f" The target is what phase {last.number} asks for in its last step, {last.steps[-1].name}."
     defaults = RunConfig().to_strings()
     rows = [
         (
             knob,
             defaults[knob],
             value,
-            aim.get(knob, ""),
-            _reached(value, aim.get(knob)),
+            target.get(knob, ""),
+            _reached(value, target.get(knob)),
             FIELDS[knob].metadata["meaning"],
         )
         for knob, value in now.to_strings().items()
-        if knob != "data_root" and (knob in aim or value != defaults[knob])
+        if knob != "data_root" and (knob in target or value != defaults[knob])
     ]
-    return f"{said}\n\n" + markdown(("knob", "default", "now", "target", "reached", "meaning"), rows)
+    return f"{origin}\n\n" + markdown(("knob", "default", "now", "target", "reached", "meaning"), rows)
 
 
 def _reached(now: str, target: str | None) -> str:
     return "" if target is None else "yes" if now == target else "no"
-
-
-def _meaning(knob: str) -> str:
-    return str(FIELDS[knob].metadata["meaning"])
 
 
 def _gate(gate: GateReport | None) -> str:

@@ -1,8 +1,8 @@
-"""What outlives a rewriting of the strategy document: blocks that a person wrote, and sections about phases.
+"""Parts of the strategy document that survive when it is rewritten: blocks of the user, and sections of phases.
 
 A block stands between ``<!-- yours: begin NAME -->`` and ``<!-- yours: end NAME -->``, a section between
-``<!-- phase N: begin -->`` and ``<!-- phase N: end -->``. Markers that do not pair are refused: to guess what was meant
-could lose what somebody wrote.
+``<!-- phase N: begin -->`` and ``<!-- phase N: end -->``. Markers that do not pair are refused: a wrong
+guess could lose text of the user.
 """
 
 import re
@@ -13,20 +13,20 @@ from roofscale.errors import ConfigError
 _YOURS = re.compile(r"<!--\s*yours:\s*(?P<side>begin|end)\s+(?P<name>.+?)\s*-->")
 _PHASE = re.compile(r"<!--\s*phase\s+(?P<name>\d+):\s*(?P<side>begin|end)\s*-->")
 _LOOKS_LIKE = {_YOURS: re.compile(r"<!--\s*yours:.*"), _PHASE: re.compile(r"<!--\s*phase\s+\d+:.*")}
-EMPTY = "\n"  # what stands in a block that nobody has written in
+EMPTY = "\n"  # content of a block that the user has not written in
 
 
 @dataclass(frozen=True)
 class ParsedDocument:
-    """A document taken apart."""
+    """A strategy document, parsed into its blocks, its sections of phases, and the rest."""
 
-    yours: dict[str, str]  # block name: all that stands between its markers, byte for byte
-    phases: dict[int, str]  # phase number: its section, blocks taken out
+    yours: dict[str, str]  # block name: the text between its markers, unchanged
+    phases: dict[int, str]  # phase number: its section without the blocks
     outside: str  # the rest
 
 
 def read_regions(text: str) -> ParsedDocument:
-    """Take a document apart.
+    """Parse a document.
 
     Raises:
         ConfigError: a marker without its partner, inside another pair, used twice or misspelt.
@@ -37,45 +37,47 @@ def read_regions(text: str) -> ParsedDocument:
 
 
 def user_block(name: str, content: str = EMPTY) -> str:
-    """A block for a person to write in."""
+    """Return a block for the user to write in."""
     return f"<!-- yours: begin {name} -->{content}<!-- yours: end {name} -->"
 
 
 def phase_block(number: int, content: str) -> str:
-    """A section about a phase, between its markers."""
+    """Return the section of a phase between its markers."""
     return f"<!-- phase {number}: begin -->\n{content.strip()}\n<!-- phase {number}: end -->"
 
 
 def _cut(text: str, marker: re.Pattern[str]) -> tuple[dict[str, str], str]:
-    """Cut out what stands between pairs of markers; return it by name, and what is left."""
+    """Return the texts between pairs of markers, by name, and the remaining text."""
     for alike in _LOOKS_LIKE[marker].finditer(text):
         if not marker.match(text, alike.start()):
-            raise _torn(alike.group(), "it is none of 'yours: begin NAME', 'yours: end NAME', 'phase N: begin|end'")
-    found: dict[str, str] = {}
-    left: list[str] = []
+            raise _marker_error(
+                alike.group(), "it is none of 'yours: begin NAME', 'yours: end NAME', 'phase N: begin|end'"
+            )
+    contents: dict[str, str] = {}
+    rest: list[str] = []
     begun: re.Match[str] | None = None
-    at = 0
+    end = 0  # of the last marker
     for mark in marker.finditer(text):
         if mark["side"] == "begin":
             if begun:
-                raise _torn(mark.group(), f"it stands inside {begun.group()!r}")
-            if mark["name"] in found:
-                raise _torn(mark.group(), "it stands there twice; give each block a name of its own")
-            left.append(text[at : mark.start()])
+                raise _marker_error(mark.group(), f"it stands inside {begun.group()!r}")
+            if mark["name"] in contents:
+                raise _marker_error(mark.group(), "it stands there twice; give each block a name of its own")
+            rest.append(text[end : mark.start()])
             begun = mark
         elif begun is None or begun["name"] != mark["name"]:
-            raise _torn(mark.group(), "no such block begins before it")
+            raise _marker_error(mark.group(), "no such block begins before it")
         else:
-            found[mark["name"]] = text[at : mark.start()]
+            contents[mark["name"]] = text[end : mark.start()]
             begun = None
-        at = mark.end()
+        end = mark.end()
     if begun:
-        raise _torn(begun.group(), "its end is missing")
-    return found, "".join([*left, text[at:]])
+        raise _marker_error(begun.group(), "its end is missing")
+    return contents, "".join([*rest, text[end:]])
 
 
-def _torn(marker: str, what: str) -> ConfigError:
+def _marker_error(marker: str, problem: str) -> ConfigError:
     return ConfigError(
-        f"the marker {marker!r} cannot be used: {what}. Expected pairs of 'begin' and 'end', one after the other; "
+        f"the marker {marker!r} cannot be used: {problem}. Expected pairs of 'begin' and 'end', one after the other; "
         "mend them by hand. The file was left as it is."
     )

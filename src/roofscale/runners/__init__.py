@@ -1,4 +1,4 @@
-"""How a run config becomes a measurement; the one seam between where runs execute and all that asks for them."""
+"""Runners: the interface between commands, which need measurements, and the machines that execute the runs."""
 
 from collections.abc import Callable
 
@@ -9,4 +9,4 @@ Runner = Callable[[RunConfig], Measurement]
 
 
 class RunInterrupted(Exception):
-    """A run ended by the user, a full disk or a fault of the service; it is not judged. The message says why."""
+    """Interruption of a run by the user, a full disk or a fault of the service, not judged; the message says why."""

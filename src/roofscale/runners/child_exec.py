@@ -1,7 +1,7 @@
-"""Prepares the process that it is run in, then becomes the run: ``python launch.py PARENT CGROUP CORES COMMAND...``.
+"""Child process set-up, then exec of the command: ``python child_exec.py PARENT CGROUP CORES COMMAND...``.
 
-A file to be executed by its path, on the standard library alone, so that it costs milliseconds. Doing the same between
-fork and exec (``preexec_fn``) would run Python in a copy of a process with threads, which may deadlock.
+The file is executed by its path and imports only the standard library, so it takes milliseconds. ``preexec_fn`` of
+``subprocess`` would instead run Python in a fork of a process with threads, which may deadlock.
 """
 
 import ctypes
@@ -13,14 +13,18 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(parent: str, group: str, cores: str, *command: str) -> None:
-    """Die with the parent, enter the cgroup folder ``group`` (empty: none), keep to ``cores``, become ``command``.
+    """Tie this process to its parent, cgroup and cores, then replace it by ``command``.
 
-    An empty ``parent``: whichever it is.
+    Args:
+        parent: process id of the parent, to exit if it has died already; empty: not checked. On Linux the kernel kills
+            this process when its parent dies.
+        group: folder of the cgroup to join; empty: none.
+        cores: number of CPU cores, of those that this process may use already (Linux only).
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # outlives exec; a killed parent leaves no orphan
-        if parent and os.getppid() != int(parent):  # it died before the line above
-            sys.exit("the process that started this run is gone")
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # kept over exec: a killed parent leaves no orphan
+        if parent and os.getppid() != int(parent):  # the parent died before the line above
+            sys.exit("the process that started this run has ended")
         allowed = sorted(os.sched_getaffinity(0))
         if int(cores) < len(allowed):
             os.sched_setaffinity(0, allowed[: int(cores)])

@@ -1,4 +1,4 @@
-"""Reads the events that a training process appends to ``events.jsonl``, while it writes them and afterwards."""
+"""Events of a training process: reading of ``events.jsonl``, also while the process still writes it."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -12,10 +12,13 @@ Event = dict[str, Any]
 
 
 class EventTail:
-    """Reads what was appended since the last look.
+    """Incremental reader of an events file.
 
-    A killed process leaves a torn last line, and its successor may have written on behind it: a line that is no JSON
-    object counts from the last place in it where one begins, else not at all.
+    A killed process may leave an incomplete last line, to which the process that resumes the run appends: a line that
+    is not a JSON object is read from the last start of an event in it, or skipped if there is none.
+
+    Args:
+        from_end: whether to skip what the file has already.
     """
 
     def __init__(self, file: Path, *, from_end: bool = False) -> None:
@@ -23,23 +26,23 @@ class EventTail:
         self._offset = file.stat().st_size if from_end and file.exists() else 0
 
     def read(self) -> list[Event]:
-        """The new whole lines, in order.
+        """Return the events of the complete lines appended since the last call, in order.
 
         Raises:
-            RecordError: one of them is an event, and lacks what an event of its kind has.
+            RecordError: an event misses a field that its kind requires.
         """
         if not self._file.exists():
             return []
         with self._file.open("rb") as stream:
             stream.seek(self._offset)
-            whole, newline, _ = stream.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        events = [event for line in whole.split(b"\n") if (event := _parse(line)) is not None]
+            complete, newline, _ = stream.read().rpartition(b"\n")
+        self._offset += len(complete) + len(newline)
+        events = [event for line in complete.split(b"\n") if (event := _parse(line)) is not None]
         for event in events:
-            self._require_whole(event)
+            self._check(event)
         return events
 
-    def _require_whole(self, event: Event) -> None:
+    def _check(self, event: Event) -> None:
         check = _CHECKS.get(event["event"])
         try:
             if check:
@@ -52,34 +55,35 @@ class EventTail:
 
 
 def drop_superseded(events: Iterable[Event]) -> list[Event]:
-    """Leave out steps and validations that a resumed process took back and did again.
+    """Return the events without the steps and validations that a resumed process repeated.
 
-    A validation follows the step that it belongs to, and a checkpoint may lie between the two: it counts once.
+    A checkpoint may lie between a step and its validation, which then occurs twice: only the last one is kept.
     """
     kept: list[Event] = []
     for event in events:
         if event["event"] == "resumed":
             kept = [earlier for earlier in kept if _step_of(earlier) <= event["step"]]
         kept.append(event)
-    newest = {_validated(event): place for place, event in enumerate(kept) if event["event"] == "validation"}
+    newest = {_validated(event): index for index, event in enumerate(kept) if event["event"] == "validation"}
     return [
         event
-        for place, event in enumerate(kept)
-        if event["event"] != "validation" or newest[_validated(event)] == place
+        for index, event in enumerate(kept)
+        if event["event"] != "validation" or newest[_validated(event)] == index
     ]
 
 
 def _validated(event: Event) -> tuple[int, str]:
+    """Return the step and the data set of a validation event."""
     return _step_of(event), event["validation"].get("dataset", "")
 
 
 def steps(events: Iterable[Event]) -> list[StepRecord]:
-    """The step events as records, without memory."""
+    """Return the records of the step events, without memory."""
     return [_step(event) for event in events if event["event"] == "step"]
 
 
 def validations(events: Iterable[Event]) -> list[Validation]:
-    """The validation events as records."""
+    """Return the records of the validation events."""
     return [read_validation(event["validation"]) for event in events if event["event"] == "validation"]
 
 
@@ -87,7 +91,7 @@ def _step(event: Event) -> StepRecord:
     return StepRecord(**{name: value for name, value in event.items() if name != "event"})
 
 
-# What an event of a kind must have for it to be used.
+# By kind of event: a check that raises an error if a field is missing or of the wrong type.
 _CHECKS: Mapping[str, Callable[[Event], object]] = {
     "step": lambda event: (int(event["step"]), float(event["loss"]), float(event["seconds"]), _step(event)),
     "validation": lambda event: (int(event["validation"]["step"]), read_validation(event["validation"])),
@@ -102,6 +106,7 @@ def _step_of(event: Event) -> int:
 
 
 def _parse(line: bytes) -> Event | None:
+    """Return the event of a line, or of its last part that is one; None if there is none."""
     for start in (0, max(0, line.rfind(b'{"event"'))):
         try:
             event = json.loads(line[start:])

@@ -1,4 +1,4 @@
-"""Thread pool for work that waits for something elsewhere, such as training jobs; it honours stop requests."""
+"""Thread pool for work that waits for another machine, such as training jobs; it honours stop requests."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +14,9 @@ _T = TypeVar("_T")
 
 @dataclass
 class JobPool:
-    """Up to ``max_jobs`` threads at a time; with one, work is done at once in the caller's thread.
+    """Pool of up to ``max_jobs`` threads; with one, work runs at once in the caller's thread.
 
-    Ctrl-C and SIGTERM reach all jobs through ``interrupt``, which the runners hold too.
+    Ctrl-C and SIGTERM reach all jobs through ``interrupt``, which the runners share.
     """
 
     max_jobs: int = 1
@@ -25,9 +25,9 @@ class JobPool:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run submitted work until the block ends, then wait for the jobs under way; queued ones are dropped.
+        """Run submitted work until the block ends, then wait for the running jobs and drop queued ones.
 
-        An error in the block stops the jobs as Ctrl-C would. ``RunInterrupted`` stops none: a fault of the service
+        An error in the block stops the jobs as Ctrl-C does. ``RunInterrupted`` stops none: a fault of the service
         affects one run, and a stop request of the user has already reached all.
         """
         if self.max_jobs == 1 or self._executor:
@@ -47,7 +47,11 @@ class JobPool:
                 executor.shutdown(wait=False, cancel_futures=True)
 
     def submit(self, work: Callable[[], _T]) -> "Future[_T]":
-        """Start work as soon as a thread is free."""
+        """Queue work for the next free thread; outside ``running``, or with one thread, run it at once.
+
+        Raises:
+            Exception: an error of work that was run at once; other errors are in the future.
+        """
         if self._executor:
             return self._executor.submit(work)
         future: Future[_T] = Future()

@@ -1,7 +1,7 @@
-"""The local runner: one run config in, one measurement out, whatever happens in between.
+"""Local runner: executes one run config on this machine and returns its measurement, even if the run crashes.
 
-The run is a process of its own, so that a run that dies takes nobody with it, and so that what is measured is the run
-and not whoever looks on. The same runner works inside a container, where it is process 1.
+The training process is separate from the launcher, so that a crash does not end the launcher, and the measured memory
+and CPU time are those of the run alone. The same runner works inside a container, where it is process 1.
 """
 
 import contextlib
@@ -37,31 +37,31 @@ MEASUREMENT = "measurement.json"
 TRAIN = (sys.executable, "-m", "roofscale.train")
 _STDERR_TAIL_BYTES = 16_384
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# A watchdog has to look more often than a monitor.
+# Seconds between memory samples, by whether a watchdog enforces the limit: an allocation grows past it between two.
 _INTERVAL_SECONDS = {True: 0.1, False: 0.2}
 
 
 @dataclass
 class LocalRunner:
-    """Runs a config in its own process on this machine, held to the memory and the cores of its compute.
+    """Runner for a separate process on this machine, limited to the memory and the cores of the config's compute.
 
-    A run folder that holds a checkpoint is resumed. SIGTERM and SIGINT to this process are passed on to the run, which
-    writes a checkpoint and ends (a second one ends it at once); the measurement then says ``interrupted``.
+    A run folder that holds a checkpoint is resumed. SIGTERM and SIGINT to this process are forwarded to the run, which
+    writes a checkpoint and exits (a second one kills it); the outcome of the measurement is then ``interrupted``.
     """
 
     run_dir: Path  # config.json, events.jsonl, checkpoints, stderr.log, measurement.json
     listener: Listener = field(default_factory=SilentListener)
     command: Sequence[str] = TRAIN  # the run folder is appended; run in each of the config's processes
-    grace_seconds: float = 100.0  # SageMaker kills a job 120 s after it has asked it to stop
-    use_cgroup: bool = True  # False: hold the memory by the watchdog even where a cgroup can be made
-    interrupt: StopRequest = field(default_factory=StopRequest)  # ask() it from another thread to stop the run
-    machines: Nodes = field(default_factory=Nodes)  # that train together; this one alone
+    grace_seconds: float = 100.0  # SageMaker kills a job 120 s after the stop request
+    use_cgroup: bool = True  # False: limit the memory by the watchdog even if a cgroup can be made
+    interrupt: StopRequest = field(default_factory=StopRequest)  # call request() from another thread to stop the run
+    machines: Nodes = field(default_factory=Nodes)  # that train together; default: this one alone
 
     def __call__(self, config: RunConfig) -> Measurement:
-        """Run, and save the measurement in the run folder.
+        """Run the config, and save the measurement in the run folder.
 
         Raises:
-            ConfigError: the compute is not known, or the config wants more machines than there are.
+            ConfigError: the compute is unknown, or ``instance_count`` differs from the number of machines.
             OSError: the run folder cannot be written, or the command cannot be started.
         """
         size = compute.get(config.compute)
@@ -71,22 +71,24 @@ class LocalRunner:
         write_json(self.run_dir / "config.json", config.as_dict())
         parent = cgroup.own_memory() if self.use_cgroup else None
         with MemoryLimit(allowed.memory_bytes, parent) as limit, self.interrupt.on_signals():
-            supervised = self._supervise(command, config, allowed, limit)
+            observation = self._supervise(command, config, allowed, limit)
+        # Not at the top: SciPy takes two seconds to import, and the training process can start meanwhile.
         from roofscale.runners.build_measurement import build_measurement
 
-        measurement = build_measurement(config, size, allowed, supervised)
+        measurement = build_measurement(config, size, allowed, observation)
         measurement.save(self.run_dir / MEASUREMENT)
         return measurement
 
     def _supervise(
         self, command: Sequence[str], config: RunConfig, allowed: ResourceLimits, limit: MemoryLimit
     ) -> "RunObservation":
+        """Start the training process, supervise it until it ends, and classify its outcome."""
         events = EventTail(self.run_dir / EVENTS, from_end=True)
         started = time.time()
-        with _append(self.run_dir / "stdout.log") as out, _append(self.run_dir / "stderr.log") as err:
-            stderr_start = err.tell()
+        with (self.run_dir / "stdout.log").open("ab") as out, (self.run_dir / "stderr.log").open("ab") as err:
+            stderr_start = err.tell()  # a resumed run must not be judged by what an earlier process wrote
             child = self._start(command, config, allowed, limit, out, err)
-        # Two seconds of SciPy, while the child is at its own imports.
+        # Import it (and SciPy) while the child is busy with its own imports.
         threading.Thread(
             target=importlib.import_module, args=("roofscale.runners.build_measurement",), daemon=True
         ).start()
@@ -129,6 +131,7 @@ class LocalRunner:
         out: IO[bytes],
         err: IO[bytes],
     ) -> "subprocess.Popen[bytes]":
+        """Start the training process (or torchrun) through ``child_exec``, as leader of a session of its own."""
         threads = str(config.threads or max(1, allowed.cores // config.processes))
         group = str(limit.group.path) if limit.group else ""
         return subprocess.Popen(
@@ -157,7 +160,7 @@ class LocalRunner:
 def _watch(
     child: "subprocess.Popen[bytes]", supervisor: Supervisor, allowed: ResourceLimits, limit: MemoryLimit
 ) -> Monitor:
-    """Watch the child to its end, and leave nothing of it behind, whatever fails here."""
+    """Monitor the child until it ends; kill all its processes, even if the monitoring fails."""
     try:
         monitor = Monitor(
             child.pid,
@@ -170,7 +173,7 @@ def _watch(
         with monitor:
             supervisor.watch(monitor)
     finally:
-        supervisor.kill()  # its loader processes, or all of it where something here failed
+        supervisor.kill()  # its loader processes, or all its processes if something above failed
         child.wait()
     return monitor
 
@@ -181,7 +184,7 @@ def _evidence(exit_code: int, supervisor: Supervisor, limit: MemoryLimit, stderr
         watchdog=supervisor.watchdog,
         timed_out=supervisor.timed_out,
         interrupted=supervisor.interrupted,
-        # Around the run's cgroup, a kill may have hit somebody else: it says nothing of a run that ended well.
+        # Without a cgroup of the run's own the count includes other processes: ignore it if the run exited with 0.
         oom_kills=limit.oom_kills() if limit.group or exit_code else 0,
         stderr=stderr,
         end=supervisor.end,
@@ -190,12 +193,8 @@ def _evidence(exit_code: int, supervisor: Supervisor, limit: MemoryLimit, stderr
     )
 
 
-def _append(file: Path) -> IO[bytes]:
-    return file.open("ab")
-
-
 def _tail(file: Path, start: int) -> str:
-    """The last of what was written after ``start``."""
+    """Return the last 16 KiB of what was written after byte ``start``; empty if the file cannot be read."""
     with contextlib.suppress(OSError), file.open("rb") as stream:
         stream.seek(max(start, file.stat().st_size - _STDERR_TAIL_BYTES))
         return stream.read().decode(errors="replace")

@@ -1,8 +1,8 @@
-"""Holds a run to its compute's memory: by a cgroup of its own where that is permitted, else by a watchdog.
+"""Memory limit of a run: a cgroup of its own if the launcher may create one, else a watchdog.
 
-A resource limit of the process (RLIMIT_AS, RLIMIT_DATA) would not do: it counts each process for itself, and a training
-process with two loader processes goes to three times the number. Nothing is written to any cgroup but to the one that
-is made here, below the cgroup that this process is in already.
+Resource limits (RLIMIT_AS, RLIMIT_DATA) do not work here: they apply per process, so that a training process with two
+loader processes could use three times the limit. The child cgroup is created below the launcher's own; no other cgroup
+is changed, except that the memory controller is enabled for the children of the launcher's (v2).
 """
 
 import contextlib
@@ -19,21 +19,22 @@ import psutil
 from roofscale import cgroup
 from roofscale.cgroup import MemoryCgroup
 
-# The watchdog samples; memory touched at 2 GB/s goes on for a tenth of a second before it is seen.
+# Share of the limit at which the watchdog kills. It samples every 0.1 s, in which memory allocated at 2 GB/s grows by
+# 0.2 GB.
 WATCHDOG_SHARE = 0.9
 _NAME = re.compile(r"roofscale-(\d+)-\d+")
 _numbers = itertools.count()
 
 
 class MemoryLimit:
-    """A memory limit for one process that is about to start, and for all its descendants.
+    """Memory limit for a process that is about to start, and for all its descendants.
 
-    Enter it before the process starts; the process joins ``group`` by writing its own id to ``cgroup.procs``. Where no
-    cgroup can be made, ``group`` is None and ``watchdog_mib`` is what the monitor has to watch for.
+    Enter the context before the process starts; the process joins ``group`` by writing its own id to ``cgroup.procs``.
+    If no cgroup can be created, ``group`` is None and the monitor must kill the run above ``watchdog_mib``.
 
     Args:
-        limit_bytes: what the run may hold.
-        parent: the cgroup to make a child of, usually this process's own; None = use the watchdog.
+        limit_bytes: memory limit of the run.
+        parent: the cgroup to create a child of, usually this process's own; None = use the watchdog.
     """
 
     def __init__(self, limit_bytes: int, parent: MemoryCgroup | None) -> None:
@@ -62,37 +63,40 @@ class MemoryLimit:
 
     @property
     def watchdog_mib(self) -> float:
-        """The memory at which the watchdog kills; infinite where the kernel enforces the limit."""
+        """Memory above which the watchdog kills the run, MiB; infinite if the kernel enforces the limit."""
         return float("inf") if self.group else WATCHDOG_SHARE * self.limit_bytes / 2**20
 
     @property
     def description(self) -> str:
-        """What is in force, for a person."""
+        """The limit and what enforces it, in words."""
         gib = f"{self.limit_bytes / 2**30:.3g} GiB"
         if self.group:
             return f"cgroup v{self.group.version}, {gib}"
         return f"watchdog at {WATCHDOG_SHARE:.0%} of {gib}; {self._why_not}"
 
     def oom_kills(self) -> int:
-        """Processes that the kernel killed for memory since the start, in the run's cgroup or else around it."""
+        """Return how many processes the kernel has killed for memory since the start of the run.
+
+        Counted in the run's cgroup if it has one, else in the launcher's cgroup or on the whole machine.
+        """
         return self._kills() - self._kills_before
 
     def kill(self) -> None:
-        """Kill whatever is inside the run's cgroup, whichever session or group it moved to."""
+        """Kill every process in the run's cgroup, also one that has moved to another session or process group."""
         for pid in self.group.processes() if self.group else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def _kills(self) -> int:
-        watched = self.group or self._parent or cgroup.own_memory()
-        return watched.oom_kills() if watched else cgroup.machine_oom_kills()
+        counted = self.group or self._parent or cgroup.own_memory()
+        return counted.oom_kills() if counted else cgroup.machine_oom_kills()
 
 
 def _make(parent: MemoryCgroup, limit_bytes: int) -> MemoryCgroup:
-    """Make and limit a child cgroup.
+    """Create a child cgroup with a memory limit.
 
     Raises:
-        OSError: not permitted; EBUSY for v2, which lets no cgroup hold both processes and limited children.
+        OSError: not permitted; EBUSY for v2, in which a cgroup with limited children may not hold processes itself.
     """
     if parent.version == 2 and "memory" not in (parent.path / "cgroup.subtree_control").read_text().split():
         (parent.path / "cgroup.subtree_control").write_text("+memory")
@@ -109,17 +113,17 @@ def _make(parent: MemoryCgroup, limit_bytes: int) -> MemoryCgroup:
 def _set_limit(path: Path, version: int, limit_bytes: int) -> None:
     if version == 1:
         (path / "memory.limit_in_bytes").write_text(str(limit_bytes))
-        if (path / "memory.memsw.limit_in_bytes").exists():  # memory and swap together: no way round through swap
+        if (path / "memory.memsw.limit_in_bytes").exists():  # memory plus swap: no escape into swap
             (path / "memory.memsw.limit_in_bytes").write_text(str(limit_bytes))
         return
     (path / "memory.max").write_text(str(limit_bytes))
-    (path / "memory.oom.group").write_text("1")  # kill the run whole: half of it would hang
-    with contextlib.suppress(OSError):  # absent where the kernel has no swap
+    (path / "memory.oom.group").write_text("1")  # kill all processes of the run: the others would hang
+    with contextlib.suppress(OSError):  # absent if the kernel has no swap
         (path / "memory.swap.max").write_text("0")
 
 
 def _remove(path: Path) -> None:
-    """Remove an empty cgroup; processes killed a moment ago still count as inside for a little while."""
+    """Remove an empty cgroup, with retries for 1 s: killed processes leave it with a short delay."""
     for _ in range(50):
         try:
             path.rmdir()
@@ -132,7 +136,7 @@ def _remove(path: Path) -> None:
 
 
 def _remove_leftovers(parent: MemoryCgroup) -> None:
-    """Remove cgroups that a killed Roofscale left behind; the kernel refuses where processes are inside."""
+    """Remove cgroups of launchers that were killed; the kernel refuses if one still has processes."""
     with contextlib.suppress(OSError):
         for path in parent.path.iterdir():
             name = _NAME.fullmatch(path.name)

@@ -1,8 +1,8 @@
-"""Decides how a run ended from what was seen of it.
+"""Classification of a run's outcome from the evidence that the runner has collected.
 
-The order matters. A loader process that the kernel killed looks, from its parent, like any exception with exit code 1;
-so what the runner did itself comes first, then what the kernel counted, then what the run said of itself, then what it
-left on stderr, and only then the exit code.
+The order matters: if the kernel kills a loader process, the training process reports an ordinary exception and exits
+with 1. So the runner's own kills are considered first, then the OOM kills that the kernel counted, then the run's own
+'end' event, then stderr, and the exit code last.
 """
 
 import re
@@ -15,14 +15,14 @@ from roofscale.measurement import Outcome
 
 @dataclass(frozen=True)
 class ExitEvidence:
-    """What a runner knows about a run that is over."""
+    """Evidence of how a run ended, collected by its runner."""
 
-    exit_code: int  # minus the signal number where a signal ended it, as subprocess has it
-    watchdog: bool = False  # the watchdog killed it for memory
-    timed_out: bool = False  # the runner ended it for time
-    interrupted: bool = False  # the runner was asked to stop and passed that on
+    exit_code: int  # minus the signal number if a signal ended the run, as in subprocess
+    watchdog: bool = False  # the watchdog killed the run for its memory
+    timed_out: bool = False  # the runner stopped the run after timeout_seconds
+    interrupted: bool = False  # the runner forwarded a stop request
     oom_kills: int = 0  # processes that the kernel killed for memory
-    stderr: str = ""  # its last lines
+    stderr: str = ""  # its last 16 KiB
     end: Mapping[str, str] | None = None  # the run's own 'end' event: outcome and detail
     limit: str = ""  # the memory limit in force, in words
     timeout_seconds: float = 0.0
@@ -30,11 +30,12 @@ class ExitEvidence:
 
 _LESS_MEMORY = "lower batch_size, image_size or num_workers, or choose a compute with more memory"
 
-# Of a process that only ended because it missed another, which may be on another machine and have told why there.
+# Detail of a process that failed only because a peer did; the peer's measurement, maybe on another machine, has the
+# cause.
 PEER_FAILED = "another process of the run has ended, and this one with it"
 
-# What stderr, or the run's own account of an exception, says; first match wins.
-_SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
+# Patterns in stderr, or in the detail of the run's 'end' event; the first match wins.
+_PATTERNS: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
     (
         # torch/csrc and c10 allocator messages; torch names the class OutOfMemoryError from 1.13 on
         re.compile(
@@ -45,7 +46,7 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         "the GPU's memory ran out; lower batch_size or image_size, use precision=bf16, or choose a larger GPU",
     ),
     (
-        # A full disk says "No space left on device" too: only with shared memory named is it /dev/shm.
+        # A full disk gives "No space left on device" too: it is /dev/shm only if shared memory is named.
         re.compile(
             r"unable to (?:allocate|resize)[^\n]*shared memory|shared memory[^\n]*No space left|"
             r"/dev/shm[^\n]*No space left|No space left on device[^\n]*/dev/shm|"
@@ -63,15 +64,15 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         f"the host's memory ran out; {_LESS_MEMORY}",
     ),
     (
-        # torch/utils/data/dataloader.py and _utils/signal_handling.py; or, while it handed over a batch, the other end
-        # of its socket (multiprocessing/resource_sharer.py).
+        # torch/utils/data/dataloader.py and _utils/signal_handling.py; or the receiving end of its socket, if it was
+        # killed while it passed a batch (multiprocessing/resource_sharer.py).
         re.compile(
             r"DataLoader worker \(pid[^)\n]*\)[^\n]*(?:killed by signal|exited unexpectedly)"
             r"|in rebuild_storage_fd\n(?:.*\n)*?(?=Connection(?:Reset|Refused)Error|EOFError)"
         ),
         Outcome.CRASHED,
-        "a loader process was killed, perhaps by the system for want of memory; run it again, with a lower num_workers "
-        "if it comes back",
+        "a loader process was killed, perhaps by the kernel because memory ran out; run it again, with a lower "
+        "num_workers if it happens again",
     ),
     (
         re.compile(r"^(?:\w+\.)*DataError\b", re.MULTILINE),
@@ -79,7 +80,7 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         "a data set could not be read",
     ),
     (
-        # gloo/transport/tcp/pair.cc; NCCL's ncclRemoteError; torch's store, once its machine has gone
+        # gloo/transport/tcp/pair.cc; NCCL's ncclRemoteError; torch's store after its host has ended
         re.compile(r"gloo/transport|ncclRemoteError|^torch\.distributed\.Dist\w*Error", re.MULTILINE),
         Outcome.CRASHED,
         PEER_FAILED,
@@ -88,7 +89,7 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
 
 
 def classify(evidence: ExitEvidence) -> tuple[Outcome, str]:
-    """The outcome, and one line that says what happened and what to do."""
+    """Return the outcome and a one-line detail: what happened and what the user can do."""
     return (
         _from_runner_or_kernel(evidence)
         or _from_end_event(evidence)
@@ -98,22 +99,22 @@ def classify(evidence: ExitEvidence) -> tuple[Outcome, str]:
 
 
 def _from_runner_or_kernel(evidence: ExitEvidence) -> tuple[Outcome, str] | None:
-    """What the runner did, and what the kernel counted."""
-    held = f" ({evidence.limit})" if evidence.limit else ""
+    """Classify by what the runner did and by the OOM kills that the kernel counted; None if there are none."""
+    limit = f" ({evidence.limit})" if evidence.limit else ""
     if evidence.watchdog:
-        return Outcome.HOST_OOM, f"passed its memory limit and was killed{held}; {_LESS_MEMORY}"
+        return Outcome.HOST_OOM, f"passed its memory limit and was killed{limit}; {_LESS_MEMORY}"
     if evidence.timed_out:
         return Outcome.TIMEOUT, (
             f"ended after timeout_seconds={evidence.timeout_seconds:g}; raise it, or train on "
             "fewer samples; the same command resumes from the last checkpoint"
         )
     if evidence.oom_kills:
-        return Outcome.HOST_OOM, f"killed by the kernel, out of memory{held}; {_LESS_MEMORY}"
+        return Outcome.HOST_OOM, f"killed by the kernel, out of memory{limit}; {_LESS_MEMORY}"
     return None
 
 
 def _from_end_event(evidence: ExitEvidence) -> tuple[Outcome, str] | None:
-    """The run's own account, where it is conclusive."""
+    """Classify by the run's 'end' event; None if there is none, or it reports a crash that no pattern matches."""
     if evidence.end is None:
         return None
     outcome, detail = Outcome(evidence.end["outcome"]), evidence.end.get("detail", "")
@@ -125,34 +126,35 @@ def _from_end_event(evidence: ExitEvidence) -> tuple[Outcome, str] | None:
 
 
 def _from_stderr(evidence: ExitEvidence) -> tuple[Outcome, str] | None:
-    """What stderr says; not asked where the run was interrupted, or ended of its own accord and well."""
+    """Classify by stderr; None if nothing matches, or the run exited with 0, was interrupted or terminated."""
     if evidence.interrupted or evidence.exit_code in (0, -signal.SIGTERM, -signal.SIGINT):
         return None
     return _recognise(evidence.stderr)
 
 
 def _recognise(text: str) -> tuple[Outcome, str] | None:
-    for pattern, outcome, remedy in _SAID:
-        if found := list(pattern.finditer(text)):  # the last: a traceback shows source lines before the message
-            return outcome, f"{remedy}: {_line_around(text, found[-1].start())}"
+    """Return the outcome of the first pattern that matches, with remedy and matching line; None if none matches."""
+    for pattern, outcome, remedy in _PATTERNS:
+        if matches := list(pattern.finditer(text)):  # the last: a traceback shows source lines before the message
+            return outcome, f"{remedy}: {_line_around(text, matches[-1].start())}"
     return None
 
 
 def _from_exit_code(evidence: ExitEvidence) -> tuple[Outcome, str]:
-    """The exit code, the last resort."""
+    """Classify by the exit code, if nothing else tells."""
     if evidence.interrupted or evidence.exit_code in (-signal.SIGTERM, -signal.SIGINT):
         return (
             Outcome.INTERRUPTED,
             "asked to stop before it was done; the same command resumes it",
         )
-    said = (evidence.end or {}).get("detail") or _last_line(evidence.stderr)
+    message = (evidence.end or {}).get("detail") or _last_line(evidence.stderr)
     if evidence.exit_code == 0:
-        return Outcome.CRASHED, "ended without a word on how; see stderr.log"
-    if evidence.exit_code == -signal.SIGKILL:
-        said = "from outside, perhaps by the system for want of memory; see the kernel log, and run it again"
+        return Outcome.CRASHED, "exited with 0 but reported no outcome; see stderr.log"
+    if evidence.exit_code == -signal.SIGKILL:  # not the runner's own: those are classified before
+        message = "from outside, perhaps by the kernel because memory ran out; see the kernel log, and run it again"
     elif evidence.exit_code == -signal.SIGBUS:
-        said = said or "often a full /dev/shm or a file cut short while it was mapped"
-    return Outcome.CRASHED, f"ended with {_exit_words(evidence.exit_code)}: {said or 'no message'} (see stderr.log)"
+        message = message or "often a full /dev/shm or a file cut short while it was mapped"
+    return Outcome.CRASHED, f"ended with {_exit_words(evidence.exit_code)}: {message or 'no message'} (see stderr.log)"
 
 
 def _exit_words(code: int) -> str:

@@ -1,4 +1,4 @@
-"""Which runner: the one place that knows them all."""
+"""Registry of the runners, by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,23 +12,23 @@ from roofscale.runners.supervise import Listener, StopRequest
 MakeRunner = Callable[[Path, Listener], Runner]
 
 LOCAL, SAGEMAKER = "local", "sagemaker"
-NAMES = (LOCAL, SAGEMAKER)  # cli.py has them too, as --help loads nothing of this
+NAMES = (LOCAL, SAGEMAKER)  # repeated in the CLI, which does not import this module for --help
 
 
 @dataclass(frozen=True)
 class RunnerFactory:
-    """Where runs execute: how a runner is made for a run folder and a listener, and how many may run at a time."""
+    """Factory of the runners for run folders and listeners, with the number of runs that may execute at a time."""
 
     make: MakeRunner
     most: int = 1
-    interrupt: StopRequest = field(default_factory=StopRequest)  # of all that run at the same time
+    interrupt: StopRequest = field(default_factory=StopRequest)  # shared by all runs at the same time
 
 
 def runs_on_this_machine(name: str) -> bool:
-    """Whether its runs execute on this machine, be it in containers.
+    """Whether the runs of this runner execute on this machine, directly or in containers.
 
     Raises:
-        ConfigError: SageMaker's settings are lacking or wrong.
+        ConfigError: SageMaker's settings are missing or wrong.
     """
     if name == LOCAL:
         return True
@@ -38,10 +38,10 @@ def runs_on_this_machine(name: str) -> bool:
 
 
 def get_runner(name: str) -> RunnerFactory:
-    """The runner of this name.
+    """Return the factory of the runner with this name.
 
     Raises:
-        ConfigError: SageMaker's settings are lacking or wrong.
+        ConfigError: SageMaker's settings are missing or wrong.
     """
     if name == LOCAL:
         return RunnerFactory(LocalRunner)

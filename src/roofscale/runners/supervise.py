@@ -1,4 +1,4 @@
-"""Watches one training process from its start until nothing of it is left."""
+"""Supervision of one training process, from its start until all its processes have ended."""
 
 import contextlib
 import os
@@ -23,57 +23,57 @@ _POLL_SECONDS = 0.1
 
 
 class Listener(Protocol):
-    """Whoever wants to see a run while it goes on, such as a progress bar; called from the runner's own thread."""
+    """Observer of a run in progress, such as a progress bar; called from the runner's own thread."""
 
     def event(self, event: Event) -> None:
-        """One event of the training process, soon after it was written."""
+        """Receive one event of the training process, within about 0.1 s after it was written."""
         ...
 
     def resources(self, sample: ResourceSample) -> None:
-        """What the run used over the last two seconds."""
+        """Receive the resources that the run used over the last two seconds."""
         ...
 
 
 class SilentListener:
-    """A listener that shows nothing."""
+    """Listener that ignores everything."""
 
     def event(self, event: Event) -> None:
-        """Ignore it."""
+        """Ignore the event."""
 
     def resources(self, sample: ResourceSample) -> None:
-        """Ignore it."""
+        """Ignore the sample."""
 
 
 class Listeners:
-    """Several listeners as one."""
+    """Listener that forwards to several listeners."""
 
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
 
     def event(self, event: Event) -> None:
-        """Hand on an event."""
+        """Forward an event to every listener."""
         for listener in self._listeners:
             listener.event(event)
 
     def resources(self, sample: ResourceSample) -> None:
-        """Hand on a resource sample."""
+        """Forward a resource sample to every listener."""
         for listener in self._listeners:
             listener.resources(sample)
 
 
 @dataclass
 class StopRequest:
-    """A request to stop, from a signal or another thread."""
+    """Request to stop a run, from a signal or another thread."""
 
     count: int = 0
 
     def request(self) -> None:
-        """Ask; the first time for a checkpoint and an orderly end, the second time for an end at once."""
+        """Request a stop: the first call asks for a checkpoint and an orderly exit, the second kills the run."""
         self.count += 1
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT ask, instead of ending this process, as long as the block lasts."""
+        """Turn SIGTERM and SIGINT into stop requests, instead of ending this process, until the block ends."""
         if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
             yield
             return
@@ -90,15 +90,15 @@ class StopRequest:
 
 
 class Supervisor:
-    """Forwards a child's events and resources, and ends it when it has to end.
+    """Supervisor of a child process: forwards its events and resources, and enforces timeout and stop requests.
 
-    The child leads a process group of its own: what is sent to the group reaches its loader processes too, and Ctrl-C
-    in the terminal reaches only this process.
+    The child leads a process group of its own: a signal to the group also reaches its loader processes, and Ctrl-C in
+    the terminal reaches only this process.
 
     Args:
-        timeout_seconds: after this long the child is asked to stop.
-        grace_seconds: how long it then has for a checkpoint before it is killed.
-        together: the child is torchrun, and those that train are its children.
+        timeout_seconds: after this time the child is sent SIGTERM.
+        grace_seconds: time for a checkpoint between SIGTERM and SIGKILL.
+        together: whether the child is torchrun, and the training processes are its children.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Supervisor:
         together: bool = False,
     ) -> None:
         self.watchdog = self.timed_out = self.interrupted = False
-        self.end: Event | None = None  # the child's own account of how it ended
+        self.end: Event | None = None  # the child's own report of its outcome
         self._child, self._limit, self._tail, self._listener = child, limit, tail, listener
         self._interrupt = interrupt
         self._deadline = time.monotonic() + timeout_seconds
@@ -123,41 +123,48 @@ class Supervisor:
         self._kill_at: float | None = None
 
     def over_limit(self) -> None:
-        """The watchdog's call, from the monitor's thread: end it now, the machine has no time to lose."""
+        """Kill the child because it is over its memory limit; the monitor calls this from its own thread.
+
+        Not left to the next poll of ``watch``: within 0.1 s the machine itself may run out of memory.
+        """
         self.watchdog = True
         self.kill()
 
     def watch(self, monitor: Monitor) -> None:
-        """Watch until the child has ended; it is not yet waited for then, and its loader processes may linger."""
+        """Supervise until the child has ended.
+
+        It is then still a zombie (the caller waits for it), and its loader processes may still run.
+        """
         while not _has_ended(self._child):
             self.forward(monitor)
             self._end_if_due()
             time.sleep(_POLL_SECONDS)
 
     def forward(self, monitor: Monitor) -> None:
-        """Hand what is new to the listener."""
+        """Forward new events and resource samples to the listener."""
         for event in self._tail.read():
             if event["event"] == "end":
-                self.end = self.end or event  # of several processes the first, which the others only follow
+                self.end = self.end or event  # of several processes, the first to end is the cause
             self._listener.event(event)
         while monitor.rows:
             self._listener.resources(monitor.rows.popleft())
 
     def kill(self) -> None:
-        """Kill the child's process group, its children with theirs, and whatever else is in its cgroup."""
-        if self._child.returncode is not None:  # waited for: its id may be somebody else's by now
+        """Kill the child's process group, those of torchrun's children, and every process in the run's cgroup."""
+        if self._child.returncode is not None:  # already waited for: its pid may have been reused
             return
         for process in torchrun.processes(self._child.pid) if self._together else ():
             with contextlib.suppress(ProcessLookupError):  # each leads a group of its own
                 os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a zombie
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a zombie
             os.killpg(self._child.pid, signal.SIGKILL)
         self._limit.kill()
 
     def _end_if_due(self) -> None:
+        """Stop the child if its time is up or a stop was requested; kill it after the grace period."""
         now = time.monotonic()
         if self._limit.group and self._limit.oom_kills():
-            self.kill()  # a cgroup of version 1 loses one process; the rest would hang or blame something else
+            self.kill()  # cgroup v1 kills one process only; the others would hang or report a misleading error
         if self._kill_at is None:
             self.interrupted = self._interrupt.count > 0
             self.timed_out = not self.interrupted and now > self._deadline
@@ -168,7 +175,10 @@ class Supervisor:
             self.kill()
 
     def _ask_to_stop(self) -> None:
-        """Ask those that train: torchrun would ask their loader processes too, which are still needed."""
+        """Send SIGTERM to the training processes.
+
+        Not to torchrun, which would forward it to their loader processes, and these are needed up to the checkpoint.
+        """
         training = torchrun.processes(self._child.pid) if self._together else []
         for process in training or [self._child]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -176,7 +186,10 @@ class Supervisor:
 
 
 def _has_ended(child: "subprocess.Popen[bytes]") -> bool:
-    """Whether it has, leaving it a zombie where the system can: its counters stay readable, its id stays taken."""
+    """Whether the child has ended.
+
+    Where the system allows, the child is left a zombie: its counters stay readable, and its pid is not reused.
+    """
     if hasattr(os, "waitid"):
         return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     return child.poll() is not None

@@ -1,4 +1,4 @@
-"""Several processes for one run: the call of torchrun that starts them on a machine, and what it says at their end."""
+"""Torchrun: the command that starts a run's training processes on a machine, and parsing of its error summary."""
 
 import re
 import sys
@@ -12,34 +12,33 @@ from roofscale.errors import ConfigError
 from roofscale.runners import child_exec
 from roofscale.runners.outcome import ExitEvidence
 
-_HERE = "127.0.0.1"
-_PORT = "29500"  # torchrun's own default; on the first of several machines
-_SUMMARY = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
-# Of the summary: "Root Cause (first observed failure)", and the exit code below it.
+_LOCALHOST = "127.0.0.1"
+_PORT = "29500"  # torchrun's default, on the first of several machines
+# Matches "Root Cause (first observed failure)" in the summary, and captures the exit code below it.
 _ROOT_CAUSE = re.compile(r"Root Cause[^\n]*\n(?:.*\n)*?\s*exitcode\s*:\s*(-?\d+)")
-# How torch's and the launcher's own log lines begin: "W1124 16:42:33.123000 4027 torch/distributed/...".
+# Start of the log lines of torch and torchrun: "W1124 16:42:33.123000 4027 torch/distributed/...".
 _LOG_LINE = re.compile(r"^(?:\[rank\d+\]:)?\[?[IWE]\d{4} ")
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The machines that train together, and which of them this is."""
+    """The machines that train together, and the index of this one."""
 
-    names: tuple[str, ...] = (_HERE,)
-    place: int = 0
-    network: str = ""  # the interface between them; empty: whichever is found
+    names: tuple[str, ...] = (_LOCALHOST,)
+    place: int = 0  # index of this machine in ``names``; the first one is the master
+    network: str = ""  # the network interface between them; empty: chosen by gloo and NCCL
 
     def environment(self) -> dict[str, str]:
-        """What gloo and NCCL have to be told."""
+        """Return the environment variables for gloo and NCCL."""
         interface = self.network if len(self.names) > 1 else "lo" if sys.platform == "linux" else ""
         return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
 
 
 def check_nodes(config: RunConfig, machines: Nodes) -> None:
-    """Refuse a config for another number of machines.
+    """Check that a config is for this number of machines.
 
     Raises:
-        ConfigError: the config wants more machines, or fewer.
+        ConfigError: ``instance_count`` differs from the number of machines.
     """
     if config.instance_count != len(machines.names):
         raise ConfigError(
@@ -49,40 +48,41 @@ def check_nodes(config: RunConfig, machines: Nodes) -> None:
 
 
 def torchrun_command(command: Sequence[str], config: RunConfig, machines: Nodes, cores: int) -> tuple[str, ...]:
-    """The command that runs ``command`` once a device of this machine: itself where the config wants one device.
+    """Return the command that runs ``command`` once per device of this machine; unchanged for one device in all.
 
     Raises:
-        ConfigError: the config wants more machines, or fewer.
+        ConfigError: ``instance_count`` differs from the number of machines.
     """
     check_nodes(config, machines)
     if config.world_size == 1:
         return tuple(command)
-    where: tuple[str, ...] = ("--standalone", "--local-addr", _HERE)  # on a free port
+    rendezvous: tuple[str, ...] = ("--standalone", "--local-addr", _LOCALHOST)  # on a free port
     if len(machines.names) > 1:
-        where = (
+        rendezvous = (
             *("--nnodes", str(len(machines.names)), "--node-rank", str(machines.place)),
             *("--master-addr", machines.names[0], "--master-port", _PORT),
         )
-    torchrun = (sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(config.processes))
-    # torchrun gives each process a session of its own: killed, it would leave them behind.
+    torchrun = (sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc-per-node", str(config.processes))
+    # torchrun starts each process in a session of its own, so they would survive its kill: child_exec ties them to it.
     return (*torchrun, "--no-python", sys.executable, "-I", "-S", child_exec.__file__, "", "", str(cores), *command)
 
 
 def processes(torchrun: int) -> list[psutil.Process]:
-    """What torchrun has started, without what these have started; empty before it has, and after its end."""
+    """Return the training processes that torchrun has started, without their children; empty before and after."""
     try:
-        started: list[psutil.Process] = psutil.Process(torchrun).children()
-        return started
+        children: list[psutil.Process] = psutil.Process(torchrun).children()
+        return children
     except psutil.Error:
         return []
 
 
 def with_root_cause(evidence: ExitEvidence) -> ExitEvidence:
-    """The same evidence with the exit code of the process that failed first, and without torchrun's words.
+    """Return the evidence with the exit code of the process that failed first, and without torchrun's log lines and
+    traceback.
 
-    torchrun itself ends with 1, whatever its processes ended with, and after their last words.
+    torchrun exits with 1 whatever the exit codes of its processes, and writes its summary after their messages.
     """
-    found = _ROOT_CAUSE.search(evidence.stderr)
+    root_cause = _ROOT_CAUSE.search(evidence.stderr)
     lines = evidence.stderr.partition('Traceback (most recent call last):\n  File "<frozen runpy>"')[0].splitlines()
-    said = "\n".join(line for line in lines if not _LOG_LINE.match(line))
-    return replace(evidence, stderr=said, exit_code=int(found[1]) if found else evidence.exit_code)
+    stderr = "\n".join(line for line in lines if not _LOG_LINE.match(line))
+    return replace(evidence, stderr=stderr, exit_code=int(root_cause[1]) if root_cause else evidence.exit_code)

@@ -1,1 +1,1 @@
-"""Statistics of curves and rates: pure functions, nothing of files or processes."""
+"""Statistics of curves and rates: pure functions without access to files or processes."""

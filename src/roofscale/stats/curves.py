@@ -1,8 +1,7 @@
-"""Verdicts on the curves of one run, as pure functions of numbers: is the loss finite and stable, smooth, did the net
-learn. Nothing here knows of files, phases or torch.
+"""Verdicts on the curves of one run, as pure functions of numbers: stability, smoothness, learning.
 
-Every function answers ``insufficient_evidence`` where its test could not reach its significance level or its stated
-power, and never ``passed`` on a value that is not finite.
+A function returns ``insufficient_evidence`` if its test cannot reach its significance level or its stated power, and
+never ``passed`` on a value that is not finite.
 """
 
 import enum
@@ -18,16 +17,16 @@ from scipy import stats
 Values = npt.NDArray[np.float64]
 
 # Spikes
-SPIKE_SIGMAS = 7.0
+SPIKE_SIGMAS = 7.0  # robust standard deviations above the rolling median
 SPIKE_WINDOW = 5  # steps of the causal rolling median
 SPIKE_HISTORY = 3  # steps before the first that is judged
-SIGMA_FLOOR = 0.02  # of log loss: a noiseless curve must not see spikes in its rounding
+SIGMA_FLOOR = 0.02  # of log loss, so that rounding in a noiseless curve is no spike
 SMALL_SAMPLE = 2.0  # sigma is inflated by 1 + this / number of residuals: under 1 % of noisy curves show a spike
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 # Trends
 KENDALL_MIN = 10  # the normal approximation of Kendall's S holds from ten values (Kendall 1975, Rank Correlation)
-KENDALL_BLOCKS = 20
+KENDALL_BLOCKS = 20  # at most
 RISE_REFERENCE_MIN = 6  # steps before a short last third: 4 against 6 is the first split that can reach p < 0.005
 
 # Roughness
@@ -41,7 +40,7 @@ LEARNING_EFFECT = 0.8  # Cohen's d of the paired differences: "large" (Cohen 198
 
 
 class Verdict(enum.StrEnum):
-    """What a criterion, or a step, came to."""
+    """The verdict on a criterion or on a step."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -49,7 +48,7 @@ class Verdict(enum.StrEnum):
 
     @property
     def label(self) -> str:
-        """As a person would write it."""
+        """The verdict in words, such as ``insufficient evidence``."""
         return self.value.replace("_", " ")
 
 
@@ -58,7 +57,7 @@ class Finding:
     """A verdict with its evidence."""
 
     verdict: Verdict
-    evidence: str  # one line with numbers, for a person
+    evidence: str  # one line with numbers, for reports
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -72,7 +71,7 @@ class Trend:
 
 
 def combine(verdicts: Sequence[Verdict]) -> Verdict:
-    """Any failed: failed. Else any insufficient evidence, or nothing at all: that. Else passed."""
+    """Combine verdicts: failed if any failed; else insufficient evidence if any is or there is none; else passed."""
     if Verdict.FAILED in verdicts:
         return Verdict.FAILED
     if not verdicts or Verdict.INSUFFICIENT_EVIDENCE in verdicts:
@@ -91,15 +90,15 @@ def stable(
     """Judge whether training is stable.
 
     Every loss and gradient norm is finite; the share of spikes (see ``spikes``) is at most ``max_spike_share``; the
-    last third does not rise significantly (see ``rise``). Decidable from ten steps, the first length at which the
-    test of the rise can reach ``alpha``.
+    last third does not rise significantly (see ``late_rise``). Decidable from ten steps at the default ``alpha``, the
+    shortest series whose test of the rise can reach it.
 
     Args:
         losses: training loss of each step.
         grad_norms: gradient norm of each step, before clipping.
-        max_spike_share: spikes over the steps that can be judged.
-        alpha: significance of the rise.
-        min_rise: smallest rise that counts, over the median loss of the last third.
+        max_spike_share: largest share of spikes among the steps that can be judged.
+        alpha: significance level of the rise.
+        min_rise: smallest rise that counts, as a share of the median loss of the last third.
     """
     values, norms = _array(losses), _array(grad_norms)
     bad = int(np.sum(~np.isfinite(values)) + np.sum(~np.isfinite(norms)))
@@ -128,7 +127,7 @@ def stable(
 
 
 def smooth(losses: Sequence[float], *, max_roughness: float = 0.30) -> Finding:
-    """Judge whether the loss goes down smoothly: no spike at all, and roughness at most ``max_roughness``.
+    """Judge whether the loss goes down smoothly: without a spike, and with roughness at most ``max_roughness``.
 
     Roughness is the mean upward move between neighbouring block means, in log loss (0.3: blocks rise by a third on
     average). Batches of two with a relative noise of 0.4 alone give about 0.1. Decidable from five blocks of five
@@ -160,20 +159,20 @@ def learning(
     alpha: float = 0.01,
     min_drop: float = 0.05,
 ) -> Finding:
-    """Judge whether validation shows learning, sample by sample.
+    """Judge by paired tests of the validation losses whether the model has learnt.
 
-    Two paired one-sided Wilcoxon signed-rank tests (Wilcoxon 1945): loss after training below that before it, with a
-    median drop of at least ``min_drop`` of the median before; and below the loss of the best constant prediction
-    (class priors). The second is the bar that means something: an untrained net in eval mode is absurdly bad, so
-    that nearly any training beats "before". Both must hold at ``alpha``, so noise alone passes at most at ``alpha``.
-    With fewer samples than ``learning_min_samples`` the verdict is insufficient evidence.
+    Two paired one-sided Wilcoxon signed-rank tests (Wilcoxon 1945): the loss after training is below that before, with
+    a median drop of at least ``min_drop`` of the median before; and it is below the loss of the best constant
+    prediction (class priors). The second is the harder one: an untrained net in eval mode is so bad that nearly any
+    training beats it. Both must be significant at ``alpha``, so that noise alone passes with a probability of at most
+    ``alpha``. With fewer samples than ``learning_min_samples`` the verdict is insufficient evidence.
 
     Args:
         before: loss of each validation sample before training.
         after: the same samples after training.
         constant: the same samples under the best constant prediction.
-        alpha: significance of each test.
-        min_drop: median drop over the median loss before training.
+        alpha: significance level of each test.
+        min_drop: smallest median drop, as a share of the median loss before training.
     """
     first, last, bar = _array(before), _array(after), _array(constant)
     if not all(np.isfinite(losses).all() for losses in (first, last, bar)):
@@ -204,21 +203,21 @@ def learning(
 
 
 def bounded(before: Sequence[float], after: Sequence[float], constant: Sequence[float], *, max_ratio: float) -> Finding:
-    """Judge whether validation blew up, which the training loss may hide.
+    """Judge whether the validation loss has exploded, which the training loss may hide.
 
     With batch norm, a far too large learning rate moves the weights so fast that the running averages cannot follow:
-    the loss on training batches falls, while in eval mode it explodes. Measured on generated roofs at 256 px
+    the loss on training batches falls while the loss in eval mode explodes. Measured on generated roofs at 256 px
     (ResNet-34 U-Net, AdamW, one-cycle, batches of two): at lr 1e-1 the median validation loss was 8 to 365 after 5
     steps (4 seeds), 1.4 to 2e6 after 10 (5), 1.0 to 17 after 25 (5) and 0.5 to 0.6 after 50 (2), at lr 1e-3 at most
     1.54, with 1.26 for the constant prediction and 1.5 before training; the training losses look alike. So the
-    median after training must be at most ``max_ratio`` times the constant's, or times that before training where an
-    untrained net is worse still. A long run recovers, so that the short steps are the ones to ask.
+    median after training must be at most ``max_ratio`` times the constant's, or times that before training if the
+    untrained net is even worse. Long runs recover, so this is a criterion for short ones.
 
     Args:
         before: loss of each validation sample before training.
         after: the same samples after training.
         constant: the same samples under the best constant prediction.
-        max_ratio: largest median after, over the larger of the two other medians.
+        max_ratio: largest ratio of the median after training to the larger of the two other medians.
     """
     if not len(after):
         return Finding(Verdict.INSUFFICIENT_EVIDENCE, "no validation samples")
@@ -233,7 +232,7 @@ def bounded(before: Sequence[float], after: Sequence[float], constant: Sequence[
 
 
 def learning_min_samples(alpha: float, power: float = LEARNING_POWER, effect: float = LEARNING_EFFECT) -> int:
-    """The fewest pairs with which the signed-rank test finds a shift of ``effect`` standard deviations.
+    """Compute the fewest pairs with which the signed-rank test finds a shift of ``effect`` standard deviations.
 
     n = (z_alpha + z_power)^2 / (3 (p' - 1/2)^2) with p' = P(X1 + X2 > 0) = Phi(sqrt(2) effect) for normal differences
     (Noether 1987, J. Am. Stat. Assoc. 82:645).
@@ -244,58 +243,58 @@ def learning_min_samples(alpha: float, power: float = LEARNING_POWER, effect: fl
 
 
 def wilcoxon_p(differences: Values) -> float:
-    """One-sided p of "the differences are above zero"; 1 where all are zero."""
+    """Compute the one-sided signed-rank p value of "the differences are above zero"; 1 if all are zero."""
     if not np.any(differences):
         return 1.0
     return float(stats.wilcoxon(differences, alternative="greater").pvalue)
 
 
 def spikes(losses: Values) -> npt.NDArray[np.bool_]:
-    """Which steps are spikes: over 7 robust sigmas above the median of up to five steps before.
+    """Find the spikes: steps more than 7 robust sigmas above the median of the up to five steps before.
 
     In log loss, because the noise of a batch loss grows with the loss. Sigma is 1.4826 times the median absolute
-    deviation of the residuals (Hampel 1974), inflated where they are few.
+    deviation of the residuals (Hampel 1974), inflated for short series.
 
     Returns:
-        One value for each step from the fourth on.
+        One bool for each step from the fourth on.
     """
     if losses.size <= SPIKE_HISTORY:
         return np.zeros(0, dtype=np.bool_)
     logs = np.log(np.maximum(losses, np.finfo(float).tiny))
-    history = np.concatenate([np.full(SPIKE_WINDOW, np.nan), logs])[:-1]  # nanmedian takes what there is
+    history = np.concatenate([np.full(SPIKE_WINDOW, np.nan), logs])[:-1]  # nanmedian skips the padding
     windows = np.lib.stride_tricks.sliding_window_view(history, SPIKE_WINDOW)[SPIKE_HISTORY:]
     residuals = logs[SPIKE_HISTORY:] - np.nanmedian(windows, axis=1)
     sigma = max(SIGMA_FLOOR, MAD_TO_SIGMA * float(stats.median_abs_deviation(residuals)))
-    found: npt.NDArray[np.bool_] = residuals > SPIKE_SIGMAS * sigma * (1 + SMALL_SAMPLE / residuals.size)
-    return found
+    is_spike: npt.NDArray[np.bool_] = residuals > SPIKE_SIGMAS * sigma * (1 + SMALL_SAMPLE / residuals.size)
+    return is_spike
 
 
 def spike_share(losses: Values) -> float:
-    """Spikes over the steps that can be judged; 0 where none can."""
-    found = spikes(losses)
-    return float(found.mean()) if found.size else 0.0
+    """Compute the share of spikes among the steps that can be judged; 0 if there is no such step."""
+    is_spike = spikes(losses)
+    return float(is_spike.mean()) if is_spike.size else 0.0
 
 
 def late_rise(losses: Values) -> tuple[float, float]:
-    """One-sided p and size of a rise in the last third; size is over the median loss of that third.
+    """Test the last third for a rise: the one-sided p value, and the size as a share of the median loss of the third.
 
-    From 30 steps: Mann-Kendall on the third (see ``trend``), size by its Theil-Sen slope. Shorter: exact Mann-Whitney
-    of the last third against as many steps before it (at least six), size by their medians.
+    From 28 steps on: Mann-Kendall on the last third (see ``trend``), size from its Theil-Sen slope. Below: exact
+    Mann-Whitney of the last third against as many steps before it (at least six), size from their medians.
     """
     count = math.ceil(losses.size / 3)
     last = losses[-count:]
     scale = max(float(np.median(np.abs(last))), float(np.finfo(float).tiny))
     if count >= KENDALL_MIN:
         blocks = block_means(last, min(count, KENDALL_BLOCKS))
-        found = trend(blocks)
-        return found.p_up, found.slope * (blocks.size - 1) / scale
+        last_trend = trend(blocks)
+        return last_trend.p_up, last_trend.slope * (blocks.size - 1) / scale
     reference = losses[-count - max(count, RISE_REFERENCE_MIN) : -count]
     p = float(stats.mannwhitneyu(last, reference, alternative="greater").pvalue)
     return p, float(np.median(last) - np.median(reference)) / scale
 
 
 def _shortest_rise(alpha: float) -> int:
-    """The fewest steps at which the test of ``rise`` can reach ``alpha``."""
+    """Return the fewest steps with which the exact test of ``late_rise`` can reach ``alpha``."""
     n = 4
     while 1 / math.comb(min(n, math.ceil(n / 3) + max(math.ceil(n / 3), RISE_REFERENCE_MIN)), math.ceil(n / 3)) > alpha:
         n += 1
@@ -303,26 +302,29 @@ def _shortest_rise(alpha: float) -> int:
 
 
 def roughness(losses: Values) -> float:
-    """Mean upward move between neighbouring block means, in log loss; blocks of five steps, at most twenty blocks."""
+    """Compute the mean upward move between neighbouring block means, in log loss.
+
+    There are at most twenty blocks, each of five steps or more.
+    """
     blocks = block_means(losses, min(losses.size // ROUGH_BLOCK, ROUGH_BLOCKS_MAX))
     moves = np.diff(np.log(np.maximum(blocks, np.finfo(float).tiny)))
     return float(np.maximum(moves, 0).mean())
 
 
 def block_means(values: Values, count: int) -> Values:
-    """Means of ``count`` consecutive blocks of nearly equal length."""
+    """Compute the means of ``count`` consecutive blocks of nearly equal length."""
     return np.array([block.mean() for block in np.array_split(values, count)])
 
 
 def trend(values: Values) -> Trend:
-    """Mann-Kendall trend (Mann 1945) with Hamed-Rao's variance for autocorrelation (1998) and Theil-Sen slope.
+    """Test for a monotonic trend: Mann-Kendall (Mann 1945) with Hamed-Rao's variance (1998), and Theil-Sen slope.
 
-    The larger of the plain and the corrected p value counts: on few values the correction may shrink the variance by
-    chance. NaN with fewer than ten values.
+    The larger of the plain and the autocorrelation-corrected p value counts: on few values the correction may shrink
+    the variance by chance. NaN with fewer than ten values, or if one is not finite.
     """
     if values.size < KENDALL_MIN or not np.isfinite(values).all():
         return Trend(math.nan, math.nan, math.nan)
-    with np.errstate(invalid="ignore"):  # a corrected variance below zero gives NaN, which is left out below
+    with np.errstate(invalid="ignore"):  # a negative corrected variance gives NaN, filtered below
         plain, corrected = pymannkendall.original_test(values), pymannkendall.hamed_rao_modification_test(values)
     z = [test.z for test in (plain, corrected) if math.isfinite(test.z)]
     return Trend(

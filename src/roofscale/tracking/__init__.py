@@ -1,7 +1,7 @@
-"""The one package that knows MLflow: experiments, attempts, steps, and the way back to them after a kill.
+"""Tracking with MLflow: experiments, attempts and steps, and how a command finds them again after a kill.
 
-One MLflow experiment a phase, one parent run an attempt, one child run a step. Only the supervising process talks to
-MLflow; the training process writes events, which arrive here.
+A phase is an MLflow experiment, an attempt a parent run, a step a child run. Only this package calls MLflow's client,
+and only in the launcher: the training process writes events, which the launcher logs.
 """
 
 from roofscale.tracking.mlflow_project import MlflowProjectRun

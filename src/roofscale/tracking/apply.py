@@ -1,4 +1,4 @@
-"""How each kind of operation is told to the tracking server. Telling it twice changes nothing."""
+"""Application of operations to the tracking server, by kind; every one is idempotent."""
 
 import json
 from collections.abc import Callable
@@ -20,36 +20,36 @@ _MLMODEL = "MLmodel"  # the file in which MLflow describes a model
 
 
 def apply_operation(client: MlflowClient, operation: Operation) -> None:
-    """Tell the server.
+    """Send an operation to the server.
 
     Raises:
-        RecordError: the operation was kept by another version of Roofscale.
-        Exception: whatever MLflow, or the store of its artifacts, raises; see ``server.may_pass``.
+        RecordError: the operation is of an unknown kind; another version of Roofscale has kept it.
+        Exception: any error of MLflow or of the artifact store; see ``server.is_transient``.
     """
-    if operation.kind not in _HOW:
-        raise RecordError(f"{operation.kind!r}: no kind of record that this version of Roofscale knows")
-    _HOW[operation.kind](client, operation)
+    if operation.kind not in _APPLY_BY_KIND:
+        raise RecordError(f"{operation.kind!r}: not a kind of operation that this version of Roofscale knows")
+    _APPLY_BY_KIND[operation.kind](client, operation)
 
 
 def _batch(client: MlflowClient, operation: Operation) -> None:
-    """Metrics, parameters and tags; a point that the server has already is left as it is."""
-    said = operation.content
+    """Log metrics, parameters and tags; the server ignores a point that it already has."""
+    content = operation.content
     client.log_batch(
         operation.run_id,
-        metrics=[Metric(name, value, stamp, step) for name, value, stamp, step in said.get("metrics", ())],
-        params=[Param(name, value) for name, value in said.get("params", {}).items()],
-        tags=[RunTag(name, value) for name, value in said.get("tags", {}).items()],
+        metrics=[Metric(name, value, stamp, step) for name, value, stamp, step in content.get("metrics", ())],
+        params=[Param(name, value) for name, value in content.get("params", {}).items()],
+        tags=[RunTag(name, value) for name, value in content.get("tags", {}).items()],
     )
 
 
 def _dataset(client: MlflowClient, operation: Operation) -> None:
-    said = operation.content
+    content = operation.content
     entity = Dataset(
-        name=said["name"],
-        digest=said["digest"][:36],
+        name=content["name"],
+        digest=content["digest"][:36],  # MLflow's limit of characters
         source_type="local",
-        source=json.dumps({"uri": said["source"]}),
-        profile=json.dumps(said["samples"]),
+        source=json.dumps({"uri": content["source"]}),
+        profile=json.dumps(content["samples"]),
     )
     tags = [InputTag("mlflow.data.context", "training")]
     client.log_inputs(operation.run_id, datasets=[DatasetInput(entity, tags)])
@@ -64,7 +64,7 @@ def _status(client: MlflowClient, operation: Operation) -> None:
 
 
 def _model(client: MlflowClient, operation: Operation) -> None:
-    """What ``mlflow.pytorch.log_model`` does, in steps that can be taken up again."""
+    """Log a model like ``mlflow.pytorch.log_model``, but in steps that are safe to repeat after an interruption."""
     assert operation.path
     run = client.get_run(operation.run_id)
     if not keeps_models(client, run.info.experiment_id):
@@ -80,14 +80,14 @@ def _model(client: MlflowClient, operation: Operation) -> None:
     description.run_id = operation.run_id
     description.save(str(operation.path / _MLMODEL))
     client.log_model_artifacts(model.model_id, str(operation.path))
-    known = run.outputs.model_outputs if run.outputs else []
-    if all(output.model_id != model.model_id for output in known):
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if all(output.model_id != model.model_id for output in outputs):
         client.log_outputs(operation.run_id, [LoggedModelOutput(model.model_id, step=0)])
     client.finalize_logged_model(model.model_id, "READY")
 
 
 def _promote(client: MlflowClient, operation: Operation) -> None:
-    """Register a run's model, unless it is, and point aliases to it; a run without a model is passed over."""
+    """Register a run's model if it is not yet, and point the aliases to it; does nothing for a run without a model."""
     uri = model_uri(client, operation.run_id)
     if uri is None:
         return
@@ -97,7 +97,7 @@ def _promote(client: MlflowClient, operation: Operation) -> None:
 
 
 def keeps_models(client: MlflowClient, experiment_id: str) -> bool:
-    """Whether the server keeps models of their own, as MLflow does since 3.0; elsewhere they are a run's artifacts."""
+    """Whether the server supports logged models (MLflow 3.0 or later); else a model is one of its run's artifacts."""
     try:
         client.search_logged_models([experiment_id], max_results=1)
     except MlflowException as error:
@@ -108,7 +108,7 @@ def keeps_models(client: MlflowClient, experiment_id: str) -> bool:
 
 
 def model_uri(client: MlflowClient, run_id: str) -> str | None:
-    """Where a run's model is, for MLflow; None where it has none."""
+    """Return the MLflow URI of a run's model; None if it has none."""
     run = client.get_run(run_id).info
     if keeps_models(client, run.experiment_id):
         model = model_of(client, run_id)
@@ -117,32 +117,32 @@ def model_uri(client: MlflowClient, run_id: str) -> str | None:
 
 
 def artifacts_of(client: MlflowClient, run_id: str) -> ArtifactRepository:
-    """The artifacts of a run; the client's own functions would look among models of their own too."""
+    """Return the artifact repository of a run; the client's own functions would search its logged models too."""
     return get_artifact_repository(client.get_run(run_id).info.artifact_uri)
 
 
 def model_of(client: MlflowClient, run_id: str) -> LoggedModel | None:
-    """The model that a run has logged; None where it has none."""
+    """Return the logged model of a run; None if it has none."""
     experiment = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{MODEL}'")
-    return found[0] if found else None
+    models = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{MODEL}'")
+    return models[0] if models else None
 
 
 def version_of(client: MlflowClient, run_id: str, uri: str, name: str = REGISTERED_MODEL) -> str:
-    """The version of a registered model that a run's model is; it is registered where it is not yet."""
+    """Return the version of the registered model that is this run's model, after registering it if it is not yet."""
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    if known:
-        return str(known[0].version)
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if versions:
+        return str(versions[0].version)
     model_id = uri.removeprefix("models:/") if uri.startswith("models:/") else None
     return str(client.create_model_version(name, uri, run_id, model_id=model_id).version)
 
 
-_HOW: dict[str, Callable[[MlflowClient, Operation], None]] = {
+_APPLY_BY_KIND: dict[str, Callable[[MlflowClient, Operation], None]] = {
     "batch": _batch,
     "dataset": _dataset,
     "artifact": _artifact,

@@ -1,4 +1,4 @@
-"""The run that ``mlflow run`` opens around an entry point: told from a run of the user's own, and made use of."""
+"""The run that ``mlflow run`` opens for an entry point: how to recognise it and log into it."""
 
 import contextlib
 import os
@@ -12,26 +12,24 @@ from roofscale.tracking.server import TrackingError, store_exists, translate_err
 
 @dataclass(frozen=True)
 class MlflowProjectRun:
-    """The run that ``mlflow run`` has opened around the entry point that executes; it is never deleted."""
+    """The run that ``mlflow run`` has opened for the current entry point; Roofscale never deletes it."""
 
     run_id: str
-    experiment_id: str  # whose next attempt may make the run its own; empty where several phases are climbed
+    experiment_id: str  # the experiment whose next attempt may adopt the run; empty if several phases are run
 
     @classmethod
     def adopt(cls, entry_point: str) -> "MlflowProjectRun | None":
-        """Take the run that the environment names out of it, so that nothing logs into it by accident.
+        """Remove the run from the environment, so that nothing logs into it by accident, and return it.
 
         Returns:
-            That run; None where there is none, or where it is not surely the one that ``mlflow run`` has just opened
-            for this entry point. A pipeline may have opened a run of its own and called us as one of its steps.
+            The run; None if the environment names none, or it may not be the one that ``mlflow run`` has just opened
+            for this entry point: a pipeline may have opened a run of its own and called Roofscale as one of its steps.
         """
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         run_id = os.environ.pop("MLFLOW_RUN_ID", "")
         if run_id and store_exists():
-            with (
-                contextlib.suppress(TrackingError),
-                translate_errors(),
-            ):  # the command that needs a server says that it is away
+            # If the server is away, the command reports it as soon as it needs the server.
+            with contextlib.suppress(TrackingError), translate_errors():
                 run = MlflowClient().get_run(run_id)
                 is_called = run.data.tags.get("mlflow.project.entryPoint") == entry_point
                 if is_called and run.info.status == "RUNNING" and not run.data.metrics:
@@ -40,12 +38,12 @@ class MlflowProjectRun:
         return None
 
     def point_to(self, run_id: str) -> None:
-        """Say in the run where the results are, unless they are in itself."""
+        """Link from this run to the run with the results, unless it is the same."""
         if run_id == self.run_id:
             return
         with contextlib.suppress(TrackingError), translate_errors():
             client = MlflowClient()
-            found = client.get_run(run_id).info
-            link = f"[{found.run_name}](#/experiments/{found.experiment_id}/runs/{run_id})"
+            target = client.get_run(run_id).info
+            link = f"[{target.run_name}](#/experiments/{target.experiment_id}/runs/{run_id})"
             client.set_tag(self.run_id, "roofscale.run", run_id)
             client.set_tag(self.run_id, "mlflow.note.content", f"The results are in the run {link}.")

@@ -1,4 +1,4 @@
-"""The models that runs have left: found by run, alias or address, registered under a name, and read."""
+"""Stored models of runs: lookup by run, alias or URI, registration under a name, and loading."""
 
 import os
 import re
@@ -17,57 +17,57 @@ from roofscale.tracking.server import store_exists, tracking_uri, translate_erro
 if TYPE_CHECKING:
     import torch
 
-CHAMPION = "champion"  # the alias of the model that predictions are made with
-_USUAL = (f"{REGISTERED_MODEL}@{CHAMPION}", f"{REGISTERED_MODEL}@last-good")
+CHAMPION = "champion"  # alias of the model that predictions use by default
+_DEFAULTS = (f"{REGISTERED_MODEL}@{CHAMPION}", f"{REGISTERED_MODEL}@last-good")
 _RUN = re.compile(r"(?:runs:/)?([0-9a-f]{32})(?:/model)?")
 _VERSION = re.compile(r"(?:models:/)?([^@/:]+)(?:@([^@/:]+)|/(\d+))")
 
-# Others may write to the registry, and a pickle runs whatever code it likes. Ours are traced graphs, which have none.
+# Others may write to the registry, and loading a pickle executes its code. Roofscale's models are traced graphs.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model in MLflow with the run that trained it, whose parameters are its run config."""
+    """A model in MLflow, and the run that trained it, whose parameters are its run config."""
 
     run: RunRecord
-    uri: str  # for MLflow
-    named: str  # as a user would name it
+    uri: str  # for mlflow.pytorch.load_model
+    named: str  # as users name it: run id, name@alias or name/version
 
 
 def find_model(named: str = "") -> StoredModel:
-    """Find a model: by run id, ``name@alias``, ``name/version``, or these as MLflow's addresses.
+    """Find a model by run id, ``name@alias``, ``name/version``, or one of these as an MLflow URI.
 
-    Without a name: the champion, else the last good model of whichever phase came last.
+    Without a name: the champion, else the model with the alias ``last-good``, which the latest phase has set.
 
     Raises:
-        ConfigError: it is no such name, or the server has no such model.
+        ConfigError: the name has none of these forms, or the server has no such model.
         TrackingError: the server does not answer.
     """
     if not named:
-        found = next(filter(None, map(_find, _USUAL)), None)
+        model = next(filter(None, map(_find, _DEFAULTS)), None)
     elif _RUN.fullmatch(named) or _VERSION.fullmatch(named):
-        found = _find(named)
+        model = _find(named)
     else:
         raise ConfigError(
             f"model {named!r}: expected the id of a run, a registered model as name@alias or name/version, or one of "
-            f"MLflow's addresses (runs:/..., models:/...); for example {_USUAL[0]}."
+            f"MLflow's addresses (runs:/..., models:/...); for example {_DEFAULTS[0]}."
         )
-    if found is None:
+    if model is None:
         raise ConfigError(
-            f"no model {named or ' or '.join(_USUAL)} at {tracking_uri()}: expected a run that ended well, or an alias "
-            "that was given. Train one with `roofscale train`, and name it with `roofscale register RUN`; or set "
-            "MLFLOW_TRACKING_URI to where it is."
+            f"no model {named or ' or '.join(_DEFAULTS)} at {tracking_uri()}: expected a run that ended well, or an "
+            "alias that was given. Train one with `roofscale train`, and name it with `roofscale register RUN`; or set "
+            "MLFLOW_TRACKING_URI to the server that has it."
         )
-    return found
+    return model
 
 
 def register(run_id: str, alias: str, name: str = REGISTERED_MODEL) -> StoredModel:
-    """Register the model of a run, unless it is, and point an alias to it; doing it again changes nothing.
+    """Register the model of a run if it is not yet, and point an alias to it; idempotent.
 
     Raises:
         ConfigError: there is no such run, or it has no model.
-        TrackingError: the server does not answer, or will not have the name.
+        TrackingError: the server does not answer, or refuses the name.
     """
     model = find_model(run_id)
     with translate_errors():
@@ -78,10 +78,10 @@ def register(run_id: str, alias: str, name: str = REGISTERED_MODEL) -> StoredMod
 
 
 def read_weights(model: StoredModel) -> "dict[str, torch.Tensor]":
-    """Read the state of a model that ``TrackedRun.model`` has logged, without running any code of it.
+    """Load the state dict of a model that ``TrackedRun.model`` has logged, without executing code of the model.
 
     Raises:
-        ConfigError: it was logged by somebody else, in a form that cannot be read so.
+        ConfigError: the model is a pickle, so another program has logged it.
         TrackingError: the server does not answer.
     """
     import mlflow.pytorch
@@ -93,7 +93,7 @@ def read_weights(model: StoredModel) -> "dict[str, torch.Tensor]":
             if "pickle" not in str(error):
                 raise
             raise ConfigError(
-                f"model {model.named}: it is a pickle, which may run any code as it is read; expected one that "
+                f"model {model.named}: it is a pickle, which may execute any code when it is loaded; expected one that "
                 "Roofscale has logged (pt2)."
             ) from None
     return state
@@ -105,8 +105,9 @@ def _find(named: str) -> StoredModel | None:
     with translate_errors():
         client = MlflowClient()
         try:
-            if of_run := _RUN.fullmatch(named):
-                return _of_run(client, of_run[1])
+            if by_run := _RUN.fullmatch(named):
+                record, uri = from_mlflow(client.get_run(by_run[1])), model_uri(client, by_run[1])
+                return StoredModel(record, uri, by_run[1]) if uri else None
             version = _version(client, named)
             run = from_mlflow(client.get_run(version.run_id)) if version.run_id else None
         except MlflowException as error:
@@ -116,13 +117,8 @@ def _find(named: str) -> StoredModel | None:
     return StoredModel(run, f"models:/{version.name}/{version.version}", named) if run else None
 
 
-def _of_run(client: MlflowClient, run_id: str) -> StoredModel | None:
-    run, uri = from_mlflow(client.get_run(run_id)), model_uri(client, run_id)
-    return StoredModel(run, uri, run_id) if uri else None
-
-
 def _version(client: MlflowClient, named: str) -> ModelVersion:
     parts = _VERSION.fullmatch(named)
-    assert parts, "whoever asks has looked at the name"
+    assert parts, "find_model has checked the name"
     name, alias, version = parts.groups()
     return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)

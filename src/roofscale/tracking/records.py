@@ -1,4 +1,4 @@
-"""Runs as the tracking server has them, to be read; nothing here changes or creates anything there."""
+"""Read-only records of the runs on the tracking server."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from roofscale.tracking.apply import REGISTERED_MODEL
 from roofscale.tracking.server import store_exists, translate_errors
 
 _T = TypeVar("_T")
-_PAGE = 1000  # runs asked for at once; 50000 is the most that MLflow takes
+_PAGE = 1000  # runs per request; MLflow's limit is 50000
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One MLflow run as the server has it."""
+    """Record of one MLflow run, as stored on the server."""
 
     run_id: str
     name: str
@@ -27,11 +27,11 @@ class RunRecord:
     ended: float | None  # epoch seconds
     tags: Mapping[str, str]
     params: Mapping[str, str]
-    metrics: Mapping[str, float]  # the last point of each
+    metrics: Mapping[str, float]  # the last point of each series
 
 
 def from_mlflow(run: Run) -> RunRecord:
-    """The record of a run that MLflow's client gave."""
+    """Convert a run of MLflow's client to a record."""
     info, data = run.info, run.data
     return RunRecord(
         run_id=info.run_id,
@@ -47,35 +47,39 @@ def from_mlflow(run: Run) -> RunRecord:
 
 
 def search(client: MlflowClient, experiment_id: str, condition: str, order: str) -> list[RunRecord]:
-    """All runs of an experiment that meet a condition and are not deleted, page by page."""
-    found: list[RunRecord] = []
+    """Return all runs of an experiment that meet a condition and are not deleted.
+
+    Args:
+        condition, order: MLflow's ``filter_string`` and ``order_by``.
+    """
+    records: list[RunRecord] = []
     token = None
     while True:
         page = client.search_runs([experiment_id], condition, max_results=_PAGE, order_by=[order], page_token=token)
-        found += map(from_mlflow, page)
+        records += map(from_mlflow, page)
         token = page.token
         if not token:
-            return found
+            return records
 
 
 def get_run(run_id: str) -> RunRecord | None:
-    """The run with this id; None where the server does not have it, or where it is deleted."""
-    run = _unless_absent(lambda client: client.get_run(run_id))
+    """Return the run with this id; None if the server does not have it or it is deleted."""
+    run = _none_if_not_found(lambda client: client.get_run(run_id))
     return from_mlflow(run) if run and run.info.lifecycle_stage != "deleted" else None
 
 
 def run_by_alias(alias: str) -> RunRecord | None:
-    """The run whose model an alias of the registered model ``roofscale`` points to; None where there is none."""
-    version = _unless_absent(lambda client: client.get_model_version_by_alias(REGISTERED_MODEL, alias))
+    """Return the run whose model an alias of the registered model ``roofscale`` points to; None if there is none."""
+    version = _none_if_not_found(lambda client: client.get_model_version_by_alias(REGISTERED_MODEL, alias))
     return get_run(version.run_id) if version and version.run_id else None
 
 
-def _unless_absent(ask: Callable[[MlflowClient], _T]) -> _T | None:
+def _none_if_not_found(query: Callable[[MlflowClient], _T]) -> _T | None:
     if not store_exists():
         return None
     with translate_errors():
         try:
-            return ask(MlflowClient())
+            return query(MlflowClient())
         except MlflowException as error:
             if is_not_found(error):
                 return None
@@ -83,5 +87,5 @@ def _unless_absent(ask: Callable[[MlflowClient], _T]) -> _T | None:
 
 
 def is_not_found(error: MlflowException) -> bool:
-    """Whether the server said that there is no such thing; MLflow says so of an alias with 'invalid parameter'."""
+    """Whether the error means that something does not exist; for an alias that is INVALID_PARAMETER_VALUE in MLflow."""
     return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")

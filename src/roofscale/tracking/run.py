@@ -1,4 +1,4 @@
-"""One MLflow run: what is logged into it while it goes on, and what it leaves."""
+"""Tracked run: what Roofscale logs to one MLflow run, during and after training."""
 
 import math
 import tempfile
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-_FLUSH_SECONDS = 2.0  # a buffered batch costs 0.4 ms a step, a synchronous call 4 ms
-_BATCH = 1000  # most metrics that MLflow takes in one call
-_TAG_LENGTH = 8000  # most characters of a tag that MLflow takes
-_CLIMBED_BY = ("max_samples", "batch_size", "num_workers", "image_size")
+_FLUSH_SECONDS = 2.0  # between batches of metrics: buffered, logging costs 0.4 ms per step, a call per step 4 ms
+_BATCH = 1000  # MLflow's limit of metrics per call
+_TAG_LENGTH = 8000  # MLflow's limit of characters per tag
+_KNOBS_AS_METRICS = ("max_samples", "batch_size", "num_workers", "image_size")
 _STEP_SERIES = {  # metric: field of a step event
     "train/loss": "loss",
     "train/grad_norm": "grad_norm",
@@ -38,15 +38,15 @@ _STEP_SERIES = {  # metric: field of a step event
 
 
 class TrackedRun:
-    """One MLflow run; the listener that a runner reports events and resources to.
+    """One MLflow run, and the listener that receives a runner's events and resources.
 
-    ``event`` and ``resources`` are called by the thread that watches a training and never wait. Everything else
-    returns when the server has it, or, where the server does not answer, when it is kept in the outbox.
+    The supervising thread calls ``event`` and ``resources``, so these never wait. All other methods return when the
+    server has stored the data or, if the server does not answer, when the data is in the outbox.
 
     Args:
-        started: epoch seconds of the run's start, from which resources are counted.
+        started: start of the run, epoch seconds; the resource series count from it.
         last_steps: the newest step of each metric that the server has. A resumed run repeats the steps since its
-            checkpoint; the same point is logged once.
+            checkpoint; with it each point is logged once.
     """
 
     def __init__(
@@ -58,53 +58,53 @@ class TrackedRun:
         self._points: list[tuple[str, float, int, int]] = []  # name, value, epoch milliseconds, step
         self._posted = time.monotonic()
         self._elsewhere = False  # whether the run executes on another machine
-        self._lock = threading.RLock()  # the system metrics have a thread of their own
+        self._lock = threading.RLock()  # the thread of the system metrics logs too
 
     def log_params(self, config: RunConfig) -> None:
-        """Log the run config, every knob under its own name; those that a phase climbs by as metrics too.
+        """Log the run config, every knob under its own name; the main numeric knobs as metrics too.
 
-        MLflow sorts and filters parameters as text, which puts 8 after 16.
+        MLflow sorts and filters parameters as text, which puts 8 after 16; metrics it compares as numbers.
         """
-        self._add({f"knob/{name}": float(getattr(config, name)) for name in _CLIMBED_BY})
-        self._tell("batch", {"params": config.to_strings()})
+        self._add({f"knob/{name}": float(getattr(config, name)) for name in _KNOBS_AS_METRICS})
+        self._send("batch", {"params": config.to_strings()})
 
     def log_forecast(self, metrics: Mapping[str, float]) -> None:
-        """Log what is foreseen of the run; the server has it before the run begins."""
+        """Log the forecast metrics, and wait for them to be sent: they must be on record before the run begins."""
         self._add(metrics)
         self.flush()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        self._tell("batch", {"tags": _cut(tags)})
+        """Set tags; values are cut to MLflow's limit of 8000 characters."""
+        self._send("batch", {"tags": _cut(tags)})
 
     def set_description(self, markdown: str) -> None:
-        """Set the description that the UI shows at the top of the run."""
+        """Set the Markdown description that the MLflow UI shows at the top of the run."""
         self.set_tags({"mlflow.note.content": markdown})
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Take one event of the training process (see ``roofscale.measurement``)."""
+        """Log one event of the training process (see ``roofscale.measurement``)."""
         kind = event["event"]
         if kind == "start":
             self._post("batch", {"tags": _cut({**event["facts"], "steps_planned": str(event["steps_planned"])})})
-            for used in event.get("inputs", ()):
-                self._post("dataset", used)
+            for dataset in event.get("inputs", ()):
+                self._post("dataset", dataset)
         elif kind == "step":
             self._log({name: event[field] for name, field in _STEP_SERIES.items()}, event["step"], event["time"])
         elif kind == "validation":
-            found = event["validation"]
-            named = {f"val/{found['dataset']}/{name}": value for name, value in found["metrics"].items()}
-            self._log(named, found["step"], event["time"])
+            validation = event["validation"]
+            metrics = {f"val/{validation['dataset']}/{name}": value for name, value in validation["metrics"].items()}
+            self._log(metrics, validation["step"], event["time"])
         elif kind == "elsewhere":
             self._elsewhere = True
 
     def resources(self, sample: ResourceSample) -> None:
-        """Take one sample of the process tree's resources; its series run over seconds, not training steps."""
+        """Log one sample of the process tree's resources; the x axis is seconds since the start, not training steps."""
         self._log(sample.metrics, int(sample.time - self._started), sample.time)
 
     def log_summary(self, measurement: Measurement) -> None:
-        """Log what the run yielded as a whole, and how it ended.
+        """Log the measurement's metrics, facts, outcome and detail.
 
-        A metric that was also followed over time gets its total as the last point, which is what lists of runs show.
+        A metric that is also a series gets the total as its last point, which is the value that lists of runs show.
         """
         self._add({name: value for name, value in measurement.metrics.items() if not name.startswith("val/")})
         self.flush()
@@ -118,46 +118,46 @@ class TrackedRun:
 
     def artifact(self, file: Path, folder: str | None = None) -> None:
         """Log a file as an artifact."""
-        self._tell("artifact", {"folder": folder}, file)
+        self._send("artifact", {"folder": folder}, file)
 
     def text(self, content: str, path: str) -> None:
-        """Log a text as an artifact."""
+        """Log a text as a UTF-8 artifact."""
         with _file_named(path) as file:
             file.write_text(content, encoding="utf-8")
             self.artifact(file, _folder_of(path))
 
     def set_aliases(self, *aliases: str) -> None:
-        """Register the run's model, if it has one, and point these aliases to it; doing it again changes nothing."""
-        self._tell("promote", {"aliases": aliases})
+        """Register the run's model, if it has one, and point these aliases to it; idempotent."""
+        self._send("promote", {"aliases": aliases})
 
     def finish(self, outcome: Outcome) -> None:
-        """Close the run: FINISHED, KILLED where somebody interrupted it, else FAILED."""
+        """Close the run: FINISHED if it ended well, KILLED if it was interrupted, else FAILED."""
         self._post_points()
         status = {Outcome.OK: "FINISHED", Outcome.INTERRUPTED: "KILLED"}.get(outcome, "FAILED")
-        self._tell("status", {"status": status, "ended": int(time.time() * 1000)})
+        self._send("status", {"status": status, "ended": int(time.time() * 1000)})
 
     def flush(self) -> None:
-        """Send the points that are buffered."""
+        """Send the buffered metrics, and wait until they are sent or in the outbox."""
         self._post_points()
         self._sender.flush()
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
-        """MLflow's own system metrics of the whole machine, for as long as the block lasts.
+        """Log MLflow's system metrics of the whole machine until the block ends.
 
-        Not of this one, where the run turns out to execute elsewhere: there they are sampled, and come as resources.
+        Not for a run that turns out to execute on another machine: its own system metrics arrive as resources.
         """
         with system_metrics(lambda metrics: None if self._elsewhere else self._add(metrics)):
             yield
 
     def model(self, write: Callable[[Path], object]) -> None:
-        """Log the model that ``write`` puts into a folder, as ``save_model`` does."""
+        """Log the model that ``write`` saves to the folder it is given, such as ``save_model``."""
         with _file_named(MODEL) as folder:
             write(folder)
-            self._tell("model", {}, folder)
+            self._send("model", {}, folder)
 
     def _add(self, metrics: Mapping[str, float]) -> None:
-        """Log each metric behind the last point of its series."""
+        """Append each metric to its series, one step after the last point."""
         now = time.time()
         for name, value in metrics.items():
             self._log({name: value}, self._last_steps.get(name, -1) + 1, now)
@@ -166,7 +166,7 @@ class TrackedRun:
         stamp = int(when * 1000)
         with self._lock:
             for name, value in metrics.items():
-                # NaN means 'not measured' here, and MLflow's charts would draw it.
+                # NaN means 'not measured', but MLflow's charts would draw it as a point.
                 if math.isfinite(value) and step > self._last_steps.get(name, -1):
                     self._points.append((name, float(value), stamp, step))
                     self._last_steps[name] = step
@@ -183,16 +183,16 @@ class TrackedRun:
     def _post(self, kind: str, content: Mapping[str, Any], path: Path | None = None) -> None:
         self._sender.enqueue(Operation(kind, self.run_id, content, path))
 
-    def _tell(self, kind: str, content: Mapping[str, Any], path: Path | None = None) -> None:
+    def _send(self, kind: str, content: Mapping[str, Any], path: Path | None = None) -> None:
         self._post(kind, content, path)
         self._sender.flush()
 
 
 def save_model(model: "nn.Module", image_size: int, folder: Path) -> None:
-    """Write a model as MLflow keeps it.
+    """Save a model in MLflow's format, as a traced graph (``pt2``).
 
-    As a traced graph (``pt2``): it loads without this project's source and without unpickling code. The batch is
-    left open, and so are height and width.
+    A traced graph loads without this project's source and without unpickling code. Input: uint8, (batch, 3, height,
+    width); output: float32, (batch, ``len(CHANNELS)``, height, width); batch, height and width are dynamic.
     """
     import numpy as np
     import torch
@@ -202,8 +202,8 @@ def save_model(model: "nn.Module", image_size: int, folder: Path) -> None:
     def tensor(dtype: str, channels: int) -> Schema:
         return Schema([TensorSpec(np.dtype(dtype), (-1, channels, -1, -1))])
 
-    # In evaluation mode, because the trace keeps the mode of batch normalisation; two images and not one, because a
-    # trace freezes a dimension of size one.
+    # In evaluation mode, as the trace keeps the mode of batch normalisation; with two images, as a trace makes a
+    # dimension of size one static.
     mlflow.pytorch.save_model(
         model.eval(),
         str(folder),
@@ -221,12 +221,12 @@ def _cut(tags: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def _file_named(path: str) -> Iterator[Path]:
-    """Where to put what is to be logged under this path; gone when the block ends."""
+    """Yield a temporary file or folder path with the name of this artifact; removed when the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / Path(path).name
 
 
 def _folder_of(path: str) -> str | None:
-    """The folder part of an artifact's path, as MLflow wants it."""
+    """Return the folder of an artifact's path; None if it has none, as MLflow expects."""
     folder = str(Path(path).parent)
     return None if folder == "." else folder

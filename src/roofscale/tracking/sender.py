@@ -1,4 +1,4 @@
-"""Sends operations to the tracking server from a thread of its own, and keeps them on disk while there is no answer."""
+"""Sender of operations to the tracking server, with a thread of its own and an outbox for when the server is away."""
 
 import logging
 import threading
@@ -11,16 +11,16 @@ from roofscale.tracking.apply import apply_operation
 from roofscale.tracking.outbox import Operation, Outbox, said_of
 from roofscale.tracking.server import is_transient, server_away_error, short_reason, tracking_uri
 
-_PAUSES = (0.5, 5.0)  # seconds between tries while the server is away: the first, and the longest after doubling
+_PAUSES = (0.5, 5.0)  # seconds between attempts while the server is away: the first, and the longest after doubling
 _log = logging.getLogger(__name__)
 
 
 class Sender:
-    """A queue to the server, in order.
+    """First-in, first-out queue of operations for the tracking server.
 
-    Whoever posts never waits: the thread that watches a training posts too. The sending thread lives only while
-    something is to be sent. When the server does not answer, all that waits is written to the outbox, and so is what
-    comes after, until everything is sent.
+    ``enqueue`` never waits for the server, as the supervising thread calls it too. The sending thread lives only while
+    the queue has operations. If the server does not answer, the queue is written to the outbox, and so is each new
+    operation, until everything has been sent.
     """
 
     def __init__(self, client: MlflowClient, outbox: Outbox) -> None:
@@ -29,12 +29,12 @@ class Sender:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._refused = Outbox(outbox.folder.parent, tracking_uri(), refused=True)
-        self._said: set[str] = set()  # kinds of operation that the server has refused, each reported once
-        self._away: Exception | None = None  # why the server does not answer; None while it does
-        self._answered = 0.0  # monotonic seconds of its last answer, or of the first that did not come
+        self._reported: set[str] = set()  # kinds of operation that the server has refused; the log names each once
+        self._away: Exception | None = None  # the latest error while the server does not answer; else None
+        self._answered = 0.0  # monotonic seconds of its last answer, or of the first failure since
 
     def enqueue(self, operation: Operation) -> None:
-        """Take an operation to be sent."""
+        """Add an operation to the queue, and start the sending thread if there is none."""
         with self._changed:
             self._queue.append(self._keep(operation) if self._away else operation)
             if self._thread is None:
@@ -42,16 +42,16 @@ class Sender:
                 self._thread.start()
 
     def flush(self, patience: float = 0.0) -> None:
-        """Wait until all is sent or set aside, or until the server has not answered for ``patience`` seconds."""
+        """Wait until the queue is empty, or until the server has not answered for ``patience`` seconds."""
         with self._changed:
-            while self._queue and not self._gave_up(patience):
+            while self._queue and not (self._away and time.monotonic() - self._answered >= patience):
                 self._changed.wait(0.5)
 
     def flush_or_raise(self, patience: float) -> None:
-        """Wait until all is sent.
+        """Wait until the queue is empty.
 
         Raises:
-            TrackingError: the server has not answered for ``patience`` seconds; says what is kept and where.
+            TrackingError: the server has not answered for ``patience`` seconds; the message names the outbox.
         """
         self.flush(patience)
         with self._changed:
@@ -59,12 +59,9 @@ class Sender:
                 raise server_away_error(self._away, said_of(self._queue, self._outbox.folder))
 
     def close(self, patience: float) -> None:
-        """Wait until all is sent, like ``require``, and leave what was refused to ``roofscale sync``."""
+        """Wait like ``flush_or_raise``, and leave the refused operations to ``roofscale sync``."""
         self.flush_or_raise(patience)
         self._refused.leave()
-
-    def _gave_up(self, patience: float) -> bool:
-        return bool(self._away) and time.monotonic() - self._answered >= patience
 
     def _send(self) -> None:
         pause, longest = _PAUSES
@@ -73,7 +70,7 @@ class Sender:
                 apply_operation(self._client, operation)
             except Exception as error:
                 if is_transient(error):
-                    self._lose(error)
+                    self._mark_away(error)
                     time.sleep(pause)
                     pause = min(2 * pause, longest)
                     continue
@@ -84,7 +81,7 @@ class Sender:
                 self._answered = time.monotonic()
 
     def _next(self) -> Operation | None:
-        """What to send now; None, and the thread ends, where nothing is left."""
+        """Return the first operation, without removing it; None, which ends the thread, if the queue is empty."""
         with self._changed:
             if self._queue:
                 return self._queue[0]
@@ -97,28 +94,28 @@ class Sender:
             return None
 
     def _set_aside(self, operation: Operation, error: Exception) -> None:
-        """Keep what the server refuses for ``roofscale sync``: a run goes on, and ends as it would have without."""
+        """Keep an operation that the server refuses for ``roofscale sync``: a refusal must not change the run."""
         self._keep(operation, self._refused)
-        if operation.kind not in self._said:
-            self._said.add(operation.kind)
+        if operation.kind not in self._reported:
+            self._reported.add(operation.kind)
             _log.warning(
                 f"{tracking_uri()}: the tracking server refuses the {operation.kind} of run {operation.run_id} "
                 f"({short_reason(error)}); it is kept in {self._refused.folder}, and `roofscale sync` offers it again."
             )
 
-    def _lose(self, why: Exception) -> None:
-        """The server does not answer: write down what waits."""
+    def _mark_away(self, error: Exception) -> None:
+        """Note that the server does not answer; at the first failure, write the queue to the outbox."""
         with self._changed:
             if not self._away:
                 self._answered = time.monotonic()
                 self._queue = deque(map(self._keep, self._queue))
                 kept = f"what is logged is kept in {self._outbox.folder}"
-                _log.warning(f"{tracking_uri()} does not answer ({short_reason(why)}); {kept}.")
-            self._away = why
+                _log.warning(f"{tracking_uri()} does not answer ({short_reason(error)}); {kept}.")
+            self._away = error
             self._changed.notify_all()
 
     def _keep(self, operation: Operation, box: Outbox | None = None) -> Operation:
-        """Write an operation down; where the disk is full, it stays in memory, and a run is not ended for that."""
+        """Write an operation to an outbox; if the disk is full, it stays in memory, as that must not end a run."""
         box = box or self._outbox
         try:
             return box.keep(operation)

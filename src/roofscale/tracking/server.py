@@ -1,4 +1,4 @@
-"""Which tracking server is meant, whether it answers, and what to say when it does not."""
+"""The tracking server: its address, the classification of its errors, and messages with a remedy for each cause."""
 
 import http.client
 import logging
@@ -16,62 +16,63 @@ from mlflow.exceptions import MlflowException
 from roofscale.addresses import require_quoted, without_credentials, without_secrets
 from roofscale.errors import ConfigError, EnvironmentFault
 
-# What MLflow says of its own doings would drown what a run has to say. A server that does not answer is told of once,
-# by us, and not at every try; of a locked database MLflow would print the whole traceback.
+# MLflow's own log would hide Roofscale's. The sender reports a server that does not answer once, where urllib3 would
+# at each attempt; for a locked database MLflow would print the whole traceback.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-# sagemaker-mlflow 0.5.0 wants to add its headers to requests to servers that are none of SageMaker's, fails, and MLflow
-# says so at each of them.
+# sagemaker-mlflow 0.5.0 tries to add its headers to requests to any server, fails unless it is SageMaker's, and MLflow
+# warns at each request.
 logging.getLogger("mlflow.tracking.request_header.registry").setLevel(logging.ERROR)
 
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each small file that is read back
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # else one bar per small file
 
-# At the end of a run MLflow would print the server's address, password and all, among what a script reads.
+# At the end of a run MLflow would print the server's address, including its password, to stdout, which scripts parse.
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
-# MLflow would try for four minutes before it says that a server is gone. Ours is told within seconds, keeps what it
-# could not send, and tries again by itself.
+# By default MLflow retries for four minutes before it raises. The sender needs the error within seconds: it keeps the
+# operations on disk and retries itself.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 PATIENCE = "ROOFSCALE_TRACKING_PATIENCE"
-_PATIENCE_SECONDS = 90.0  # a server that is started anew needs a minute
+_PATIENCE_SECONDS = 90.0  # a server needs a minute to restart
 _SQLITE = "sqlite:///"
 _ARN = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(app|tracking-server)/[A-Za-z0-9-]+")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
-# Beside the statuses from 500 on: no or no longer valid credentials, time-out, too many requests. What was logged is
-# worth keeping until that is mended.
+# HTTP statuses that are transient in addition to those from 500 on: request timeout, too many requests; and missing or
+# expired credentials, as the user can renew these while the operations wait in the outbox.
 _OVERLOADED = (408, 429)
-_MAY_PASS = (401, 403, *_OVERLOADED)
-_FOR_GOOD = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # of artifacts in a folder
+_TRANSIENT = (401, 403, *_OVERLOADED)
+# Permanent errors of an artifact store that is a folder.
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class TrackingError(EnvironmentFault):
-    """The tracking server does not answer, or will not have what it was sent."""
+    """Error of the tracking server: it does not answer, or refuses a request."""
 
 
 class ServerAway(TrackingError):
-    """The tracking server does not answer."""
+    """Error of a tracking server that does not answer, or refuses the credentials."""
 
 
 def tracking_uri() -> str:
-    """The server that ``MLFLOW_TRACKING_URI`` names, or the local database; fit to be shown, without a password."""
+    """Return the address in ``MLFLOW_TRACKING_URI``, or that of the local database, without a password."""
     return without_secrets(without_credentials(str(mlflow.get_tracking_uri())))
 
 
 def store_exists() -> bool:
-    """False for a local database that does not exist: a client that looks into it would make it."""
+    """Return False if the server is a local database that does not exist: any query of a client would create it."""
     uri = str(mlflow.get_tracking_uri())
     return not uri.startswith(_SQLITE) or Path(unquote(uri.removeprefix(_SQLITE))).exists()
 
 
 def require_address() -> None:
-    """Look at the address before a library does, as its words would be less clear or show a part of the password.
+    """Check the server's address before a library does, as its message would be less clear or show the password.
 
     Raises:
-        ConfigError: a password that is not quoted, no ``http://``, an ARN that names no MLflow of SageMaker's, or
-            what speaks to these is not installed.
+        ConfigError: the password is not URL-quoted, ``http://`` is missing, the ARN is not of a SageMaker MLflow App
+            or tracking server, or ``sagemaker-mlflow`` is not installed.
     """
     uri = str(mlflow.get_tracking_uri())
     require_quoted("MLFLOW_TRACKING_URI", uri)
@@ -89,7 +90,7 @@ def require_address() -> None:
             "http://127.0.0.1:5000."
         )
     try:
-        import sagemaker_mlflow  # noqa: F401  # MLflow finds it by itself
+        import sagemaker_mlflow  # noqa: F401  # MLflow loads it as a plugin
     except ImportError:
         raise ConfigError(
             f"MLFLOW_TRACKING_URI={uri}: pip install sagemaker-mlflow, which signs requests to it."
@@ -97,48 +98,48 @@ def require_address() -> None:
 
 
 def wait_seconds() -> float:
-    """Seconds for which a server that has gone is waited for where nothing can go on without it.
+    """Return for how many seconds to wait for a server that does not answer, if the command cannot go on without it.
 
     Raises:
-        ConfigError: the environment variable is no number.
+        ConfigError: ``ROOFSCALE_TRACKING_PATIENCE`` is not a number.
     """
-    said = os.environ.get(PATIENCE, str(_PATIENCE_SECONDS))
+    value = os.environ.get(PATIENCE, str(_PATIENCE_SECONDS))
     try:
-        return float(said)
+        return float(value)
     except ValueError:
-        raise ConfigError(f"{PATIENCE}={said}: expected a number of seconds, such as 90.") from None
+        raise ConfigError(f"{PATIENCE}={value}: expected a number of seconds, such as 90.") from None
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same call may succeed later: the server is away or overloaded, and it is not the call's own fault."""
-    if isinstance(answer := getattr(error, "response", None), dict):  # botocore's, of artifacts in S3
+    """Whether the same call may succeed later: the server is away or overloaded, or refuses the credentials."""
+    if isinstance(answer := getattr(error, "response", None), dict):  # botocore's, for artifacts in S3
         code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
         return bool(code >= 500 or code in _OVERLOADED)
     status = status_of(error)
-    if status is None:  # requests' errors and broken connections; and what the libraries of object stores raise
-        outside = type(error).__module__.partition(".")[0] in ("botocore", "boto3", "urllib3", "sqlalchemy")
-        return outside or (isinstance(error, OSError) and not isinstance(error, _FOR_GOOD))
-    return status >= 500 or status in _MAY_PASS
+    if status is None:  # no answer: a connection error of requests, of an object store or of a database
+        from_store = type(error).__module__.partition(".")[0] in ("botocore", "boto3", "urllib3", "sqlalchemy")
+        return from_store or (isinstance(error, OSError) and not isinstance(error, _PERMANENT))
+    return status >= 500 or status in _TRANSIENT
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status that an answer had; None where there was no answer."""
+    """Return the HTTP status of the server's answer; None if there was no answer."""
     if isinstance(error, MlflowException):
-        # Of an answer that is a page, as a proxy's, MLflow keeps the status in its words alone.
+        # If the answer is not JSON, such as a proxy's error page, only MLflow's message has the status.
         page = re.search(r"failed with error code (\d{3}) != 200", str(error))
         return int(page[1]) if page else int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    response = getattr(error, "response", None)  # of requests, on artifacts
+    response = getattr(error, "response", None)  # requests' errors, for artifacts
     return None if response is None else getattr(response, "status_code", 500)
 
 
 def lacks_endpoint(error: MlflowException) -> bool:
-    """Whether the server is older than what it was asked for, and so has no such endpoint."""
+    """Whether the server is too old to have the endpoint that was called."""
     unknown = status_of(error) == 404 and error.error_code != "RESOURCE_DOES_NOT_EXIST"
     return unknown or error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 
 
 def short_reason(error: Exception) -> str:
-    """One short line of an error, for a person."""
+    """Return the reason of an error in one line of about 300 characters at most, without secrets."""
     text = without_secrets(str(error))
     if page := re.search(r"failed with error code (\d{3}) != 200", text):
         return f"HTTP {page[1]} {http.client.responses.get(int(page[1]), '')}".strip()
@@ -157,12 +158,12 @@ def short_reason(error: Exception) -> str:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Around a question to the server.
+    """Check the address, and translate the errors of calls to the server in the block.
 
     Raises:
-        ConfigError: what is named is no server.
-        ServerAway: it does not answer.
-        TrackingError: it answers, but not as a tracking server does.
+        ConfigError: the server's address is not valid.
+        ServerAway: the server does not answer, or refuses the credentials.
+        TrackingError: the server answers with an error, or is not a tracking server.
     """
     require_address()
     try:
@@ -176,7 +177,11 @@ def translate_errors() -> Iterator[None]:
 
 
 def server_away_error(error: Exception, kept: str = "") -> ServerAway:
-    """Say that the server does not answer, or refuses the credentials, with what was kept and the remedy."""
+    """Return the error for a server that does not answer or refuses the credentials, with a remedy.
+
+    Args:
+        kept: what is kept in the outbox, in words; empty if nothing is.
+    """
     named = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") else ""
     refuses = status_of(error) in (401, 403)
     what = "refuses these credentials" if refuses else "does not answer"
@@ -187,7 +192,7 @@ def server_away_error(error: Exception, kept: str = "") -> ServerAway:
 
 
 def _remedy(error: Exception) -> str:
-    """What fits the cause that a server does not answer for."""
+    """Return the remedy that fits the address and the cause of the error."""
     uri, text = str(mlflow.get_tracking_uri()), str(error)
     if uri.startswith("arn:"):
         return (
@@ -198,7 +203,7 @@ def _remedy(error: Exception) -> str:
         file = Path(unquote(uri.removeprefix(_SQLITE)))
         return (
             f"The tracking database {file} cannot be used: let this user write it and its folder, close what else has "
-            "it locked, or move it away where it is damaged; or set MLFLOW_TRACKING_URI to another."
+            "it locked, or move it away if it is damaged; or set MLFLOW_TRACKING_URI to another."
         )
     if "SSLError" in text and "WRONG_VERSION_NUMBER" in text:
         return "It speaks http:// and not https:// there; correct the address."
@@ -211,7 +216,7 @@ def _remedy(error: Exception) -> str:
         proxy = without_credentials(next(iter(proxies.values())))
         return (
             f"Requests to it go through the proxy {proxy} (HTTP_PROXY, HTTPS_PROXY): add {urlsplit(uri).hostname} to "
-            "NO_PROXY where it is reached without, or correct the proxy."
+            "NO_PROXY if it is reached without one, or correct the proxy."
         )
     if status_of(error) in (401, 403):
         return (

@@ -1,4 +1,4 @@
-"""Sends what processes that are gone could not send."""
+"""Sending of the operations that earlier processes have left in their outboxes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,64 +15,68 @@ OUTBOX = "outbox"  # in the folder of the runs
 
 @dataclass
 class SyncResult:
-    """What became of one outbox."""
+    """Result of sending one outbox."""
 
     folder: Path
     server: str
     operations: int
     runs: tuple[str, ...]  # ids
-    refused: list[str] = field(default_factory=list)  # what the server will not have, and why
+    refused: list[str] = field(default_factory=list)  # operations that the server refuses, each with the reason
 
 
 def pending(runs: Path) -> list[SyncResult]:
-    """What waits to be sent, to whichever server; nothing is sent."""
-    with abandoned_outboxes(runs / OUTBOX) as found:
-        return [_account(left) for left in found]
+    """Return what waits to be sent to any server, without sending it."""
+    with abandoned_outboxes(runs / OUTBOX) as outboxes:
+        return [_to_result(outbox) for outbox in outboxes]
 
 
 def active_outboxes(runs: Path) -> list[Path]:
-    """Where a process that still runs keeps what it will send itself."""
-    with abandoned_outboxes(runs / OUTBOX) as found:
-        return sorted(set((runs / OUTBOX).glob("*")) - {left.folder for left in found})
+    """Return the outbox folders of running processes, which will send the operations themselves."""
+    with abandoned_outboxes(runs / OUTBOX) as outboxes:
+        return sorted(set((runs / OUTBOX).glob("*")) - {outbox.folder for outbox in outboxes})
 
 
 def send_abandoned(runs: Path, refused_too: bool = False) -> Iterator[SyncResult]:
-    """Send, in order, what waits for the server that is in use, and remove from the disk what was sent.
+    """Send the abandoned outboxes of the current server, oldest first, and remove from the disk what was sent.
 
-    What the server refuses is kept; it is tried again where a user asks for it, with ``refused_too``.
+    Operations that the server refuses are kept.
+
+    Args:
+        refused_too: whether to try operations again that the server has refused before.
 
     Raises:
-        TrackingError: the server does not answer; what was not sent is still there.
+        TrackingError: the server does not answer; operations not yet sent are kept.
     """
-    with abandoned_outboxes(runs / OUTBOX) as found:
-        for left in found:
-            if left.server == tracking_uri() and (refused_too or not left.refused):
-                yield _send(MlflowClient(), left)
+    with abandoned_outboxes(runs / OUTBOX) as outboxes:
+        for outbox in outboxes:
+            if outbox.server == tracking_uri() and (refused_too or not outbox.refused):
+                yield _send(MlflowClient(), outbox)
 
 
-def _send(client: MlflowClient, left: AbandonedOutbox) -> SyncResult:
-    account, refused = _account(left), []
-    for operation in left.operations:
+def _send(client: MlflowClient, outbox: AbandonedOutbox) -> SyncResult:
+    result, refused = _to_result(outbox), []
+    for operation in outbox.operations:
         try:
             apply_operation(client, operation)
         except Exception as error:
             if is_transient(error):
-                raise server_away_error(error, said_of(left.operations, left.folder)) from None
+                raise server_away_error(error, said_of(outbox.operations, outbox.folder)) from None
             refused.append(operation)
-            account.refused.append(f"{operation.kind} of run {operation.run_id}: {short_reason(error)}")
-    if not (left.refused and len(refused) == len(left.operations)):
-        _keep_refused(refused, left)
-        left.clear()
-    return account
+            result.refused.append(f"{operation.kind} of run {operation.run_id}: {short_reason(error)}")
+    # An outbox of which all is refused again stays as it is.
+    if not (outbox.refused and len(refused) == len(outbox.operations)):
+        _keep_refused(refused, outbox)
+        outbox.clear()
+    return result
 
 
-def _keep_refused(operations: Sequence[Operation], left: AbandonedOutbox) -> None:
-    box = Outbox(left.folder.parent, left.server, refused=True)
+def _keep_refused(operations: Sequence[Operation], outbox: AbandonedOutbox) -> None:
+    kept = Outbox(outbox.folder.parent, outbox.server, refused=True)
     for operation in operations:
-        box.keep(operation)
-    box.leave()
+        kept.keep(operation)
+    kept.leave()
 
 
-def _account(left: AbandonedOutbox) -> SyncResult:
-    runs = tuple(dict.fromkeys(operation.run_id for operation in left.operations))
-    return SyncResult(left.folder, left.server, len(left.operations), runs)
+def _to_result(outbox: AbandonedOutbox) -> SyncResult:
+    runs = tuple(dict.fromkeys(operation.run_id for operation in outbox.operations))
+    return SyncResult(outbox.folder, outbox.server, len(outbox.operations), runs)

@@ -1,4 +1,4 @@
-"""MLflow's own system metrics of the whole machine, sent by our means."""
+"""System metrics of the whole machine: sampled by MLflow's collectors, sent by Roofscale."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -10,32 +10,32 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 @contextmanager
 def system_metrics(log: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
-    """Hand over a sample every ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` seconds, and one when the block ends.
+    """Call ``log`` with a sample every ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` seconds, and when the block ends.
 
-    MLflow's collectors are used and not its thread: that one asks the server at every sample whether the run still
-    goes on, and ends itself when there is no answer.
+    Uses MLflow's collectors but not its thread, which queries the server at every sample for whether the run is still
+    active, and stops if the server does not answer.
     """
     collectors: Any = SystemMetricsMonitor(run_id="")  # type: ignore[no-untyped-call]  # never started
-    over = threading.Event()
+    ended = threading.Event()
 
-    def look() -> dict[str, float]:
+    def sample() -> dict[str, float]:
         collectors.collect_metrics()
-        found = {f"system/{name}": value for name, value in collectors.aggregate_metrics().items()}
+        metrics = {f"system/{name}": value for name, value in collectors.aggregate_metrics().items()}
         for monitor in collectors.monitors:
             monitor.clear_metrics()
-        return found
+        return metrics
 
     def collect() -> None:
-        look()  # at no more than where the counters begin: the CPU's use since then would be 0
-        ended = False
-        while not ended:
-            ended = over.wait(collectors.sampling_interval)
-            log(look())
+        sample()  # starts the counters; not logged, as its CPU usage is always 0
+        last = False
+        while not last:
+            last = ended.wait(collectors.sampling_interval)
+            log(sample())
 
     thread = threading.Thread(target=collect, name="system metrics", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""An experiment: the runs that are opened in it, and those that it has."""
+"""Tracker: opens runs in an MLflow experiment, and reads its earlier runs."""
 
 import getpass
 import logging
@@ -25,14 +25,16 @@ from roofscale.tracking.sync import OUTBOX, send_abandoned
 _T = TypeVar("_T")
 _RUNS = Path("runs")
 _log = logging.getLogger(__name__)
-_PAUSE_SECONDS = 0.5
+_RETRY_SECONDS = 0.5  # between attempts while the server is away
 
 
 def check_server() -> None:
-    """Ask the server something, to know before anything else is done that it answers; a local database is not made.
+    """Check with a query, before a command does any work, that the tracking server answers.
+
+    A local database that does not exist yet is not created.
 
     Raises:
-        TrackingError: there is no answer, or none of a tracking server.
+        TrackingError: the server does not answer, or is not a tracking server.
     """
     if store_exists():
         with translate_errors():
@@ -40,16 +42,17 @@ def check_server() -> None:
 
 
 class Tracker:
-    """An experiment on the MLflow tracking server that ``MLFLOW_TRACKING_URI`` names, or a local database.
+    """Tracker for one experiment, on the server that ``MLFLOW_TRACKING_URI`` names or in a local database.
 
-    A server that goes away is waited for only where nothing can go on without it: to open a run, and to close the
-    tracker. What an earlier process could not send is sent first.
+    The experiment is created if it does not exist, restored if it is deleted. If the server does not answer, only
+    opening a run and closing the tracker wait for it. Before the first run is opened, the outboxes of earlier processes
+    are sent.
 
     Args:
-        runs: the folder of the runs, where what cannot be sent is kept.
+        runs: the folder of the runs, which contains the outboxes.
 
     Raises:
-        TrackingError: there is no answer, or none of a tracking server.
+        TrackingError: the server does not answer, or is not a tracking server.
     """
 
     def __init__(self, experiment: str, runs: Path = _RUNS) -> None:
@@ -57,67 +60,65 @@ class Tracker:
         self._patience = wait_seconds()
         with translate_errors():
             self.client = MlflowClient()
-            found = self.client.get_experiment_by_name(experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            # The UI opens an experiment of this kind on its training runs, not on traces of language models.
+            existing = self.client.get_experiment_by_name(experiment)
+            if existing is not None and existing.lifecycle_stage == "deleted":
+                self.client.restore_experiment(existing.experiment_id)
+            # For an experiment of this kind the UI shows its training runs first, not traces of language models.
             kind = {"mlflow.experimentKind": "custom_model_development"}
-            self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=kind)
-            if found and not kind.keys() <= found.tags.keys():  # `mlflow run --experiment-name` has made it
+            self.experiment_id = (
+                existing.experiment_id if existing else self.client.create_experiment(experiment, tags=kind)
+            )
+            if existing and not kind.keys() <= existing.tags.keys():  # `mlflow run --experiment-name` has created it
                 self.client.set_experiment_tag(self.experiment_id, *next(iter(kind.items())))
-            self._note_abilities()
-        self._runs: Path | None = runs  # until what was left behind there is sent
+            if not keeps_models(self.client, self.experiment_id):
+                _log.warning(
+                    f"{tracking_uri()}: a tracking server of a version before MLflow 3, without logged models; the "
+                    "model of a run is kept among its artifacts."
+                )
+        self._runs: Path | None = runs  # None once the abandoned outboxes there have been sent
         self._sending_first = threading.Lock()
         self._sender = Sender(self.client, Outbox(runs / OUTBOX, tracking_uri()))
 
-    def _note_abilities(self) -> None:
-        """Say of a server that is older than what we log how that is kept there."""
-        if not keeps_models(self.client, self.experiment_id):
-            _log.warning(
-                f"{tracking_uri()}: a tracking server of a version before MLflow 3, without logged models; the model "
-                "of a run is kept among its artifacts."
-            )
-
     @classmethod
     def find(cls, experiment: str) -> "Tracker | None":
-        """Like the constructor, but nothing is created: None where there is no such experiment, or it is deleted."""
+        """Return the tracker of an existing experiment; None if it does not exist or is deleted. Creates nothing."""
         with translate_errors():
-            found = MlflowClient().get_experiment_by_name(experiment) if store_exists() else None
-        return cls(experiment) if found and found.lifecycle_stage != "deleted" else None
+            existing = MlflowClient().get_experiment_by_name(experiment) if store_exists() else None
+        return cls(experiment) if existing and existing.lifecycle_stage != "deleted" else None
 
     @property
     def uri(self) -> str:
-        """Where this is tracked, without a password."""
+        """The address of the tracking server, without a password."""
         return tracking_uri()
 
     def start(self, name: str, tags: Mapping[str, str], parent: TrackedRun | None = None) -> TrackedRun:
-        """Open a run; with ``parent``, a child of it.
+        """Open a new run, as a child of ``parent`` if given.
 
         Raises:
-            TrackingError: the server is away and did not come back in time; says what is kept.
+            TrackingError: the server has not answered for ``ROOFSCALE_TRACKING_PATIENCE`` seconds.
         """
         self._require_all_sent()
         nested = {"mlflow.parentRunId": parent.run_id} if parent else {}
         source = {"mlflow.source.name": "roofscale", "mlflow.source.type": "PROJECT", "mlflow.user": _user()}
-        said = {**source, **tags, **nested}
-        run = self._patiently(lambda: self.client.create_run(self.experiment_id, tags=said, run_name=name))
+        all_tags = {**source, **tags, **nested}
+        run = self._retry(lambda: self.client.create_run(self.experiment_id, tags=all_tags, run_name=name))
         return TrackedRun(self._sender, run.info.run_id, run.info.start_time / 1000)
 
     def adopt(self, run_id: str, name: str, tags: Mapping[str, str]) -> TrackedRun | None:
-        """Make an empty run of this experiment what ``start`` would have opened; None where the server lost it."""
+        """Give an empty run of this experiment a name and tags, as ``start`` does; None if it does not exist."""
         run = self.resume(run_id)
         if run:
             run.set_tags({**tags, "mlflow.runName": name})
         return run
 
     def resume(self, run_id: str) -> TrackedRun | None:
-        """Open a run again that an earlier process left; None where the server no longer has it.
+        """Reopen a run of an earlier process; None if the server no longer has it, or it is deleted.
 
         Raises:
-            TrackingError: the server is away.
+            TrackingError: the server has not answered for ``ROOFSCALE_TRACKING_PATIENCE`` seconds.
         """
         self._require_all_sent()
-        return self._patiently(lambda: self._resume(run_id))
+        return self._retry(lambda: self._resume(run_id))
 
     def _resume(self, run_id: str) -> TrackedRun | None:
         try:
@@ -136,75 +137,77 @@ class Tracker:
         return TrackedRun(self._sender, run_id, run.info.start_time / 1000, last_steps)
 
     def open(self, run_id: str) -> TrackedRun:
-        """A run as it stands, over or not, to say more of it; its metrics are not gone on with."""
+        """Return a run, finished or not, to log more to it; metrics that it already has are not continued."""
         return TrackedRun(self._sender, run_id, time.time())
 
     def close(self, wait: bool = True) -> None:
-        """See to it that all that was logged is on the server.
+        """Make sure that the server has everything that was logged.
 
         Args:
-            wait: for a server that is away, as long as one is patient; not where somebody wants us to stop.
+            wait: whether to wait up to ``ROOFSCALE_TRACKING_PATIENCE`` seconds for a server that does not answer;
+                False if the user wants to stop.
 
         Raises:
-            TrackingError: the server is away; says what is kept.
+            TrackingError: the server does not answer; the message says what is kept in the outbox.
         """
         self._sender.close(self._patience if wait else 0.0)
 
     def attempts(self) -> list[RunRecord]:
-        """The runs of this experiment that are nobody's child, newest first; deleted ones are left out."""
+        """Return the runs of this experiment that have no parent, newest first, without deleted ones."""
         with translate_errors():
             runs = search(self.client, self.experiment_id, "", "attributes.start_time DESC")
         return [run for run in runs if run.parent_id is None]
 
     def children(self, parent_id: str) -> list[RunRecord]:
-        """The runs that were opened under this one, oldest first; deleted ones are left out."""
+        """Return the child runs of a run, oldest first, without deleted ones."""
         condition = f"tags.`mlflow.parentRunId` = '{parent_id}'"
         with translate_errors():
             return search(self.client, self.experiment_id, condition, "attributes.start_time ASC")
 
     def close_lost(self, parent_id: str) -> None:
-        """Close the runs under this one that a killed process left open; one that is resumed is opened again."""
+        """Close the child runs that a killed process left open; ``resume`` opens one again."""
         for child in self.children(parent_id):
             if child.status == "RUNNING":
                 self.open(child.run_id).finish(Outcome.INTERRUPTED)
 
     def read_text(self, run_id: str, artifact: str) -> str | None:
-        """The text of a run's artifact; None where the run has no such artifact."""
+        """Read a text artifact (UTF-8) of a run; None if the run has no such artifact."""
         with tempfile.TemporaryDirectory() as folder:
             file = self.download(run_id, artifact, Path(folder))
             return file.read_text(encoding="utf-8") if file else None
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path | None:
-        """Fetch a file or folder of a run's artifacts into a folder; None where the run has no such artifact."""
+        """Download an artifact (file or folder) of a run to a folder; None if the run has no such artifact."""
         with translate_errors():
             artifacts = artifacts_of(self.client, run_id)
-            beside = artifacts.list_artifacts(str(Path(artifact).parent).removeprefix("."))
-            if all(item.path != artifact for item in beside):
+            siblings = artifacts.list_artifacts(str(Path(artifact).parent).removeprefix("."))
+            if all(item.path != artifact for item in siblings):
                 return None
             return Path(artifacts.download_artifacts(artifact, str(folder)))  # type: ignore[no-untyped-call]
 
     def _require_all_sent(self) -> None:
+        """Send the outboxes of earlier processes once, then wait until this process has sent everything."""
         with self._sending_first:
             if self._runs is not None:
                 list(send_abandoned(self._runs))
                 self._runs = None
         self._sender.flush_or_raise(self._patience)
 
-    def _patiently(self, ask: Callable[[], _T]) -> _T:
-        """Ask again, as long as one is patient, where the server has gone between two runs."""
+    def _retry(self, call: Callable[[], _T]) -> _T:
+        """Return the result of a call, repeated for up to ``_patience`` seconds while the server is away."""
         deadline = time.monotonic() + self._patience
         while True:
             try:
                 with translate_errors():
-                    return ask()
+                    return call()
             except ServerAway:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(_PAUSE_SECONDS)
+                time.sleep(_RETRY_SECONDS)
 
 
 def _user() -> str:
-    """The user's name, or number in a container whose system has no name for it."""
+    """Return the user's name, or the user id in a container without an entry for it."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -1,8 +1,8 @@
 """The training process: ``python -m roofscale.train RUN_FOLDER``.
 
-Reads ``config.json`` there, appends to ``events.jsonl``, leaves ``checkpoint.pt``, ``best.pt`` and a prediction sheet.
-It is always run by somebody (``runners``) who holds it to a memory limit and watches it from outside. SIGTERM and
-SIGINT make it write a checkpoint and end; the same command then resumes.
+Reads ``config.json`` in the run folder, appends to ``events.jsonl``, and writes ``checkpoint.pt``, ``best.pt`` and the
+prediction sheets. A runner (``roofscale.runners``) starts it, holds it to a memory limit and monitors it from outside.
+On SIGTERM or SIGINT it writes a checkpoint and ends; the same command then resumes the run.
 """
 
 import contextlib
@@ -30,31 +30,37 @@ from roofscale.train.loop import Diverged, Interrupted, TrainingLoop
 
 
 class EventFile:
-    """Appends events as JSON lines, each whole on disk before the next; nothing while it is not ``heard``."""
+    """The run folder's events.jsonl: one JSON object a line, written out line by line.
+
+    Args:
+        file: appended to.
+        heard: whether this process writes at all; rank 0 speaks for the others of a distributed run.
+    """
 
     def __init__(self, file: Path, heard: bool = True) -> None:
         self._stream = file.open("a", encoding="utf-8", buffering=1)
         self.heard = heard
-        self.continued = self._stream.tell() > 0  # an earlier process of this run wrote here
+        self.continued = self._stream.tell() > 0  # whether an earlier process of this run wrote events
         if self.continued and heard:
-            self._stream.write("\n")  # it may have been killed in the middle of a line
+            self._stream.write("\n")  # ends the line that a killed process may have left unfinished
 
     def emit(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Write one event, stamped with the time."""
+        """Write one event with the time, in epoch seconds."""
         if self.heard:
             self._stream.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
 
 
 def main(folder: Path) -> int:
-    """Train in a run folder; return 0 when it ended well, 1 when it ended for a reason that the events tell.
+    """Train in a run folder; return the exit code: 0 if the outcome is ok, else 1, with the reason in an ``end`` event.
 
-    Of several processes rank 0 tells how the run goes, the first of each machine how it ends, each what ends it alone.
+    In a distributed run rank 0 writes the events. An end that all processes share is written by the first process of
+    each machine, an error by the process in which it occurred.
     """
     asked_to_stop: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_stop.append(True))
     events = EventFile(folder / "events.jsonl", heard=distributed.rank() == 0)
-    alike = True
+    all_end_together = True
     try:
         outcome, detail = Outcome.OK, train(folder, events, lambda: bool(asked_to_stop))
     except Interrupted as error:
@@ -62,57 +68,64 @@ def main(folder: Path) -> int:
     except Diverged as error:
         outcome, detail = Outcome.DIVERGED, str(error)
     except Exception as error:
-        # torchrun asks the others to stop when one has failed: what then breaks in them is no cause of its own.
-        alike, events.heard = (
-            False,
-            not (distributed.is_peer_failure(error) or (distributed.world_size() > 1 and asked_to_stop)),
-        )
+        # When one process fails, torchrun stops the others: errors that follow in those are not the cause.
+        all_end_together = False
+        is_consequence = distributed.is_peer_failure(error) or (distributed.world_size() > 1 and asked_to_stop)
+        events.heard = not is_consequence
         outcome, detail = classify_exception(error, folder, events)
-    if alike:
-        events.heard = distributed.is_local_rank0()  # whoever runs a machine's processes looks in its own folder
+    if all_end_together:
+        events.heard = distributed.is_local_rank0()  # each machine's runner reads the run folder of its own machine
     events.emit("end", {"outcome": outcome, "detail": detail})
-    if alike:
+    if all_end_together:
         distributed.destroy_process_group()
     return 0 if outcome is Outcome.OK else 1
 
 
 def train(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> str:
-    """Train to the end; return how far it went."""
+    """Train to the end and emit the final metrics; return the number of steps as a text.
+
+    Raises:
+        Interrupted, Diverged, RoofscaleError: as ``prepare`` and ``TrainingLoop.fit`` raise them.
+    """
     run = prepare(folder, events, stopping)
-    done = run.fit()
+    progress = run.fit()
     metrics: dict[str, float] = {"train/skipped_samples": len(run.trainer.progress.skipped)}
     if uses_fork(run.config):
         metrics["memory/copied_mib"] = run.config.processes * run.trainer.mutable_state_bytes / 2**20
-    of_gpus = distributed.all_gather(gpu_memory())
-    metrics |= {name: max(one[name] for one in of_gpus) for name in of_gpus[0]}
+    per_process = distributed.all_gather(gpu_memory())
+    metrics |= {name: max(gpu[name] for gpu in per_process) for name in per_process[0]}
     events.emit("metrics", {"metrics": metrics})
-    return done
+    return progress
 
 
 def classify_exception(error: Exception, folder: Path, events: EventFile) -> tuple[Outcome, str]:
-    """What an error comes to; one that says nothing to a user is raised again, and left to stderr."""
+    """Map an exception to an outcome and its one-line detail.
+
+    Raises:
+        Exception: ``error`` itself if it is an unexpected one, whose traceback then goes to stderr.
+    """
     if isinstance(error, DataError):
         return Outcome.DATA_ERROR, str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        # The end of this process: what the allocator holds, and how it is cut up, is no state to try anything in again.
+        # Never retried in this process: its allocator's cache is fragmented, so that a lighter step could fail as well.
         events.emit("metrics", {"metrics": gpu_memory()})
         return Outcome.CUDA_OOM, str(error).splitlines()[0]
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        # It says nothing of the config: to be gone on with, not to be judged.
-        where = f"{error.filename or folder}: the disk is full ({error.strerror})"
-        return Outcome.INTERRUPTED, f"{where}; make room, and the same command resumes it"
+        # A full disk says nothing about the config, so the run is resumable rather than failed.
+        message = f"{error.filename or folder}: the disk is full ({error.strerror})"
+        return Outcome.INTERRUPTED, f"{message}; make room, and the same command resumes it"
     if "torch._dynamo" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
         what = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         return Outcome.CRASHED, f"compile=true: the step could not be compiled ({what}); set compile=false"
     if isinstance(error, RoofscaleError):
         return Outcome.CRASHED, str(error)
-    if distributed.world_size() > 1:  # whose stderr has the others' words in it, and torchrun's
+    if distributed.world_size() > 1:  # the stderr that the runner reads mixes all processes and torchrun
         events.emit("end", {"outcome": Outcome.CRASHED, "detail": f"{type(error).__name__}: {error}"})
     raise error
 
 
 def gpu_memory() -> dict[str, float]:
-    """What the allocator held at the most, and how often it had to give back and ask again; nothing without a GPU."""
+    """Return the CUDA allocator's peak of reserved memory and its number of retries; empty without a GPU."""
     if not torch.cuda.is_available():
         return {}
     return {
@@ -122,9 +135,9 @@ def gpu_memory() -> dict[str, float]:
 
 
 def begun_with(folder: Path) -> int:
-    """The threads that the first process of a run began with; 0 where this one is the first."""
+    """Return the number of threads that the first process of a run started with; 0 if this is the first."""
     for line in (folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):  # killed while it wrote that line
+        with contextlib.suppress(ValueError):  # a line that a killed process left unfinished
             event = json.loads(line)
             if event["event"] == "start":
                 return int(event["facts"]["threads"])
@@ -132,25 +145,30 @@ def begun_with(folder: Path) -> int:
 
 
 def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> TrainingLoop:
-    """Build the run of a folder and say what it is."""
+    """Open the data, build the training loop of a run folder, and emit the ``start`` event with its facts.
+
+    Raises:
+        RoofscaleError: the config, the data or the number of processes does not fit.
+        Interrupted: asked to stop during the preparation of the data.
+    """
     config = configs.load(overrides=json.loads((folder / "config.json").read_text(encoding="utf-8")))
     threads = None
     if config.threads:
         torch.set_num_threads(config.threads)
     elif config.world_size == 1 and not torch.cuda.is_available():
-        threads = Threads()  # what is free is measured over all that comes before training
+        threads = Threads()  # measures the free cores from here until training starts
     distributed.init_process_group(config)
-    root, said = distributed.local_rank0_first(lambda: resolve_data_root(config, Path("data/generated")))
-    events.emit("note", {"text": said})
+    root, data_note = distributed.local_rank0_first(lambda: resolve_data_root(config, Path("data/generated")))
+    events.emit("note", {"text": data_note})
     opened = distributed.local_rank0_first(lambda: open_sources(config, root))
-    leaks, doubtful = leak_warnings(opened), data_notes(opened)
-    for note in (*leaks, *doubtful):
+    leaks, warnings = leak_warnings(opened), data_notes(opened)
+    for note in (*leaks, *warnings):
         events.emit("note", {"text": note})
-    splits, drawn = distributed.local_rank0_first(
+    splits, sampling = distributed.local_rank0_first(
         lambda: prepare_airs(config, opened, CACHE, lambda text: events.emit("note", {"text": text}), stopping)
     )
     run = TrainingLoop(config, splits, folder, events.emit, stopping, threads)
-    free = threads.settle(begun_with(folder)) if threads else ""
+    free_cores = threads.settle(begun_with(folder)) if threads else ""
     inputs = [
         {
             "name": name,
@@ -161,7 +179,7 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Tr
         for name, split in splits.items()
     ]
     facts = {
-        "data": said,
+        "data": data_note,
         "leaks": " ".join(leaks) or "no footprint of a validation image overlaps one of training",
         "data_fingerprint": "+".join(f"{used['name']}:{used['digest']}" for used in inputs),
         "device": str(run.trainer.where.device),
@@ -172,16 +190,16 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Tr
         "parameters": str(count_parameters(run.trainer.model)),
         "torch": torch.__version__,
     }
-    if together := distributed.describe():
-        facts["processes"] = together
-    if free:
-        facts["cores_free"] = free
-    if doubtful:
-        facts["data_notes"] = " ".join(doubtful)
+    if processes := distributed.describe():
+        facts["processes"] = processes
+    if free_cores:
+        facts["cores_free"] = free_cores
+    if warnings:
+        facts["data_notes"] = " ".join(warnings)
     start = {"facts": facts, "inputs": inputs, "steps_planned": run.steps_planned, "batch_size": config.batch_size}
     events.emit("start", start)
-    if drawn:
-        events.emit("metrics", {"metrics": drawn})
+    if sampling:
+        events.emit("metrics", {"metrics": sampling})
     if events.continued:
         events.emit("resumed", {"step": run.trainer.progress.step})
     return run
@@ -191,4 +209,4 @@ if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all is on disk, and taking the interpreter down would take over a second
+    os._exit(code)  # everything is on disk, and a regular shutdown of the interpreter takes over a second

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment leaves whole, and that hold no code (``weights_only=True``)."""
+"""Checkpoints: written atomically, so that a kill leaves the last one intact, and free of code (``weights_only``)."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,12 @@ BEST = "best.pt"
 
 
 def save(content: dict[str, Any], file: Path) -> None:
-    """Write atomically: the old one is there until the new one is, whole.
+    """Write a checkpoint atomically: the previous one stays until the new one is complete and on disk.
 
     Raises:
-        OSError: the disk is full or gone; the previous checkpoint is still the good one.
+        OSError: the disk is full or gone; the previous checkpoint is still there.
     """
-    import torch  # a launcher of jobs only asks for the names of these files
+    import torch  # late: the launcher imports this module for the file names alone
 
     try:
         with atomic_write(file) as stream:
@@ -25,7 +25,7 @@ def save(content: dict[str, Any], file: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except (OSError, RuntimeError) as error:
-        # torch's archive writer complains of a position, and only in passing of the disk
+        # torch's archive writer raises a RuntimeError about a file position; the OSError is its context
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -33,26 +33,31 @@ def save(content: dict[str, Any], file: Path) -> None:
 
 
 def load(file: Path, fingerprint: str) -> dict[str, Any]:
-    """Read a checkpoint of the run config with this fingerprint.
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        file: the checkpoint.
+        fingerprint: of the run config that resumes from it.
 
     Raises:
         ConfigError: the checkpoint belongs to another run config.
-        RecordError: it is damaged, such as one that was cut short on its way through S3.
+        RecordError: it is damaged, such as one that was truncated on its way through S3.
+        FileNotFoundError, PermissionError: it cannot be opened.
     """
     import torch
 
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        theirs = content["fingerprint"]
+        written_by = content["fingerprint"]
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:  # of torch's archive reader or unpickler, after a flipped bit of any type
+    except Exception as error:  # a flipped bit makes torch's reader and unpickler raise nearly any type
         raise RecordError(
             f"{file}: damaged ({type(error).__name__}); expected a checkpoint of Roofscale's. Remove it to train anew."
         ) from error
-    if theirs != fingerprint:
+    if written_by != fingerprint:
         raise ConfigError(
-            f"{file}: written by run config {theirs}, and this one is {fingerprint}; a run can only "
+            f"{file}: written by run config {written_by}, and this one is {fingerprint}; a run can only "
             "be resumed unchanged. Use another run folder, or remove this one."
         )
     return content

@@ -1,7 +1,7 @@
-"""How many threads a training process computes with, where its config leaves that open: as many as others leave cores.
+"""The number of CPU threads of a training process with ``threads=0``: as many as other processes leave cores free.
 
-Threads that share cores with somebody else's wait for each other at the end of every operation
-(``benchmarks/busy_machine.py`` has what that costs).
+Threads that share cores with other processes wait for each other at the end of every operation;
+``benchmarks/busy_machine.py`` measures what that costs.
 """
 
 import contextlib
@@ -15,16 +15,17 @@ import torch
 from roofscale.monitoring import process_tree
 
 _LOOK_SECONDS = 3.0  # between looks; the kernel counts CPU time in hundredths
-_LASTING_SECONDS = 6.0  # a change that is seen for so long is no passing one
-# The share of a core that others must leave for a thread to be worth it: with less, the others wait longer for it than
-# it saves them. A thread more must find more, so that the number does not go to and fro.
+_LASTING_SECONDS = 6.0  # a change of the free cores counts once it has lasted for so long
+# Share of a core that must be free for a thread to pay: with less, the other threads wait longer for it than it saves
+# them. Adding a thread needs a larger share than keeping one, so that the number does not oscillate.
 _TO_KEEP, _TO_ADD = 0.70, 0.85
 
 
 class Others:
-    """CPU seconds of everybody but this process and its children, on the cores that it may use.
+    """CPU seconds of all other processes on the cores that this process may use.
 
-    The launcher does not count either: it is busy with imports of its own while this process starts, and idle then.
+    This process, its children and the launcher are left out; the launcher because it only computes while this process
+    starts, and idles during training.
     """
 
     def __init__(self) -> None:
@@ -34,20 +35,25 @@ class Others:
         self.cores = len(self._allowed)
 
     def __call__(self) -> float:
-        """So far."""
+        """Return the CPU seconds since the machine started; only differences between calls mean something."""
         self._tree.refresh()
         own, times = self._tree.cpu_seconds(), psutil.cpu_times(percpu=True)
-        with contextlib.suppress(psutil.Error):  # gone, or not ours to look at
+        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
             own += sum(self._launcher.cpu_times()[:2])
         idle = sum(times[core].idle + getattr(times[core], "iowait", 0.0) for core in self._allowed)
-        # The first eight, as guests are inside user and nice already; what the hypervisor took is not free either.
+        # The first eight fields, as guest times are part of user and nice already. Steal time, taken by the hypervisor,
+        # counts as used.
         return float(sum(sum(times[core][:8]) for core in self._allowed) - idle - own)
 
 
 class Threads:
-    """Settles the number of threads at the start of a process, and moves it when what is free has changed for long.
+    """The number of CPU threads, chosen before training and changed when the number of free cores has changed for long.
 
-    To be used in the thread that trains: OpenMP has a number for each.
+    Call it from the training thread: OpenMP keeps the number per thread.
+
+    Args:
+        others: measures the other processes' CPU time.
+        clock: monotonic seconds.
     """
 
     def __init__(self, others: Others | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,18 +64,21 @@ class Threads:
         self._looked = self._agreed = clock()
 
     def settle(self, earlier: int) -> str:
-        """Choose by what was free since this was made; how many of the compute's cores that was, for a person.
+        """Set the number by the cores free since construction; return those as text, such as ``3.2 of 4``.
 
         Args:
-            earlier: threads that the run's first process began with, and so a resumed one, to end bit for bit where
-                that would have; 0: this is the first.
+            earlier: threads that the run's first process started with. A resumed one takes the same number, so that it
+                ends bit for bit where an uninterrupted run does; 0 if this is the first.
         """
         self._look()
         self._set(min(earlier, self._most) or self._wanted())
         return f"{self._free:.1f} of {self._most}"
 
     def follow(self) -> str:
-        """Look, every few seconds, and go by what has lasted; what to say of a change, empty where there is none."""
+        """Adapt the number to a change that has lasted; return a note about it, empty if nothing changed.
+
+        Cheap enough for every step: it looks only every few seconds.
+        """
         if self._clock() - self._looked < _LOOK_SECONDS:
             return ""
         self._look()

@@ -1,9 +1,9 @@
-"""Batch normalisation over the batch of all processes that train together, where torch has none: on a CPU.
+"""Synchronised batch normalisation on a CPU: statistics over the batch of all processes that train together.
 
-torch's own SyncBatchNorm needs a GPU. Here the same module stays in the model, and only the function that it calls is
-another, so that weights, buffers and their names are those of a single process.
+torch's SyncBatchNorm needs a GPU. Here the modules stay in the model and only the function that they call is replaced,
+so that weights, buffers and their names are those of a single process.
 
-Shape suffixes: C channels; x is (N,C,...), the dimensions after C as they come.
+Shape suffixes: C channels, R ranks; x is (N,C,...) with any dimensions after C.
 """
 
 import functools
@@ -16,18 +16,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-Gather = Callable[[torch.Tensor], torch.Tensor]  # of each process's tensor: all of them, stacked
+Gather = Callable[[torch.Tensor], torch.Tensor]  # this process's tensor to those of all ranks, stacked
 
 
 def install(model: nn.Module, gather: Gather) -> None:
-    """Let every batch normalisation of a model take its statistics from all processes."""
+    """Make every batch normalisation of a model take its statistics over all processes, in place."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = functools.partial(_forward, gather, module.forward)  # type: ignore[method-assign]
 
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Each process's tensor of the default group, stacked in the order of the ranks."""
+    """Return the tensors of all processes of the default group, stacked in the order of the ranks."""
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.stack(parts)
@@ -39,7 +39,10 @@ def _forward(gather: Gather, forward: Callable[[torch.Tensor], torch.Tensor], x:
 
 
 class _Synchronised(TorchFunctionMode):
-    """Puts the synchronised function in the place of ``F.batch_norm``, whichever module calls it."""
+    """Replaces ``F.batch_norm`` by the synchronised function inside the ``with`` block.
+
+    Independent of the module's class: timm's fused batch norm with activation calls ``F.batch_norm`` as well.
+    """
 
     def __init__(self, gather: Gather) -> None:
         super().__init__()
@@ -65,14 +68,14 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> torch.Tensor:
-    """``F.batch_norm`` in training, over all processes' samples; moves the running statistics on likewise."""
+    """Compute ``F.batch_norm`` in training over all processes' samples, and update the running statistics."""
     assert training
     normalised: tuple[torch.Tensor, ...] = _Normalise.apply(x, weight, bias, eps, gather)  # type: ignore[no-untyped-call]
     y, mean_C, var_C, count = normalised
     if running_mean_C is not None and running_var_C is not None:
         with torch.no_grad():
             running_mean_C.lerp_(mean_C, momentum)
-            running_var_C.lerp_(var_C * (count / (count - 1)), momentum)
+            running_var_C.lerp_(var_C * (count / (count - 1)), momentum)  # unbiased, as in F.batch_norm
     return y
 
 
@@ -108,19 +111,19 @@ class _Normalise(torch.autograd.Function):
 
 
 def _statistics(x: torch.Tensor, gather: Gather) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean, biased variance and count over all processes.
+    """Compute mean (C,), biased variance (C,) and the number of values per channel, over all processes.
 
-    From each one's own mean and sum of squares about it, which loses no digits as sums of squares about 0 would.
+    They are combined from the mean and variance of each process: sums of squares about 0 would cancel digits.
     Source: T. Chan, G. Golub, R. LeVeque, Updating formulae and a pairwise algorithm for computing sample variances,
     COMPSTAT 1982.
     """
     count = x.numel() // x.shape[1]
     if count:
         var_C, mean_C = torch.var_mean(x.float(), _all_but_channels(x), correction=0)
-    else:  # a process that has no sample in this batch
+    else:  # this process has no sample in this batch
         var_C = mean_C = torch.zeros(x.shape[1])
-    found_R3C = gather(torch.stack([torch.full_like(mean_C, count), mean_C, var_C]))
-    counts_RC, means_RC, vars_RC = found_R3C.unbind(1)
+    stats_R3C = gather(torch.stack([torch.full_like(mean_C, count), mean_C, var_C]))
+    counts_RC, means_RC, vars_RC = stats_R3C.unbind(1)
     total_C = counts_RC.sum(0)
     all_mean_C = (counts_RC * means_RC).sum(0) / total_C
     all_var_C = (counts_RC * (vars_RC + (means_RC - all_mean_C).square())).sum(0) / total_C
@@ -132,5 +135,5 @@ def _all_but_channels(x: torch.Tensor) -> list[int]:
 
 
 def _wide(value_C: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Values of channels in a shape that goes with (N,C,...)."""
+    """Reshape (C,) so that it broadcasts over (N,C,...)."""
     return value_C.view(1, -1, *[1] * (x.dim() - 2))

@@ -1,4 +1,4 @@
-"""Which device and arithmetic a run gets, from what the machine really computes natively."""
+"""The device and the precision of a run, chosen by what the machine computes natively."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from roofscale.errors import ConfigError
 
 @dataclass(frozen=True)
 class Execution:
-    """Where a run computes and in what arithmetic."""
+    """The device and the precision that a run computes with."""
 
     device: torch.device
     precision: str  # fp32, bf16 or fp16
-    why: str  # one sentence for a person
+    why: str  # one sentence on the choice, a fact of the measurement
 
     def autocast(self) -> torch.autocast:
-        """The context of the forward pass and the loss."""
+        """Return the autocast context of the forward pass; disabled under fp32."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.bfloat16)
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
@@ -29,7 +29,7 @@ def select_device(config: RunConfig) -> Execution:
     it takes less than half the time of fp32), fp16 on older GPUs, and fp32 on other CPUs, which only emulate bf16.
 
     Raises:
-        ConfigError: fp16 on a CPU, or bf16 on a GPU that lacks it.
+        ConfigError: fp16 on a CPU, or bf16 on a GPU without it.
     """
     if torch.cuda.is_available():
         return _cuda(config)
@@ -58,9 +58,9 @@ def _cuda(config: RunConfig) -> Execution:
 
 
 def _settle_fp32(*, has_tf32: bool) -> str:
-    """Say how float32 is multiplied on a GPU, and see to it: as PyTorch has it by default, whatever was set before.
+    """Set how a GPU multiplies float32 to PyTorch's defaults, whatever was set before; return it as a text.
 
-    TF32 rounds what is multiplied to 10 bits of mantissa. Convolutions, nearly all of a segmentation net, take it with
+    TF32 rounds the factors to 10 bits of mantissa. Convolutions, nearly all of a segmentation net, use it with
     precision=fp32; under bf16 and fp16 autocast no convolution or matrix product is left in float32.
     """
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]  # missing from torch's stubs

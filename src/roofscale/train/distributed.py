@@ -1,9 +1,9 @@
-"""The processes that train one run together, one a GPU, on one machine or several; for a single process, no more than
-names.
+"""Distributed training: the processes that train one run together, one per GPU, on one machine or several.
 
-torchrun starts them and tells each who it is (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). Each takes its
-samples of every batch; gradients are averaged by DistributedDataParallel. All else that they have to agree on (counts,
-losses, when to stop) goes over gloo, from CPU to CPU. What is asked of all here must be asked by all, in one order.
+torchrun starts them and sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Each process takes its samples
+of every batch; DistributedDataParallel averages the gradients. Everything else that they agree on (counts, losses, when
+to stop) goes over gloo, from CPU to CPU. The collective functions must be called by all processes in the same order;
+a single process has no group and exchanges nothing.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from roofscale.train import cpu_sync_batchnorm
 
 T = TypeVar("T")
 
-# Others wait at the most while rank 0 writes a checkpoint, and while one validates a few samples more than the others.
-# A process that dies is noticed at once; this is for one that hangs.
+# For a process that hangs; one that dies is noticed at once. Processes wait for each other no longer than rank 0 writes
+# a checkpoint, or one validates a few samples more than the others.
 _TIMEOUT = datetime.timedelta(minutes=30)
-_RANK_SEEDS = 7_368_787  # a prime: the seeds of a rank's steps are no other rank's
+_RANK_SEEDS = 7_368_787  # a prime, so that no two ranks share the seed of a step
 
 
 def init_process_group(config: RunConfig) -> None:
-    """Join the processes that torchrun has started; nothing where the config wants one.
+    """Join the process group that torchrun has started; do nothing if the config asks for one process.
 
     Raises:
-        ConfigError: there are more or fewer of them than the config says, or more than this machine has GPUs.
+        ConfigError: the number of processes is not the config's, or larger than this machine's number of GPUs.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != config.world_size:
@@ -56,34 +56,37 @@ def init_process_group(config: RunConfig) -> None:
 
 
 def destroy_process_group() -> None:
-    """Wait for the others to be done, and part; for those only who end together, as after an error nobody answers."""
+    """Wait for the other processes and leave the group.
+
+    Not to be called after an error in one process alone: the others would not reach the barrier.
+    """
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together, over all machines."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the one that writes. Known before they have joined."""
+    """Return this process's rank, known before the group is joined; rank 0 writes to the run folder."""
     return int(os.environ.get("RANK", 0))
 
 
 def is_local_rank0() -> bool:
-    """Whether this is the first process of its machine."""
+    """Return whether this is the first process of its machine."""
     return _local_rank() == 0
 
 
 def step_seed(seed: int) -> int:
-    """The seed of a step in this process, so that dropout does not drop the same in all of them."""
+    """Return this process's seed of a step, so that dropout differs between the processes."""
     return seed + _RANK_SEEDS * (rank() if world_size() > 1 else 0)
 
 
 def all_gather(value: T) -> list[T]:
-    """What each process says, in the order of the ranks."""
+    """Return the values of all processes, in the order of the ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -92,7 +95,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean over the processes, the same to the last bit in all of them; float64 where they are several."""
+    """Return the mean of a tensor over the processes, bit for bit the same in all; float64 if there are several."""
     if world_size() == 1:
         return value
     total = value.to("cpu", torch.float64)
@@ -101,7 +104,7 @@ def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast_from_rank0(make: Callable[[], T]) -> T:
-    """What rank 0 makes of it; the others take it over."""
+    """Call ``make`` in rank 0 and return its result in every process."""
     if world_size() == 1:
         return make()
     made: list[Any] = [make() if rank() == 0 else None]
@@ -111,7 +114,7 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
 
 
 def local_rank0_first(make: Callable[[], T]) -> T:
-    """Call it in one process of each machine first, then in the others, which find the files that it has made."""
+    """Call ``make`` in one process of each machine first, then in the others, which reuse the files it has written."""
     if world_size() == 1:
         return make()
     if not is_local_rank0():
@@ -123,11 +126,11 @@ def local_rank0_first(make: Callable[[], T]) -> T:
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """The model, with batch normalisation over the samples of all processes, as a single one would have them."""
+    """Return the model with batch normalisation over the samples of all processes, as in a single one."""
     if world_size() == 1:
         return model
     if next(model.parameters()).is_cuda:
-        from timm.layers.norm_act import convert_sync_batchnorm  # torch's does not know timm's, with an activation
+        from timm.layers.norm_act import convert_sync_batchnorm  # torch's skips timm's BatchNormAct2d
 
         converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
@@ -136,11 +139,12 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
-    """What to train in the model's place: it averages the gradients over the processes.
+    """Wrap the model in DistributedDataParallel, which averages the gradients over the processes.
 
-    ``gradient_as_bucket_view`` saves a second copy of the gradients. ``find_unused_parameters`` keeps the order in
-    which they are exchanged: torch would otherwise settle a new one after the first step of a process, and sums over
-    three or more would round differently in a resumed run. No buffer differs, as statistics are global.
+    ``gradient_as_bucket_view`` saves a second copy of the gradients. ``find_unused_parameters`` fixes the order of
+    their exchange: otherwise torch rebuilds its buckets after a process's first step, and sums over three or more
+    processes would round differently in a resumed run. Buffers need no exchange, because the batch norm statistics are
+    global.
     """
     if world_size() == 1:
         return model
@@ -151,7 +155,7 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def maybe_no_sync(net: nn.Module, now: bool) -> Iterator[None]:
-    """Average the gradients of the passes inside; or keep them to add to, until those of the last part are."""
+    """Defer the exchange of gradients: the passes inside only accumulate them unless ``now``, set for the last part."""
     if now or not isinstance(net, DistributedDataParallel):
         yield
     else:
@@ -160,16 +164,16 @@ def maybe_no_sync(net: nn.Module, now: bool) -> Iterator[None]:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone."""
-    return world_size() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in _GONE)
+    """Return whether an error only reports that another process has ended."""
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_ERRORS)
 
 
-# Of gloo and of NCCL; torch has no class of its own for the former.
-_GONE = ("gloo/transport", "Connection closed by peer", "NCCL", "TCPStore")
+# Words in the messages of gloo and NCCL; torch has no exception class for gloo's.
+_PEER_ERRORS = ("gloo/transport", "Connection closed by peer", "NCCL", "TCPStore")
 
 
 def describe() -> str:
-    """For a person: how many processes, and what their gradients go through; empty for a single one."""
+    """Return the number of processes and the backend of their gradients as text; empty for a single process."""
     if world_size() == 1:
         return ""
     return f"{world_size()} ({'nccl' if torch.cuda.is_available() else 'gloo'})"

@@ -1,7 +1,7 @@
-"""The training loop: build, record, fit. It knows no tracker: it is handed a function that takes events.
+"""The training loop: builds the trainer, trains and validates pass by pass, and emits events.
 
-Events are the JSON objects that ``roofscale.measurement`` describes; the same ones whether a person, a file or MLflow
-is at the other end.
+It depends on no tracker: the caller passes an ``emit`` function. Events are the JSON objects that
+``roofscale.measurement`` describes.
 """
 
 import statistics
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 Emit = Callable[[str, Mapping[str, Any]], None]  # (event name, fields)
 
-_CACHED_STEPS = 3  # on a cached batch, that data stall is measured against; their median is used
+_CACHED_STEPS = 3  # steps on a cached batch, whose median is the reference for the data stall
 
 
 class Interrupted(Exception):
-    """Somebody asked the run to stop; a checkpoint is on disk."""
+    """The run was asked to stop; its checkpoint is on disk."""
 
 
 class Diverged(Exception):
@@ -41,33 +41,42 @@ class Diverged(Exception):
 
 
 class StoppedEarly(Exception):
-    """A run that only measures its pace has come to its end."""
+    """The end of a run with ``stop_precision``, which only measures its pace."""
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One pass over training data."""
+    """One pass over the training data of one or several data sets."""
 
-    epoch: int
-    datasets: tuple[str, ...]  # trained on, shuffled together
-    seen: tuple[str, ...]  # trained on so far, so validated after this pass
+    epoch: int  # of these data sets, from 0
+    datasets: tuple[str, ...]  # trained on in this pass, shuffled together
+    seen: tuple[str, ...]  # trained on up to the end of this pass, and validated after it
 
 
 def epoch_plans(config: RunConfig) -> list[EpochPlan]:
-    """The passes of a run: ``epochs`` of each data set in turn, or ``epochs`` of all mixed."""
+    """Return the passes of a run: ``epochs`` of each data set in turn, or ``epochs`` of all of them mixed."""
     if config.schedule == "mixed":
         return [EpochPlan(epoch, config.datasets, config.datasets) for epoch in range(config.epochs)]
     return [
-        EpochPlan(place * config.epochs + epoch, (name,), config.datasets[: place + 1])
-        for place, name in enumerate(config.datasets)
+        EpochPlan(index * config.epochs + epoch, (name,), config.datasets[: index + 1])
+        for index, name in enumerate(config.datasets)
         for epoch in range(config.epochs)
     ]
 
 
 class TrainingLoop:
-    """One training run in a run folder: resumes by itself from the checkpoint that it finds there.
+    """One training run in a run folder, resumed from the checkpoint in that folder if there is one.
 
-    Of several processes each has a run of its own, in the same state after every step; rank 0 writes to the folder.
+    In a distributed run every process has its own loop, in the same state after every step; rank 0 alone writes to
+    the folder.
+
+    Args:
+        config: of the run.
+        splits: the opened data sets by name.
+        folder: of the run; receives the checkpoints and the prediction sheets.
+        emit: called with the name and the fields of each event.
+        stopping: whether the process was asked to stop; called after every step.
+        threads: adapts the number of CPU threads during the run; None keeps the number as it is.
     """
 
     def __init__(
@@ -77,52 +86,54 @@ class TrainingLoop:
         folder: Path,
         emit: Emit,
         stopping: Callable[[], bool],
-        threads: "Threads | None" = None,  # None: their number stays as it is
+        threads: "Threads | None" = None,
     ) -> None:
         self.threads = threads
         self.config, self.splits, self.folder, self.emit, self.stopping = config, splits, folder, emit, stopping
         self.passes = epoch_plans(config)
-        self.steps_planned = sum(len(self._loader(one)) for one in self.passes)
+        self.steps_planned = sum(len(self._loader(plan)) for plan in self.passes)
         self.trainer = Trainer(config, self.steps_planned)
-        left = distributed.broadcast_from_rank0(self._left_behind)
-        if left is not None:
-            self.trainer.restore(left)
+        state = distributed.broadcast_from_rank0(self._load_checkpoint)
+        if state is not None:
+            self.trainer.restore(state)
         self._saved_at = time.monotonic()
         self._writes = distributed.rank() == 0
-        self._timed: list[tuple[float, int]] = []  # seconds and samples of each step
-        self._paced: list[tuple[float, float]] = []  # samples and seconds, each epoch's first step left out
-        self._batch: Batch | None = None  # this process's part of the newest whole one
-        self._batch_samples = 0  # of all processes
+        self._timed: list[tuple[float, int]] = []  # (seconds, samples) of each step
+        self._paced: list[tuple[float, float]] = []  # (samples, seconds) of each step but the first of an epoch
+        self._batch: Batch | None = None  # this process's part of the last full batch
+        self._batch_samples = 0  # samples of that batch over all processes
 
     def fit(self) -> str:
-        """Train to the end, or to the first reason not to; return how far it went.
+        """Train to the end, or until the pace is known under ``stop_precision``; return the number of steps as a text.
 
         Raises:
-            Interrupted: ``stopping`` said so; a checkpoint is on disk.
+            Interrupted: ``stopping`` returned True; a checkpoint is on disk.
             Diverged: the loss or the gradients are not finite.
             DataError: a broken sample under ``on_bad_sample=error``.
         """
         try:
             if self.trainer.progress.step == 0:
                 self._validate(self.config.datasets, "before training")
-            for one in self.passes[self.trainer.progress.epoch :]:
-                self._train(one)
+            for plan in self.passes[self.trainer.progress.epoch :]:
+                self._train(plan)
                 self._validate(
-                    one.seen, f"after pass {one.epoch + 1} of {len(self.passes)}", last=one is self.passes[-1]
+                    plan.seen, f"after pass {plan.epoch + 1} of {len(self.passes)}", last=plan is self.passes[-1]
                 )
                 self.trainer.progress.epoch += 1
                 self.trainer.progress.batch = 0
         except Interrupted:
             self._save()
             raise
-        except StoppedEarly as known:
-            return f"{self.trainer.progress.step} steps: {known}"
+        except StoppedEarly as reason:
+            return f"{self.trainer.progress.step} steps: {reason}"
         self._measure_data_stall()
         return f"{self.trainer.progress.step} steps"
 
-    def _left_behind(self) -> dict[str, Any] | None:
-        """The checkpoint of the process before; None where there is none, or a damaged one, which is set aside: the
-        config is not at fault."""
+    def _load_checkpoint(self) -> dict[str, Any] | None:
+        """Return the state that an earlier process saved; None if there is none.
+
+        A damaged checkpoint is renamed and training starts anew: the config is not at fault, so the run must not fail.
+        """
         file = self.folder / checkpoint.CHECKPOINT
         if not file.exists():
             return None
@@ -134,47 +145,48 @@ class TrainingLoop:
             self.emit("note", {"text": f"{error} It is {aside.name} now, and training begins anew."})
             return None
 
-    def _loader(self, one: EpochPlan, skip: int = 0) -> BatchLoader:
-        sources: list[Source] = [self.splits[name].train for name in one.datasets]
+    def _loader(self, plan: EpochPlan, skip: int = 0) -> BatchLoader:
+        sources: list[Source] = [self.splits[name].train for name in plan.datasets]
         return make_loader(
-            self.config, sources, epoch=one.epoch, train=True, skip_batches=skip, rank=distributed.rank()
+            self.config, sources, epoch=plan.epoch, train=True, skip_batches=skip, rank=distributed.rank()
         )
 
-    def _train(self, one: EpochPlan) -> None:
+    def _train(self, plan: EpochPlan) -> None:
         progress = self.trainer.progress
-        loader = self._loader(one, skip=progress.batch)
-        stage = f"training, pass {one.epoch + 1} of {len(self.passes)}"
+        loader = self._loader(plan, skip=progress.batch)
+        stage = f"training, pass {plan.epoch + 1} of {len(self.passes)}"
         self._stage(stage)
         clock = time.perf_counter()
-        for place, fetched in enumerate(prefetch(loader, self.trainer.side)):
+        for index, fetched in enumerate(prefetch(loader, self.trainer.side)):
             wait = time.perf_counter() - clock
             ids = list(chain(*distributed.all_gather(fetched.host.ids)))
-            if ids:  # some process has a whole sample
-                self._step(one, fetched, ids, clock, wait)
+            if ids:  # at least one process has a sample that could be read
+                self._step(plan, fetched, ids, clock, wait)
             progress.batch = fetched.position
-            self._leave_out(loader.skipped)
-            self._tick()
+            self._record_skipped(loader.skipped)
+            self._raise_if_stopping()
             if self.threads and (change := self.threads.follow()):
                 self.emit("note", {"text": change})
             if self.config.stop_precision and ids:
-                self._stop_when_paced(first=place == 0)
+                self._stop_if_pace_known(first=index == 0)
             if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
                 self._save()
                 self._stage(stage)
             clock = time.perf_counter()
 
-    def _stop_when_paced(self, first: bool) -> None:
-        from roofscale.train.early_stop import stop_reason  # two seconds of SciPy, for those who want them
+    def _stop_if_pace_known(self, first: bool) -> None:
+        from roofscale.train.early_stop import stop_reason  # imports SciPy, two seconds that other runs are spared
 
         seconds, samples = self._timed[-1]
         if not first:
             self._paced.append((samples, seconds))
-        if why := distributed.broadcast_from_rank0(lambda: stop_reason(self.config, self._paced)):
-            raise StoppedEarly(why)
+        # Rank 0 decides for all: each process times its own steps, and all must stop at the same one.
+        if reason := distributed.broadcast_from_rank0(lambda: stop_reason(self.config, self._paced)):
+            raise StoppedEarly(reason)
         if self.trainer.progress.step == self.steps_planned:
             raise StoppedEarly("all of them, and the pace is not known as well as asked")
 
-    def _step(self, one: EpochPlan, fetched: PrefetchedBatch, ids: list[str], clock: float, wait: float) -> None:
+    def _step(self, plan: EpochPlan, fetched: PrefetchedBatch, ids: list[str], clock: float, wait: float) -> None:
         progress, lr = self.trainer.progress, self.trainer.lr
         loss, norm = self.trainer.step(fetched.batch)
         self.trainer.schedule.step()
@@ -182,11 +194,11 @@ class TrainingLoop:
         progress.samples += len(ids)
         seconds = time.perf_counter() - clock
         self._timed.append((seconds, len(ids)))
-        if len(ids) >= self._batch_samples:  # an epoch may end on a smaller one
+        if len(ids) >= self._batch_samples:  # the last batch of an epoch may be smaller
             self._batch, self._batch_samples = fetched.host, len(ids)
         record = {
             "step": progress.step,
-            "epoch": one.epoch,
+            "epoch": plan.epoch,
             "dataset": "+".join(sorted({name.partition("/")[0] for name in ids})),
             "samples": progress.samples,
             "loss": loss,
@@ -196,21 +208,22 @@ class TrainingLoop:
             "wait_seconds": wait,
         }
         self.emit("step", record)
-        # Under fp16 the scaler meets infinite gradients as a matter of course, and skips that step.
+        # Under fp16 infinite gradients are normal: the scaler skips that step and lowers its scale.
         if not np.isfinite(loss) or not (np.isfinite(norm) or self.trainer.scaler.is_enabled()):
             raise Diverged(
                 f"loss {loss:g}, gradient norm {norm:g} at step {progress.step}: no longer finite; "
                 f"lower lr (now {self.config.lr:g}) or set precision=fp32."
             )
 
-    def _leave_out(self, complaints: Iterable[str]) -> None:
-        if self.config.on_bad_sample != "skip":  # then the first ends the run
+    def _record_skipped(self, complaints: Iterable[str]) -> None:
+        if self.config.on_bad_sample != "skip":  # the first broken sample ends the run anyway
             return
         for complaint in self.trainer.progress.leave_out(chain(*distributed.all_gather(list(complaints)))):
             self.emit("note", {"text": f"sample left out: {complaint}"})
 
-    def _tick(self) -> None:
-        if any(distributed.all_gather(self.stopping())):  # all at the same step
+    def _raise_if_stopping(self) -> None:
+        # One process that was asked to stop is enough; the collective call makes all of them stop at the same step.
+        if any(distributed.all_gather(self.stopping())):
             raise Interrupted(f"asked to stop at step {self.trainer.progress.step} of {self.steps_planned}")
 
     def _stage(self, name: str) -> None:
@@ -224,19 +237,20 @@ class TrainingLoop:
 
     def _validate(self, datasets: tuple[str, ...], when: str, *, last: bool = False) -> None:
         self._stage(f"validating {when}")
-        found = []
+        validations = []
         for name in datasets:
             sheet: list[Row] | None = [] if last and self._writes else None
             validation, skipped = validate(self.trainer, self.splits[name].val, self.stopping, sheet)
-            self._tick()
+            self._raise_if_stopping()  # a stopped validation is cut short, so its result must not be used
             if sheet:
                 arrays = sheet_arrays(sheet, self.splits[name].val.labelled)
                 np.savez_compressed(self.folder / f"sheet-{name}.npz", allow_pickle=False, **arrays)
-            self._leave_out(skipped)
+            self._record_skipped(skipped)
             self.emit("validation", {"validation": vars(validation)})
-            found.append(validation)
-        mean = statistics.fmean(v.metrics["loss"] for v in found)
-        # Only passes that validated every data set can be compared for the best; 'before training' is no model.
+            validations.append(validation)
+        mean = statistics.fmean(v.metrics["loss"] for v in validations)
+        # Means over different data sets cannot be compared, and the untrained net is never kept as the best.
+        # 'not >' also keeps a first model whose mean is NaN.
         if (
             set(datasets) == set(self.config.datasets)
             and self.trainer.progress.step
@@ -251,10 +265,11 @@ class TrainingLoop:
         checkpoint.save(content, self.folder / checkpoint.BEST)
 
     def _measure_data_stall(self) -> None:
-        """Repeat a whole batch, in memory, after all that counts is on disk, and compare the times of a sample.
+        """Measure the data stall: the share of a step's time that a step on a cached batch saves.
 
-        The first step of the run pays for one-off set-up (kernel choice, allocator) and is left out. The mean of the
-        real steps, because with W loader processes only one step in W may have to wait.
+        Runs last, when checkpoint and metrics are on disk, because it changes the weights. The first step of the run
+        pays for one-off set-up (kernel choice, allocator) and is left out. The real steps are averaged, not their
+        median taken, because with W loader processes only one step in W may have to wait.
         """
         if self._batch is None or len(self._timed) < 3:
             return
@@ -265,9 +280,9 @@ class TrainingLoop:
             self.trainer.step(self._batch)
             seconds.append(time.perf_counter() - clock)
         cached = statistics.median(seconds) / self._batch_samples
-        took, samples = (sum(column) for column in zip(*self._timed[1:], strict=True))
-        found = {
-            "speed/data_stall": max(0.0, 1 - cached * samples / took),
+        total_seconds, samples = (sum(column) for column in zip(*self._timed[1:], strict=True))
+        metrics = {
+            "speed/data_stall": max(0.0, 1 - cached * samples / total_seconds),
             "speed/cached_seconds_per_sample": cached,
         }
-        self.emit("metrics", {"metrics": found})
+        self.emit("metrics", {"metrics": metrics})

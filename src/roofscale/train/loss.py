@@ -1,6 +1,6 @@
-"""BCE + Dice over the labelled channels only, and the best constant prediction as the bar to beat.
+"""BCE + Dice loss over the labelled channels, and the loss of the best constant prediction as its baseline.
 
-Shape suffixes: N batch, K channels, H height, W width.
+Shape suffixes: N batch, K channels, H height, W width, G grid of logits.
 """
 
 import torch
@@ -10,15 +10,15 @@ from roofscale.torch_compat import segmentation_models
 
 
 def sample_losses(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: torch.Tensor) -> torch.Tensor:
-    """BCE + soft Dice of each sample and channel, 0 where the channel is not labelled.
+    """Compute BCE + soft Dice of each sample and channel, 0 where the channel is not labelled.
 
-    Dice is left out where a sample has none of the class, as in segmentation-models-pytorch's ``DiceLoss``: without
-    a positive it would only reward silence, which BCE already does.
+    Dice is left out if a sample has no pixel of the class, as in segmentation-models-pytorch's ``DiceLoss``: it would
+    only reward an empty prediction, which BCE does already.
 
     Args:
         logits_NKHW: float32.
         target_NKHW: 0 or 1, any dtype.
-        labelled_NK: bool.
+        labelled_NK: bool, whether the sample's data set labels the channel.
 
     Returns:
         ``(N,K)`` float32.
@@ -33,27 +33,27 @@ def sample_losses(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled
 
 
 def mean_labelled(losses_NK: torch.Tensor, labelled_NK: torch.Tensor, dim: int | None = None) -> torch.Tensor:
-    """Mean over what is labelled: of the whole batch, or along ``dim`` (1: the loss of each sample)."""
+    """Average losses (N,K) over the labelled entries: of the whole batch, or along ``dim`` (1: loss of each sample)."""
     if dim is None:
         return losses_NK.sum() / labelled_NK.sum().clamp_min(1)
     return losses_NK.sum(dim) / labelled_NK.sum(dim).clamp_min(1)
 
 
 def constant_losses(shares_NK: torch.Tensor, labelled_NK: torch.Tensor) -> torch.Tensor:
-    """The loss of each sample under the best constant prediction.
+    """Compute the loss of each sample under the best constant prediction.
 
-    Of all nets that say the same probability everywhere, one per channel, take the one with the least mean loss on
-    these very samples (a grid over the logit, which the class prior starts from): whoever does not beat it has learnt
-    how much roof there is, and nothing of where.
+    Of all predictions with one probability per channel, the same for every pixel, the one with the smallest mean loss
+    on these samples, found on a grid of logits. A model that does not beat it has learnt at most how much roof there
+    is, not where.
 
     Args:
         shares_NK: share of positive pixels, float in 0..1.
-        labelled_NK: bool.
+        labelled_NK: bool, whether the sample's data set labels the channel.
 
     Returns:
         ``(N,)`` float32.
     """
-    p_G = torch.linspace(-8, 8, 321).sigmoid()
+    p_G = torch.linspace(-8, 8, 321).sigmoid()  # logits 0.05 apart
     share_NKG = shares_NK.unsqueeze(-1)
     bce_NKG = -(share_NKG * p_G.log() + (1 - share_NKG) * (1 - p_G).log())
     dice_NKG = (1 - 2 * p_G * share_NKG / (p_G + share_NKG)) * (share_NKG > 0)

@@ -1,16 +1,18 @@
-"""Which settings of the C library's allocator are in force: they decide what a process holds beyond what it uses."""
+"""The settings of the C library's allocator, which decide how much freed memory a process keeps."""
 
 import os
 from collections.abc import Mapping
 
 
 def allocator_settings(environ: Mapping[str, str] = os.environ) -> str:
-    """The environment's own settings as ``NAME=VALUE`` words in order; empty where the allocator is as it comes.
+    """Return the allocator's environment variables as sorted ``NAME=VALUE`` words; empty if it has its defaults.
 
-    Those of glibc and jemalloc (``MALLOC_...``, ``GLIBC_TUNABLES``), and another allocator that is loaded first.
+    Those of glibc and jemalloc (``MALLOC_...``, ``GLIBC_TUNABLES``), and ``LD_PRELOAD`` if it loads another allocator.
     """
-    return " ".join(f"{name}={value}" for name, value in sorted(environ.items()) if value and _concerns(name, value))
+    return " ".join(
+        f"{name}={value}" for name, value in sorted(environ.items()) if value and _is_allocator_setting(name, value)
+    )
 
 
-def _concerns(name: str, value: str) -> bool:
+def _is_allocator_setting(name: str, value: str) -> bool:
     return name.startswith("MALLOC_") or (name in ("GLIBC_TUNABLES", "LD_PRELOAD") and "malloc" in value)

@@ -1,6 +1,6 @@
-"""The next batch is copied to the GPU while this one is computed on; on a CPU there is nothing to copy.
+"""Prefetching to the GPU: the next batch is copied while the current one is computed; on a CPU nothing is copied.
 
-It has not run on a GPU yet: what it gains is unmeasured.
+Not run on a GPU yet: its gain is unmeasured.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ import torch
 
 from roofscale.data.sample import Batch
 
-# Batches that lie on the GPU at once: this one, the next, and the one before, which the loop lets go of last.
+# Batches in GPU memory at once: the current, the next, and the previous one, which the loop's variable still holds.
 BATCHES_ON_GPU = 3
 
 
 class PositionedLoader(Protocol):
-    """Batches, and where in their order the last one stood: a ``BatchLoader``."""
+    """The part of ``BatchLoader`` that prefetching needs: batches, and the index after the last one."""
 
     position: int
 
@@ -23,20 +23,20 @@ class PositionedLoader(Protocol):
 
 
 class PrefetchedBatch(NamedTuple):
-    """A batch that is ready to be computed on."""
+    """A batch on the device, ready to be computed."""
 
     batch: Batch  # on the device
-    host: Batch  # the same as it was loaded
-    position: int  # of the loader after it, and not after the one that is copied meanwhile
+    host: Batch  # the same batch in host memory, as it was loaded
+    position: int  # of the loader after this batch; the loader itself is already one further
 
 
 class CudaPrefetcher:
-    """Copies to the GPU on a stream of its own, from pinned memory, so that the kernels of a step run beside it.
+    """A CUDA stream for copies from pinned memory, so that they overlap with the kernels of a step.
 
-    One serves a whole run: the allocator keeps each stream's memory for itself.
+    One prefetcher serves a whole run, because the CUDA allocator caches memory per stream.
 
     Args:
-        move: copies a batch to the device, on the stream that is current when it is called.
+        move: copies a batch to the device, on the current stream.
     """
 
     def __init__(self, move: Callable[[Batch], Batch]) -> None:
@@ -44,32 +44,32 @@ class CudaPrefetcher:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def begin(self, batch: Batch) -> Batch:
-        """Begin to copy."""
+        """Start copying a batch and return its tensors on the device, which must not be used before ``finish``."""
         with torch.cuda.stream(self._stream):
             return self._move(batch)
 
     def finish(self, batch: Batch) -> None:
-        """Let what follows on the current stream wait for the copies begun so far, and say that it will use them."""
-        now = torch.cuda.current_stream()
-        now.wait_stream(self._stream)
+        """Make the current stream wait for the copies started so far; keep their memory until it has used it."""
+        current = torch.cuda.current_stream()
+        current.wait_stream(self._stream)
         for tensor in batch[:-1]:
-            tensor.record_stream(now)
+            tensor.record_stream(current)
 
 
 def prefetch(loader: PositionedLoader, side: CudaPrefetcher | None) -> Iterator[PrefetchedBatch]:
-    """Each batch of a loader on the device; with a side stream the next one is copied while its user works."""
+    """Yield each batch of a loader; with a prefetcher, copied to the device while the previous one is computed."""
     if side is None:
         for batch in loader:
             yield PrefetchedBatch(batch, batch, loader.position)
         return
     ready: PrefetchedBatch | None = None
     for batch in loader:
-        waited, position = ready, loader.position
-        if waited is not None:
-            side.finish(waited.batch)  # before the next copy begins, which is not to be waited for
+        current, position = ready, loader.position
+        if current is not None:
+            side.finish(current.batch)  # before the next copy starts, so that the stream does not wait for that too
         ready = PrefetchedBatch(side.begin(batch), batch, position)
-        if waited is not None:
-            yield waited
+        if current is not None:
+            yield current
     if ready is not None:
         side.finish(ready.batch)
         yield ready

@@ -1,6 +1,9 @@
-"""Counts first, ratios later: true and false positives and negatives of each channel, summed over samples, then ratios.
+"""Segmentation scores: confusion counts of each channel are summed over samples, and the ratios taken of the sums.
 
-An absent class gives NaN and is left out of means; a channel that a data set does not label is not counted at all.
+The score of a class without any pixel is NaN and left out of means; a channel that a data set does not label is not
+counted.
+
+Shape suffixes: N batch, K channels, H height, W width, 4 = tp, fp, fn, tn.
 """
 
 import math
@@ -13,7 +16,12 @@ from roofscale.torch_compat import segmentation_models
 
 
 def confusion_counts(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, labelled_NK: torch.Tensor) -> torch.Tensor:
-    """Count pixels at probability 0.5.
+    """Count true and false positive and negative pixels at a threshold of 0.5.
+
+    Args:
+        logits_NKHW: float32.
+        target_NKHW: 0 or 1, any dtype.
+        labelled_NK: bool, whether the sample's data set labels the channel.
 
     Returns:
         ``(4,K)`` int64: tp, fp, fn, tn of each channel, over the samples that label it.
@@ -24,7 +32,11 @@ def confusion_counts(logits_NKHW: torch.Tensor, target_NKHW: torch.Tensor, label
 
 
 def scores(counts_4K: torch.Tensor, labelled: Sequence[bool]) -> dict[str, float]:
-    """IoU, F1 and accuracy of each labelled channel, and the means over those present.
+    """Compute IoU, F1 and accuracy of each labelled channel, and their means over the channels that are not NaN.
+
+    Args:
+        counts_4K: ``confusion_counts``, summed over batches.
+        labelled: of each channel, whether the data set labels it.
 
     Returns:
         ``iou_roof``, ``f1_roof``, ``accuracy_roof``, ..., and ``iou``, ``f1``, ``accuracy``.

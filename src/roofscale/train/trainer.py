@@ -1,4 +1,7 @@
-"""One training step and everything that it changes: model, optimiser, schedule, scaler and progress."""
+"""The training step and the state that it changes: model, optimiser, schedule, scaler, moving average, progress.
+
+Shape suffixes: N batch, K channels, C = 3 colours (RGB), H height, W width.
+"""
 
 import dataclasses
 import math
@@ -21,17 +24,17 @@ from roofscale.train.prefetch import CudaPrefetcher
 
 @dataclass
 class Progress:
-    """Where a run stands; with the weights, all that resuming needs."""
+    """How far a run has trained; saved in the checkpoint next to the states of model and optimiser."""
 
-    epoch: int = 0  # passes done
-    batch: int = 0  # batches done of the pass under way
-    step: int = 0  # optimiser steps done
+    epoch: int = 0  # passes completed
+    batch: int = 0  # batches completed of the current pass
+    step: int = 0  # optimiser steps completed
     samples: int = 0  # training samples seen
-    skipped: list[str] = field(default_factory=list)  # what is wrong with each broken sample left out, once each
-    best: float = math.inf  # least mean validation loss so far
+    skipped: list[str] = field(default_factory=list)  # the message of each broken sample left out, once each
+    best: float = math.inf  # smallest mean validation loss so far
 
     def leave_out(self, complaints: Iterable[str]) -> list[str]:
-        """Count broken samples; return those not counted before."""
+        """Record the messages of broken samples; return those not recorded before."""
         new = [complaint for complaint in complaints if complaint not in self.skipped]
         self.skipped += new
         return new
@@ -43,8 +46,11 @@ class Trainer:
     Args:
         config: of the run.
         total_steps: optimiser steps that the learning rate is spread over.
-        where: device and arithmetic; what this machine computes fastest where None.
-        model: to be trained, on its device and in its memory format; built from the config where None.
+        where: device and precision; chosen by ``select_device`` if None.
+        model: to be trained, on its device and in its memory format; built from the config if None.
+
+    Raises:
+        ConfigError: the precision or the model of the config cannot be had on this machine.
     """
 
     def __init__(
@@ -63,7 +69,7 @@ class Trainer:
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         net: Any = torch.compile(self.model) if config.compile else self.model
-        self.net = distributed.wrap_ddp(net)  # the same weights: what is trained in the model's place
+        self.net = distributed.wrap_ddp(net)  # shares its weights with ``model``; training steps call it
         self.schedule = _lr_schedule(config, self.optimizer, total_steps)
         self.scaler = torch.amp.GradScaler(self.where.device.type, enabled=self.where.precision == "fp16")
         self.ema = models.make_ema(self.model, config.ema) if config.ema else None
@@ -71,13 +77,13 @@ class Trainer:
         self.progress = Progress()
 
     def _build(self) -> nn.Module:
-        # A net that is built from a seed and then moved has the same weights on every device.
+        # Built on the CPU and then moved, so that a seed gives the same weights on every device.
         model = models.build(self.config).to(self.where.device)
         model.to(memory_format=self.format)  # type: ignore[call-overload]  # missing from torch's stubs
         return distributed.convert_sync_batchnorm(model)
 
     def to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Move image, target and labelled to the device, the image in the model's memory format."""
+        """Return image (N,C,H,W), target (N,K,H,W) and labelled (N,K) on the device, the image in the memory format."""
         to = self.where.device
         image_NCHW = batch.image_NCHW.to(to, non_blocking=True).contiguous(memory_format=self.format)
         return image_NCHW, batch.target_NKHW.to(to, non_blocking=True), batch.labelled_NK.to(to, non_blocking=True)
@@ -87,17 +93,17 @@ class Trainer:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated and kept: the moving average of the trained one where the config has one."""
+        """The model that is validated and saved: the moving average of the weights if the config asks for one."""
         return self.model if self.ema is None else self.ema.module
 
     def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
-        """Logits of the trained model in the run's precision, returned as float32."""
+        """Return float32 logits (N,K,H,W) of the trained model, computed in the run's precision."""
         with self.where.autocast():
             logits_NKHW: torch.Tensor = self.net(image_NCHW)
         return logits_NKHW
 
     def predict(self, image_NCHW: torch.Tensor) -> torch.Tensor:
-        """Logits of the model that is judged, in the run's precision, returned as float32."""
+        """Return float32 logits (N,K,H,W) of ``eval_model``, computed in the run's precision."""
         with self.where.autocast():
             logits_NKHW: torch.Tensor = self.eval_model(image_NCHW)
         return logits_NKHW
@@ -105,10 +111,10 @@ class Trainer:
     def step(self, batch: Batch) -> tuple[float, float]:
         """Take one optimiser step; return the loss and the gradient norm before clipping.
 
-        The randomness of a step (dropout) is a function of the seed and the step alone, so that a resumed run needs
-        no generator state. A non-finite loss changes no weight: the caller ends the run as diverged. The caller also
-        moves ``schedule`` on. Of several processes each is given its part of the batch; the loss and the norm are those
-        of the whole.
+        The randomness of a step (dropout) depends on the seed and the step number alone, so that a resumed run needs
+        no generator state. If the loss is not finite, the weights stay unchanged and the norm is NaN: the caller ends
+        the run as diverged. The caller also steps ``schedule``. In a distributed run each process passes its part of
+        the batch; loss and norm are those of the whole batch.
         """
         torch.manual_seed(distributed.step_seed(self.config.seed * 1_000_003 + self.progress.step))
         self.begin()
@@ -117,26 +123,28 @@ class Trainer:
         for number, part in enumerate(parts, 1):
             with distributed.maybe_no_sync(self.net, now=number == len(parts)):
                 loss = self.loss(part, labelled)
-                losses.append(loss.detach())  # read below: a GPU is not waited for between forward and backward
+                losses.append(loss.detach())  # .item() here would wait for the GPU between forward and backward
                 self.backward(loss)
-        total = distributed.all_reduce_mean(torch.tensor(sum(one.item() for one in losses), dtype=torch.float64)).item()
+        total = distributed.all_reduce_mean(
+            torch.tensor(sum(loss.item() for loss in losses), dtype=torch.float64)
+        ).item()
         return total, self.update().item() if math.isfinite(total) else math.nan
 
     def begin(self) -> None:
-        """Begin a step."""
+        """Begin a step: set the model to training mode and free the old gradients."""
         self.model.train()
-        # Before the forward pass and not after it, so that the old gradients do not lie beside the activations.
+        # Before the forward pass, so that the old gradients do not take memory next to the activations.
         self.optimizer.zero_grad(set_to_none=True)
 
     def count_labelled(self, batch: Batch) -> torch.Tensor:
-        """How many channels of samples are labelled in the batch, a scalar, 1 at the least.
+        """Count the labelled (sample, channel) pairs of the batch: a scalar, at least 1 over all processes together.
 
-        Of several processes' batch, on average over these: gradients and losses are averaged over them, too.
+        In a distributed run it is the mean over the processes, because DDP also averages gradients over them.
         """
         return distributed.all_reduce_mean(batch.labelled_NK.sum()).clamp_min(1 / distributed.world_size())
 
     def parts(self, batch: Batch) -> list[Batch]:
-        """The micro-batches of a batch, as even as can be; as many in every process."""
+        """Split a batch into its micro-batches, as even as possible, and equally many in every process."""
         largest = max(distributed.all_gather(len(batch.ids))) if self.config.micro_batches > 1 else 1
         count = min(self.config.micro_batches, largest)
         if count == 1:
@@ -149,25 +157,28 @@ class Trainer:
         ]
 
     def loss(self, part: Batch, labelled: torch.Tensor) -> torch.Tensor:
-        """What a micro-batch adds to the mean loss over all that is ``labelled`` in its batch: a float32 scalar with
-        its graph."""
+        """Return a micro-batch's term of the batch's mean loss: a float32 scalar with its autograd graph.
+
+        Args:
+            part: the micro-batch.
+            labelled: ``count_labelled`` of the whole batch, the divisor of the mean.
+        """
         image_NCHW, target_NKHW, labelled_NK = self.to_device(part)
         losses_NK = sample_losses(self.forward(image_NCHW), target_NKHW, labelled_NK)
         return losses_NK.sum() / labelled.to(losses_NK.device, torch.float32, non_blocking=True)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add a micro-batch's gradients to those of the step."""
+        """Accumulate a micro-batch's gradients."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> torch.Tensor:
-        """End a step: change the weights by its gradients, and their average; return the gradients' norm before
-        clipping."""
+        """Update the weights and their moving average; return the L2 norm of the gradients before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
-            self.ema.update(self.model, step=self.progress.step + 1)  # counted from 1
+            self.ema.update(self.model, step=self.progress.step + 1)  # timm counts steps from 1
         return norm
 
     @property
@@ -177,27 +188,29 @@ class Trainer:
 
     @property
     def mutable_state_bytes(self) -> int:
-        """Host memory that every step writes anew: weights and their average, gradients, optimiser's state; next to
-        none on a GPU."""
+        """Host memory that every step rewrites: weights, moving average, gradients, optimiser state; near 0 on a GPU.
+
+        A forked loader process keeps a copy of these pages, because the step after the fork writes to them.
+        """
         weights = list(self.model.parameters())
-        kept = [value for state in self.optimizer.state.values() for value in state.values()]
-        averaged = [] if self.ema is None else self.ema.module.state_dict().values()
-        tensors = [*weights, *(weight.grad for weight in weights), *self.model.buffers(), *kept, *averaged]
+        optimizer_state = [value for state in self.optimizer.state.values() for value in state.values()]
+        ema = [] if self.ema is None else self.ema.module.state_dict().values()
+        tensors = [*weights, *(weight.grad for weight in weights), *self.model.buffers(), *optimizer_state, *ema]
         return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor) and t.device.type == "cpu")
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint holds: tensors and plain values only."""
-        parts = {name: part.state_dict() for name, part in self._parts()}
+        """Return the content of a checkpoint: tensors and plain values only, so that it loads with weights_only."""
+        parts = {name: part.state_dict() for name, part in self._stateful()}
         return {"fingerprint": self.config.fingerprint, "progress": dataclasses.asdict(self.progress), **parts}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state that ``state`` gave."""
-        for name, part in self._parts():
+        """Load a state that ``state`` returned."""
+        for name, part in self._stateful():
             part.load_state_dict(state[name])
         self.progress = Progress(**state["progress"])
 
-    def _parts(self) -> Iterator[tuple[str, Any]]:
-        """What has a state of its own, by the name that a checkpoint has for it."""
+    def _stateful(self) -> Iterator[tuple[str, Any]]:
+        """Yield the parts with a state of their own, under their keys in a checkpoint."""
         for name in ("model", "optimizer", "schedule", "scaler", "ema"):
             if (part := getattr(self, name)) is not None:
                 yield name, part
@@ -208,6 +221,6 @@ def _lr_schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if config.lr_schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
-    # One step beyond the last, because torch's scheduler is also stepped after the last one; two at the least,
-    # because its warm-up divides by the steps between.
+    # One more than the steps, because the scheduler is stepped after the last one too; at least 4, so that OneCycleLR's
+    # warm-up, which ends at 0.3 * total_steps - 1, is longer than 0 and can be divided by.
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=max(total_steps + 1, 4))

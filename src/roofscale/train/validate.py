@@ -1,4 +1,4 @@
-"""Validation: the loss of each sample, the best constant's loss on the same sample, and ratios from counts."""
+"""Validation: the loss of each sample, its loss under the best constant prediction, and scores from summed counts."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from roofscale.train.scores import confusion_counts, scores
 from roofscale.train.trainer import Trainer
 
 _SHEET = 4  # samples on a prediction sheet
-Row = tuple[str, np.ndarray, np.ndarray, np.ndarray]  # of it: id, image, target, probability
-Stopping = Callable[[], bool]  # asked after each batch
+Row = tuple[str, np.ndarray, np.ndarray, np.ndarray]  # of a prediction sheet: id, image, target, probability
+Stopping = Callable[[], bool]  # whether the process was asked to stop; called after each batch
 
 
 class _Part(NamedTuple):
-    """What one process has validated, in order."""
+    """The samples that one process has validated, in order."""
 
     ids: list[str]
     losses_N: torch.Tensor
@@ -33,7 +33,7 @@ class _Part(NamedTuple):
 
 
 def sheet_arrays(rows: Sequence[Row], labelled: Sequence[bool]) -> dict[str, np.ndarray]:
-    """The first validation samples with what the model makes of them.
+    """Build the prediction sheet: the arrays of the first validation samples with the model's predictions.
 
     Returns:
         ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W) float16, ``ids`` (N,) and
@@ -47,19 +47,25 @@ def sheet_arrays(rows: Sequence[Row], labelled: Sequence[bool]) -> dict[str, np.
 def validate(
     trainer: Trainer, source: Source, stopping: Stopping, sheet: list[Row] | None = None
 ) -> tuple[Validation, list[str]]:
-    """Run the model over all of a validation split, in a fixed order, without augmentation; of several processes each
-    over its part. Where one is asked to stop, it is cut short: the caller has to look.
+    """Validate the model on a split, in a fixed order and without augmentation.
 
-    ``sheet`` is given the first samples of this process's part.
+    In a distributed run each process takes its part of the split, and all return the same result. If a process is asked
+    to stop, its part is cut short: the caller must check ``stopping`` before it uses the result.
+
+    Args:
+        trainer: whose ``eval_model`` is validated.
+        source: the validation split.
+        stopping: called after each batch.
+        sheet: receives the first samples of this process's part.
 
     Returns:
-        The validation, and what is wrong with each sample left out (``on_bad_sample=skip``).
+        The validation, and the messages of the samples left out (``on_bad_sample=skip``).
 
     Raises:
-        DataError: a broken sample under ``on_bad_sample=error``, or not one that is whole.
+        DataError: a broken sample under ``on_bad_sample=error``, or all samples are broken.
     """
     start = time.perf_counter()
-    parts = distributed.all_gather(_validated_here(trainer, source, stopping, sheet))
+    parts = distributed.all_gather(_validate_part(trainer, source, stopping, sheet))
     ids = [name for part in parts for name in part.ids]
     skipped = [complaint for part in parts for complaint in part.skipped]
     if not ids:
@@ -79,11 +85,11 @@ def validate(
     return validation, skipped
 
 
-def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet: list[Row] | None) -> _Part:
+def _validate_part(trainer: Trainer, source: Source, stopping: Stopping, sheet: list[Row] | None) -> _Part:
     trainer.eval_model.eval()
     counts_4K = torch.zeros(4, len(CHANNELS), dtype=torch.int64)
     ids: list[str] = []
-    losses, shares, known = [torch.zeros(0)], [torch.zeros(0, len(CHANNELS))], [torch.zeros(0, len(CHANNELS)).bool()]
+    losses, shares, labelled = [torch.zeros(0)], [torch.zeros(0, len(CHANNELS))], [torch.zeros(0, len(CHANNELS)).bool()]
     loader = make_loader(trainer.config, [source], epoch=0, train=False, rank=distributed.rank())
     for batch in loader:
         image_NCHW, target_NKHW, labelled_NK = trainer.to_device(batch)
@@ -91,7 +97,7 @@ def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet:
         losses_NK = sample_losses(logits_NKHW, target_NKHW, labelled_NK)
         losses.append(mean_labelled(losses_NK, labelled_NK, dim=1).cpu())
         shares.append(target_NKHW.float().mean((2, 3)).cpu())
-        known.append(labelled_NK.cpu())
+        labelled.append(labelled_NK.cpu())
         counts_4K += confusion_counts(logits_NKHW, target_NKHW, labelled_NK).cpu()
         ids += batch.ids
         if sheet is not None and len(sheet) < _SHEET:
@@ -101,4 +107,4 @@ def _validated_here(trainer: Trainer, source: Source, stopping: Stopping, sheet:
             )
         if stopping():
             break
-    return _Part(ids, torch.cat(losses), torch.cat(shares), torch.cat(known), counts_4K, loader.skipped)
+    return _Part(ids, torch.cat(losses), torch.cat(shares), torch.cat(labelled), counts_4K, loader.skipped)

@@ -1,6 +1,6 @@
-"""Generated aerial images with believable roofs, on disk exactly as the real data sets are.
+"""Synthetic aerial images with plausible roofs, in the on-disk formats of the real data sets.
 
-``scene`` and ``roofs`` say what there is, ``town`` plans it, ``paint`` draws it, ``writers`` lays it out on disk.
+``scene`` and ``roofs`` define the objects, ``layout`` plans a scene, ``render`` draws it, ``writers`` writes the files.
 """
 
 import dataclasses
@@ -19,27 +19,31 @@ from roofscale.files import atomic_dir, read_json
 
 __all__ = ["NOTE", "GenerateSpec", "generate"]
 
-NOTE = "generated.json"  # in each data set's folder: the spec that it was made from, and what real data was joined
-_Write = Callable[[Path, GenerateSpec], Iterator[int]]
+NOTE = "generated.json"  # in each data set's folder: its spec, and the real samples joined to it
+_Writer = Callable[[Path, GenerateSpec], Iterator[int]]
 
 
 def generate(root: Path, spec: GenerateSpec, join: Path | None = None, only: Sequence[str] = ()) -> tuple[Path, ...]:
-    """Write the data sets of ``spec`` to ``<root>/<data set>`` and return these folders; what is there already is kept.
+    """Write the data sets of ``spec`` to ``<root>/<data set>`` and return these folders; existing ones are kept.
 
-    The samples of ``join``, an imdb.mat, come after the generated ones in Roofline's file. Where ``only`` names images
-    of RID ('7'), the others are in its splits and not drawn. Each data set is written under another name and renamed
-    when it is whole: a killed generation leaves nothing that looks complete, and of two processes at once the first to
-    finish wins.
+    Each data set is written under another name and renamed when it is complete: a killed generation leaves nothing that
+    looks complete, and of two processes at once the first to finish wins.
+
+    Args:
+        root: the data root to write to.
+        spec: what to generate.
+        join: an imdb.mat whose samples are appended to the generated ones in Roofline's file.
+        only: names of RID images, such as '7'; the others are listed in its splits, but not drawn. Empty: all.
 
     Raises:
-        ConfigError: a folder of that name is there already and was not generated from this spec; or ``join`` has
-            images of another size, or there is no Roofline to join it to.
-        FileProblem: ``join`` is no sound imdb.mat.
+        ConfigError: a folder of that name exists and was not generated from this spec; or ``join`` has images of
+            another size, or the spec has no Roofline to join it to.
+        FileError: ``join`` is not a valid imdb.mat.
     """
     from roofscale.data.synthetic import writers
 
     joined = RealSamples.of(join, spec) if join else None
-    write: dict[str, _Write] = {
+    write: dict[str, _Writer] = {
         "rid": functools.partial(writers.write_rid, only=only),
         "roofline": functools.partial(writers.write_roofline, joined=joined),
         "airs": writers.write_airs,
@@ -49,11 +53,13 @@ def generate(root: Path, spec: GenerateSpec, join: Path | None = None, only: Seq
         "roofline": {"joined": joined.as_dict()} if joined else {},
     }
     return tuple(
-        _generate_one(root / name, spec.for_dataset(name), write[name], more.get(name, {})) for name in spec.datasets
+        _generate_dataset(root / name, spec.for_dataset(name), write[name], more.get(name, {}))
+        for name in spec.datasets
     )
 
 
-def _generate_one(folder: Path, spec: GenerateSpec, write: _Write, more: Mapping[str, Any]) -> Path:
+def _generate_dataset(folder: Path, spec: GenerateSpec, write: _Writer, more: Mapping[str, Any]) -> Path:
+    """Write the one data set of ``spec``, unless the folder has it; ``more`` is added to its note."""
     note = _note(spec, more)
     if _holds(folder, note):
         return folder
@@ -69,20 +75,20 @@ def _generate_one(folder: Path, spec: GenerateSpec, write: _Write, more: Mapping
         try:
             partial.rename(folder)
         except OSError:
-            if not _holds(folder, note):  # no other process was faster: something else is in the way
+            if not _holds(folder, note):  # else another process has finished the same data set first
                 raise
     return folder
 
 
 def _note(spec: GenerateSpec, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written down of a data set, as it reads back from JSON."""
+    """Return the content of a data set's note, as it reads back from JSON (tuples become lists)."""
     note = {**dataclasses.asdict(spec), **more}
     read_back: dict[str, Any] = json.loads(json.dumps(note))
     return read_back
 
 
 def _holds(folder: Path, note: dict[str, Any]) -> bool:
-    """Whether the folder holds a whole data set of exactly this note.
+    """Return whether the folder holds a complete data set of exactly this note.
 
     Raises:
         ConfigError: the folder holds something else.
@@ -95,6 +101,6 @@ def _holds(folder: Path, note: dict[str, Any]) -> bool:
     if written != note:
         raise ConfigError(
             f"{folder}: there is something here that was not generated from this spec; expected a new "
-            "or empty place. Name another folder, or remove this one."
+            "or empty folder. Name another folder, or remove this one."
         )
     return True

@@ -1,4 +1,4 @@
-"""Plan a scene: streets, parcels, buildings, gardens, trees and cars, before anything is painted."""
+"""The planner of a scene: streets, parcels, buildings, gardens, trees and cars."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ from roofscale.data.synthetic import roofs
 from roofscale.data.synthetic.roofs import Colour, Frame, Points, Roof
 from roofscale.data.synthetic.scene import Patch, Scene, Tree
 
-ROOF_SHARE = (0.08, 0.60)  # of a scene; so that neither "no roof" nor "all roof" is ever a good guess
+ROOF_SHARE = (0.08, 0.60)  # of a scene's px; so that predicting roof nowhere or everywhere scores badly
 
-_CELL = 40.0  # metres, more than the longest building
+_CELL = 40.0  # metres, more than the longest building: overlapping roofs are in the same or in adjacent cells
 
 _TILES: tuple[Colour, ...] = (
     (168, 92, 58),
@@ -60,7 +60,7 @@ _CARS: tuple[Colour, ...] = ((210, 212, 214), (40, 42, 46), (120, 124, 130), (15
 
 @dataclass(frozen=True)
 class TownStyle:
-    """What the settlements of one data set look like, lengths in metres."""
+    """The appearance of the settlements of one data set, lengths in metres."""
 
     metres_per_px: float
     roof_colours: tuple[Colour, ...]
@@ -74,7 +74,7 @@ OCEANIC = TownStyle(0.075, _METAL + _TILES[:3], hip_share=0.6, flat_share=0.12, 
 
 
 def plan(side: int, seed: int, style: TownStyle, *, share: tuple[float, float] = ROOF_SHARE) -> Scene:
-    """Plan a scene of ``side`` px whose share of roof lies in ``share``; the same arguments give the same scene."""
+    """Plan a scene of ``side`` px with a roof share in the range ``share``; equal arguments give equal scenes."""
     for attempt in range(1000):
         rng = np.random.default_rng((seed, attempt))
         scene = _Town(rng, side, style, seed).build()
@@ -84,7 +84,7 @@ def plan(side: int, seed: int, style: TownStyle, *, share: tuple[float, float] =
 
 
 def roof_share(scene: Scene) -> float:
-    """The share of the image under roofs, from a raster of at most 512 px."""
+    """Return the share of the scene's px that are roof, from a raster of at most 512 px a side."""
     scale = min(1.0, 512 / scene.side)
     mask = np.zeros((math.ceil(scene.side * scale),) * 2, np.uint8)
     for roof in scene.roofs:
@@ -93,20 +93,23 @@ def roof_share(scene: Scene) -> float:
 
 
 class _Town:
-    """Builds one scene: parallel streets in a random direction, with a row of parcels on either side."""
+    """The builder of one scene: parallel streets in a random direction, with a row of parcels on either side.
+
+    Coordinates u and p run along the streets, v and q across them; ``frame`` converts them to px of the image.
+    """
 
     def __init__(self, rng: np.random.Generator, side: int, style: TownStyle, seed: int) -> None:
         self.rng, self.style = rng, style
-        self.px = 1 / style.metres_per_px
+        self.px = 1 / style.metres_per_px  # of a metre
         self.frame = Frame(
             (side / 2 + rng.uniform(-8, 8) * self.px, side / 2 + rng.uniform(-8, 8) * self.px), rng.uniform(0, math.pi)
         )
-        self.reach = side * 0.75  # covers the corners whatever the direction
-        self.size = rng.uniform(0.7, 1.75)  # buildings here, relative to a house
-        self.crowd = rng.uniform(0.0, 1.0)  # 0: large plots, 1: hardly room between the houses
+        self.reach = side * 0.75  # half the side of the planned area: covers the corners in any direction
+        self.size = rng.uniform(0.7, 1.75)  # of buildings, relative to a house
+        self.crowd = rng.uniform(0.0, 1.0)  # 0: large plots, 1: hardly any space between houses
         self.density = min(1.0, 0.3 + 0.7 * self.crowd + rng.uniform(0.0, 0.3))  # share of parcels built on
         self.green = rng.uniform(0.0, 1.0)
-        self.cells: dict[tuple[int, int], list[Roof]] = {}  # roofs by where they are, _CELL metres a side
+        self.cells: dict[tuple[int, int], list[Roof]] = {}  # roofs by grid cell, _CELL metres a side
         self.scene = Scene(
             side,
             seed,
@@ -118,7 +121,7 @@ class _Town:
         )
 
     def pick(self, colours: tuple[Colour, ...]) -> Colour:
-        """One of the colours, a little off."""
+        """Return one of the colours at random, slightly varied."""
         red, green, blue = colours[int(self.rng.integers(len(colours)))]
         light = self.rng.normal(1, 0.1)
         return red * light * self.rng.normal(1, 0.03), green * light, blue * light * self.rng.normal(1, 0.03)
@@ -169,7 +172,7 @@ class _Town:
         self._patch(u + 0.5 * px, v - 0.75 * px, u + 1.2 * px, v + 0.75 * px, dark, 0.05)
 
     def _parcels(self, v: float, depth: float, side: int) -> None:
-        """A row of parcels that fills v to v + depth; ``side`` says on which edge the street lies."""
+        """Fill v to v + depth with a row of parcels; the street is at v if ``side`` is 1, at v + depth if -1."""
         u = -self.reach - self.rng.uniform(0, 20) * self.px
         while u < self.reach:
             width = self.rng.uniform(16, 28) * self.size * (1.2 - 0.6 * self.crowd) * self.px
@@ -217,7 +220,7 @@ class _Town:
             self.scene.trees.append(Tree(float(x), float(y), float(radius), colour))
 
     def _on_roof(self, x: float, y: float, margin: float) -> bool:
-        """Whether a crown would hide much of a roof."""
+        """Return whether a crown at (x, y) would hide much of a roof; ``margin`` is a distance in px."""
         return any(
             cv2.pointPolygonTest(roof.outline.astype(np.float32), (float(x), float(y)), True) > -margin
             for roof in self._roofs_near(x, y)
@@ -248,7 +251,7 @@ class _Town:
             self._shed(u, width, street_edge, into, depth)
 
     def _shed(self, u: float, width: float, street_edge: float, into: float, depth: float) -> None:
-        """A garage or shed at the far end of the parcel."""
+        """Add a garage or shed at the far end of the parcel."""
         rng, px = self.rng, self.px
         a, b = rng.uniform(2, 3.5) * px, rng.uniform(1.5, 2.5) * px
         centre = self.frame.to((u + width - a - px, street_edge + into * (depth - b - 0.5 * px)))[0]
@@ -269,11 +272,11 @@ class _Town:
         else:
             wing = 0.42 * b + 0.1 * a
             roof = roofs.cross_gable(frame, a, b, height, wing, rng.uniform(-0.5, 0.5) * (a - wing))
-        on_it = roofs.superstructures(rng, frame, a, b, px, free) if free > px and len(roof.facets) <= 4 else []
-        self._place(dataclasses.replace(roof, fittings=on_it))
+        fittings = roofs.superstructures(rng, frame, a, b, px, free) if free > px and len(roof.facets) <= 4 else []
+        self._place(dataclasses.replace(roof, fittings=fittings))
 
     def _place(self, roof: Roof) -> None:
-        """Colour a roof and add it, unless it would lie out of sight or on another."""
+        """Colour a roof and add it, unless it is outside of the scene or overlaps another roof."""
         x, y = roof.outline.mean(0)
         if not self._in_sight(roof.outline) or any(
             _overlap(roof.outline, near.outline) for near in self._roofs_near(x, y)
@@ -286,10 +289,10 @@ class _Town:
         self.cells.setdefault(self._cell(x, y), []).append(roof)
 
 
-def _overlap(one: Points, other: Points) -> bool:
-    """Whether the convex hulls of two outlines overlap."""
-    if (one.min(0) >= other.max(0)).any() or (other.min(0) >= one.max(0)).any():
+def _overlap(outline: Points, other: Points) -> bool:
+    """Return whether the convex hulls of two outlines overlap."""
+    if (outline.min(0) >= other.max(0)).any() or (other.min(0) >= outline.max(0)).any():
         return False
-    hull, other_hull = (cv2.convexHull(outline.astype(np.float32)) for outline in (one, other))
+    hull, other_hull = (cv2.convexHull(points.astype(np.float32)) for points in (outline, other))
     area, _ = cv2.intersectConvexConvex(hull, other_hull)
     return bool(area > 0)

@@ -1,4 +1,4 @@
-"""Real samples of an imdb.mat that are written behind the generated ones, so that one file holds both."""
+"""Real samples of an imdb.mat that are appended to the generated ones, so that one file has both."""
 
 import dataclasses
 import hashlib
@@ -15,19 +15,19 @@ from roofscale.errors import ConfigError
 
 @dataclass(frozen=True)
 class RealSamples:
-    """What is joined to generated Roofline samples."""
+    """An imdb.mat of real samples that is joined to generated Roofline samples."""
 
     file: Path
     samples: int
-    sha256: str  # of the file: the same content is the same data set, wherever it lay
+    sha256: str  # of the file: the same content is the same data set, in any folder
 
     @classmethod
     def of(cls, file: Path, spec: GenerateSpec) -> "RealSamples":
-        """Look at an imdb.mat; every sample of it is read once, as training would.
+        """Check an imdb.mat by reading every sample of it, as training does.
 
         Raises:
-            ConfigError: no Roofline in the spec, no such file, or images of another size.
-            FileProblem: not an imdb.mat, or values that it should not hold.
+            ConfigError: the spec has no Roofline, the file does not exist, or its images are of another size.
+            FileError: the file is not an imdb.mat, or has invalid values.
         """
         if "roofline" not in spec.datasets:
             raise ConfigError(
@@ -49,11 +49,11 @@ class RealSamples:
         return cls(file, len(source), digest)
 
     def as_dict(self) -> dict[str, Any]:
-        """What the note keeps; not the path, which is this machine's."""
+        """Return the fields for the note; without the path, which holds for this machine only."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "file"}
 
     def copy_into(self, imdb: Any, start: int) -> None:
-        """Write the samples, value for value, into an open group from row ``start``; depths too where there are any."""
+        """Copy the samples unchanged into an open HDF5 group from row ``start`` on; depths too if there are any."""
         with h5py.File(self.file, "r") as handle:
             for name in ("images", "elements", "depths"):
                 if name in handle["imdb"]:

@@ -1,8 +1,8 @@
-"""Paint a planned scene, or a window of it, as an aerial image with its masks.
+"""The renderer of a planned scene, or of a window of it, as an aerial image with its masks.
 
-What is painted at a place depends on the scene and on the place, not on the window, so that a large tile can be painted
+The value of a px depends on the scene and on its coordinates, not on the window, so that a large tile can be rendered
 block by block: segments agree exactly where blocks meet, edges of the ground within a px, as OpenCV rounds when it
-clips. Arrays are (H, W, 3) float32 RGB, 0 to 255, until the end.
+clips. Images are (H, W, 3) float32 RGB, 0 to 255, until the last step.
 """
 
 import functools
@@ -36,11 +36,11 @@ from roofscale.data.synthetic.scene import Patch, Scene, Tree
 
 Canvas = npt.NDArray[np.float32]
 
-HALO = 8  # px painted beyond each side of a window, so that blurs agree where windows meet
-LINE_PX = 5  # how thick Roofline's eaves, ridges and hips are drawn
-_NOISE_SIDE = 1024  # px, power of two
-_SHADE = 0.42  # light that is left in a shadow
-_FITTING_COLOURS: dict[int, Colour] = {
+HALO = 8  # px rendered beyond each side of a window, so that blurs agree where windows meet
+LINE_PX = 5  # thickness of Roofline's eaves, ridges and hips in the masks
+_NOISE_SIDE = 1024  # px, a power of two
+_SHADOW_LIGHT = 0.42  # brightness in a shadow, relative to full light
+_SUPERSTRUCTURE_COLOURS: dict[int, Colour] = {
     PV: (38, 52, 88),
     WINDOW: (122, 136, 150),
     LADDER: (170, 165, 160),
@@ -51,7 +51,7 @@ _FITTING_COLOURS: dict[int, Colour] = {
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a scene, px."""
+    """A rectangle of a scene, px."""
 
     row: int
     col: int
@@ -61,7 +61,7 @@ class Window:
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """An aerial image and what is known about each px."""
+    """An aerial image and its masks, all uint8."""
 
     image_HWC: Pixels
     segments_HW: Pixels  # RID's segment ids, 17 = no roof
@@ -71,7 +71,7 @@ class RenderedImage:
 
 @functools.cache
 def _noise(octaves: int) -> Canvas:
-    """Fractal noise that wraps around, mean 0 and standard deviation 1: (side, side); one octave is white noise."""
+    """Return periodic fractal noise of mean 0 and standard deviation 1: (side, side); one octave is white noise."""
     rng, total = np.random.default_rng(20260101 + octaves), np.zeros((_NOISE_SIDE, _NOISE_SIDE), np.float32)
     for octave in range(octaves):
         coarse = rng.standard_normal((_NOISE_SIDE >> octave,) * 2, np.float32)
@@ -82,33 +82,36 @@ def _noise(octaves: int) -> Canvas:
 
 
 def _noise_at(octaves: int, row: int, col: int, height: int, width: int) -> Canvas:
-    """A piece of the wrapped noise at scene coordinates: (height, width)."""
+    """Return a window of the periodic noise at scene coordinates: (height, width)."""
     rows = np.arange(row, row + height) % _NOISE_SIDE
     cols = np.arange(col, col + width) % _NOISE_SIDE
     return _noise(octaves)[rows[:, None], cols[None, :]]
 
 
 def paint(scene: Scene, window: Window | None = None) -> RenderedImage:
-    """Paint a window of a scene (default: all of it)."""
+    """Render a window of a scene (default: all of it)."""
     window = window or Window(0, 0, scene.side, scene.side)
     wide = Window(window.row - HALO, window.col - HALO, window.height + 2 * HALO, window.width + 2 * HALO)
     scene = scene.clipped(wide.col, wide.row, wide.width, wide.height)
-    brush = _Renderer(scene, wide)
-    brush.ground()
-    brush.shadows()
+    renderer = _Renderer(scene, wide)
+    renderer.ground()
+    renderer.shadows()
     for roof in scene.roofs:
-        if brush.sees(roof.outline):
-            brush.roof(roof)
+        if renderer.sees(roof.outline):
+            renderer.roof(roof)
     for tree in scene.trees:
-        brush.tree(tree)
+        renderer.tree(tree)
     inner = slice(HALO, HALO + window.height), slice(HALO, HALO + window.width)
     return RenderedImage(
-        brush.developed()[inner], brush.segments[inner], brush.superstructures[inner], brush.elements[:, *inner]
+        renderer.camera_image()[inner],
+        renderer.segments[inner],
+        renderer.superstructures[inner],
+        renderer.elements[:, *inner],
     )
 
 
 class _Renderer:
-    """The canvas of one window, with the masks that grow beside it."""
+    """The canvas of one window and its masks, to which objects are drawn one after the other."""
 
     def __init__(self, scene: Scene, window: Window) -> None:
         self.scene, self.window = scene, window
@@ -121,7 +124,7 @@ class _Renderer:
         self.elements: Pixels = np.zeros((3, *shape), np.uint8)
 
     def sees(self, points: Points) -> bool:
-        """Whether the box around the points touches the window."""
+        """Return whether the bounding box of the points touches the window."""
         low, high = points.min(0) - self.origin, points.max(0) - self.origin
         return bool(high[0] >= 0 and high[1] >= 0 and low[0] < self.window.width and low[1] < self.window.height)
 
@@ -134,7 +137,7 @@ class _Renderer:
         return _noise_at(octaves, w.row + offset, w.col + 3 * offset, w.height, w.width)
 
     def ground(self) -> None:
-        """Lawn everywhere, then the patches in their order, all with one relief of noise."""
+        """Fill the canvas with the ground colour and the patches in their order, and apply noise to all of it."""
         self.image[:] = self.scene.ground
         rough = np.full(self.image.shape[:2], 0.9, np.float32)
         for patch in self.scene.patches:
@@ -150,56 +153,56 @@ class _Renderer:
         cv2.fillPoly(rough, [corners], patch.roughness)
 
     def shadows(self) -> None:
-        """Darken the ground beside buildings and trees."""
+        """Darken the ground in the shadows of buildings and trees."""
         light = np.ones(self.image.shape[:2], np.float32)
         for roof in self.scene.roofs:
             shadow = shadow_of(roof.outline, self.fall * roof.height)
             if self.sees(shadow):
-                cv2.fillPoly(light, [self._local(shadow)], _SHADE)
+                cv2.fillPoly(light, [self._local(shadow)], _SHADOW_LIGHT)
         for tree in self.scene.trees:
             centre = np.array((tree.x, tree.y)) + self.fall * tree.radius * 1.1
             if self.sees(np.stack([centre - tree.radius, centre + tree.radius])):
                 x, y = self._local(centre)
-                cv2.circle(light, (int(x), int(y)), max(1, round(tree.radius)), _SHADE + 0.08, -1)
+                cv2.circle(light, (int(x), int(y)), max(1, round(tree.radius)), _SHADOW_LIGHT + 0.08, -1)
         light[:] = cv2.GaussianBlur(light, (7, 7), 1.5)
         self.image *= light[..., None]
-        self.image[..., 2] += (1 - light) * 10  # the sky lights shadows blue
+        self.image[..., 2] += (1 - light) * 10  # shadows get the blue light of the sky
 
     def roof(self, roof: Roof) -> None:
-        """Paint one roof: facets, lines, then what stands on it."""
+        """Draw one roof: facets, lines, then its superstructures."""
         for facet in roof.facets:
             self._facet(facet, roof.colour, roof)
         for channel, lines in enumerate((roof.eaves, roof.ridges, roof.hips)):
             self._lines(lines, channel, roof.colour)
-        for fitting in roof.fittings:
-            if self.sees(fitting.polygon):
-                self._fitting(fitting, roof)
+        for item in roof.fittings:
+            if self.sees(item.polygon):
+                self._superstructure(item, roof)
 
-    def _fitting(self, fitting: Superstructure, roof: Roof) -> None:
-        rows, cols, inside = self._stencil(fitting.polygon)
-        if fitting.kind == DORMER:
-            for facet in fitting.facets:
+    def _superstructure(self, item: Superstructure, roof: Roof) -> None:
+        rows, cols, inside = self._stencil(item.polygon)
+        if item.kind == DORMER:
+            for facet in item.facets:
                 self._facet(facet, roof.colour, roof)
-        elif fitting.kind == SHADOW:
-            self.image[rows, cols][inside] *= _SHADE
+        elif item.kind == SHADOW:
+            self.image[rows, cols][inside] *= _SHADOW_LIGHT
         else:
-            self.image[rows, cols][inside] = _FITTING_COLOURS[fitting.kind]
-        if fitting.kind == PV:
-            cv2.polylines(self.image, [self._local(fitting.polygon)], True, (92, 104, 132), 1)
-        self.superstructures[rows, cols][inside] = fitting.kind
+            self.image[rows, cols][inside] = _SUPERSTRUCTURE_COLOURS[item.kind]
+        if item.kind == PV:
+            cv2.polylines(self.image, [self._local(item.polygon)], True, (92, 104, 132), 1)
+        self.superstructures[rows, cols][inside] = item.kind
 
     def _box(self, points: Points) -> tuple[slice, slice]:
-        """The part of the canvas around some points."""
+        """Return the slices of the canvas that contain some points."""
         local = self._local(points)
         low = np.clip(local.min(0), 0, (self.window.width, self.window.height))
         high = np.clip(local.max(0) + 1, 0, (self.window.width, self.window.height))
         return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
 
     def _stencil(self, points: Points) -> tuple[slice, slice, npt.NDArray[np.bool_]]:
-        """The part of the canvas around a polygon, and which of its px lie in the polygon.
+        """Return the slices of the canvas that contain a polygon, and the mask of the polygon in them.
 
-        The polygon is filled whole and then cut: OpenCV fills one that it has to clip a little differently, and
-        labels must agree where windows meet.
+        The whole polygon is filled and then cut, because OpenCV fills a clipped one slightly differently, and masks
+        must agree where windows meet.
         """
         rows, cols = self._box(points)
         local = self._local(points)
@@ -218,7 +221,7 @@ class _Renderer:
         self.segments[rows, cols][inside] = facet.segment_id
 
     def _material(self, facet: Facet, roof: Roof, rows: slice, cols: slice) -> Canvas:
-        """Brightness of a facet's px: light by azimuth, courses of tiles or ribs, weathering."""
+        """Return the brightness of a facet's px: light by azimuth, courses of tiles or ribs, weathering."""
         top, left = rows.start + self.window.row, cols.start + self.window.col
         height, width = rows.stop - rows.start, cols.stop - cols.start
         weather = 0.05 * _noise_at(4, top, left, height, width) + 0.05 * _noise_at(1, top, left, height, width)
@@ -238,7 +241,7 @@ class _Renderer:
             cv2.line(self.image, start, end, tuple(value * bright for value in colour), 1)
 
     def tree(self, tree: Tree) -> None:
-        """Paint a crown: a ragged disc, bright towards the sun; where it hides roof it is marked as RID marks it."""
+        """Draw a crown: a ragged disc, bright towards the sun; over a roof it is a superstructure, as in RID."""
         reach = tree.radius * 1.3
         corners = np.array(((tree.x - reach, tree.y - reach), (tree.x + reach, tree.y + reach)))
         rows, cols = self._box(corners)
@@ -258,8 +261,8 @@ class _Renderer:
         roof = inside & (self.segments[rows, cols] != SEGMENT_BACKGROUND)
         self.superstructures[rows, cols][roof] = TREE
 
-    def developed(self) -> Pixels:
-        """The image as a camera would give it: tint, blur of the lens, noise of the sensor."""
+    def camera_image(self) -> Pixels:
+        """Return the image as from a camera, uint8: with tint, blur of the lens and noise of the sensor."""
         image = self.image * np.asarray(self.scene.tint, np.float32)
         blurred = cv2.GaussianBlur(image, (5, 5), 0.7)
         return np.clip(blurred + 3.5 * self._texture(1, 5)[..., None], 0, 255).astype(np.uint8)

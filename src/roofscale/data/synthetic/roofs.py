@@ -1,4 +1,4 @@
-"""Roof geometry: facets, eaves, ridges, hips and what stands on a roof. Points are (x, y) in px, y downwards."""
+"""Roof geometry: facets, eaves, ridges, hips and superstructures. Points are (x, y) in px, y downwards."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from roofscale.data.rid import FLAT, SUPERSTRUCTURE_IDS
 Points = npt.NDArray[np.float64]  # (n, 2)
 Colour = tuple[float, float, float]  # RGB, 0 to 255
 
-AZIMUTHS = 16  # RID's segments name 16 directions, N first, clockwise
+AZIMUTHS = 16  # directions of RID's segment ids, N first, clockwise
 PV, DORMER, WINDOW, LADDER, CHIMNEY, SHADOW, TREE, UNKNOWN, _ = range(len(SUPERSTRUCTURE_IDS))
 
 
 @dataclass(frozen=True)
 class Facet:
-    """A plane piece of a roof."""
+    """A planar piece of a roof."""
 
     polygon: Points
     downslope: float | None  # azimuth of the fall line, radians clockwise from north; None: flat
@@ -33,7 +33,7 @@ class Facet:
 
 @dataclass(frozen=True)
 class Superstructure:
-    """Something on a roof: a PV module, a dormer, a chimney, ..."""
+    """An object on a roof: a PV module, a dormer, a chimney, ..."""
 
     kind: int  # RID's superstructure id
     polygon: Points
@@ -52,38 +52,38 @@ class Roof:
     hips: tuple[Points, ...] = ()
     fittings: list[Superstructure] = field(default_factory=list)
     colour: Colour = (130, 70, 50)
-    course_px: float = 3.5  # distance of tile rows or metal ribs
+    course_px: float = 3.5  # distance between tile rows or metal ribs
     ribs_down: bool = False  # ribs run down the slope (sheet metal) instead of across (tiles)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A building's own axes: p along the ridge, q across, origin in the middle."""
+    """The local axes of a building: p along the ridge, q across, origin at the centre."""
 
     centre: tuple[float, float]
     angle: float  # of the p axis in the image, radians
 
     def to(self, *points: tuple[float, float]) -> Points:
-        """Local (p, q) to image (x, y)."""
+        """Return image coordinates (n, 2) of local points (p, q)."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         return np.array([(self.centre[0] + p * cos - q * sin, self.centre[1] + p * sin + q * cos) for p, q in points])
 
     def azimuth(self, p: float, q: float) -> float:
-        """Compass direction of a local vector, radians clockwise from north."""
+        """Return the azimuth of a local vector, radians clockwise from north."""
         x, y = self.to((p, q))[0] - self.centre
         return math.atan2(x, -y) % (2 * math.pi)
 
     def facet(self, *points: tuple[float, float], fall: tuple[float, float] | None) -> Facet:
-        """A facet by its local corners and the local direction in which it falls."""
+        """Return the facet with these local corners; ``fall`` is the local direction of its fall line, None if flat."""
         return Facet(self.to(*points), None if fall is None else self.azimuth(*fall))
 
     def lines(self, *corners: tuple[tuple[float, float], tuple[float, float]]) -> tuple[Points, ...]:
-        """Line segments by their local ends."""
+        """Return line segments, each (2, 2), between these local end points."""
         return tuple(self.to(start, end) for start, end in corners)
 
 
 def gable(frame: Frame, a: float, b: float, height: float) -> Roof:
-    """Two slopes; ``a`` is half the length, ``b`` half the width."""
+    """Return a roof of two slopes; ``a`` is half its length, ``b`` half its width, px."""
     outline = ((-a, -b), (a, -b), (a, b), (-a, b))
     return Roof(
         frame.to(*outline),
@@ -98,7 +98,7 @@ def gable(frame: Frame, a: float, b: float, height: float) -> Roof:
 
 
 def hip(frame: Frame, a: float, b: float, height: float) -> Roof:
-    """Four slopes; where length equals width, a pyramid."""
+    """Return a roof of four slopes, a pyramid if length equals width; ``a`` and ``b`` as of ``gable``."""
     r = a - b
     outline = ((-a, -b), (a, -b), (a, b), (-a, b))
     return Roof(
@@ -117,7 +117,7 @@ def hip(frame: Frame, a: float, b: float, height: float) -> Roof:
 
 
 def flat(frame: Frame, a: float, b: float, height: float) -> Roof:
-    """One level plane."""
+    """Return a flat roof; ``a`` and ``b`` as of ``gable``."""
     outline = ((-a, -b), (a, -b), (a, b), (-a, b))
     return Roof(
         frame.to(*outline),
@@ -128,7 +128,7 @@ def flat(frame: Frame, a: float, b: float, height: float) -> Roof:
 
 
 def cross_gable(frame: Frame, a: float, b: float, height: float, wing: float, at: float) -> Roof:
-    """A gable with a lower gabled wing of half-width ``wing`` that juts out on the +q side at ``p = at``."""
+    """Return a gable roof with a lower gabled wing of half-width ``wing`` on the +q side at ``p = at``, px."""
     main, w, out = gable(frame, a, b, height), wing, b + 1.3 * wing
     inner = b - 0.9 * w  # where the wing's ridge meets the main slope
     facets = (
@@ -156,22 +156,30 @@ def cross_gable(frame: Frame, a: float, b: float, height: float, wing: float, at
 def superstructures(
     rng: np.random.Generator, frame: Frame, a: float, b: float, px: float, free: float
 ) -> list[Superstructure]:
-    """Furnish the two main slopes of a gable or hip roof; ``free`` is the half-length that is clear of hips, ``px``
-    pixels a metre."""
-    found: list[Superstructure] = []
+    """Return random superstructures for the two main slopes of a gable or hip roof.
+
+    Args:
+        rng: the source of randomness.
+        frame: the building's axes.
+        a: half the length of the roof, px.
+        b: half its width, px.
+        px: of a metre.
+        free: half the length that is clear of hips, px.
+    """
+    items: list[Superstructure] = []
     for side in (1.0, -1.0):
         sunny = frame.to((0, side))[0][1] > frame.centre[1]
         draw = rng.random()
         if sunny and draw < 0.4:
-            found += _pv(rng, frame, side, free, b, px)
+            items += _pv(rng, frame, side, free, b, px)
         elif draw < 0.75:
-            found += _row(rng, frame, side, free, b, px)
-    found += _chimneys(rng, frame, free, b, px)
+            items += _row(rng, frame, side, free, b, px)
+    items += _chimneys(rng, frame, free, b, px)
     if rng.random() < 0.15:
-        found.append(_box(frame, LADDER, 0.5 * free, 0.35 * b * rng.choice((-1, 1)), 0.15 * px, 0.2 * b))
+        items.append(_box(frame, LADDER, 0.5 * free, 0.35 * b * rng.choice((-1, 1)), 0.15 * px, 0.2 * b))
     if rng.random() < 0.2:
-        found.append(_box(frame, UNKNOWN, -0.6 * free, 0.5 * b, 0.35 * px, 0.35 * px))
-    return found
+        items.append(_box(frame, UNKNOWN, -0.6 * free, 0.5 * b, 0.35 * px, 0.35 * px))
+    return items
 
 
 def _box(frame: Frame, kind: int, p: float, q: float, half_p: float, half_q: float) -> Superstructure:
@@ -203,12 +211,12 @@ def _pv(rng: np.random.Generator, frame: Frame, side: float, free: float, b: flo
 
 
 def _row(rng: np.random.Generator, frame: Frame, side: float, free: float, b: float, px: float) -> list[Superstructure]:
-    """A row of dormers or of roof windows."""
+    """Return a row of dormers or of roof windows."""
     count = int(rng.integers(1, 4))
-    places = np.linspace(-0.7, 0.7, count) * free if count > 1 else [rng.uniform(-0.5, 0.5) * free]
+    positions = np.linspace(-0.7, 0.7, count) * free if count > 1 else [rng.uniform(-0.5, 0.5) * free]
     if rng.random() < 0.55 and free > count * 1.6 * px:
-        return [_dormer(frame, float(p), side, 0.9 * px, 0.3 * b, 0.78 * b) for p in places]
-    return [_box(frame, WINDOW, float(p), side * rng.uniform(0.35, 0.7) * b, 0.4 * px, 0.55 * px) for p in places]
+        return [_dormer(frame, float(p), side, 0.9 * px, 0.3 * b, 0.78 * b) for p in positions]
+    return [_box(frame, WINDOW, float(p), side * rng.uniform(0.35, 0.7) * b, 0.4 * px, 0.55 * px) for p in positions]
 
 
 def _dormer(frame: Frame, p: float, side: float, half: float, inner: float, outer: float) -> Superstructure:
@@ -224,15 +232,15 @@ def _dormer(frame: Frame, p: float, side: float, half: float, inner: float, oute
 
 
 def _chimneys(rng: np.random.Generator, frame: Frame, free: float, b: float, px: float) -> list[Superstructure]:
-    found = []
+    items = []
     for _ in range(int(rng.integers(0, 3))):
         p, q = rng.uniform(-0.8, 0.8) * free, rng.uniform(-0.25, 0.25) * b
-        found.append(_box(frame, SHADOW, p + 0.5 * px, q, 0.6 * px, 0.3 * px))
-        found.append(_box(frame, CHIMNEY, p, q, 0.32 * px, 0.32 * px))
-    return found
+        items.append(_box(frame, SHADOW, p + 0.5 * px, q, 0.6 * px, 0.3 * px))
+        items.append(_box(frame, CHIMNEY, p, q, 0.32 * px, 0.32 * px))
+    return items
 
 
 def shadow_of(outline: Points, fall: Points) -> Points:
-    """The shadow of a prism: the hull of its outline and of the outline moved by ``fall`` px."""
+    """Return the shadow of a prism: the convex hull of its outline and of the outline moved by ``fall`` px."""
     both = np.vstack([outline, outline + fall]).astype(np.float32)
     return cv2.convexHull(both)[:, 0].astype(np.float64)

@@ -1,4 +1,4 @@
-"""What a scene consists of: plain data between the planner and the painter."""
+"""The scene: plain data that ``layout`` makes and ``render`` draws."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from roofscale.data.synthetic.roofs import Colour, Points, Roof
 
-_TREE_REACH = 1.4  # a ragged crown, in radii
+_CROWN_REACH = 1.4  # of the ragged edge of a crown, in radii
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A piece of ground in one colour."""
+    """A polygon of ground in one colour."""
 
     polygon: Points
     colour: Colour
@@ -34,29 +34,29 @@ class Tree:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is to be painted, in px of the whole image, in the order of painting."""
+    """All objects to draw, with coordinates in px of the whole image, in the order of drawing."""
 
     side: int
     seed: int
     metres_per_px: float
-    sun: float  # azimuth that the light comes from, radians clockwise from north
-    shadow_px: float  # length of the shadow of something 1 px high
+    sun: float  # azimuth of the sun, radians clockwise from north
+    shadow_px: float  # length of the shadow of an object 1 px high
     ground: Colour
-    tint: Colour  # factors of the three colours
+    tint: Colour  # factors of red, green and blue
     patches: list[Patch] = field(default_factory=list)
     roofs: list[Roof] = field(default_factory=list)
     trees: list[Tree] = field(default_factory=list)
 
     @property
     def fall(self) -> Points:
-        """Where the shadow of something 1 px high ends: (x, y) px."""
+        """Offset (x, y) in px of the end of the shadow of an object 1 px high."""
         return np.array((-math.sin(self.sun), math.cos(self.sun))) * self.shadow_px
 
     def clipped(self, left: int, top: int, width: int, height: int) -> "Scene":
-        """The same scene without what can be seen, shadows included, only outside of a window."""
+        """Return the scene without the objects that, with their shadows, lie outside of a window (px)."""
         low, high = np.array((left, top)), np.array((left + width, top + height))
-        seen = [(boxes[:, 2:] >= low).all(1) & (boxes[:, :2] <= high).all(1) for boxes in self._boxes]
-        patches, roofs, trees = (np.flatnonzero(mask) for mask in seen)
+        visible = [(boxes[:, 2:] >= low).all(1) & (boxes[:, :2] <= high).all(1) for boxes in self._boxes]
+        patches, roofs, trees = (np.flatnonzero(mask) for mask in visible)
         return dataclasses.replace(
             self,
             patches=[self.patches[i] for i in patches],
@@ -66,13 +66,13 @@ class Scene:
 
     @functools.cached_property
     def _boxes(self) -> tuple[npt.NDArray[np.float64], ...]:
-        """Boxes around patches, roofs and trees with their shadows: (n, 4) of left, top, right, bottom."""
+        """Bounding boxes of patches, roofs and trees with their shadows: (n, 4) of left, top, right, bottom."""
         patches = [np.concatenate([p.polygon.min(0), p.polygon.max(0)]) for p in self.patches]
         roofs = [_with_shadow(r.outline.min(0), r.outline.max(0), self.fall * r.height) for r in self.roofs]
         trees = [
             _with_shadow(
-                np.array((t.x, t.y)) - _TREE_REACH * t.radius,
-                np.array((t.x, t.y)) + _TREE_REACH * t.radius,
+                np.array((t.x, t.y)) - _CROWN_REACH * t.radius,
+                np.array((t.x, t.y)) + _CROWN_REACH * t.radius,
                 self.fall * t.radius * 1.1,
             )
             for t in self.trees

@@ -1,4 +1,4 @@
-"""How much of which data set to generate."""
+"""The specification of generated data: which data sets, how many images, of what size."""
 
 import dataclasses
 import zlib
@@ -9,12 +9,12 @@ import numpy as np
 from roofscale.config import DATASETS
 from roofscale.errors import ConfigError, did_you_mean
 
-RENDER_VERSION = 3  # raised with every change that draws other pixels, so that nobody takes old images for these
+RENDER_VERSION = 3  # to be raised with every change of rendered pixels, so that old images are not reused
 
 
 @dataclass(frozen=True)
 class GenerateSpec:
-    """What to generate; the same spec gives the same files bit for bit (with the same OpenCV and NumPy).
+    """The specification of generated data; the same spec gives identical files (with the same OpenCV and NumPy).
 
     Raises:
         ConfigError: a count or size out of range, or an unknown data set.
@@ -24,7 +24,7 @@ class GenerateSpec:
     train: int = 100  # images of RID
     val: int = 40
     test: int = 20
-    roofline_samples: int = 400  # unsplit: a random tenth of them validates
+    roofline_samples: int = 400  # without splits: a random tenth is validation
     image_px: int = 512  # side of a RID image
     roofline_px: int = 224  # side of a Roofline image
     airs_tiles: tuple[int, int, int] = (7, 3, 1)  # train, val, test
@@ -49,7 +49,7 @@ class GenerateSpec:
 
     @property
     def folder_name(self) -> str:
-        """Names everything that matters but which data sets: these lie beside each other in it."""
+        """Folder name that identifies the spec, except for its data sets, which are subfolders of it."""
         tiles = "-".join(map(str, self.airs_tiles))
         return (
             f"rid{self.image_px}-{self.train}-{self.val}-{self.test}_roofline{self.roofline_px}-"
@@ -57,7 +57,7 @@ class GenerateSpec:
         )
 
     def describe(self, dataset: str) -> str:
-        """How much of one data set, for a person."""
+        """Return the amounts of one data set in words."""
         tiles = "-".join(map(str, self.airs_tiles))
         return {
             "rid": f"{self.train} training, {self.val} validation and {self.test} test images",
@@ -66,10 +66,10 @@ class GenerateSpec:
         }[dataset]
 
     def scene_seed(self, dataset: str, index: int) -> int:
-        """The seed of one image, unlike that of any other image of any data set."""
+        """Return the 32-bit seed of one image, from the spec's seed, the data set and the image's index."""
         words = [self.seed, zlib.crc32(dataset.encode()), index]
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
     def for_dataset(self, dataset: str) -> "GenerateSpec":
-        """The same with one data set."""
+        """Return the same spec with only one data set."""
         return dataclasses.replace(self, datasets=(dataset,))

@@ -1,1 +1,1 @@
-"""The figures of a run, a phase, a knob and a search."""
+"""Figures of a run, a phase, a knob and a search."""

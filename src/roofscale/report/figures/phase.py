@@ -1,4 +1,4 @@
-"""All figures of a climb, by file name; one that lacks its evidence is not among them."""
+"""Figures of a climb."""
 
 import math
 import types
@@ -19,7 +19,7 @@ from roofscale.report.figures import style
 from roofscale.report.figures.run import highest_loss, running_median
 from roofscale.report.figures.scaling import GPU, HOST, memory_by_batch, stall_by_workers, throughput_by_batch
 
-CAPTIONS: Mapping[str, str] = types.MappingProxyType(  # file name: what a reader sees there
+CAPTIONS: Mapping[str, str] = types.MappingProxyType(  # by file name
     {
         "ladder.png": "Every run, the first at the bottom. Short rungs are tries with a remedy.",
         "expected.png": "Measured over expected; the grey bar is the tolerance that was stated beforehand.",
@@ -33,7 +33,7 @@ CAPTIONS: Mapping[str, str] = types.MappingProxyType(  # file name: what a reade
 
 
 def phase_figures(climb: PhaseResult) -> dict[str, Figure]:
-    """The figures that the climb carries evidence for, by file name, in the order of CAPTIONS."""
+    """Return the figures that the climb has data for, by file name, in the order of CAPTIONS."""
     drawn = {
         "ladder.png": ladder_figure([climb]),
         "expected.png": expected_figure(climb),
@@ -46,14 +46,14 @@ def phase_figures(climb: PhaseResult) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-_ROW = 0.34  # inches of height
-_WIDTH, _RETREAT_WIDTH = 0.5, 0.3  # of a rung as the step asks and with a remedy, share of the panel
+_ROW_HEIGHT = 0.34  # inches
+_WIDTH, _FALLBACK_WIDTH = 0.5, 0.3  # of the bar of a run, share of the panel
 _OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM)
 
 
 @dataclass(frozen=True)
-class _Rung:
-    """One row of the ladder: a run, a step that was not reached, or the heading of a phase."""
+class _Row:
+    """One row of the figure of all runs: a run, a step that was not reached, or the heading of a phase."""
 
     label: str
     run: StepResult | None = None
@@ -61,56 +61,59 @@ class _Rung:
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """Of all seeds."""
+        """Return the measurements of all seeds."""
         return self.run.measurements if self.run else ()
 
 
 def ladder_figure(climbs: Sequence[PhaseResult]) -> Figure | None:
-    """Every run as a rung in the colour of its verdict, lowest first, with its time and its peak memory beside it."""
-    rungs = [rung for climb in climbs for rung in _rungs(climb)]
-    if not any(rung.run for rung in rungs):
+    """Plot every run as a bar in the colour of its verdict, the first at the bottom, with its time and peak memory.
+
+    None if there is no run.
+    """
+    rows = [row for climb in climbs for row in _rows(climb)]
+    if not any(row.run for row in rows):
         return None
-    figure = Figure(figsize=(style.WIDTH, 1.1 + _ROW * len(rungs)), dpi=style.DPI, layout="constrained")
-    ladder, time, memory = figure.subplots(1, 3, sharey=True, width_ratios=(3.2, 1, 1))
-    ladder.set_yticks(range(len(rungs)), [rung.label for rung in rungs])
-    ladder.set_ylim(-0.6, len(rungs) - 0.4)
-    for label, rung in zip(ladder.get_yticklabels(), rungs, strict=True):
-        label.set_fontweight("bold" if rung.heading else "normal")
-    _draw_rungs(ladder, rungs)
-    _draw_time(time, rungs)
-    _draw_memory(memory, rungs)
-    for axes in (ladder, time, memory):
+    figure = Figure(figsize=(style.WIDTH, 1.1 + _ROW_HEIGHT * len(rows)), dpi=style.DPI, layout="constrained")
+    bars, time, memory = figure.subplots(1, 3, sharey=True, width_ratios=(3.2, 1, 1))
+    bars.set_yticks(range(len(rows)), [row.label for row in rows])
+    bars.set_ylim(-0.6, len(rows) - 0.4)
+    for label, row in zip(bars.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if row.heading else "normal")
+    _draw_runs(bars, rows)
+    _draw_time(time, rows)
+    _draw_memory(memory, rows)
+    for axes in (bars, time, memory):
         style.strip_frame(axes)
         axes.spines["left"].set_visible(False)
         axes.tick_params(left=False)
     return figure
 
 
-def _rungs(climb: PhaseResult) -> Iterator[_Rung]:
+def _rows(climb: PhaseResult) -> Iterator[_Row]:
     for result in climb.results:
-        for run in sorted(result.runs, key=lambda run: run.fallback is not None):  # what the step asks for comes first
-            yield _Rung(f"↳ {run.fallback.changed}" if run.fallback else result.step.name, run)
+        for run in sorted(result.runs, key=lambda run: run.fallback is not None):  # the run as planned comes first
+            yield _Row(f"↳ {run.fallback.changed}" if run.fallback else result.step.name, run)
     for step in climb.phase.steps[len(climb.results) :]:
-        yield _Rung(step.name)
-    yield _Rung(f"Phase {climb.phase.number}: {climb.phase.name}", heading=True)
+        yield _Row(step.name)
+    yield _Row(f"Phase {climb.phase.number}: {climb.phase.name}", heading=True)
 
 
-def _draw_rungs(axes: Any, rungs: Sequence[_Rung]) -> None:
-    for place, rung in enumerate(rungs):
-        if rung.heading:
+def _draw_runs(axes: Any, rows: Sequence[_Row]) -> None:
+    for y, row in enumerate(rows):
+        if row.heading:
             continue
-        width = _RETREAT_WIDTH if rung.run and rung.run.fallback else _WIDTH
-        if rung.run:
-            axes.barh(place, width, height=0.5, color=style.VERDICT_COLOUR[rung.run.verdict.verdict])
+        width = _FALLBACK_WIDTH if row.run and row.run.fallback else _WIDTH
+        if row.run:
+            axes.barh(y, width, height=0.5, color=style.VERDICT_COLOUR[row.run.verdict.verdict])
         else:
-            axes.barh(place, width, height=0.5, fill=False, edgecolor=style.BESIDE, linestyle=":")
-        axes.text(width + 0.015, place, _said(rung.run) if rung.run else "not reached", va="center", fontsize=9)
+            axes.barh(y, width, height=0.5, fill=False, edgecolor=style.BESIDE, linestyle=":")
+        axes.text(width + 0.015, y, _verdict_text(row.run) if row.run else "not reached", va="center", fontsize=9)
     axes.set(xlim=(0, 1), xticks=[])
     axes.spines["bottom"].set_visible(False)
 
 
-def _said(run: StepResult) -> str:
-    """The verdict and how many seeds it took; on a second line what it hangs on."""
+def _verdict_text(run: StepResult) -> str:
+    """Return the verdict with the number of seeds, and on a second line the outcome or criteria that decided it."""
     verdict = run.verdict.verdict
     words = verdict.label + (f", {len(run.measurements)} seeds" if run.repeats else "")
     if verdict is Verdict.PASSED:
@@ -122,63 +125,65 @@ def _said(run: StepResult) -> str:
     return f"{words}\n{first}" + (f" and {len(others)} more" if others else "")
 
 
-def _draw_time(axes: Any, rungs: Sequence[_Rung]) -> None:
-    """Minutes, those of the repeats included."""
-    minutes = [math.fsum(m.metric("speed/run_seconds") for m in rung.measurements) / 60 for rung in rungs]
-    known = {place: value for place, value in enumerate(minutes) if value > 0}
-    axes.barh(list(known), list(known.values()), height=0.3, color=style.BESIDE)
-    for place, value in known.items():
-        _write_beside(axes, place, value, f"{value:.1f}")
+def _draw_time(axes: Any, rows: Sequence[_Row]) -> None:
+    """Draw the minutes of each run with its repeats."""
+    minutes = [math.fsum(m.metric("speed/run_seconds") for m in row.measurements) / 60 for row in rows]
+    timed = {y: value for y, value in enumerate(minutes) if value > 0}
+    axes.barh(list(timed), list(timed.values()), height=0.3, color=style.BESIDE)
+    for y, value in timed.items():
+        _label_bar(axes, y, value, f"{value:.1f}")
     axes.set_xlabel("time, min")
-    axes.set_xlim(0, 1.35 * max(known.values(), default=1))
+    axes.set_xlim(0, 1.35 * max(timed.values(), default=1))
 
 
-def _draw_memory(axes: Any, rungs: Sequence[_Rung]) -> None:
-    """Largest peak over the seeds, share of what there was, host or GPU, whichever is fuller."""
-    for place, rung in enumerate(rungs):
-        shares = [m.metric(name) for m in rung.measurements for name in ("memory/share", "gpu/memory_share")]
+def _draw_memory(axes: Any, rows: Sequence[_Row]) -> None:
+    """Draw the largest peak over the seeds as a share of the limit, of host or GPU, whichever share is larger."""
+    for y, row in enumerate(rows):
+        shares = [m.metric(name) for m in row.measurements for name in ("memory/share", "gpu/memory_share")]
         share = max(filter(math.isfinite, shares), default=math.nan)
-        if any(m.outcome in _OUT_OF_MEMORY for m in rung.measurements):
-            axes.plot(100, place, "X", color=style.VERDICT_COLOUR[Verdict.FAILED], markersize=9, clip_on=False)
+        if any(m.outcome in _OUT_OF_MEMORY for m in row.measurements):
+            axes.plot(100, y, "X", color=style.VERDICT_COLOUR[Verdict.FAILED], markersize=9, clip_on=False)
         elif math.isfinite(share):
-            axes.barh(place, 100 * share, height=0.3, color=style.BESIDE)
-            _write_beside(axes, place, 100 * share, f"{share:.0%}")
-    for margin in {rung.run.step.memory_margin for rung in rungs if rung.run}:
+            axes.barh(y, 100 * share, height=0.3, color=style.BESIDE)
+            _label_bar(axes, y, 100 * share, f"{share:.0%}")
+    for margin in {row.run.step.memory_margin for row in rows if row.run}:
         axes.axvline(100 * margin, color=style.LINE, ls="--", lw=1.2)
     axes.set(xlim=(0, 125), xticks=(0, 40, 80), xlabel="peak memory, %")
 
 
-def _write_beside(axes: Any, place: int, end: float, said: str) -> None:
-    """A number at the end of a bar, readable where it lies over a line."""
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    axes.annotate(said, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=9, bbox=paper)
+def _label_bar(axes: Any, y: int, end: float, text: str) -> None:
+    """Write a number at the end of a bar, on white so that it is readable over a line."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    axes.annotate(text, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=9, bbox=box)
 
 
 def expected_figure(climb: PhaseResult) -> Figure | None:
-    """Every expectation that was measured: the measurement over the expected value, in the bar of its tolerance."""
-    found = [row for row in climb.comparisons if math.isfinite(row.measured)][::-1]  # the first row comes out on top
-    if not found:
+    """Plot each measured value over its expected one, with its interval and tolerance; None if nothing was measured."""
+    compared = [row for row in climb.comparisons if math.isfinite(row.measured)][
+        ::-1
+    ]  # matplotlib draws the first at the bottom
+    if not compared:
         return None
     figure, axes = style.new_axes(
-        "Measured against expected", "measured over expected", "", height=1.2 + _ROW * len(found)
+        "Measured against expected", "measured over expected", "", height=1.2 + _ROW_HEIGHT * len(compared)
     )
-    for height, row in enumerate(found):
+    for y, row in enumerate(compared):
         low, middle, high = (value / row.expectation.value for value in (row.low, row.measured, row.high))
         colour, tolerance = style.VERDICT_COLOUR[row.verdict], row.expectation.tolerance
-        axes.barh(height, 2 * tolerance, left=1 - tolerance, height=0.62, color="0.88")
-        axes.plot([low, high], [height, height], "-", color=colour, lw=2.5)
-        axes.plot(middle, height, style.VERDICT_MARK[row.verdict], color=colour, markersize=9)
+        axes.barh(y, 2 * tolerance, left=1 - tolerance, height=0.62, color="0.88")
+        axes.plot([low, high], [y, y], "-", color=colour, lw=2.5)
+        axes.plot(middle, y, style.VERDICT_MARK[row.verdict], color=colour, markersize=9)
     axes.axvline(1, color=style.LINE, lw=1)
-    axes.use_sticky_edges = False  # or the widest tolerance would look cut off
-    axes.set_yticks(range(len(found)), [f"{row.step}: {row.expectation.metric}" for row in found])
+    axes.use_sticky_edges = False  # else the widest tolerance looks truncated
+    axes.set_yticks(range(len(compared)), [f"{row.step}: {row.expectation.metric}" for row in compared])
     axes.tick_params(left=False)
     axes.grid(axis="y", visible=False)
-    figure.legend(handles=_legend(row.verdict for row in found), loc="outside lower right", ncols=4, frameon=False)
+    figure.legend(handles=_legend(row.verdict for row in compared), loc="outside lower right", ncols=4, frameon=False)
     return figure
 
 
 def _legend(verdicts: Iterable[Verdict]) -> list[Any]:
-    """The verdicts that are shown, and the tolerance."""
+    """Return the legend: the verdicts that occur, and the tolerance."""
     marks = [
         Line2D([], [], ls="", marker=style.VERDICT_MARK[v], color=style.VERDICT_COLOUR[v], ms=8, label=COMPARED[v])
         for v in dict.fromkeys(sorted(verdicts))
@@ -186,11 +191,11 @@ def _legend(verdicts: Iterable[Verdict]) -> list[Any]:
     return [Patch(color="0.88", label="tolerance"), *marks]
 
 
-_PANEL = 2.7  # inches of height
+_PANEL_HEIGHT = 2.7  # inches
 
 
 def loss_by_dataset(climb: PhaseResult) -> Figure | None:
-    """Loss over the steps of every run that saw several data sets, one panel a run; None where no run did."""
+    """Plot the loss of every run on several data sets, one panel per run; None if there is no such run."""
     chosen = {
         result.step.name: result.measurement
         for result in climb.results
@@ -198,7 +203,7 @@ def loss_by_dataset(climb: PhaseResult) -> Figure | None:
     }
     if not chosen:
         return None
-    figure, rows = style.new_rows("Loss by data set", len(chosen), height=1.3 + _PANEL * len(chosen))
+    figure, rows = style.new_rows("Loss by data set", len(chosen), height=1.3 + _PANEL_HEIGHT * len(chosen))
     for axes, (name, measurement) in zip(rows, chosen.items(), strict=True):
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_ylabel("BCE + Dice")
@@ -211,24 +216,24 @@ def loss_by_dataset(climb: PhaseResult) -> Figure | None:
 
 
 def _draw_training(axes: Any, measurement: Measurement) -> None:
-    """Each batch, the running median of each stretch on one data set, and where the next one begins."""
+    """Draw each batch's loss, its running median over each segment on one data set, and the switches of data set."""
     for dataset, group in groupby(measurement.steps, key=lambda step: step.dataset):
-        stretch = list(group)
-        steps, losses = [step.step for step in stretch], [step.loss for step in stretch]
+        segment = list(group)
+        steps, losses = [step.step for step in segment], [step.loss for step in segment]
         axes.plot(steps, losses, ".", color=style.dataset_colour(dataset), alpha=0.4, markersize=4)
         axes.plot(steps, running_median(losses), "-", color=style.dataset_colour(dataset))
         if steps[0] > measurement.steps[0].step:
             axes.axvline(steps[0] - 0.5, color=style.LINE, lw=1)
-            where = axes.get_xaxis_transform()  # x in steps, y in shares of the panel's height
-            axes.text(steps[0] - 0.5, 0.97, f" {dataset} begins", transform=where, va="top", fontsize=9)
+            transform = axes.get_xaxis_transform()  # x in steps, y as a share of the panel's height
+            axes.text(steps[0] - 0.5, 0.97, f" {dataset} begins", transform=transform, va="top", fontsize=9)
 
 
 def _draw_validations(axes: Any, measurement: Measurement) -> None:
     for dataset in dict.fromkeys(validation.dataset for validation in measurement.validations):
-        found = [v for v in measurement.validations if v.dataset == dataset]
+        validations = [v for v in measurement.validations if v.dataset == dataset]
         axes.plot(
-            [v.step for v in found],
-            [v.metrics.get("loss", math.nan) for v in found],
+            [v.step for v in validations],
+            [v.metrics.get("loss", math.nan) for v in validations],
             "o--",
             color=style.dataset_colour(dataset),
             markeredgecolor="white",
@@ -237,9 +242,9 @@ def _draw_validations(axes: Any, measurement: Measurement) -> None:
         )
 
 
-def _dataset_legend(shown: list[Measurement]) -> list[Line2D]:
-    trained = (step.dataset for measurement in shown for step in measurement.steps)
-    validated = (validation.dataset for measurement in shown for validation in measurement.validations)
+def _dataset_legend(measurements: list[Measurement]) -> list[Line2D]:
+    trained = (step.dataset for measurement in measurements for step in measurement.steps)
+    validated = (validation.dataset for measurement in measurements for validation in measurement.validations)
     datasets = dict.fromkeys((*trained, *validated))
     lines = [Line2D([], [], color=style.dataset_colour(name), lw=3, label=name) for name in datasets]
     training = Line2D([], [], color=style.LINE, marker=".", ls="-", label="training, each batch and running median")

@@ -1,6 +1,6 @@
-"""Figures of one run, drawn from its measurement; none is drawn without evidence.
+"""Figures of one run.
 
-Each returns a matplotlib figure, or None where the run did not get far enough to show anything.
+Each function returns a matplotlib figure, or None if the run ended too early for its figure.
 """
 
 import math
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def loss_figure(measurement: Measurement) -> Figure | None:
-    """Training loss of each batch, its running median, and the validation loss of each data set."""
+    """Plot the training loss of each batch, its running median, and the validation loss of each data set."""
     if len(measurement.steps) < 2:
         return None
     figure, axes = style.new_axes("Loss", "optimiser step", "BCE + Dice")
@@ -31,10 +31,10 @@ def loss_figure(measurement: Measurement) -> Figure | None:
     axes.plot(steps, losses, ".", color="0.75", label="training, each batch")
     axes.plot(steps, running_median(losses), color=style.MEASURED, label="training, running median")
     for name in dict.fromkeys(v.dataset for v in measurement.validations):
-        found = [v for v in measurement.validations if v.dataset == name]
-        colour, said = style.dataset_colour(name), [v.metrics["loss"] for v in found]
-        axes.plot([v.step for v in found], said, "o-", color=colour, label=f"validation, {name}")
-        constant = float(np.mean(found[-1].constant_losses))
+        validations = [v for v in measurement.validations if v.dataset == name]
+        colour, validated = style.dataset_colour(name), [v.metrics["loss"] for v in validations]
+        axes.plot([v.step for v in validations], validated, "o-", color=colour, label=f"validation, {name}")
+        constant = float(np.mean(validations[-1].constant_losses))
         axes.axhline(constant, ls=":", color=colour, label=f"best constant, {name}")
     axes.set_ylim(0, highest_loss(measurement))
     axes.legend(frameon=False)
@@ -42,21 +42,21 @@ def loss_figure(measurement: Measurement) -> Figure | None:
 
 
 def highest_loss(measurement: Measurement) -> float:
-    """Where an axis of losses should end. The untrained net's validation loss may lie above: it can be so far off that
-    nothing else would be seen."""
+    """Return the upper end for an axis of losses. The untrained net's validation loss is not considered: it can be so
+    large that nothing else would be visible."""
     trained = (v.metrics.get("loss", math.nan) for v in measurement.validations if v.step > 0)
-    seen = [loss for loss in (*(step.loss for step in measurement.steps), *trained) if math.isfinite(loss)]
-    return 1.1 * max(seen, default=1.0)
+    finite = [loss for loss in (*(step.loss for step in measurement.steps), *trained) if math.isfinite(loss)]
+    return 1.1 * max(finite, default=1.0)
 
 
 def running_median(values: Sequence[float]) -> list[float]:
-    """The median of each value and a tenth of all values on either side."""
+    """Return the running median; its window is each value and a tenth of all values on either side."""
     width = max(1, len(values) // 10)
     return [float(np.median(values[max(0, i - width) : i + width + 1])) for i in range(len(values))]
 
 
 def memory_figure(measurement: Measurement, limit_mib: float, max_share: float) -> Figure | None:
-    """Host memory of the process tree over the run, with the compute's limit and what of it the run may take."""
+    """Plot the host memory of the process tree over the run, with the compute's limit and the memory margin."""
     if len(measurement.memory) < 2:
         return None
     figure, axes = style.new_axes("Host memory", "seconds since the start", "MiB")
@@ -66,7 +66,7 @@ def memory_figure(measurement: Measurement, limit_mib: float, max_share: float) 
     peak = measurement.metric("memory/peak_mib")
     axes.axhline(peak, ls=":", color=style.MEASURED, label=f"peak {peak:,.0f} MiB")
     margin = f"{100 * max_share:g} % of it"
-    # A limit far above would press the curve flat; then it is said, not drawn.
+    # A limit far above would flatten the curve; then it is only in the legend.
     if peak > 0.3 * limit_mib:
         axes.axhline(limit_mib, color=style.LINE, label=f"limit {limit_mib:,.0f} MiB")
         axes.axhline(max_share * limit_mib, color=style.LINE, ls="--", label=margin)
@@ -78,7 +78,7 @@ def memory_figure(measurement: Measurement, limit_mib: float, max_share: float) 
 
 
 def throughput_figure(measurement: Measurement) -> Figure | None:
-    """Samples a second of each step, and the part of its time spent waiting for the loader."""
+    """Plot samples per second of each step, and the share of its time spent waiting for the loader."""
     records = measurement.steps
     if len(records) < 2:
         return None
@@ -94,7 +94,7 @@ def throughput_figure(measurement: Measurement) -> Figure | None:
 
 
 def sheet_figure(sheet: Mapping[str, Any]) -> Figure:
-    """Image, target and prediction of the labelled channels side by side, a row a sample.
+    """Return a sheet with one row per sample: its image, and target and prediction of each labelled channel.
 
     Args:
         sheet: ``image`` (N,H,W,3) uint8, ``target`` (N,K,H,W) uint8, ``probability`` (N,K,H,W), ``ids`` (N,),
@@ -114,15 +114,15 @@ def sheet_figure(sheet: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _cell(axes: Any, picture: Any, title: str, row: int) -> None:
-    axes.imshow(picture, **({"cmap": "gray", "vmin": 0, "vmax": 1} if picture.ndim == 2 else {}))
+def _cell(axes: Any, image: Any, title: str, row: int) -> None:
+    axes.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 1} if image.ndim == 2 else {}))
     axes.set_axis_off()
-    if row == 0 or picture.ndim == 3:
+    if row == 0 or image.ndim == 3:
         axes.set_title(title, fontsize=9)
 
 
 def run_figures(measurement: Measurement, max_share: float = MEMORY_MARGIN) -> dict[str, Figure]:
-    """All figures that the measurement can carry, by file name."""
+    """Return all figures that the measurement has the data for, by file name."""
     share, peak = measurement.metric("memory/share"), measurement.metric("memory/peak_mib")
     limit = peak / share if share and not math.isnan(share) else math.nan
     drawn = {
@@ -134,11 +134,11 @@ def run_figures(measurement: Measurement, max_share: float = MEMORY_MARGIN) -> d
 
 
 _CREATOR = "roofscale"
-_HEAD_BYTES = 4096  # hold the metadata of either format
+_HEAD_BYTES = 4096  # the metadata of PNG and SVG is within them
 
 
 def gpu_memory_figure(found: GpuForecast, timeline: Sequence["MemoryState"]) -> Figure:
-    """What is allocated and reserved after each birth and death of two training steps, with the GPU's limit."""
+    """Plot allocated and reserved memory at each birth and death of a tensor in two training steps, with the margin."""
     config = found.config
     title = f"GPU memory, forecast: {config.encoder}, {config.image_size} px, batch {config.batch_size}"
     figure, axes = style.new_axes(title, "births and deaths of tensors over two training steps", "MiB")
@@ -154,11 +154,11 @@ def gpu_memory_figure(found: GpuForecast, timeline: Sequence["MemoryState"]) -> 
 
 
 def write_figure(figure: Figure, file: Path) -> None:
-    """Write a figure as .svg or .png, with our name in it."""
+    """Write a figure as .svg or .png, with 'roofscale' in its metadata."""
     figure.savefig(file, metadata={"Software" if file.suffix.lower() == ".png" else "Creator": _CREATOR})
 
 
 def is_figure(file: Path) -> bool:
-    """Whether a file is one that ``write_figure`` has written."""
+    """Return whether a file was written by ``write_figure``."""
     with file.open("rb") as stream:
         return _CREATOR.encode() in stream.read(_HEAD_BYTES)

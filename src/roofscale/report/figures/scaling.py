@@ -1,4 +1,4 @@
-"""Which runs of a climb may stand in one figure: those that differ in the knob that it is about, and in no other."""
+"""Figures of a metric over one knob, such as the batch size, from runs that differ in no other costly knob."""
 
 import itertools
 import math
@@ -26,42 +26,42 @@ _COSTLY = affecting("memory", "step", "loader")
 
 @dataclass(frozen=True)
 class RunPoint:
-    """One training run, a repeat under another seed included."""
+    """One training run, or its repeat under another seed, as a point of a figure."""
 
     x: float  # the knob's value
     measurement: Measurement
     verdict: Verdict  # of its step
-    alike: bool  # whether it differs from most others in nothing but the knob
+    alike: bool  # whether it has the most common values of the other costly knobs
 
     @property
     def was_run(self) -> bool:
-        """Whether it was run at all, and not ruled out by another run that had run out of memory."""
+        """Return whether the run was made, and not skipped because a smaller one had run out of memory."""
         return bool(self.measurement.metrics)
 
     @property
     def ended_well(self) -> bool:
-        """Whether the run came to its end."""
+        """Return whether the run completed without a failure."""
         return self.measurement.outcome is Outcome.OK
 
     def metric(self, name: str) -> float:
-        """The run's metric, NaN where it has none."""
+        """Return a metric of the run; NaN if it has none."""
         return self.measurement.metric(name)
 
 
 def runs_by_knob(climb: PhaseResult, knob: str) -> list[RunPoint]:
-    """Every run over a knob; none where the runs that are otherwise alike do not have two values of it."""
+    """Return every run by the value of a knob; none unless the runs that are otherwise alike have two values of it."""
     runs = list(climb.all_runs())
     common = Counter(_rest(run.config, knob) for run in runs).most_common(1)
-    found = [
+    points = [
         RunPoint(getattr(run.config, knob), measurement, run.verdict.verdict, _rest(run.config, knob) == common[0][0])
         for run in runs
         for measurement in run.measurements
     ]
-    return found if len({point.x for point in found if point.alike}) > 1 else []
+    return points if len({point.x for point in points if point.alike}) > 1 else []
 
 
 def group_by_value(found: Iterable[RunPoint]) -> dict[float, list[Measurement]]:
-    """The measurements at each value, smallest first."""
+    """Return the measurements at each value of the knob, smallest value first."""
     grouped: dict[float, list[Measurement]] = {}
     for point in sorted(found, key=lambda point: point.x):
         grouped.setdefault(point.x, []).append(point.measurement)
@@ -69,7 +69,7 @@ def group_by_value(found: Iterable[RunPoint]) -> dict[float, list[Measurement]]:
 
 
 def mean(runs: Sequence[Measurement], metric: str) -> float:
-    """The runs' mean, NaN as soon as one lacks it."""
+    """Return the mean of a metric over runs; NaN if one of them has no value."""
     return math.fsum(run.metric(metric) for run in runs) / len(runs)
 
 
@@ -77,7 +77,7 @@ def _rest(config: RunConfig, knob: str) -> tuple[str, ...]:
     return tuple(value for key, value in config.to_strings().items() if key != knob and key in _COSTLY)
 
 
-_FIT_FROM = 3  # different batches: a line through two of them fits anything
+_FIT_FROM = 3  # different batch sizes: a line always fits two
 _SHARES = (  # metric, what to call it, line, colour
     ("speed/data_stall", "data stall: what a cached batch saves", "o-", style.MEASURED),
     ("speed/loader_wait", "waiting for the loader", "s--", style.WAITING),
@@ -87,7 +87,7 @@ _SHARES = (  # metric, what to call it, line, colour
 
 @dataclass(frozen=True)
 class Memory:
-    """One kind of memory, by the names of its metrics and of the outcome where there is too little of it."""
+    """Host or GPU memory: the names of its metrics, and the outcome of a run that exhausts it."""
 
     name: str
     peak: str
@@ -95,7 +95,7 @@ class Memory:
     exhausted: Outcome
 
     def limit(self, runs: Sequence[Measurement]) -> float:
-        """The memory that there was, MiB: a run's peak over its share; NaN where no run has both."""
+        """Return the memory limit, MiB: the peak of a run over its share; NaN if no run has both."""
         limits = (run.metric(self.peak) / (run.metric(self.share) or math.nan) for run in runs)
         return next((limit for limit in limits if math.isfinite(limit)), math.nan)
 
@@ -105,21 +105,24 @@ GPU = Memory("GPU memory", "gpu/memory_peak_mib", "gpu/memory_share", Outcome.CU
 
 
 def memory_by_batch(climb: PhaseResult, memory: Memory) -> Figure | None:
-    """Peak memory against the batch size: each run a point, the limit with the memory margin, and a straight line."""
-    found = [point for point in runs_by_knob(climb, "batch_size") if point.was_run]
-    held = [point for point in found if point.ended_well and math.isfinite(point.metric(memory.peak))]
-    burst = [point.x for point in found if point.measurement.outcome is memory.exhausted]
-    batches = sorted({*burst, *(point.x for point in held)})
-    limit = memory.limit([point.measurement for point in found])
+    """Plot peak memory over the batch size with a linear fit, the limit and the memory margin.
+
+    None if fewer than two batch sizes have a peak or ran out of memory, or the limit is not known.
+    """
+    points = [point for point in runs_by_knob(climb, "batch_size") if point.was_run]
+    completed = [point for point in points if point.ended_well and math.isfinite(point.metric(memory.peak))]
+    exhausted = [point.x for point in points if point.measurement.outcome is memory.exhausted]
+    batches = sorted({*exhausted, *(point.x for point in completed)})
+    limit = memory.limit([point.measurement for point in points])
     if len(batches) < 2 or math.isnan(limit):
         return None
     figure, axes = style.new_axes(f"{memory.name} by batch size", "batch size, samples", "peak, MiB")
-    _mark_by_verdict(axes, held, memory.peak)
-    if burst:  # how much it would have taken is not known: more than there was
+    _mark_by_verdict(axes, completed, memory.peak)
+    if exhausted:  # drawn at the limit: the memory needed is only known to be more
         red = style.VERDICT_COLOUR[Verdict.FAILED]
-        axes.plot(burst, [limit] * len(burst), "X", ms=12, color=red, zorder=4, label="ran out of memory")
-    _draw_fit(axes, [(point.x, point.metric(memory.peak)) for point in held if point.alike], batches[-1])
-    highest = limit if burst else max(point.metric(memory.peak) for point in held)
+        axes.plot(exhausted, [limit] * len(exhausted), "X", ms=12, color=red, zorder=4, label="ran out of memory")
+    _draw_fit(axes, [(point.x, point.metric(memory.peak)) for point in completed if point.alike], batches[-1])
+    highest = limit if exhausted else max(point.metric(memory.peak) for point in completed)
     _draw_limit(axes, limit, _limit_of(climb, "memory_margin", "max_share"), highest)
     axes.set(ylim=(0, None), xticks=batches)
     axes.yaxis.set_major_formatter("{x:,.0f}")
@@ -127,10 +130,10 @@ def memory_by_batch(climb: PhaseResult, memory: Memory) -> Figure | None:
     return figure
 
 
-def _mark_by_verdict(axes: Any, held: Sequence[RunPoint], metric: str) -> None:
-    """Points with the colour and mark of their step's verdict; hollow where a run differs in other knobs as well."""
+def _mark_by_verdict(axes: Any, points: Sequence[RunPoint], metric: str) -> None:
+    """Draw points in the colour and mark of their step's verdict; hollow if a run differs in other knobs as well."""
     for verdict, alike in itertools.product(Verdict, (True, False)):
-        chosen = [point for point in held if (point.verdict, point.alike) == (verdict, alike)]
+        chosen = [point for point in points if (point.verdict, point.alike) == (verdict, alike)]
         if chosen:
             colour = style.VERDICT_COLOUR[verdict]
             axes.plot(
@@ -146,7 +149,7 @@ def _mark_by_verdict(axes: Any, held: Sequence[RunPoint], metric: str) -> None:
 
 
 def _draw_fit(axes: Any, pairs: Sequence[tuple[float, float]], up_to: float) -> None:
-    """A least-squares line, where there are enough different batches to speak of one."""
+    """Draw a least-squares line if there are at least ``_FIT_FROM`` different batch sizes."""
     if len({batch for batch, _ in pairs}) < _FIT_FROM:
         return
     batches, memory = np.array(pairs).T
@@ -157,7 +160,7 @@ def _draw_fit(axes: Any, pairs: Sequence[tuple[float, float]], up_to: float) -> 
 
 
 def _draw_limit(axes: Any, limit: float, margin: float, highest: float) -> None:
-    """The memory that there was and its margin; said and not drawn where it would press the points flat."""
+    """Draw the memory limit and the margin; only in the legend if they would flatten the points."""
     line, label = margin * limit, f"{100 * margin:g} % of it"
     if highest > 0.3 * limit:
         axes.axhline(limit, color=style.LINE, lw=1.2, label=f"limit {limit:,.0f} MiB")
@@ -167,7 +170,7 @@ def _draw_limit(axes: Any, limit: float, margin: float, highest: float) -> None:
 
 
 def throughput_by_batch(climb: PhaseResult) -> Figure | None:
-    """Samples a second against the batch size with its interval, and the knee."""
+    """Plot samples per second with intervals over the batch size, and the knee; None for fewer than two batch sizes."""
     grouped = group_by_value(point for point in runs_by_knob(climb, "batch_size") if point.alike and point.ended_well)
     rates = {batch: rate for batch, runs in grouped.items() if (rate := _rate(runs))}
     if len(rates) < 2:
@@ -176,20 +179,20 @@ def throughput_by_batch(climb: PhaseResult) -> Figure | None:
     _draw_rates(axes, rates)
     shares = {batch: largest(map(_fullest, grouped[batch])) for batch in rates}
     most, tolerance = (_limit_of(climb, "knee", name) for name in ("max_share", "tolerance"))
-    found = knee([BatchPoint(int(b), rate.centre, shares[b]) for b, rate in rates.items()], tolerance, most)
-    if found:
-        _draw_knee(axes, found.batch_size, f"knee: the smallest within {100 * tolerance:g} % of the best")
+    best = knee([BatchPoint(int(b), rate.centre, shares[b]) for b, rate in rates.items()], tolerance, most)
+    if best:
+        _draw_knee(axes, best.batch_size, f"knee: the smallest within {100 * tolerance:g} % of the best")
     top = 1.15 * max(rate.high for rate in rates.values())  # room for the legend
     axes.set(ylim=(0, top), xticks=list(rates))
     axes.legend(frameon=False, loc="upper left")
     return figure
 
 
-def _draw_knee(axes: Any, batch: int, said: str) -> None:
+def _draw_knee(axes: Any, batch: int, label: str) -> None:
     axes.axvline(batch, color=style.LINE, ls="--", lw=1.2, zorder=1)
     on_the_left = batch > sum(axes.get_xlim()) / 2
-    where = axes.get_xaxis_transform()  # x in samples, y in shares of the height
-    axes.text(batch, 0.04, f" {said} ", transform=where, ha="right" if on_the_left else "left")
+    transform = axes.get_xaxis_transform()  # x in samples, y as a share of the height
+    axes.text(batch, 0.04, f" {label} ", transform=transform, ha="right" if on_the_left else "left")
 
 
 def _draw_rates(axes: Any, rates: Mapping[float, Interval]) -> None:
@@ -200,7 +203,7 @@ def _draw_rates(axes: Any, rates: Mapping[float, Interval]) -> None:
 
 
 def _rate(runs: Sequence[Measurement]) -> Interval | None:
-    """Samples a second, each epoch's first step left out; None where too few steps were timed."""
+    """Return samples per second without the first step of each epoch; None if too few steps were timed."""
     pace = log_pace([without_first_steps(run.steps) for run in runs])
     if pace is None:
         return None
@@ -209,12 +212,12 @@ def _rate(runs: Sequence[Measurement]) -> Interval | None:
 
 
 def _fullest(run: Measurement) -> float:
-    """The larger memory share of host and GPU; NaN where the host's is not known."""
+    """Return the larger memory share of host and GPU; NaN if that of the host is not known."""
     return max(run.metric("memory/share"), run.metrics.get("gpu/memory_share", 0.0))
 
 
 def stall_by_workers(climb: PhaseResult) -> Figure | None:
-    """Data stall, the wait for the loader and CPU utilisation against the number of loader processes."""
+    """Plot data stall, loader wait and CPU utilisation over the number of loader processes; None for fewer than two."""
     grouped = group_by_value(point for point in runs_by_knob(climb, "num_workers") if point.alike and point.ended_well)
     if len(grouped) < 2:
         return None
@@ -223,15 +226,15 @@ def stall_by_workers(climb: PhaseResult) -> Figure | None:
         means = {workers: 100 * mean(runs, metric) for workers, runs in grouped.items()}
         known = {workers: value for workers, value in means.items() if math.isfinite(value)}
         axes.plot(list(known), list(known.values()), line, color=colour, markersize=8, label=label)
-    allowed = _limit_of(climb, "data_stall", "max_share")
-    label = f"a stall and a wait both over {100 * allowed:g} % fail"
-    axes.axhline(100 * allowed, color=style.LINE, lw=1.2, ls="--", label=label)
+    limit = _limit_of(climb, "data_stall", "max_share")
+    label = f"a stall and a wait both over {100 * limit:g} % fail"
+    axes.axhline(100 * limit, color=style.LINE, lw=1.2, ls="--", label=label)
     axes.set(ylim=(0, 105), xticks=list(grouped))
     axes.legend(frameon=False)
     return figure
 
 
 def _limit_of(climb: PhaseResult, criterion: str, limit: str) -> float:
-    """What the phase allows; the criterion's default where no step asks for it."""
+    """Return a limit of a criterion in this phase; its default if no step has the criterion."""
     specs = (spec for step in climb.phase.steps for spec in step.criteria if spec.name == criterion)
     return next((spec.limits[limit] for spec in specs), CRITERIA[criterion].limits[limit].default)

@@ -1,7 +1,7 @@
-"""Colours, marks and axes that all figures and the HTML report share.
+"""Colours, marks and axes shared by all figures and the HTML report.
 
-The colours are those of Okabe and Ito (Color Universal Design, 2008) and of P. Tol's muted scheme: they stay apart for
-eyes that do not tell red from green. A verdict has a mark of its own as well, so that nothing hangs on colour alone.
+The colours are those of Okabe and Ito (Color Universal Design, 2008) and of P. Tol's muted scheme: readers with
+red-green colour blindness can distinguish them. Each verdict has its own mark too: nothing is in colour alone.
 """
 
 import types
@@ -26,19 +26,19 @@ DATASET_COLOUR: Mapping[str, str] = types.MappingProxyType({"rid": "#0072b2", "r
 MIXED = "#666666"  # a batch of several data sets
 MEASURED = "#332288"
 WAITING = "#882255"
-BESIDE = "0.55"  # what only stands beside: time and memory bars, fits
+BESIDE = "0.55"  # secondary data: time and memory bars, fits
 LINE = "0.2"  # limits
 
 
 def new_axes(title: str, x: str, y: str, height: float = HEIGHT) -> tuple[Figure, Any]:
-    """A figure with one pair of axes, named, with their units."""
+    """Return a figure of ``height`` inches with one pair of axes, labelled ``x`` and ``y``."""
     figure, (axes,) = new_rows(title, 1, height)
     axes.set(xlabel=x, ylabel=y)
     return figure, axes
 
 
 def new_rows(title: str, rows: int, height: float) -> tuple[Figure, list[Any]]:
-    """A figure with axes one above the other, on the same scales."""
+    """Return a figure of ``height`` inches with axes above each other that share both scales."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     grid = [row[0] for row in figure.subplots(rows, 1, squeeze=False, sharex=True, sharey=True)]
@@ -49,10 +49,10 @@ def new_rows(title: str, rows: int, height: float) -> tuple[Figure, list[Any]]:
 
 
 def strip_frame(axes: Any) -> None:
-    """Take away what frames a plot without saying anything."""
+    """Hide the top and right spines."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def dataset_colour(name: str) -> str:
-    """The colour of a data set; of several joined by '+', that of a mixture."""
+    """Return the colour of a data set; MIXED for several joined by '+'."""
     return DATASET_COLOUR.get(name, MIXED)

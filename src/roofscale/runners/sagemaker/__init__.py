@@ -1,11 +1,11 @@
-"""Runs configs as SageMaker training jobs: the launcher's side, and ``entry``, which is process 1 inside the job.
+"""Training jobs on SageMaker: the launcher's side, and ``entry``, which is process 1 inside the job.
 
-The launcher hands over a file and gets files back, all in S3 under one prefix a run:
+Launcher and job exchange files in S3, under one prefix per run:
 
     <prefix>/<run>/config/       the run config: the job's channel ``config``
-    <prefix>/<run>/folder/       the run folder, which a job has at /opt/ml/checkpoints; it outlives the job
+    <prefix>/<run>/folder/       the run folder, mounted in the job at /opt/ml/checkpoints; it outlives the job
     <prefix>/output/<job>/...    measurement.json of that job alone
 
-``store`` (S3), ``cloud`` (jobs) and ``faults`` know boto3 and are imported where a command needs them; a ``session``
-holds what all jobs of a command share, each of which is followed by a ``runner`` in a thread of its own.
+``s3``, ``jobs_api`` and ``aws_errors`` import boto3 or botocore, so a command imports them only if it needs them. A
+``session`` holds what all jobs of a command share. A ``runner`` follows each job, in a thread of its own.
 """

@@ -1,4 +1,4 @@
-"""AWS's faults: which of them pass, how they are waited out, and how they are told to a user."""
+"""Errors of AWS: which are transient, how they are retried, and how they become messages for the user."""
 
 import logging
 import re
@@ -19,19 +19,19 @@ from roofscale.errors import ConfigError, EnvironmentFault, RoofscaleError
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Waits some seconds; something true says that nobody wants to wait any longer.
+# Waits for a number of seconds; returns a true value if the caller should stop waiting (the user pressed Ctrl-C).
 Wait = Callable[[float], object]
 
-# Throttling and a failing server pass.
-_PASSING_CODES = frozenset({"ThrottlingException", "Throttling", "RequestLimitExceeded", "TooManyRequestsException",
-                            "SlowDown", "ServiceUnavailable", "InternalFailure", "InternalServerError"})  # fmt: skip
+# Throttling, and failures of the server.
+_TRANSIENT_CODES = frozenset({"ThrottlingException", "Throttling", "RequestLimitExceeded", "TooManyRequestsException",
+                              "SlowDown", "ServiceUnavailable", "InternalFailure", "InternalServerError"})  # fmt: skip
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds
-_PATIENCE_SECONDS = 3600.0  # without an answer; a job goes on meanwhile
+_PATIENCE_SECONDS = 3600.0  # without an answer; jobs keep running during an outage
 
 _LONGEST_LINE = 200  # characters
 
-# Of an account's quota of instances: other jobs hold some, and will give them back; a quota of zero does not pass.
-_HELD = re.compile(r"current utilization of [1-9]")
+# ResourceLimitExceeded is transient only if other jobs hold instances of the quota: a quota of zero stays exceeded.
+_QUOTA_IN_USE = re.compile(r"current utilization of [1-9]")
 
 _DENIED = (
     "these credentials may not do that; deploy/iam/launcher.json lists what they need, uploader.json for an upload"
@@ -52,11 +52,19 @@ _REMEDIES = {
 
 
 class CloudError(EnvironmentFault):
-    """AWS gave no answer for long, or refused what was asked; the message says what to do."""
+    """AWS, or the network to it, that gave no answer within the patience; the message contains the remedy."""
 
 
 def retry_transient(attempt: Callable[[], T], wait: Wait, patience: float = _PATIENCE_SECONDS) -> T:
-    """Try until it works or fails for good; waits twice as long after each passing fault, and says so once."""
+    """Return the result of ``attempt``, retried after transient errors with exponential backoff; logs one warning.
+
+    Args:
+        wait: waits between two attempts; a true result ends the retries.
+        patience: seconds of waiting in all.
+
+    Raises:
+        BotoCoreError, ClientError: the last error, if it is not transient or the patience is used up.
+    """
     delay, waited = _FIRST_DELAY, 0.0
     while True:
         try:
@@ -64,7 +72,7 @@ def retry_transient(attempt: Callable[[], T], wait: Wait, patience: float = _PAT
         except (BotoCoreError, ClientError) as error:
             if not is_transient(error) or waited + delay > patience or wait(delay):
                 raise
-            if not waited:  # boto3 itself has tried for half a minute before
+            if not waited:  # once; boto3's own retries have taken half a minute already
                 _log.warning(
                     f"AWS: {_line(error)}. Trying again, for up to {patience / 60:.0f} minutes; a job goes on "
                     "meanwhile, and Ctrl-C ends the wait."
@@ -73,16 +81,20 @@ def retry_transient(attempt: Callable[[], T], wait: Wait, patience: float = _PAT
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may work later: throttling, a failing server, a network that is away, instances held."""
+    """Whether the same request may work later: throttling, a failing server or network, a quota held by other jobs."""
     if isinstance(error, ClientError):
         if code_of(error) == "ResourceLimitExceeded":
-            return bool(_HELD.search(str(error)))
-        return code_of(error) in _PASSING_CODES or error.response["ResponseMetadata"].get("HTTPStatusCode", 0) >= 500
-    return isinstance(error, ConnectionError | HTTPClientError)  # no connection, one that broke, or one that timed out
+            return bool(_QUOTA_IN_USE.search(str(error)))
+        return code_of(error) in _TRANSIENT_CODES or error.response["ResponseMetadata"].get("HTTPStatusCode", 0) >= 500
+    return isinstance(error, ConnectionError | HTTPClientError)  # refused, broken or timed out
 
 
 class translating_errors:
-    """Turns AWS's errors into a user's; ``doing`` says what was wanted."""
+    """A context that translates AWS's errors into errors for the user.
+
+    Args:
+        doing: the operation, as an infinitive for the message: "to stop the job X".
+    """
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -98,7 +110,7 @@ class translating_errors:
 
 
 def to_aws_user_error(error: BotoCoreError | ClientError, doing: str) -> RoofscaleError:
-    """An error of AWS with its remedy."""
+    """Return the error for the user, with its remedy. Arguments as in ``translating_errors``."""
     if isinstance(error, NoCredentialsError):
         return ConfigError(
             f"No AWS credentials {doing}: expected a profile (aws configure, aws sso login; AWS_PROFILE), or "
@@ -111,18 +123,18 @@ def to_aws_user_error(error: BotoCoreError | ClientError, doing: str) -> Roofsca
             f"AWS did not answer {doing} ({_line(error)}). A job goes on; the same command finds it again."
         )
     if isinstance(error, ClientError):
-        said = error.response["Error"].get("Message") or code_of(error)
+        message = error.response["Error"].get("Message") or code_of(error)
         remedy = _REMEDIES.get(code_of(error), "see the message")
-        return ConfigError(f"AWS refused {doing}: {said} ({code_of(error)}): {remedy}.")
+        return ConfigError(f"AWS refused {doing}: {message} ({code_of(error)}): {remedy}.")
     return ConfigError(f"Not possible {doing}: {error}.")
 
 
 def _line(error: Exception) -> str:
-    """What a fault says, in one line; a server that fails may send a whole page."""
-    said = " ".join(str(error).split())
-    return said if len(said) <= _LONGEST_LINE else f"{said[:_LONGEST_LINE]}..."
+    """Return the error's message as one line; cut, because a failing server may send a whole HTML page."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
 
 
 def code_of(error: ClientError) -> str:
-    """What AWS calls a fault."""
+    """Return the error code that AWS gives, such as ``ThrottlingException``; empty if there is none."""
     return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,4 +1,4 @@
-"""The command ``docker``, as local mode uses it: how a job's containers are started, found and removed."""
+"""Calls of the command ``docker`` for local mode: start, list, stop and remove the containers of a job."""
 
 import csv
 import io
@@ -15,16 +15,16 @@ from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker.settings import HERE
 
 JOB, LONGEST = "roofscale:job", "roofscale:longest"  # labels: the job's name, and its MaxRuntimeInSeconds
-CONFIG = "config"  # in a host's folder: what the service tells the host
+CONFIG = "config"  # folder in a host's folder, with resourceconfig.json
 _ML = "/opt/ml"
 _STOP_SECONDS = 120  # between SIGTERM and SIGKILL, as on SageMaker
 
 
 def folder_of(uri: str) -> Path:
-    """Where a URI of this machine's leads.
+    """Return the folder of ``s3://local/ABSOLUTE/PATH``.
 
     Raises:
-        ConfigError: it leads into S3.
+        ConfigError: the bucket is another than ``local``, so the URI is one of S3.
     """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if bucket != HERE:
@@ -35,43 +35,44 @@ def folder_of(uri: str) -> Path:
 
 
 def container(job: str, host: str) -> str:
-    """What Docker calls a job's host; no job has a dot in its name."""
+    """Return the container's name of a job's host; unambiguous, because job names contain no dot."""
     return f"{job}.{host}"
 
 
 def start(request: Mapping[str, Any], size: Compute, folder: Path) -> None:
-    """Start a job: each host's container once all are there, and before them the network between several.
+    """Start a job: create the network if there are several hosts, create all containers, then start them.
 
     Args:
-        folder: the job's, with one of each host's in it.
+        folder: the job's folder, with a subfolder per host.
 
     Raises:
-        ConfigError: Docker is not there, or refuses; some of it may be left then, see ``remove``.
+        ConfigError: Docker is missing or refuses; the caller then removes what was created, see ``remove``.
     """
     name = request["TrainingJobName"]
-    machines = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
-    if len(machines) > 1:
+    hosts = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
+    if len(hosts) > 1:
         run_docker("network", "create", "--internal", "--label", f"{JOB}={name}", name)
-    for host in machines:
+    for host in hosts:
         run_docker(*create_words(request, size, folder, host))
-    run_docker("start", *(container(name, host) for host in machines))
+    run_docker("start", *(container(name, host) for host in hosts))
 
 
 def create_words(request: Mapping[str, Any], size: Compute, folder: Path, host: str) -> list[str]:
-    """The words for ``docker`` that make the container of one of a job's hosts."""
+    """Return the arguments of ``docker`` that create the container of one host of a job."""
     algorithm, name = request["AlgorithmSpecification"], request["TrainingJobName"]
     command: list[str] = [*algorithm["ContainerEntrypoint"], *algorithm["ContainerArguments"]]
-    machines = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
+    hosts = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
     memory = str(int(size.memory_gib * GIB))
     labels = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
     labels |= {JOB: name, LONGEST: str(request["StoppingCondition"]["MaxRuntimeInSeconds"])}
     return [
         "create", "--name", container(name, host), "--hostname", host,
-        *(("--network", "none") if len(machines) == 1 else ("--network", name, "--network-alias", host)),
+        *(("--network", "none") if len(hosts) == 1 else ("--network", name, "--network-alias", host)),
         "--memory", memory, "--memory-swap", memory, "--cpus", str(min(size.vcpus, os.cpu_count() or 1)),
-        "--shm-size", str(int(size.memory_gib * GIB / 2)),  # what Linux gives /dev/shm by itself
-        *(("--gpus", _gpus(size.gpu_count, machines.index(host))) if size.gpu_count else ()),
-        # Files are to belong to who started it; a user without a name or a home is one that Python can do with.
+        "--shm-size", str(int(size.memory_gib * GIB / 2)),  # half of the memory: Linux's default for /dev/shm
+        *(("--gpus", _gpus(size.gpu_count, hosts.index(host))) if size.gpu_count else ()),
+        # The job's files must belong to the user who started it. That uid has no name and no home in the image, which
+        # Python's getpass and caches need, hence HOME and USER.
         "--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp", "--env", "USER=roofscale",
         "--env", f"TRAINING_JOB_NAME={name}",
         *(word for mount in _mounts(request, folder / host) for word in ("--mount", mount)),
@@ -81,7 +82,7 @@ def create_words(request: Mapping[str, Any], size: Compute, folder: Path, host: 
 
 
 def _mounts(request: Mapping[str, Any], own: Path) -> list[str]:
-    """What a host sees: what it leaves is its own, data and checkpoints are all hosts'."""
+    """Return the mounts of a host: output and model folders of its own; all hosts share data and checkpoints."""
     return [
         _mount(own / CONFIG, f"{_ML}/{Path(multi_node.RESOURCE_CONFIG).parent}", "readonly"),
         _mount(own / "output", f"{_ML}/output"),
@@ -96,13 +97,13 @@ def _mounts(request: Mapping[str, Any], own: Path) -> list[str]:
 
 
 def _mount(source: Path, target: str, *more: str) -> str:
-    """A mount as Docker reads it: a line of CSV, for paths with a comma in them."""
+    """Return the value of ``--mount``; Docker parses it as CSV, so a path with a comma is quoted."""
     return _csv("type=bind", f"source={source}", f"target={target}", *more)
 
 
-def _gpus(count: int, place: int) -> str:
-    """A host's share of this machine's GPUs, none of which two hosts have; Docker reads CSV here too."""
-    return _csv(f"device={','.join(str(place * count + one) for one in range(count))}")
+def _gpus(count: int, host_index: int) -> str:
+    """Return the value of ``--gpus``: ``count`` devices of this machine, disjoint between hosts; also CSV."""
+    return _csv(f"device={','.join(str(host_index * count + device) for device in range(count))}")
 
 
 def _csv(*words: str) -> str:
@@ -112,21 +113,25 @@ def _csv(*words: str) -> str:
 
 
 def list_containers(*filters: str, over: bool = True) -> list[dict[str, Any]]:
-    """What ``docker inspect`` says of the containers that fit, those that are over among them if asked for."""
-    words = [word for one in filters for word in ("--filter", one)]
+    """Return the records of ``docker inspect`` of the matching containers, sorted by name.
+
+    Args:
+        over: include containers that have ended.
+    """
+    words = [word for condition in filters for word in ("--filter", condition)]
     names = run_docker("ps", *(("--all",) if over else ()), *words, "--format", "{{.Names}}").split()
     inspected: list[dict[str, Any]] = json.loads(run_docker("inspect", *names)) if names else []
-    return sorted(inspected, key=lambda one: str(one["Name"]))
+    return sorted(inspected, key=lambda record: str(record["Name"]))
 
 
 def job_containers(name: str) -> list[dict[str, Any]]:
-    """What ``docker inspect`` says of each of a job's containers."""
+    """Return the records of ``docker inspect`` of a job's containers, ended ones included, sorted by name."""
     return list_containers(f"label={JOB}={name}")
 
 
 def stop(containers: list[str]) -> None:
-    """Ask containers to stop, all at once; returns at once too."""
-    subprocess.Popen(  # it waits until they have ended, and is not to hear a second Ctrl-C
+    """Ask containers to stop, all at the same time, without waiting for it."""
+    subprocess.Popen(  # it waits for their end; in a session of its own, so that a second Ctrl-C does not reach it
         ["docker", "stop", "-t", str(_STOP_SECONDS), *containers],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -135,18 +140,18 @@ def stop(containers: list[str]) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove what there is of a job's containers and network."""
-    if left := run_docker("ps", "--all", "--filter", f"label={JOB}={name}", "--format", "{{.Names}}").split():
-        run_docker("rm", "--force", *left)
+    """Remove the containers and the network of a job, if there are any."""
+    if names := run_docker("ps", "--all", "--filter", f"label={JOB}={name}", "--format", "{{.Names}}").split():
+        run_docker("rm", "--force", *names)
     if run_docker("network", "ls", "--quiet", "--filter", f"label={JOB}={name}").strip():
         run_docker("network", "rm", name)
 
 
 def run_docker(*words: str) -> str:
-    """Run ``docker``; what it says, the errors of a container's log included.
+    """Run ``docker`` and return its stdout; with ``logs`` also stderr, to which a container's errors go.
 
     Raises:
-        ConfigError: it is not there, or refuses.
+        ConfigError: the command is missing, or it fails.
     """
     errors = subprocess.STDOUT if words[0] == "logs" else subprocess.PIPE
     try:

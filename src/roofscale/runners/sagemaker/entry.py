@@ -1,8 +1,9 @@
 """Process 1 of a training job: ``python -m roofscale.runners.sagemaker.entry --fingerprint ...``.
 
-It runs the config of its channel with the same local runner as everywhere, in /opt/ml/checkpoints, which the service
-keeps in S3: there a job that follows finds the checkpoint, and the launcher all that the run has left. What is heavy is
-imported once a signal would be heard: until Python has a handler, the kernel sends process 1 none.
+It reads the run config from the job's channel and runs it with the ``LocalRunner``, in /opt/ml/checkpoints. The service
+copies that folder to S3, where the next job of the run finds the checkpoint and the launcher finds the run's files.
+
+Heavy modules are imported after the signal handlers are set: the kernel drops signals to process 1 without a handler.
 """
 
 import argparse
@@ -31,17 +32,21 @@ from roofscale.runners.sagemaker.request import CONFIG_CHANNEL
 from roofscale.runners.torchrun import Nodes
 
 CONFIG = "config.json"
-GENERATED = "generated.json"  # by data set: the spec of what the job has to generate
-ONLY = "only"  # beside such a spec: the images of it that the run reads
-_SECONDS_BETWEEN_LINES = 10.0  # in the log, which CloudWatch keeps and bills; also of the machine's metrics
-_MOST_ROWS = 1024  # of these
+GENERATED = "generated.json"  # by data set: the spec of the images that the job has to generate
+ONLY = "only"  # key in such a spec: the images that the run reads; the others are not generated
+_SECONDS_BETWEEN_LINES = 10.0  # of the log, which CloudWatch keeps and bills; also between samples of the instance
+_MOST_ROWS = 1024  # samples of the instance; above it the series is thinned
 
 
 def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
-    """Run the job that ``top`` describes; 0 where it ended well."""
-    asked: list[int] = []
+    """Run the job and return its exit code: 0 if the outcome is ``ok``, else 1.
+
+    Args:
+        top: the service's folder, with input/, output/ and checkpoints/ as the service documents them.
+    """
+    signals: list[int] = []  # received before the runner exists
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: asked.append(number))
+        signal.signal(number, lambda number, _: signals.append(number))
     parser = argparse.ArgumentParser()
     parser.add_argument("--fingerprint", required=True, help="of the run config that was asked for")
     fingerprint = parser.parse_args(words).fingerprint
@@ -50,11 +55,11 @@ def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
     try:
         config = read_config(top / "input/data", fingerprint)
         with InstanceMetrics() as machine:
-            measurement = _run(config, multi_node.node_folder(top / "checkpoints", machines.place), asked, machines)
+            measurement = _run(config, multi_node.node_folder(top / "checkpoints", machines.place), signals, machines)
         measurement = machine.added_to(measurement)
     except RoofscaleError as error:
         measurement = Measurement(Outcome.CRASHED, str(error), fingerprint)
-    except Exception as error:  # whatever it is, FailureReason is to say more than an exit code
+    except Exception as error:  # of any kind: FailureReason must contain the cause and not just an exit code
         traceback.print_exc()
         measurement = Measurement(Outcome.CRASHED, f"{type(error).__name__}: {error}", fingerprint)
     write_results(measurement, top / "output", machines.place)
@@ -62,10 +67,10 @@ def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
 
 
 def read_config(channels: Path, fingerprint: str) -> RunConfig:
-    """The config of the job's channel, with the data root that holds in here.
+    """Return the run config of the job's channel, with the data root inside the job; generates data if it must.
 
     Raises:
-        ConfigError: it is not the run config that was asked for, as this image understands it.
+        ConfigError: this image's version of Roofscale computes another fingerprint from the file than the launcher.
     """
     folder = channels / CONFIG_CHANNEL
     config = configs.load(overrides=json.loads((folder / CONFIG).read_text(encoding="utf-8")))
@@ -80,10 +85,10 @@ def read_config(channels: Path, fingerprint: str) -> RunConfig:
 
 
 def _generate(specs: Mapping[str, Any]) -> Path:
-    """Make the same images as the launcher has; the same spec gives the same files bit for bit.
+    """Generate the launcher's images and return their root; the same spec gives the same files bit for bit.
 
     Raises:
-        ConfigError: this version of Roofscale draws them otherwise.
+        ConfigError: this image has another version of the renderer.
     """
     from roofscale.data.synthetic import GenerateSpec, generate
     from roofscale.data.synthetic.spec import RENDER_VERSION
@@ -92,9 +97,8 @@ def _generate(specs: Mapping[str, Any]) -> Path:
     for spec in specs.values():
         if spec["drawing"] != RENDER_VERSION:
             raise ConfigError(
-                f"the launcher's images are of drawing {spec['drawing']}, and this image makes "
-                f"drawing {RENDER_VERSION}: it "
-                "holds another version of Roofscale; build and push it again."
+                f"the launcher's images are of drawing {spec['drawing']}, and this image makes drawing "
+                f"{RENDER_VERSION}: it holds another version of Roofscale; build and push it again."
             )
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.items()}
         only = fields.pop(ONLY, ())
@@ -102,18 +106,18 @@ def _generate(specs: Mapping[str, Any]) -> Path:
     return root
 
 
-def _run(config: RunConfig, run_dir: Path, asked: Sequence[int], machines: Nodes) -> Measurement:
+def _run(config: RunConfig, run_dir: Path, signals: Sequence[int], machines: Nodes) -> Measurement:
     from roofscale.runners.local import LocalRunner
     from roofscale.runners.supervise import StopRequest
 
-    return LocalRunner(run_dir, LogListener(), interrupt=StopRequest(len(asked)), machines=machines)(config)
+    return LocalRunner(run_dir, LogListener(), interrupt=StopRequest(len(signals)), machines=machines)(config)
 
 
 class InstanceMetrics:
-    """MLflow's system metrics of the job's machine, while the block lasts; the launcher's say nothing of a job.
+    """MLflow's system metrics of the job's instance, sampled by a thread inside the ``with`` block.
 
-    MLflow is imported beside the training's own start, which nobody is to wait longer for, and so is what then sums up
-    the run.
+    The launcher cannot sample them: its own system metrics are those of another machine. The thread also imports MLflow
+    and ``build_measurement``, so that these imports run while the training process starts and delay nothing.
     """
 
     def __init__(self) -> None:
@@ -130,12 +134,12 @@ class InstanceMetrics:
         self._thread.join()
 
     def added_to(self, measurement: Measurement) -> Measurement:
-        """The measurement with what was sampled among its resources."""
+        """Return the measurement with the samples merged into its resources, by time."""
         rows = sorted((*measurement.resources, *self.rows.values), key=lambda row: row.time)
         return dataclasses.replace(measurement, resources=tuple(rows))
 
     def _sample(self) -> None:
-        from roofscale.runners import build_measurement  # noqa: F401
+        from roofscale.runners import build_measurement  # noqa: F401  (imported early, see above)
         from roofscale.tracking.system_metrics import system_metrics
 
         with system_metrics(lambda metrics: self.rows.add(ResourceSample(time.time(), dict(metrics)))):
@@ -143,36 +147,38 @@ class InstanceMetrics:
 
 
 def write_results(measurement: Measurement, output: Path, place: int = 0) -> None:
-    """Put the measurement where the launcher finds it, and its cause where a person does: of several machines the
-    cause of the one that ended first."""
+    """Write the measurement for the launcher, and the cause of a failure for the service's FailureReason.
+
+    A machine that ended only because another one failed writes no cause: the reason is that of the machine that failed.
+    """
     (output / "data").mkdir(parents=True, exist_ok=True)
     measurement.save(output / "data" / multi_node.measurement_name(place))
-    said = failure_text(measurement)
-    print(said, flush=True)
+    cause = failure_text(measurement)
+    print(cause, flush=True)
     if measurement.outcome is not Outcome.OK and not measurement.detail.startswith(PEER_FAILED):
-        (output / "failure").write_text(said, encoding="utf-8")
+        (output / "failure").write_text(cause, encoding="utf-8")
 
 
 class LogListener:
-    """A listener that writes a line to the job's log now and then."""
+    """A listener that writes the run's progress to the job's log, one line per ten seconds of training."""
 
     def __init__(self) -> None:
-        self._said = 0.0
+        self._last_line = 0.0
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Say how far the run has come."""
+        """Print the plan, steps at the interval, and every validation."""
         kind = event["event"]
-        if kind == "step" and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
+        if kind == "step" and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
             print(f"step {event['step']}: loss {event['loss']:.4f}, {event['seconds']:.3g} s", flush=True)
         elif kind == "start":
             print(f"{event['steps_planned']} steps planned; {json.dumps(event['facts'])}", flush=True)
         elif kind == "validation":
-            found = event["validation"]
-            print(f"validation of {found['dataset']}: {json.dumps(found['metrics'])}", flush=True)
+            result = event["validation"]
+            print(f"validation of {result['dataset']}: {json.dumps(result['metrics'])}", flush=True)
 
     def resources(self, sample: ResourceSample) -> None:
-        """They come back whole in the measurement."""
+        """Ignore the sample: the measurement contains all of them."""
 
 
 if __name__ == "__main__":

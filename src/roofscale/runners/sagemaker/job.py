@@ -1,4 +1,4 @@
-"""The name of a job and what is remembered of it in the run folder, so that the same command finds it again."""
+"""Names, tags and costs of jobs; job.json in the run folder, by which the same command finds its job again."""
 
 import re
 import secrets
@@ -11,41 +11,41 @@ from roofscale.files import read_record, write_json
 FILE = "job.json"
 FOLDER_TAG = "folder"
 PREFIX = "roofscale-"  # of every job's name, which deploy/iam counts on
-_LONGEST_KEY = 58  # of a name's 63 characters; four are left for '-' and the number
+_LONGEST_KEY = 58  # of a name's 63 characters; the rest is for '-' and the number
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a run; the jobs of one run share its key, and with it the run folder in S3."""
+    """One job of a run; all jobs of a run share its key, and with it the run folder in S3."""
 
     key: str
     number: int = 1
-    over: bool = False  # its result has been taken
-    usd: float = 0.0  # what all jobs of the run have cost so far
-    at_most_usd: float = 0.0  # what this one may cost, where there is a budget
+    over: bool = False  # its measurement is in the run folder
+    usd: float = 0.0  # cost of all ended jobs of the run, this one included
+    at_most_usd: float = 0.0  # cost of this job at its maximum runtime
 
     @property
     def name(self) -> str:
-        """What SageMaker knows it by."""
+        """Return the job's name at SageMaker: ``<key>-<number>``."""
         return f"{self.key}-{self.number}"
 
     def save(self, run_dir: Path) -> None:
-        """Remember it; written before the job is submitted, so that a kill between the two loses nothing."""
+        """Write job.json; before the job is submitted, so that a kill between the two loses no job."""
         write_json(run_dir / FILE, vars(self))
 
 
 def load_or_new(run_dir: Path) -> Job:
-    """The run's job to wait for, or the next one to submit."""
-    known = _read(run_dir / FILE)
-    if known is None:
+    """Return the run's job that is not over, else the next one to submit."""
+    job = _read(run_dir / FILE)
+    if job is None:
         return Job(new_key(run_dir))
-    return Job(known.key, known.number + 1, usd=known.usd) if known.over else known
+    return Job(job.key, job.number + 1, usd=job.usd) if job.over else job
 
 
 def running_job(run_dir: Path) -> Job | None:
-    """The run's job whose result was not taken yet; None where there is none."""
-    known = _read(run_dir / FILE)
-    return None if known is None or known.over else known
+    """Return the run's job that is not over; None if there is none."""
+    job = _read(run_dir / FILE)
+    return None if job is None or job.over else job
 
 
 def _read(file: Path) -> Job | None:
@@ -53,60 +53,63 @@ def _read(file: Path) -> Job | None:
 
 
 def new_key(run_dir: Path) -> str:
-    """A name for a run: where it stands in whose attempt, and six hex digits, as names are unique in an account."""
+    """Return a new key: the prefix and six random hex digits, because job names are unique in an account and region."""
     return f"{key_prefix(run_dir)}-{secrets.token_hex(3)}"
 
 
 def key_prefix(run_dir: Path) -> str:
-    """How the key of every run in this folder begins, here and wherever else there is a folder of this name."""
-    words = re.sub(r"[^a-zA-Z0-9]+", "-", "-".join(_place(run_dir))).removeprefix(PREFIX)
+    """Return the prefix of the keys of all runs in this folder; equal for a folder of the same name elsewhere."""
+    words = re.sub(r"[^a-zA-Z0-9]+", "-", "-".join(_location(run_dir))).removeprefix(PREFIX)
     return f"{PREFIX}{words}"[: _LONGEST_KEY - 7].strip("-")
 
 
 def tags_of(run_dir: Path) -> dict[str, str]:
-    """Where a run belongs, and whose it is."""
+    """Return the tags of a run: location and owner."""
     return {**location_tags(run_dir), FOLDER_TAG: owner_tag(run_dir)}
 
 
 def owner_tag(run_dir: Path) -> str:
-    """A tag of this machine's and this folder's alone."""
-    return f"{socket.gethostname()}:{run_dir.absolute()}"[-256:]  # most characters of a tag
+    """Return the tag that identifies this folder on this machine: ``<host>:<absolute path>``, cut from the left."""
+    return f"{socket.gethostname()}:{run_dir.absolute()}"[-256:]  # AWS's limit of a tag value
 
 
 def from_name(name: str) -> Job:
-    """A job by the name that SageMaker knows it by."""
+    """Return the job of a name at SageMaker; only key and number are set."""
     key, _, number = name.rpartition("-")
     return Job(key, int(number))
 
 
 def location_tags(run_dir: Path) -> dict[str, str]:
-    """Tags that say where a run belongs, from its folder: ``<experiment>/<attempt>/<step>``, or fewer of these."""
-    found = dict(zip(("experiment", "attempt", "step"), _place(run_dir), strict=False))
-    phase = re.fullmatch(r"roofscale-phase(\d)", found["experiment"])
-    return {**found, "phase": phase[1]} if phase else found
+    """Return the tags ``experiment``, ``attempt``, ``step`` from the folder's path (or fewer), and ``phase``."""
+    tags = dict(zip(("experiment", "attempt", "step"), _location(run_dir), strict=False))
+    phase = re.fullmatch(r"roofscale-phase(\d)", tags["experiment"])
+    return {**tags, "phase": phase[1]} if phase else tags
 
 
-def _place(run_dir: Path) -> tuple[str, ...]:
-    """The last parts of a folder's path, from the experiment's on."""
+def _location(run_dir: Path) -> tuple[str, ...]:
+    """Return the parts of the folder's path from the experiment's (``roofscale-...``) on; else the last part."""
     parts = run_dir.absolute().parts
-    begins = max((i for i, part in enumerate(parts) if part.startswith(PREFIX)), default=len(parts) - 1)
-    return parts[begins:]
+    first = max((i for i, part in enumerate(parts) if part.startswith(PREFIX)), default=len(parts) - 1)
+    return parts[first:]
 
 
 @dataclass(frozen=True)
 class Spending:
-    """What the jobs of an attempt cost."""
+    """The cost of the jobs of an attempt."""
 
-    usd: float = 0.0  # of those that are over, as far as they were billed
-    at_most_usd: float = 0.0  # of those under way
+    usd: float = 0.0  # billed for those that are over
+    at_most_usd: float = 0.0  # limit of those under way
     under_way: int = 0
 
 
 def spending(run_dir: Path) -> Spending:
-    """What a run's attempt costs without the run's own next job: a phase's steps and trials, a training by itself."""
-    place = _place(run_dir)
+    """Return the spending of a run's attempt, without the run's own next job.
+
+    The attempt is all steps and trials of a phase; a training outside a phase is an attempt of its own.
+    """
+    location = _location(run_dir)
     folder = run_dir.absolute()
-    attempt = folder.parents[len(place) - 3] if len(place) > 2 else folder
+    attempt = folder.parents[len(location) - 3] if len(location) > 2 else folder
     jobs = {file.parent: job for file in attempt.rglob(FILE) if (job := _read(file))}
-    under_way = [job for other, job in jobs.items() if not job.over and other != folder]
-    return Spending(sum(job.usd for job in jobs.values()), sum(job.at_most_usd for job in under_way), len(under_way))
+    running = [job for job_folder, job in jobs.items() if not job.over and job_folder != folder]
+    return Spending(sum(job.usd for job in jobs.values()), sum(job.at_most_usd for job in running), len(running))

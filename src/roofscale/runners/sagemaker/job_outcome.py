@@ -1,7 +1,7 @@
-"""What a training job that is over came to, seen from outside. Pure functions over what DescribeTrainingJob says.
+"""Outcome and cost of a training job that is over. Pure functions over the answer of DescribeTrainingJob.
 
-Where the job has left its own measurement, that counts: it saw the run. What the service says comes first only where it
-ended the job for a reason that the job cannot know, and last where the job had no time to speak.
+The order of the evidence: first the service's own status, if the service ended the job (a limit, a stop), because the
+job cannot know the reason; then the measurement that the job left; then FailureReason, if it left none.
 """
 
 import re
@@ -15,9 +15,9 @@ RUNNING = ("InProgress", "Stopping")
 FAILURE_CHARACTERS = 1024  # of /opt/ml/output/failure, which the service repeats as FailureReason
 
 _GO_ON = "the same command goes on from the last checkpoint"
-# What FailureReason says, the first that fits. The service's own faults are no result of the run: nothing is judged by
-# them, so they count as interrupted.
-_SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
+# Patterns of FailureReason; the first match wins. Faults of the service say nothing about the config and must not be
+# judged, so they count as interrupted.
+_REASONS: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
     (
         re.compile(r"CapacityError|InsufficientInstanceCapacity|Unable to provision requested ML compute capacity"),
         Outcome.INTERRUPTED,
@@ -43,26 +43,26 @@ _SAID: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
         "(deploy/iam/job-role.json)",
     ),
 )
-_OWN = re.compile(rf"\b({'|'.join(Outcome)}): ((?:.|\n)*)")
-_EXIT = re.compile(r", exit code: -?\d+\s*$")
+_FROM_JOB = re.compile(rf"\b({'|'.join(Outcome)}): ((?:.|\n)*)")  # see failure_text
+_EXIT_CODE = re.compile(r", exit code: -?\d+\s*$")
 
 
 def failure_text(measurement: Measurement) -> str:
-    """What the job leaves for FailureReason: the outcome and its cause."""
+    """Return the text for FailureReason, ``<outcome>: <detail>``, cut to the service's limit."""
     return f"{measurement.outcome}: {measurement.detail}"[:FAILURE_CHARACTERS]
 
 
 def job_outcome(described: Mapping[str, Any], own: Measurement | None) -> tuple[Outcome, str]:
-    """The outcome of a job that is over, and one line that says what happened and what to do.
+    """Return the outcome of a job that is over, and one line with the cause and the remedy.
 
     Args:
-        described: DescribeTrainingJob's answer.
-        own: the measurement that the job has left.
+        described: the answer of DescribeTrainingJob.
+        own: the measurement that the job left; None if it left none.
     """
     if own and own.outcome is Outcome.OK:
         return own.outcome, own.detail
     reason = str(described.get("FailureReason", ""))
-    return _ended_by_service(described) or _told(own, reason) or _read(reason)
+    return _ended_by_service(described) or _from_measurement(own, reason) or _from_failure_reason(reason)
 
 
 def _ended_by_service(described: Mapping[str, Any]) -> tuple[Outcome, str] | None:
@@ -83,10 +83,10 @@ def _ended_by_service(described: Mapping[str, Any]) -> tuple[Outcome, str] | Non
     return None
 
 
-def _told(own: Measurement | None, reason: str) -> tuple[Outcome, str] | None:
-    """What the job's measurement says; nothing where the machines that left one only followed one that left none.
+def _from_measurement(own: Measurement | None, reason: str) -> tuple[Outcome, str] | None:
+    """Return the measurement's outcome; None if it only reports that another machine, which left none, had ended.
 
-    They missed it, or were asked to stop for it; that was not by a user, as the job failed and was not stopped.
+    Such a machine lost its peer or was asked to stop; not by a user, as the job has failed and was not stopped.
     """
     if own is None:
         return None
@@ -96,30 +96,31 @@ def _told(own: Measurement | None, reason: str) -> tuple[Outcome, str] | None:
     return own.outcome, own.detail
 
 
-def _read(reason: str) -> tuple[Outcome, str]:
-    """What the reason says: the job's own words, or those of the service."""
-    if own := _OWN.search(reason):
-        return Outcome(own[1]), _EXIT.sub("", own[2]) or "no cause given"
-    for pattern, outcome, remedy in _SAID:
+def _from_failure_reason(reason: str) -> tuple[Outcome, str]:
+    """Return the outcome by FailureReason: the job's own text, else a known text of the service, else a crash."""
+    if own := _FROM_JOB.search(reason):
+        return Outcome(own[1]), _EXIT_CODE.sub("", own[2]) or "no cause given"
+    for pattern, outcome, remedy in _REASONS:
         if pattern.search(reason):
             return outcome, f"{remedy}: {reason}"
-    said = reason or "the job ended well, but left no measurement; was its image made by the Dockerfile?"
-    return Outcome.CRASHED, f"{said} (see the job's log in CloudWatch)"
+    cause = reason or "the job ended well, but left no measurement; was its image made by the Dockerfile?"
+    return Outcome.CRASHED, f"{cause} (see the job's log in CloudWatch)"
 
 
 def cost_metrics(described: Mapping[str, Any], usd_per_hour: float | None) -> dict[str, float]:
-    """What a job cost. Of a spot job the service bills fewer seconds than it ran, so the saving is in them already.
+    """Return the ``cost/...`` metrics of a job, as far as the service reports them.
 
+    Billed seconds of a spot job already contain the saving, so ``cost/usd`` is at the full price per hour.
     Source: https://docs.aws.amazon.com/sagemaker/latest/dg/model-managed-spot-training.html
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     billable, ran = described.get("BillableTimeInSeconds"), described.get("TrainingTimeInSeconds")
     if billable is not None:
-        found["cost/billable_seconds"] = float(billable)
+        metrics["cost/billable_seconds"] = float(billable)
         if usd_per_hour is not None:
-            found["cost/usd"] = billable / 3600 * usd_per_hour
+            metrics["cost/usd"] = billable / 3600 * usd_per_hour
     if described.get("EnableManagedSpotTraining") and billable is not None and ran:
-        found["cost/spot_saving"] = 1 - billable / ran
+        metrics["cost/spot_saving"] = 1 - billable / ran
     if "TrainingStartTime" in described and "CreationTime" in described:
-        found["cost/start_seconds"] = (described["TrainingStartTime"] - described["CreationTime"]).total_seconds()
-    return found
+        metrics["cost/start_seconds"] = (described["TrainingStartTime"] - described["CreationTime"]).total_seconds()
+    return metrics

@@ -1,4 +1,4 @@
-"""All that is asked of AWS for training jobs. Only this module, ``store`` and ``faults`` know boto3."""
+"""Client of the SageMaker API for training jobs."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -13,20 +13,20 @@ from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 
 class SageMakerClient(S3Client):
-    """S3 and SageMaker for one launcher; several threads may use it."""
+    """S3 and SageMaker for one launcher; thread-safe."""
 
     def __init__(self, settings: SageMakerSettings, wait: Wait = time.sleep) -> None:
         super().__init__(settings.region, settings.kms_key, wait)
         self._sagemaker = self._client("sagemaker")
 
     def submit(self, request: Mapping[str, Any]) -> None:
-        """Create a training job; one of this name is this one, as a try may get through whose answer is lost.
+        """Create a training job; waits while other jobs hold all instances of the account's quota.
 
-        Waits while other jobs hold all the instances that the account may have.
+        An existing job of this name is taken for this one: an attempt can succeed although its answer is lost.
 
         Raises:
-            ConfigError: refused.
-            CloudError: no answer, or no instance, for an hour.
+            ConfigError: AWS refuses the request, or has had no instance within the quota for an hour.
+            CloudError: no answer for an hour.
         """
         with translating_errors(f"to create the job {request['TrainingJobName']}"):
             try:
@@ -36,7 +36,7 @@ class SageMakerClient(S3Client):
                     raise
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
-        """The tags of each job under way whose name begins so."""
+        """Return the tags of each job under way, by its name, for names that begin with ``begins``."""
         with translating_errors("to look for running jobs"):
             pages = self._patiently(lambda: list(self._pages(begins)))
             jobs = [job for page in pages for job in page["TrainingJobSummaries"]]
@@ -53,34 +53,34 @@ class SageMakerClient(S3Client):
         return pages
 
     def _tags(self, arn: str) -> dict[str, str]:
-        """A job's tags; none where the service has no account of them, or does not say."""
+        """Return a job's tags; empty if the service does not know the job, or does not answer at once."""
         try:
-            found = self._sagemaker.list_tags(ResourceArn=arn)["Tags"]  # not worth a wait of hours
+            tags = self._sagemaker.list_tags(ResourceArn=arn)["Tags"]  # not retried: not worth an hour of waiting
         except ClientError as error:
             if code_of(error) not in ("ValidationException", "ResourceNotFound") and not is_transient(error):
                 raise
             return {}
-        return {tag["Key"]: tag["Value"] for tag in found}
+        return {tag["Key"]: tag["Value"] for tag in tags}
 
     def describe(self, name: str) -> dict[str, Any] | None:
-        """What SageMaker says of a job, None where there is none; waits as long as the network or the service is away.
+        """Return the answer of DescribeTrainingJob; None if there is no such job. Retries transient errors.
 
         Raises:
             CloudError: no answer for an hour.
         """
-        with translating_errors(f"to look after the job {name}"):
+        with translating_errors(f"to describe the job {name}"):
             try:
-                found: dict[str, Any] = self._patiently(
+                answer: dict[str, Any] = self._patiently(
                     lambda: self._sagemaker.describe_training_job(TrainingJobName=name)
                 )
             except ClientError as error:
                 if code_of(error) == "ValidationException" and "not found" in str(error):
                     return None
                 raise
-        return found
+        return answer
 
     def stop(self, name: str) -> None:
-        """Ask a job to stop; one that is over already is left alone."""
+        """Ask a job to stop; no error if it is over already."""
         with translating_errors(f"to stop the job {name}"):
             try:
                 self._patiently(lambda: self._sagemaker.stop_training_job(TrainingJobName=name))

@@ -1,11 +1,11 @@
-"""SageMaker's local mode: jobs as containers on this machine, with no account and no S3.
+"""Local mode: jobs as Docker containers on this machine, without an AWS account and without S3.
 
-Stands in for ``cloud.Cloud``: the same image under the same contract (/opt/ml, an exec-form entrypoint, the memory of
-the instance as a hard limit, SIGTERM and 120 seconds at a stop), started by the command ``docker``; a job of several
-machines is as many containers on a network of their own. What lies in S3 elsewhere lies in folders here:
+``LocalModeClient`` replaces ``jobs_api.SageMakerClient``. It runs the same image under the same contract (/opt/ml, an
+exec-form entrypoint, the memory of the instance as a hard limit, SIGTERM and 120 seconds at a stop) with the command
+``docker``. A job of several hosts is one container per host, on a network of their own. Folders replace S3:
 ``s3://local/home/me`` is ``/home/me``, so that checkpoints outlive a container.
 
-The SageMaker SDK has a local mode too. It mounts no checkpoints, and holds a job neither to its memory nor to its time.
+The local mode of the SageMaker SDK mounts no checkpoints and enforces neither the memory nor the maximum runtime.
 """
 
 import datetime
@@ -25,24 +25,24 @@ from roofscale.runners.sagemaker import docker, multi_node
 from roofscale.runners.sagemaker.docker import folder_of
 from roofscale.runners.sagemaker.settings import SageMakerSettings
 
-# What each job's folder remembers: as what it was stopped, and how it ended.
+# Files in a job's folder: why it was stopped, and the final answer of ``describe``.
 _STOPPED, _ENDED = "stopped", "ended.json"
-_FAILED = "Failed"  # one of its hosts, and the others were stopped for that
+_FAILED = "Failed"  # reason of a stop: one host has failed, so the others were stopped
 _OOM = "ClientError: Please use an instance type with more memory"
 _TRAINING = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"}
 _STOPPING = {"TrainingJobStatus": "Stopping", "SecondaryStatus": "Stopping"}
-_KILLED = "InternalServerError: the container was killed from outside, by somebody or by a machine short of memory"
+_KILLED = "InternalServerError: the container was killed from outside, by a user or by a machine short of memory"
 _GONE = {
     "TrainingJobStatus": "Failed",
     "SecondaryStatus": "Failed",
-    "FailureReason": "InternalServerError: somebody has removed the container",
+    "FailureReason": "InternalServerError: a user or a program has removed the container",
 }
-# What ``docker inspect`` says of a container.
+# The record of a container in the output of ``docker inspect``.
 Inspected = Mapping[str, Any]
 
 
 class LocalModeClient:
-    """Docker and the file system, asked in the words of S3 and SageMaker."""
+    """Docker and the file system behind the interface of ``SageMakerClient``."""
 
     def __init__(self, settings: SageMakerSettings) -> None:
         self._output = folder_of(f"s3://{settings.bucket}/{settings.prefix.strip('/')}/output")
@@ -51,19 +51,19 @@ class LocalModeClient:
         """Start a job's containers.
 
         Raises:
-            ConfigError: Docker is not there, or refuses.
+            ConfigError: Docker is missing or refuses.
         """
-        name, wanted = request["TrainingJobName"], request["ResourceConfig"]
-        job, machines = self._output / name, multi_node.host_names(wanted["InstanceCount"])
+        name, resources = request["TrainingJobName"], request["ResourceConfig"]
+        job, hosts = self._output / name, multi_node.host_names(resources["InstanceCount"])
         folder_of(request["CheckpointConfig"]["S3Uri"]).mkdir(parents=True, exist_ok=True)
-        for host in machines:
+        for host in hosts:
             for folder in ("output/data", "model", docker.CONFIG):
                 (job / host / folder).mkdir(parents=True, exist_ok=True)
-            told = multi_node.resource_config(machines, host, wanted["InstanceType"])
-            write_json(job / host / docker.CONFIG / Path(multi_node.RESOURCE_CONFIG).name, told)
+            resource_config = multi_node.resource_config(hosts, host, resources["InstanceType"])
+            write_json(job / host / docker.CONFIG / Path(multi_node.RESOURCE_CONFIG).name, resource_config)
         try:
-            docker.start(request, compute.get(wanted["InstanceType"]), job)
-        except ConfigError:  # of a job that could not start, nothing is to be found again
+            docker.start(request, compute.get(resources["InstanceType"]), job)
+        except ConfigError:  # the next start must not find a job that never ran
             self._forget(name)
             raise
 
@@ -72,60 +72,66 @@ class LocalModeClient:
         docker.remove(name)
 
     def describe(self, name: str) -> dict[str, Any] | None:
-        """What DescribeTrainingJob would say; a job that runs for longer than it may, or without all of its hosts, is
-        stopped."""
+        """Return what DescribeTrainingJob would answer; None if there is no such job.
+
+        No service watches a local job, so each call also enforces its rules: a job over its maximum runtime or with a
+        failed host is stopped, one with a missing host is removed, and the end of one is recorded in ``ended.json``.
+        """
         job = self._output / name
         if (job / _ENDED).exists():
             return _with_times(json.loads((job / _ENDED).read_text(encoding="utf-8")))
-        found = docker.job_containers(name)
+        containers = docker.job_containers(name)
         if not job.exists():
             return None
-        if any(one["State"]["Status"] == "created" for one in found):  # the launcher was killed while it submitted it
+        # The launcher was killed while it submitted the job: it counts as not submitted.
+        if any(container["State"]["Status"] == "created" for container in containers):
             self._forget(name)
             return None
-        if len(found) < len(_hosts(job)):
+        if len(containers) < len(_hosts(job)):
             docker.remove(name)
             return _GONE
-        why = (job / _STOPPED).read_text(encoding="utf-8") if (job / _STOPPED).exists() else ""
-        if not all(map(_is_over, found)):
-            if not why:
-                self._hold(name, found)
-            return _STOPPING if why and why != _FAILED else _TRAINING
-        write_json(job / _ENDED, describe_ended(found, why, [_said(job, one) for one in found]))
+        stopped = (job / _STOPPED).read_text(encoding="utf-8") if (job / _STOPPED).exists() else ""
+        if not all(map(_is_over, containers)):
+            if not stopped:
+                self._enforce_limits(name, containers)
+            return _STOPPING if stopped and stopped != _FAILED else _TRAINING
+        causes = [_failure_cause(job, container) for container in containers]
+        write_json(job / _ENDED, describe_ended(containers, stopped, causes))
         docker.remove(name)
         return self.describe(name)
 
-    def _hold(self, name: str, found: Sequence[Inspected]) -> None:
-        """Stop a job where its time is over, or one of its hosts has failed."""
-        if any(map(_overdue, found)):
+    def _enforce_limits(self, name: str, containers: Sequence[Inspected]) -> None:
+        """Stop a job whose maximum runtime is over, or one of whose hosts has failed."""
+        if any(map(_overdue, containers)):
             self._stop(name, "MaxRuntimeExceeded")
-        elif any(_is_over(one) and one["State"]["ExitCode"] for one in found):
+        elif any(_is_over(container) and container["State"]["ExitCode"] for container in containers):
             self._stop(name, _FAILED)
 
     def stop(self, name: str) -> None:
-        """Ask a job to stop; one that is over already is left alone."""
-        if any(one["State"]["Status"] == "running" for one in docker.job_containers(name)):
+        """Ask a job to stop; no error if it is over already."""
+        if any(container["State"]["Status"] == "running" for container in docker.job_containers(name)):
             self._stop(name, "Stopped")
 
-    def _stop(self, name: str, why: str) -> None:
+    def _stop(self, name: str, reason: str) -> None:
         job = self._output / name
-        if not (job / _STOPPED).exists():
-            (job / _STOPPED).write_text(why, encoding="utf-8")
+        if not (job / _STOPPED).exists():  # the first reason is the true one
+            (job / _STOPPED).write_text(reason, encoding="utf-8")
         docker.stop([docker.container(name, host) for host in _hosts(job)])
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
-        """The tags of each job under way whose name begins so."""
-        found = docker.list_containers(f"name=^/?{begins}", f"label={docker.JOB}", over=False)
-        return {one["Config"]["Labels"][docker.JOB]: one["Config"]["Labels"] for one in found}
+        """Return the tags of each job under way, by its name, for names that begin with ``begins``."""
+        containers = docker.list_containers(f"name=^/?{begins}", f"label={docker.JOB}", over=False)
+        all_labels = [container["Config"]["Labels"] for container in containers]
+        return {labels[docker.JOB]: labels for labels in all_labels}
 
     def write(self, uri: str, content: bytes) -> None:
-        """Write a file."""
+        """Write a file, with the folders that lead to it."""
         file = folder_of(uri)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
 
     def read_from(self, uri: str, offset: int) -> bytes:
-        """What a file holds from a place on; nothing where it is not there, or not that long."""
+        """Return a file's bytes from an offset on; empty if the file is missing or shorter."""
         if not folder_of(uri).exists():
             return b""
         with folder_of(uri).open("rb") as stream:
@@ -133,13 +139,17 @@ class LocalModeClient:
             return stream.read()
 
     def read_packed(self, uri: str, name: str) -> bytes | None:
-        """One file of what a job's hosts have left, which nobody packs here; None where it is not there."""
+        """Return one output file of a job's hosts; None if no host wrote it.
+
+        Args:
+            uri: of the archive that SageMaker would make; local mode packs none and reads the hosts' folders.
+        """
         job = folder_of(uri).parents[1]
-        left = (file for host in _hosts(job) if (file := job / host / "output/data" / name).exists())
-        return next((file.read_bytes() for file in left), None)
+        files = (file for host in _hosts(job) if (file := job / host / "output/data" / name).exists())
+        return next((file.read_bytes() for file in files), None)
 
     def fetch(self, uri: str, folder: Path, leave_out: Collection[str] = ()) -> None:
-        """Copy all that lies in one folder into another, but the files of these names."""
+        """Copy a folder's files into another folder, except hidden ones and the names in ``leave_out``."""
         top = folder_of(uri)
         for file in top.rglob("*"):
             if file.is_file() and not file.name.startswith(".") and file.name not in leave_out:
@@ -148,21 +158,21 @@ class LocalModeClient:
                 shutil.copyfile(file, copy)
 
     def size(self, uri: str) -> int:
-        """Bytes in a folder."""
+        """Return the bytes of all files in a folder."""
         return sum(file.stat().st_size for file in folder_of(uri).rglob("*") if file.is_file())
 
 
-def describe_ended(found: Sequence[Inspected], why: str, said: Sequence[str]) -> dict[str, Any]:
-    """What DescribeTrainingJob would say of a job whose containers are over.
+def describe_ended(containers: Sequence[Inspected], stopped: str, causes: Sequence[str]) -> dict[str, Any]:
+    """Return what DescribeTrainingJob would answer for a job whose containers have all ended.
 
     Args:
-        found: of each host.
-        why: as what it was stopped; empty where it was not.
-        said: what each left as the cause of a failure.
+        containers: one per host.
+        stopped: the reason of the stop (``Stopped``, ``MaxRuntimeExceeded``, ``Failed``); empty if it was not stopped.
+        causes: the text of each host about its failure, in the order of ``containers``.
     """
-    if why and why != _FAILED:
-        status, secondary, reason = "Stopped", why, ""
-    elif reason := _reason(found, said):
+    if stopped and stopped != _FAILED:
+        status, secondary, reason = "Stopped", stopped, ""
+    elif reason := _reason(containers, causes):
         status, secondary = "Failed", "Failed"
     else:
         status, secondary = "Completed", "Completed"
@@ -170,37 +180,44 @@ def describe_ended(found: Sequence[Inspected], why: str, said: Sequence[str]) ->
         "TrainingJobStatus": status,
         "SecondaryStatus": secondary,
         "FailureReason": reason,
-        "StoppingCondition": {"MaxRuntimeInSeconds": _longest(found[0])},
-        "TrainingStartTime": min((one["State"]["StartedAt"] for one in found), key=_time),
-        "TrainingEndTime": max((one["State"]["FinishedAt"] for one in found), key=_time),
+        "StoppingCondition": {"MaxRuntimeInSeconds": _max_runtime(containers[0])},
+        "TrainingStartTime": min((container["State"]["StartedAt"] for container in containers), key=_time),
+        "TrainingEndTime": max((container["State"]["FinishedAt"] for container in containers), key=_time),
     }
 
 
-def _reason(found: Sequence[Inspected], said: Sequence[str]) -> str:
-    """Why a job has failed, by the host that failed first and did not only follow another; empty if none failed."""
-    failed = [(one["State"], text) for one, text in zip(found, said, strict=True) if one["State"]["ExitCode"]]
+def _reason(containers: Sequence[Inspected], causes: Sequence[str]) -> str:
+    """Return FailureReason by the host that failed first; empty if none failed.
+
+    A host out of memory counts before all others, and one that only lost its peer after them.
+    """
+    failed = [
+        (container["State"], cause)
+        for container, cause in zip(containers, causes, strict=True)
+        if container["State"]["ExitCode"]
+    ]
     if not failed:
         return ""
-    state, text = min(
-        failed, key=lambda one: (not one[0]["OOMKilled"], PEER_FAILED in one[1], _time(one[0]["FinishedAt"]))
+    state, cause = min(
+        failed, key=lambda host: (not host[0]["OOMKilled"], PEER_FAILED in host[1], _time(host[0]["FinishedAt"]))
     )
     if state["ExitCode"] == 128 + signal.SIGKILL and not state["OOMKilled"]:
-        return _KILLED  # Docker tells of its own memory limit, where the service's 137 may mean that as well
-    return f"{_OOM if state['OOMKilled'] else f'AlgorithmError: {text}'}, exit code: {state['ExitCode']}"
+        return _KILLED  # Docker reports a kill by the memory limit, so this was none; SageMaker's 137 can mean either
+    return f"{_OOM if state['OOMKilled'] else f'AlgorithmError: {cause}'}, exit code: {state['ExitCode']}"
 
 
 def _hosts(job: Path) -> list[str]:
-    """The hosts of a job, by the folders that they have."""
+    """Return the names of a job's hosts, read from their folders, sorted."""
     return sorted(folder.name for folder in job.glob("algo-*"))
 
 
-def _said(job: Path, one: Inspected) -> str:
-    """The cause that a host left, or else the last line of its log, which is kept."""
-    log = docker.run_docker("logs", one["Name"].removeprefix("/"))
-    own = job / str(one["Config"]["Hostname"])
-    (own / "log").write_text(log, encoding="utf-8")
-    if (own / "output/failure").exists():
-        return (own / "output/failure").read_text(encoding="utf-8")
+def _failure_cause(job: Path, container: Inspected) -> str:
+    """Return the cause in the host's failure file, else the last line of its log; saves the log."""
+    log = docker.run_docker("logs", container["Name"].removeprefix("/"))
+    folder = job / str(container["Config"]["Hostname"])
+    (folder / "log").write_text(log, encoding="utf-8")
+    if (folder / "output/failure").exists():
+        return (folder / "output/failure").read_text(encoding="utf-8")
     return (log.strip().splitlines() or [""])[-1]
 
 
@@ -208,18 +225,18 @@ def _with_times(described: dict[str, Any]) -> dict[str, Any]:
     return {**described, **{key: _time(described[key]) for key in ("TrainingStartTime", "TrainingEndTime")}}
 
 
-def _is_over(one: Inspected) -> bool:
-    return one["State"]["Status"] in ("exited", "dead")
+def _is_over(container: Inspected) -> bool:
+    return container["State"]["Status"] in ("exited", "dead")
 
 
-def _overdue(one: Inspected) -> bool:
-    """Whether a container runs for longer than its job may."""
-    began = _time(one["State"]["StartedAt"]).timestamp()
-    return one["State"]["Status"] == "running" and time.time() - began > _longest(one)
+def _overdue(container: Inspected) -> bool:
+    """Whether a container has run for longer than MaxRuntimeInSeconds of its job."""
+    started = _time(container["State"]["StartedAt"]).timestamp()
+    return container["State"]["Status"] == "running" and time.time() - started > _max_runtime(container)
 
 
-def _longest(one: Inspected) -> int:
-    return int(one["Config"]["Labels"][docker.LONGEST])
+def _max_runtime(container: Inspected) -> int:
+    return int(container["Config"]["Labels"][docker.LONGEST])
 
 
 def _time(text: str) -> datetime.datetime:

@@ -1,7 +1,7 @@
-"""The machines of one training job, and the one measurement of what each of them has seen. Pure functions.
+"""The machines of one training job, and how their measurements become one. Pure functions, except for one file read.
 
-The job runs the same entry on every machine. The first one's processes write the run folder; each has a runner that
-holds the processes to the memory, samples what they use and settles how they ended.
+The job runs the same entry on every machine. A runner on each machine holds its processes to the memory, samples them
+and classifies how they ended. Only the first machine's processes write the run folder.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.torchrun import Nodes
 
 RESOURCE_CONFIG = "input/config/resourceconfig.json"  # below /opt/ml
-_OF_ONE_MACHINE = ("memory/", "cpu/", "disk/", "network/", "gpu/", "system/")
+_PER_MACHINE = ("memory/", "cpu/", "disk/", "network/", "gpu/", "system/")
 
 
 def host_names(count: int) -> tuple[str, ...]:
-    """What SageMaker calls a job's machines."""
+    """Return SageMaker's names of a job's machines: ``algo-1``, ``algo-2``, ..."""
     return tuple(f"algo-{number}" for number in range(1, count + 1))
 
 
 def resource_config(machines: Sequence[str], current: str, instance_type: str) -> dict[str, Any]:
-    """What SageMaker tells each machine of a job in its resource config, see ``machines_of``."""
+    """Return the content of resourceconfig.json on machine ``current``, as SageMaker writes it."""
     group = "homogeneousCluster"
     return {
         "current_host": current,
@@ -39,45 +39,47 @@ def resource_config(machines: Sequence[str], current: str, instance_type: str) -
 
 
 def read_resource_config(file: Path) -> Nodes:
-    """The machines that SageMaker's resource config names; this one alone where there is no such file.
+    """Return the machines in SageMaker's resource config; this machine alone if there is no such file.
 
     Source: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
     """
     if not file.exists():
         return Nodes()
-    found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    hosts = tuple(sorted(found["hosts"]))
-    return Nodes(hosts, hosts.index(found["current_host"]), found.get("network_interface_name", ""))
+    content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    hosts = tuple(sorted(content["hosts"]))
+    return Nodes(hosts, hosts.index(content["current_host"]), content.get("network_interface_name", ""))
 
 
 def node_folder(checkpoints: Path, place: int) -> Path:
-    """The run folder of a machine; all lie in one place in S3, where no two files may have the same name."""
+    """Return a machine's run folder; all machines share one prefix in S3, so their file paths must differ."""
     return checkpoints / _node(place) if place else checkpoints
 
 
 def measurement_name(place: int) -> str:
-    """What a machine's measurement is called; of all machines the service makes one archive."""
+    """Return the file name of a machine's measurement; the service packs those of all machines into one archive."""
     return f"measurement-{_node(place)}.json" if place else "measurement.json"
 
 
-def merge_measurements(found: Sequence[Measurement | None]) -> Measurement | None:
-    """The first machine's measurement, with what the others used under names of their own, and the ending of the one
-    that ended first.
+def merge_measurements(measurements: Sequence[Measurement | None]) -> Measurement | None:
+    """Return one measurement of all machines; None if no machine left one.
+
+    It is that of the first machine, with the outcome of the machine that ended first. The other machines' resource
+    metrics are added under ``node<index>/``.
 
     Args:
-        found: of each machine in turn what it has left.
+        measurements: one per machine, in order; None for a machine that left none.
     """
-    known = {place: one for place, one in enumerate(found) if one is not None}
-    if not known:
+    by_index = {index: own for index, own in enumerate(measurements) if own is not None}
+    if not by_index:
         return None
-    first = known.get(0) or next(iter(known.values()))
-    ending = min(known.values(), key=_followed)
-    others = {_node(place): one for place, one in known.items() if place}
-    resources = [*first.resources] if 0 in known else []
+    first = by_index.get(0) or next(iter(by_index.values()))
+    ending = min(by_index.values(), key=_follower_rank)
+    others = {_node(index): own for index, own in by_index.items() if index}
+    resources = [*first.resources] if 0 in by_index else []
     metrics = dict(first.metrics)
-    for node, one in others.items():
-        metrics |= _named(node, one.metrics)
-        resources += [ResourceSample(row.time, _named(node, row.metrics)) for row in one.resources]
+    for node, other in others.items():
+        metrics |= _prefixed(node, other.metrics)
+        resources += [ResourceSample(row.time, _prefixed(node, row.metrics)) for row in other.resources]
     return dataclasses.replace(
         first,
         outcome=ending.outcome,
@@ -87,16 +89,16 @@ def merge_measurements(found: Sequence[Measurement | None]) -> Measurement | Non
     )
 
 
-def _followed(one: Measurement) -> int:
-    """How likely a machine only ended because another had: once one fails, the others miss it or are asked to stop."""
-    if one.outcome is Outcome.OK or one.detail.startswith(PEER_FAILED):
+def _follower_rank(measurement: Measurement) -> int:
+    """Rank how likely a machine ended only because another failed: then it lost a peer or was asked to stop."""
+    if measurement.outcome is Outcome.OK or measurement.detail.startswith(PEER_FAILED):
         return 2
-    return 1 if one.outcome is Outcome.INTERRUPTED else 0
+    return 1 if measurement.outcome is Outcome.INTERRUPTED else 0
 
 
-def _named(node: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {f"{node}/{name}": value for name, value in metrics.items() if name.startswith(_OF_ONE_MACHINE)}
+def _prefixed(node: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{node}/{name}": value for name, value in metrics.items() if name.startswith(_PER_MACHINE)}
 
 
-def _node(place: int) -> str:
-    return f"node{place}"
+def _node(index: int) -> str:
+    return f"node{index}"

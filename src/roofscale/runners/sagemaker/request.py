@@ -1,6 +1,6 @@
-"""Builds the request for a training job, by nothing but the run config, the settings and the job's name.
+"""The request for a training job, a function of run config, settings and job.
 
-The run config travels as a file in a channel, never as hyperparameters: SageMaker's own containers hand these to a
+The job gets the run config as a file in a channel, never as hyperparameters: SageMaker's own containers hand these to a
 shell, where a quote breaks the job or runs as code.
 """
 
@@ -19,15 +19,15 @@ from roofscale.runners.sagemaker.job import Job
 from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 S3 = "s3://"
-TAG = "roofscale:"  # how the keys of our own tags begin
+TAG = "roofscale:"  # prefix of the keys of our own tags
 CONFIG_CHANNEL = "config"
-# Exec form: Python is process 1. Behind a shell or the toolkit's `train`, SIGTERM would never reach the training.
+# Exec form: Python is process 1. Behind a shell or the toolkit's `train`, SIGTERM would never reach Python.
 ENTRYPOINT = ("python", "-u", "-m", "roofscale.runners.sagemaker.entry")
 CHECKPOINTS = "/opt/ml/checkpoints"
-# The run ends itself at timeout_seconds; the service's own limit is for one that no longer can.
+# The runner ends the run at timeout_seconds; the service's limit comes later, for a job whose runner hangs.
 _SLACK_SECONDS = 600
 _LONGEST_SECONDS = 28 * 86_400  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StoppingCondition.html
-_FREE_SHARE = 1.2  # of the data's size, kept on the volume
+_VOLUME_PER_DATA = 1.2  # volume per byte of copied data, so that a fifth more stays free
 _TAG_REFUSES = re.compile(r"[^\w .:/=+\-@]")
 
 
@@ -40,18 +40,18 @@ def build_request(
     data_bytes: int = 0,
     most_seconds: float = math.inf,
 ) -> dict[str, Any]:
-    """The request for one job.
+    """Return the arguments of CreateTrainingJob for one job.
 
     Args:
-        tags: where the run belongs, such as its phase and step.
-        data_bytes: of the data sets, which File mode copies to the volume.
-        most_seconds: what a budget leaves for this job to run.
+        tags: location and owner of the run, see ``job.tags_of``.
+        data_bytes: size of the data sets in S3, which File mode copies to the volume.
+        most_seconds: runtime that the budget leaves for this job.
 
     Raises:
-        ConfigError: by the names, types and least lengths of botocore's model, SageMaker would refuse the request; says
-            every reason. Patterns and greatest lengths are left to the service, which refuses before any cost.
+        ConfigError: the request violates names, types or minimum lengths of botocore's model; the message has every
+            reason. Patterns and maximum lengths are left to the service, which refuses before any cost.
     """
-    named = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
+    own_tags = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
     request: dict[str, Any] = {
         "TrainingJobName": job.name,
         "RoleArn": settings.role,
@@ -67,7 +67,7 @@ def build_request(
         "ResourceConfig": _resources(config, settings, data_bytes),
         "StoppingCondition": _stopping(config, settings, most_seconds),
         "EnableManagedSpotTraining": settings.spot,
-        "Tags": _tags({**settings.tags, **{f"{TAG}{name}": text for name, text in named.items()}}),
+        "Tags": _tags({**settings.tags, **{f"{TAG}{name}": text for name, text in own_tags.items()}}),
     }
     if settings.subnets:
         request["VpcConfig"] = {"Subnets": [*settings.subnets], "SecurityGroupIds": [*settings.security_groups]}
@@ -82,28 +82,28 @@ def build_request(
 
 @cache
 def _request_shape() -> Any:
-    """The service's own model of the request, as botocore ships it."""
+    """Return botocore's model of the request."""
     model = botocore.session.get_session().get_service_model("sagemaker")
     return model.operation_model("CreateTrainingJob").input_shape
 
 
 def config_uri(settings: SageMakerSettings, job: Job) -> str:
-    """Where the job finds its run config."""
+    """Return the prefix of the job's channel ``config``."""
     return f"{_top(settings)}/{job.key}/config"
 
 
 def folder_uri(settings: SageMakerSettings, job: Job) -> str:
-    """Where the run folder lies between the jobs of a run, and while one goes on."""
+    """Return the prefix of the run folder, which all jobs of a run share and the service keeps up to date."""
     return f"{_top(settings)}/{job.key}/folder"
 
 
 def output_uri(settings: SageMakerSettings, job: Job) -> str:
-    """What this job alone has left; the service packs it."""
+    """Return the archive that the service makes of this job's /opt/ml/output/data."""
     return f"{_top(settings)}/output/{job.name}/output/output.tar.gz"
 
 
 def max_runtime(config: RunConfig, settings: SageMakerSettings, most_seconds: float = math.inf) -> int:
-    """Seconds after which the service stops the job."""
+    """Return the seconds after which the service stops the job."""
     own = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
     return max(1, math.floor(min(own, most_seconds, _LONGEST_SECONDS)))
 
@@ -118,50 +118,52 @@ def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
 
 
 def _channels(config: RunConfig, settings: SageMakerSettings, job: Job) -> list[dict[str, Any]]:
-    """The run config, and each data set that lies in S3; the folder of all channels is the job's data root."""
+    """Return the channels: the run config, and each data set in S3. Their common folder is the job's data root."""
     data = [_channel(name, uri, settings.input_mode) for name, uri in data_uris(config).items()]
     return [_channel(CONFIG_CHANNEL, config_uri(settings, job), "File"), *data]
 
 
 def data_uris(config: RunConfig) -> dict[str, str]:
-    """Where in S3 each data set lies; empty where the data root is not in S3. The last slash keeps rid from rid-old."""
+    """Return the prefix of each data set; empty if the data root is not in S3."""
     if not config.data_root.startswith(S3):
         return {}
+    # With the last slash, the prefix rid/ does not match rid-old/.
     return {name: f"{config.data_root.rstrip('/')}/{name}/" for name in config.datasets}
 
 
 def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) -> dict[str, Any]:
-    """Instances and their storage.
+    """Return ResourceConfig: instances and their storage.
 
     Raises:
-        ConfigError: the data does not fit the disks of an instance that takes no volume beside them.
+        ConfigError: the data does not fit the local disks of an instance that takes no volume in addition.
     """
     copied, disk_gb = data_bytes if settings.input_mode == "File" else 0, compute.get(config.compute).disk_gb
-    found: dict[str, Any] = {
+    resources: dict[str, Any] = {
         "InstanceType": config.compute,
         "InstanceCount": config.instance_count,
-        "VolumeSizeInGB": settings.volume_gb + math.ceil(_FREE_SHARE * copied / 1e9),
+        "VolumeSizeInGB": settings.volume_gb + math.ceil(_VOLUME_PER_DATA * copied / 1e9),
     }
     if settings.keep_alive_seconds:
-        found["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
+        resources["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
     if not disk_gb:
-        return _with_key(found, "VolumeKmsKeyId", settings)
-    if found["VolumeSizeInGB"] > disk_gb:
+        return _with_key(resources, "VolumeKmsKeyId", settings)
+    if resources["VolumeSizeInGB"] > disk_gb:
         raise ConfigError(
-            f"{found['VolumeSizeInGB']} GB of storage for {copied / 1e9:.3g} GB of data: {config.compute} has disks of "
-            f"{disk_gb} GB, and no volume beside them. Set input_mode=FastFile, or choose a compute with larger disks."
+            f"{resources['VolumeSizeInGB']} GB of storage for {copied / 1e9:.3g} GB of data: {config.compute} has "
+            f"disks of {disk_gb} GB, and takes no volume in addition. Set input_mode=FastFile, or choose a compute "
+            "with larger disks."
         )
-    return found  # such disks are encrypted by themselves, and SageMaker refuses a key for them
+    return resources  # the instance encrypts its local disks itself, and SageMaker refuses a key for them
 
 
 def _stopping(config: RunConfig, settings: SageMakerSettings, most_seconds: float) -> dict[str, int]:
     longest = max_runtime(config, settings, most_seconds)
-    waiting = {"MaxWaitTimeInSeconds": longest + settings.max_wait_seconds} if settings.spot else {}
-    return {"MaxRuntimeInSeconds": longest, **waiting}
+    wait_limit = {"MaxWaitTimeInSeconds": longest + settings.max_wait_seconds} if settings.spot else {}
+    return {"MaxRuntimeInSeconds": longest, **wait_limit}
 
 
-def _with_key(found: dict[str, Any], name: str, settings: SageMakerSettings) -> dict[str, Any]:
-    return {**found, name: settings.kms_key} if settings.kms_key else found
+def _with_key(part: dict[str, Any], name: str, settings: SageMakerSettings) -> dict[str, Any]:
+    return {**part, name: settings.kms_key} if settings.kms_key else part
 
 
 def _tags(tags: dict[str, str]) -> list[dict[str, str]]:
@@ -169,5 +171,5 @@ def _tags(tags: dict[str, str]) -> list[dict[str, str]]:
 
 
 def tag_value(text: str) -> str:
-    """A text as the service takes it in a tag: what its pattern refuses becomes an underscore."""
+    """Return a valid tag value: characters that the service refuses become underscores; cut to 256 characters."""
     return _TAG_REFUSES.sub("_", text)[:256]

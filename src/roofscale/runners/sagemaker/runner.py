@@ -1,8 +1,8 @@
-"""The SageMaker runner: one run config in, one measurement out, made by a training job.
+"""The SageMaker runner: one run config in, one measurement out, by a training job.
 
-What a job writes into its run folder the service copies to S3 while it goes on; the launcher reads the events from
-there as they grow, so whoever listens sees the same as of a run on this machine. A run folder remembers its job before
-that is submitted: the same command, started again, waits for it.
+The service copies the job's run folder to S3 while the job runs. The runner reads the events there as they grow, so
+that listeners get the same events as from a run on this machine. job.json in the local run folder names the job before
+it is submitted: the same command, started again, finds the job and waits for it.
 """
 
 import dataclasses
@@ -49,18 +49,19 @@ from roofscale.runners.supervise import Listener, SilentListener
 if TYPE_CHECKING:
     from roofscale.runners.sagemaker.session import Service
 
-_FIRST_POLL, _LONGEST_POLL = 0.5, 2.5  # seconds between two looks at a job; the longer it runs, the rarer
-_POLLS_A_RUN = 60  # looks over a job's time, until they are rarest
-_LOOKS_A_SECOND = 2.0  # at all jobs together; a service that throttles answers nobody sooner
-_NOT_FETCHED = (CONFIG, MEASUREMENT, EVENTS, "checkpoint.pt")  # ours, ours, read already, and of use to a job only
+_FIRST_POLL, _LONGEST_POLL = 0.5, 2.5  # seconds between two polls of a job; the interval grows with its age
+_POLLS_A_RUN = 60  # polls over a job's lifetime, until the longest interval is reached
+_POLLS_A_SECOND = 2.0  # of all jobs together, so that the service does not throttle
+# The runner writes the first two itself, _Tail copies the third, and only jobs need the fourth.
+_NOT_FETCHED = (CONFIG, MEASUREMENT, EVENTS, "checkpoint.pt")
 
 
 @dataclass
 class SageMakerRunner:
-    """Runs a config as a training job on the instance that its compute names.
+    """The runner that runs a config as a training job, on the instance that its compute names.
 
-    SIGINT and SIGTERM stop the job or let go of it, as the settings say or as a person answers; the measurement then
-    says ``interrupted``, and the same command goes on. A second one lets go at once.
+    SIGINT and SIGTERM stop the job or leave it running, by the setting ``on_interrupt`` or the user's answer. The
+    measurement is then ``interrupted``, and the same command continues. A second signal ends the wait at once.
     """
 
     run_dir: Path  # config.json, job.json, events.jsonl, stderr.log, measurement.json, as of a local run
@@ -69,14 +70,14 @@ class SageMakerRunner:
 
     @property
     def settings(self) -> SageMakerSettings:
-        """Those of the session."""
+        """Return the settings of the session."""
         return self.session.settings
 
     def __call__(self, config: RunConfig) -> Measurement:
-        """Run, and save the measurement in the run folder.
+        """Run the config as a job and return the measurement, which is also saved in the run folder.
 
         Raises:
-            ConfigError: the job cannot be made as it is asked for, or AWS refuses it.
+            ConfigError: the config, the data or the budget does not allow a job, or AWS refuses it.
             CloudError: AWS did not answer for an hour.
         """
         size = instance_of(config)
@@ -91,20 +92,20 @@ class SageMakerRunner:
             if described:
                 described = self._watch(cloud, job, described)
         if described and described["TrainingJobStatus"] not in RUNNING:
-            measurement = self._take(cloud, config, job, size, described)
+            measurement = self._fetch_result(cloud, config, job, size, described)
             job = dataclasses.replace(job, over=True, usd=job.usd + measurement.metrics.get("cost/usd", 0.0))
         else:
-            said = "runs on; the same command waits for it" if described else "was not made; the same command makes it"
-            measurement = _unseen(config, Outcome.INTERRUPTED, f"job {job.name} {said}")
+            state = "runs on; the same command waits for it" if described else "was not made; the same command makes it"
+            measurement = Measurement(Outcome.INTERRUPTED, f"job {job.name} {state}", config.fingerprint)
         measurement.save(self.run_dir / MEASUREMENT)
         if job.over:
             job.save(self.run_dir)
         return measurement
 
     def _find(self, cloud: "Service", config: RunConfig) -> tuple[Job, dict[str, Any] | None]:
-        """The run's job, with what SageMaker says of it where it was submitted already.
+        """Return the run's job, and its description if it was submitted already.
 
-        A folder that was lost has forgotten its job; that is known by its tags then.
+        If the run folder was lost, and job.json with it, a running job is found by its tags.
         """
         job = load_or_new(self.run_dir)
         if not (self.run_dir / JOB_FILE).exists():
@@ -121,10 +122,10 @@ class SageMakerRunner:
         return job, cloud.describe(job.name)
 
     def _submit(self, cloud: "Service", config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
-        """Hand the config over and create the job; what SageMaker then says of it."""
-        generated = synthetic_specs(config)
+        """Upload the config, create the job and return its first description."""
+        specs = synthetic_specs(config)
         data_bytes = sum(map(cloud.size, requests.data_uris(config).values()))
-        with self.session.lock:  # nobody else may take the same part of the budget
+        with self.session.lock:  # no other thread may reserve the same part of the budget
             seconds = budget_seconds(self.settings, size, spending(self.run_dir))
             tags = tags_of(self.run_dir)
             request = requests.build_request(
@@ -134,14 +135,14 @@ class SageMakerRunner:
             dataclasses.replace(job, at_most_usd=longest / 3600 * (size.usd_per_hour or 0.0)).save(self.run_dir)
         top = requests.config_uri(self.settings, job)
         cloud.write(f"{top}/{CONFIG}", json.dumps(config.as_dict(), indent=1).encode())
-        if generated:
-            cloud.write(f"{top}/{GENERATED}", json.dumps(generated).encode())
+        if specs:
+            cloud.write(f"{top}/{GENERATED}", json.dumps(specs).encode())
         cloud.submit(request)
         return {"TrainingJobStatus": RUNNING[0]}
 
     def _watch(self, cloud: "Service", job: Job, described: dict[str, Any]) -> dict[str, Any]:
-        """Follow a job until it is over, or until nobody wants to wait for it."""
-        began, stopping, said = time.monotonic(), False, ""
+        """Follow a job until it is over or the user ends the wait; return its last description."""
+        started, stopping, status = time.monotonic(), False, ""
         tail = self._tail(cloud, job)
         self.session.running.add(job.name)
         while described["TrainingJobStatus"] in RUNNING:
@@ -150,58 +151,58 @@ class SageMakerRunner:
                     break
                 stopping = True
                 cloud.stop(job.name)
-            self.session.wait(_poll_seconds(time.monotonic() - began, len(self.session.running)))
+            self.session.wait(_poll_seconds(time.monotonic() - started, len(self.session.running)))
             described = cloud.describe(job.name) or described
-            said = self._say(job, described, said)
+            status = self._report_status(job, described, status)
             tail.forward()
         self.session.running.discard(job.name)
         return described
 
-    def _take(
+    def _fetch_result(
         self, cloud: "Service", config: RunConfig, job: Job, size: Compute, described: Mapping[str, Any]
     ) -> Measurement:
-        """Fetch what a job that is over has left, and settle what it came to."""
-        left = [self._left(cloud, job, place) for place in range(config.instance_count)]
+        """Fetch the files of a job that is over, and return its measurement with outcome and cost."""
+        by_machine = [self._machine_measurement(cloud, job, index) for index in range(config.instance_count)]
         self._tail(cloud, job).forward()
         cloud.fetch(requests.folder_uri(self.settings, job), self.run_dir, _NOT_FETCHED)
-        own = multi_node.merge_measurements(left)
+        own = multi_node.merge_measurements(by_machine)
         for sample in own.resources if own else ():
             self.listener.resources(sample)
         outcome, detail = job_outcome(described, own)
-        seen = own or _from_events(config, size, self.run_dir, outcome, detail, described)
+        base = own or _from_events(config, size, self.run_dir, outcome, detail, described)
         costs = cost_metrics(described, size.usd_per_hour)
-        facts = {**seen.facts, "job": job.name, "image": self.settings.image}
-        return dataclasses.replace(seen, outcome=outcome, detail=detail, metrics={**seen.metrics, **costs}, facts=facts)
+        facts = {**base.facts, "job": job.name, "image": self.settings.image}
+        return dataclasses.replace(base, outcome=outcome, detail=detail, metrics={**base.metrics, **costs}, facts=facts)
 
-    def _left(self, cloud: "Service", job: Job, place: int) -> Measurement | None:
-        """What one of a job's machines has measured."""
-        packed = cloud.read_packed(requests.output_uri(self.settings, job), multi_node.measurement_name(place))
-        if not packed:
+    def _machine_measurement(self, cloud: "Service", job: Job, index: int) -> Measurement | None:
+        """Return the measurement of one of a job's machines; None if it left none."""
+        content = cloud.read_packed(requests.output_uri(self.settings, job), multi_node.measurement_name(index))
+        if not content:
             return None
-        (self.run_dir / MEASUREMENT).write_bytes(packed)
+        (self.run_dir / MEASUREMENT).write_bytes(content)  # overwritten by the merged one
         return Measurement.load(self.run_dir / MEASUREMENT)
 
     def _tail(self, cloud: "Service", job: Job) -> "_Tail":
         uri = f"{requests.folder_uri(self.settings, job)}/{EVENTS}"
         return _Tail(cloud, uri, self.run_dir / EVENTS, self.listener)
 
-    def _say(self, job: Job, described: Mapping[str, Any], said: str) -> str:
-        """Tell the listener where a job stands whenever that changes."""
-        stands = str(described.get("SecondaryStatus", ""))
-        if stands != said:
-            self.listener.event({"event": "note", "time": time.time(), "text": f"job {job.name}: {stands}"})
-        return stands
+    def _report_status(self, job: Job, described: Mapping[str, Any], last: str) -> str:
+        """Return the job's status, and send it to the listener if it has changed."""
+        status = str(described.get("SecondaryStatus", ""))
+        if status != last:
+            self.listener.event({"event": "note", "time": time.time(), "text": f"job {job.name}: {status}"})
+        return status
 
 
 class _Tail:
-    """Copies the events of a job into the run folder as they grow in S3, and hands them to a listener."""
+    """A copy of a job's events: appends what is new in S3 to the run folder's file, and forwards it to a listener."""
 
     def __init__(self, cloud: "Service", uri: str, file: Path, listener: Listener) -> None:
         self._cloud, self._uri, self._file, self._listener = cloud, uri, file, listener
         self._events = EventTail(file, from_end=True)
 
     def forward(self) -> None:
-        """Read on."""
+        """Fetch and forward the events since the last call."""
         offset = self._file.stat().st_size if self._file.exists() else 0
         if fresh := self._cloud.read_from(self._uri, offset):
             with self._file.open("ab") as stream:
@@ -211,10 +212,10 @@ class _Tail:
 
 
 def instance_of(config: RunConfig) -> Compute:
-    """The instance that a config runs on, at the price of as many as it takes.
+    """Return the instance that a config runs on, with the price per hour of all its instances together.
 
     Raises:
-        ConfigError: its compute is none of SageMaker's.
+        ConfigError: the compute is no instance of SageMaker.
     """
     if not config.compute.startswith("ml."):
         raise ConfigError(
@@ -226,44 +227,47 @@ def instance_of(config: RunConfig) -> Compute:
 
 
 def synthetic_specs(config: RunConfig) -> dict[str, Any]:
-    """By data set: the spec that a job has to generate, of RID with the images that it reads; empty where the data lies
-    in S3.
+    """Return, by data set, the spec of the images that a job has to generate; empty if the data is in S3.
 
     Raises:
-        ConfigError: the data lies on this machine and is not generated.
+        ConfigError: the data is on this machine and is not generated.
     """
     if config.data_root.startswith(requests.S3):
         return {}
-    found = {}
+    specs = {}
     for name in config.datasets:
         folder = find_dataset(name, Path(config.data_root).expanduser()).resolve()
-        notes = [place / NOTE for place in (folder, *folder.parents[:3]) if (place / NOTE).is_file()]
+        notes = [parent / NOTE for parent in (folder, *folder.parents[:3]) if (parent / NOTE).is_file()]
         if describe_origin(folder) != "GENERATED" or not notes:
             raise ConfigError(
                 f"data_root={config.data_root}: {name} lies on this machine, and a job cannot see it. Copy it to S3 "
                 f"(roofscale data upload {config.data_root} s3://BUCKET/data) and give data_root=s3://BUCKET/data; or "
                 "leave data_root empty for generated data."
             )
-        found[name] = read_json(notes[0]) | _read_of(name, config)
-    return found
+        specs[name] = read_json(notes[0]) | _only_images_read(name, config)
+    return specs
 
 
-def _read_of(name: str, config: RunConfig) -> dict[str, list[str]]:
-    """Which images a run reads, where a job need not draw the others: a published split does not hang on them."""
+def _only_images_read(name: str, config: RunConfig) -> dict[str, list[str]]:
+    """Return the images that a run reads, under ``ONLY``; empty if the job has to generate all of them.
+
+    Only RID's published split does not depend on the other images; other splits deal out all of them.
+    """
     if name != "rid" or config.split != "published":
         return {}
     split = open_sources(config.with_overrides({"datasets": (name,)}), Path(config.data_root).expanduser())[name]
-    places = (part.place(index) for part in (split.train, split.val) for index in range(len(part)))
-    return {ONLY: [place.removesuffix(".tif") for place in places]}
+    files = (part.place(index) for part in (split.train, split.val) for index in range(len(part)))
+    return {ONLY: [file.removesuffix(".tif") for file in files]}
 
 
 def budget_seconds(settings: SageMakerSettings, size: Compute, spent: Spending) -> float:
-    """How long a job may run until its part of the attempt's budget is used up; infinite without a budget.
+    """Return the seconds that a job may run within its share of the attempt's budget; infinite without a budget.
 
-    What is neither spent nor promised to a job under way is shared among the jobs that may yet run beside those.
+    The budget that is neither spent nor reserved for running jobs is shared equally among the jobs that may still start
+    in parallel.
 
     Raises:
-        ConfigError: nothing is left, or the price is not known.
+        ConfigError: the share pays for less than a minute, or the price is not known.
     """
     if not settings.budget_usd:
         return math.inf
@@ -272,27 +276,27 @@ def budget_seconds(settings: SageMakerSettings, size: Compute, spent: Spending) 
             f"budget_usd={settings.budget_usd:g}: no price of {size.name} is known. Add it to compute.yaml, or set no "
             "budget."
         )
-    places = max(1, settings.max_parallel_jobs - spent.under_way)
-    left = (settings.budget_usd - spent.usd - spent.at_most_usd) / places / size.usd_per_hour * 3600
-    if left < 60:  # a job needs that to say anything
-        promised = f", and those under way may cost {spent.at_most_usd:.2f}" if spent.under_way else ""
+    slots = max(1, settings.max_parallel_jobs - spent.under_way)
+    seconds = (settings.budget_usd - spent.usd - spent.at_most_usd) / slots / size.usd_per_hour * 3600
+    if seconds < 60:  # a shorter job ends before it has trained
+        reserved = f", and those under way may cost {spent.at_most_usd:.2f}" if spent.under_way else ""
         raise ConfigError(
-            f"budget_usd={settings.budget_usd:g}: this attempt's jobs have cost {spent.usd:.2f} USD{promised}; what is "
+            f"budget_usd={settings.budget_usd:g}: this attempt's jobs have cost {spent.usd:.2f} USD{reserved}; what is "
             f"left pays for less than a minute of {size.name}. Raise it in sagemaker.yaml, and the same command goes "
             "on."
         )
-    return left
+    return seconds
 
 
 def _from_events(
     config: RunConfig, size: Compute, run_dir: Path, outcome: Outcome, detail: str, described: Mapping[str, Any]
 ) -> Measurement:
-    """The measurement of a job that had no time to leave one: as much as its events tell."""
+    """Return a measurement from the events of a job that left none; without memory, which only the job samples."""
     begun, ended = (described.get(key) for key in ("TrainingStartTime", "TrainingEndTime"))
     if begun is None:
-        return _unseen(config, outcome, detail)
+        return Measurement(outcome, detail, config.fingerprint)
     started = begun.timestamp()
-    seen = RunObservation(
+    observation = RunObservation(
         outcome=outcome,
         detail=detail,
         started=started,
@@ -300,16 +304,12 @@ def _from_events(
         events=EventTail(run_dir / EVENTS).read(),
         memory=(),
         metrics={},
-        source="none: the job ended before it could say",
+        source="none: the job ended before it could write its measurement",
         limit=f"{size.memory_gib:g} GiB of {size.name}",
     )
-    return build_measurement(config, size, ResourceLimits(int(size.memory_gib * GIB), size.vcpus), seen)
-
-
-def _unseen(config: RunConfig, outcome: Outcome, detail: str) -> Measurement:
-    return Measurement(outcome, detail, config.fingerprint)
+    return build_measurement(config, size, ResourceLimits(int(size.memory_gib * GIB), size.vcpus), observation)
 
 
 def _poll_seconds(waited: float, jobs: int) -> float:
     alone = min(_LONGEST_POLL, max(_FIRST_POLL, waited / _POLLS_A_RUN))
-    return max(alone, (jobs - 1) / _LOOKS_A_SECOND)
+    return max(alone, (jobs - 1) / _POLLS_A_SECOND)

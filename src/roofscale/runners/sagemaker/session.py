@@ -1,4 +1,4 @@
-"""What all jobs of one command share: the settings, one connection, and what becomes of them at Ctrl-C."""
+"""The state that all jobs of one command share: settings, connection, and the answer to Ctrl-C."""
 
 import sys
 import threading
@@ -20,43 +20,44 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """The launcher's side of all jobs that one command has under way, each followed by a thread of its own."""
+    """The shared state of a command's jobs, each of which is followed by a thread of its own."""
 
     settings: SageMakerSettings
     interrupt: StopRequest = field(default_factory=StopRequest)
-    connect: "Callable[[SageMakerSettings, Wait], Service] | None" = None  # to AWS; a test's stand-in
+    connect: "Callable[[SageMakerSettings, Wait], Service] | None" = None  # replaced by tests
     ask: Callable[[str], str] = input
-    patient: bool = True  # whether a service that does not answer is waited for
-    running: set[str] = field(default_factory=set)  # names of jobs
-    lock: threading.RLock = field(default_factory=threading.RLock)  # of whoever reads and then changes what is shared
+    patient: bool = True  # False: do not retry a service that does not answer
+    running: set[str] = field(default_factory=set)  # names of the jobs that are followed
+    lock: threading.RLock = field(default_factory=threading.RLock)  # held to read and then change shared state
     _cloud: "Service | None" = None
-    _stop: bool | None = None  # what was decided of all jobs; None: nothing yet
+    _stop: bool | None = None  # whether Ctrl-C stops the jobs; None: not decided yet
 
     @property
     def cloud(self) -> "Service":
-        """The one connection; clients of boto3 may be shared by threads, but are slow and large to make."""
+        """Return the connection, made once: boto3 clients are thread-safe, but slow and large to make."""
         with self.lock:
             if self._cloud is None:
                 self._cloud = (self.connect or _connect)(self.settings, self.wait)
             return self._cloud
 
     def wait(self, seconds: float) -> bool:
-        """Wait, but no longer than until somebody wants to stop; whether somebody does, beyond a stop under way.
+        """Wait until the time is over or the user interrupts; return whether the user has interrupted.
 
-        A wish from before counts too: it may have come while a service was asked that does not answer.
+        While jobs are being stopped, only a second interrupt counts. One from before the call counts too: it may have
+        come during a request that had no answer.
         """
         if not self.patient:
             return True
         until = time.monotonic() + seconds
-        while not self._wants_out() and (left := until - time.monotonic()) > 0:
-            time.sleep(min(0.1, left))
-        return self._wants_out()
+        while not self._interrupted() and (remaining := until - time.monotonic()) > 0:
+            time.sleep(min(0.1, remaining))
+        return self._interrupted()
 
-    def _wants_out(self) -> bool:
+    def _interrupted(self) -> bool:
         return self.interrupt.count > (1 if self._stop else 0)
 
     def should_stop_jobs(self) -> bool:
-        """Whether running jobs are to be stopped, rather than left to themselves; decided once for all of them."""
+        """Whether Ctrl-C stops the running jobs (else they run on); decided once for all of them."""
         with self.lock:
             if self._stop is None:
                 self._stop = self._decide()
@@ -78,6 +79,6 @@ def _connect(settings: SageMakerSettings, wait: "Wait") -> "Service":
         from roofscale.runners.sagemaker.local_mode import LocalModeClient
 
         return LocalModeClient(settings)
-    from roofscale.runners.sagemaker.jobs_api import SageMakerClient  # boto3: only those who run there pay for it
+    from roofscale.runners.sagemaker.jobs_api import SageMakerClient  # boto3 is large, and local mode needs none
 
     return SageMakerClient(settings, wait)

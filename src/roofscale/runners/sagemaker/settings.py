@@ -1,4 +1,4 @@
-"""Where SageMaker jobs of a user run and as whom: one YAML file, and environment variables that win over it.
+"""The settings of SageMaker jobs: one YAML file, and environment variables that override it.
 
 No secret belongs here: credentials come from boto3's own chain (profile, environment, SSO, instance role).
 """
@@ -25,7 +25,7 @@ _MOST_KEEP_ALIVE = 21_600  # seconds; botocore's model of KeepAlivePeriodInSecon
 
 
 def setting(meaning: str, default: Any = dataclasses.MISSING, *, low: float = 0, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its meaning (unit included) and the values it takes."""
+    """Return a dataclass field with its meaning (unit included) and the values that it accepts."""
     metadata = {"meaning": meaning, "low": low, "choices": choices}
     if default is dict:
         return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -34,16 +34,16 @@ def setting(meaning: str, default: Any = dataclasses.MISSING, *, low: float = 0,
 
 @dataclass(frozen=True)
 class SageMakerSettings:
-    """All that a training job needs beside the run config.
+    """The settings of a training job, in addition to the run config.
 
     Raises:
-        ConfigError: a value out of range, not among the choices, or two that do not go together.
+        ConfigError: a value is out of range or not among the choices, or two values exclude each other.
     """
 
     role: str = setting("ARN of the IAM role that the job runs as (deploy/iam/job-role.json)")
     bucket: str = setting("S3 bucket for configs, checkpoints and results")
     image: str = setting("image that the Dockerfile makes, in ECR")
-    prefix: str = setting("where in the bucket", "roofscale")
+    prefix: str = setting("prefix of all keys in the bucket", "roofscale")
     local_mode: bool = setting("run the image with Docker on this machine: no account, no S3; needs only image", False)
     region: str = setting("AWS region; empty: that of the profile or of AWS_DEFAULT_REGION", "")
     subnets: tuple[str, ...] = setting("subnets of the VPC to run in; none: SageMaker's own network", ())
@@ -54,14 +54,14 @@ class SageMakerSettings:
         "File copies a data set before the job trains, FastFile streams it", "File", choices=("File", "FastFile")
     )
     volume_gb: int = setting("least storage of the instance, GB; data copied in File mode comes on top", 30, low=1)
-    max_runtime_seconds: int = setting("most a job may run; 0: the config's timeout_seconds and ten minutes", 0)
+    max_runtime_seconds: int = setting("most seconds a job may run; 0: the config's timeout_seconds and ten minutes", 0)
     spot: bool = setting("run on spare capacity, which is cheaper and may be taken away and given back", False)
-    max_wait_seconds: int = setting("most that a spot job may wait for capacity, beyond its running time", 3600)
+    max_wait_seconds: int = setting("most seconds that a spot job may wait for capacity, beyond its running time", 3600)
     keep_alive_seconds: int = setting(
-        "how long a warm pool holds the instance for the next job, billed beside budget_usd; 0: no pool", 0
+        "seconds that a warm pool holds the instance for the next job, billed, outside budget_usd; 0: no pool", 0
     )
     max_parallel_jobs: int = setting(
-        "how many jobs of one command may run at a time: trials of a search, and steps that do not hang on each other",
+        "how many jobs of one command may run at a time: trials of a search, and independent steps",
         1,
         low=1,
     )
@@ -84,9 +84,11 @@ class SageMakerSettings:
                 "is its name."
             )
         for field in dataclasses.fields(self):
-            value, known = getattr(self, field.name), field.metadata["choices"]
-            if known and value not in known:
-                raise ConfigError(f"{field.name}={value}: expected {' or '.join(known)}.{did_you_mean(value, known)}")
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(
+                    f"{field.name}={value}: expected {' or '.join(choices)}.{did_you_mean(value, choices)}"
+                )
             if isinstance(value, int | float) and value < field.metadata["low"]:
                 raise ConfigError(f"{field.name}={value}: expected at least {field.metadata['low']:g}.")
         if bool(self.subnets) != bool(self.security_groups):
@@ -94,7 +96,7 @@ class SageMakerSettings:
         if "alias/" in self.kms_key:
             raise ConfigError(
                 f"kms_key={self.kms_key}: SageMaker takes no alias for a volume; give the key's ID or ARN (aws kms "
-                f"describe-key --key-id {self.kms_key} says them)."
+                f"describe-key --key-id {self.kms_key} shows both)."
             )
         if self.keep_alive_seconds > _MOST_KEEP_ALIVE:
             raise ConfigError(f"keep_alive_seconds={self.keep_alive_seconds}: expected at most {_MOST_KEEP_ALIVE}.")
@@ -106,15 +108,15 @@ class SageMakerSettings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(SageMakerSettings)}
 REQUIRED = ("role", "bucket", "image")
-# What a request has to name all the same, and what has no meaning without an account.
+# In local mode: fillers for what a request must contain, and settings that mean nothing without an account.
 _IN_LOCAL_MODE = {"role": "arn:aws:iam::000000000000:role/nobody", "bucket": HERE, "spot": False, "budget_usd": 0.0,
                   "keep_alive_seconds": 0, "kms_key": ""}  # fmt: skip
 _TYPES = typing.get_type_hints(SageMakerSettings)
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def is_configured(environment: Mapping[str, str] = os.environ, folder: Path = Path()) -> bool:
-    """Whether a user has said anything of SageMaker."""
+    """Whether there is a settings file or any variable of SageMaker settings."""
     return (folder / FILE).exists() or any(name.startswith(FILE_VARIABLE) for name in environment)
 
 
@@ -124,40 +126,40 @@ def load(
     """Read the settings: the defaults, then the file, then the environment.
 
     Args:
-        required: what must be there; what else a job needs is empty where it is lacking.
+        required: settings that must have a value; the rest of ``REQUIRED`` may be empty.
 
     Raises:
-        ConfigError: an unreadable file, an unknown key, a value that does not fit, or one that is lacking.
+        ConfigError: an unreadable file, an unknown key, an invalid value, or a missing one.
     """
     file = folder / (environment.get(FILE_VARIABLE) or FILE)
-    found = read_yaml(file, "bucket: my-bucket") if file.exists() or FILE_VARIABLE in environment else {}
-    named = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
+    from_file = read_yaml(file, "bucket: my-bucket") if file.exists() or FILE_VARIABLE in environment else {}
+    from_environment = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
              and key.startswith(VARIABLE_PREFIX)}  # fmt: skip
     values: dict[str, Any] = {}
-    for given, source in ((found, file), (named, None)):
+    for given, source in ((from_file, file), (from_environment, None)):
         with naming(source):
             values |= {key: _convert(key, value) for key, value in given.items()}
     if values.get("local_mode"):
         values |= {**_IN_LOCAL_MODE, "prefix": str((folder / "runs/containers").absolute())}
-    lacking = [name for name in required if not values.get(name)]
-    if lacking:
-        what = "; ".join(f"{name}: {FIELDS[name].metadata['meaning']}" for name in lacking)
+    missing = [name for name in required if not values.get(name)]
+    if missing:
+        what = "; ".join(f"{name}: {FIELDS[name].metadata['meaning']}" for name in missing)
         raise ConfigError(
-            f"SageMaker needs {', '.join(lacking)} ({what}). Write them into {file} as lines like 'bucket: my-bucket', "
-            f"or set {VARIABLE_PREFIX}{lacking[0].upper()}; or run on this machine, without --runner sagemaker."
+            f"SageMaker needs {', '.join(missing)} ({what}). Write them into {file} as lines like 'bucket: my-bucket', "
+            f"or set {VARIABLE_PREFIX}{missing[0].upper()}; or run on this machine, without --runner sagemaker."
         )
-    with naming(file if found and not named else None):
+    with naming(file if from_file and not from_environment else None):
         return SageMakerSettings(**{**dict.fromkeys(REQUIRED, ""), **values})
 
 
 def _convert(key: str, value: Any) -> Any:
-    """Turn a written or typed value into the setting's type."""
+    """Return the value, from YAML or an environment variable, in the setting's type."""
     if key not in FIELDS:
         raise ConfigError(f"{key!r} is no setting of SageMaker.{did_you_mean(str(key), FIELDS)}")
     kind = _TYPES[key]
     try:
         if kind is bool:
-            return _TRUTH[str(value).strip().lower()]
+            return _BOOLEANS[str(value).strip().lower()]
         if kind in (int, float):
             return kind(value)
         if kind is str:

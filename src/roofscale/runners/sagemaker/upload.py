@@ -1,4 +1,4 @@
-"""Copies data sets to S3, where jobs read them: file by file, several at a time, and none that is there already."""
+"""Upload of data sets to S3 for jobs: several files at a time, skipping those that are there already."""
 
 import hashlib
 from base64 import b64encode
@@ -13,45 +13,45 @@ from roofscale.data.locate import available_datasets, find_dataset
 from roofscale.data.synthetic import NOTE
 from roofscale.errors import ConfigError, DataError
 
-PART_BYTES = 2**25  # of a large file, which is copied in parts of this size; its checksum depends on it
-_FILES = 8  # looked at, or copied, at a time
-_CHUNK = 2**20  # bytes read at a time
+PART_BYTES = 2**25  # files from this size on are uploaded in parts of it; S3's checksum depends on the part size
+_FILES = 8  # compared or uploaded at a time
+_CHUNK = 2**20  # bytes per read
 
 
 class Store(Protocol):
-    """What an upload needs of S3; see ``store.Store``."""
+    """The part of ``s3.S3Client`` that an upload needs."""
 
     def sizes(self, uri: str) -> dict[str, int]:
-        """Bytes of each object under a prefix, by what follows that."""
+        """Return the bytes of each object under a prefix, by the rest of its key."""
         ...
 
     def checksum(self, uri: str) -> str:
-        """The SHA-256 of an object."""
+        """Return S3's SHA-256 of an object; empty if it has none."""
         ...
 
     def upload(self, file: Path, uri: str, progress: Callable[[int], None]) -> None:
-        """Copy a file."""
+        """Upload a file."""
         ...
 
 
 @dataclass(frozen=True)
 class FileToUpload:
-    """One file, and where jobs look for it."""
+    """One file, with its path in S3."""
 
     dataset: str
     file: Path
-    path: str  # below the prefix
+    path: str  # below the data root in S3
     size: int  # bytes
 
 
 def files_to_upload(folder: Path, everything: bool = False) -> list[FileToUpload]:
-    """The files of all data sets in a folder, each data set under its name, as jobs want it.
+    """Return the files of all data sets in a folder; in S3 each data set is under its name, as jobs expect.
 
     Args:
-        everything: the twins for looking at (``_vis``) and hidden files too.
+        everything: include the visual copies of labels (``_vis``) and hidden files.
 
     Raises:
-        ConfigError: no data set is there.
+        ConfigError: the folder contains no data set.
     """
     names = available_datasets(folder)
     if not names:
@@ -59,7 +59,7 @@ def files_to_upload(folder: Path, everything: bool = False) -> list[FileToUpload
             f"{folder}: expected a folder with data sets, such as rid/, roofline/ or airs/; found none. Name the "
             "folder that holds them, or get them: roofscale data fetch."
         )
-    return [one for name in names for one in _files_of(name, folder, everything)]
+    return [file for name in names for file in _files_of(name, folder, everything)]
 
 
 def _files_of(name: str, folder: Path, everything: bool) -> Iterator[FileToUpload]:
@@ -69,18 +69,18 @@ def _files_of(name: str, folder: Path, everything: bool) -> Iterator[FileToUploa
         hidden = any(part.startswith(".") for part in inside.parts)
         if everything or not (hidden or file.stem.endswith(VISUAL)):
             yield FileToUpload(name, file, f"{name}/{inside.as_posix()}", file.stat().st_size)
-    # What generated images are known by lies above them, where a release nests its own.
-    above = next((place / NOTE for place in top.parents[:3] if (place / NOTE).is_file()), None)
+    # The note that marks images as generated can be in a parent folder, as releases nest their data.
+    above = next((parent / NOTE for parent in top.parents[:3] if (parent / NOTE).is_file()), None)
     if above and not (top / NOTE).exists():
         yield FileToUpload(name, above, f"{name}/{NOTE}", above.stat().st_size)
 
 
 @dataclass(frozen=True)
 class UploadResult:
-    """What became of the files."""
+    """The files of an upload, by what was done."""
 
     copied: tuple[FileToUpload, ...]
-    there: tuple[FileToUpload, ...]  # with the same bytes already
+    there: tuple[FileToUpload, ...]  # skipped: S3 has the same bytes
 
 
 def upload_files(
@@ -90,47 +90,47 @@ def upload_files(
     progress: Callable[[int], None] = lambda sent: None,
     dry_run: bool = False,
 ) -> UploadResult:
-    """Copy what is not there with the same size and checksum; a second try goes on where the first was stopped.
+    """Upload the files that S3 lacks with the same size and checksum; a second call continues a stopped one.
 
     Args:
         uri: the data root, ``s3://bucket/prefix``.
-        progress: is told of bytes that are done with; called from several threads.
-        dry_run: only look.
+        progress: called from several threads with the bytes uploaded or skipped since its last call.
+        dry_run: compare only.
 
     Raises:
-        ConfigError: S3 refuses; says why.
+        ConfigError: S3 refuses; the message has the reason.
         DataError: a file cannot be read.
     """
     top = uri.rstrip("/")
     sizes = store.sizes(f"{top}/")
 
-    def settle(one: FileToUpload) -> bool:
-        address = f"{top}/{one.path}"
+    def upload_if_changed(item: FileToUpload) -> bool:
+        """Return whether S3 had the same bytes already."""
+        address = f"{top}/{item.path}"
         try:
-            same = sizes.get(one.path) == one.size and store.checksum(address) == checksum_of(one.file)
+            same = sizes.get(item.path) == item.size and store.checksum(address) == checksum_of(item.file)
             if not (same or dry_run):
-                store.upload(one.file, address, progress)
+                store.upload(item.file, address, progress)
                 return False
         except OSError as error:
             raise DataError(
-                f"{one.file}: cannot be read ({error.strerror}); mend it, and the same command goes on."
+                f"{item.file}: cannot be read ({error.strerror}); mend it, and the same command goes on."
             ) from error
-        progress(one.size)
+        progress(item.size)
         return same
 
     with ThreadPoolExecutor(_FILES, "upload") as pool:
         try:
-            found = list(pool.map(settle, files))
+            were_there = list(pool.map(upload_if_changed, files))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return UploadResult(
-        *(tuple(one for one, same in zip(files, found, strict=True) if same is there) for there in (False, True))
-    )
+    pairs = list(zip(files, were_there, strict=True))
+    return UploadResult(tuple(f for f, there in pairs if not there), tuple(f for f, there in pairs if there))
 
 
 def checksum_of(file: Path, part_bytes: int = PART_BYTES) -> str:
-    """SHA-256 as S3 has it: of the bytes, or, of a file that was copied in parts, of the parts' digests.
+    """Return the SHA-256 as S3 computes it, in base64: of the bytes, or of the parts' digests if there are parts.
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
     """
@@ -140,10 +140,10 @@ def checksum_of(file: Path, part_bytes: int = PART_BYTES) -> str:
 
 
 def _digest(file: Path, start: int, size: int) -> bytes:
-    found, left = hashlib.sha256(), size
+    digest, remaining = hashlib.sha256(), size
     with file.open("rb") as stream:
         stream.seek(start)
-        while left and (chunk := stream.read(min(_CHUNK, left))):
-            found.update(chunk)
-            left -= len(chunk)
-    return found.digest()
+        while remaining and (chunk := stream.read(min(_CHUNK, remaining))):
+            digest.update(chunk)
+            remaining -= len(chunk)
+    return digest.digest()

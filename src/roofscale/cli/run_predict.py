@@ -12,19 +12,20 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from roofscale.cli.console import SECONDS_BETWEEN_LINES, console
 from roofscale.config import RunConfig
 from roofscale.data import airs, folders, rid, roofline
 from roofscale.data.locate import find_dataset
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError, DataError
 from roofscale.files import require_output
-from roofscale.phases.history import read_config
 from roofscale.predict.inference import InferenceSettings, Segmenter, predict_mask, whole_image_counts
 from roofscale.predict.raster import is_mask, new_mask, open_image
 from roofscale.predict.sliding_window import Tiling, default_overlap
 from roofscale.predict.vectorize import is_outlines, require_ground, write_geojson
-from roofscale.report.console import SECONDS_BETWEEN_LINES, as_json, console
+from roofscale.report.format import as_json
 from roofscale.tracking import StoredModel, find_model, read_weights
+from roofscale.tracking.history import read_config
 from roofscale.train.scores import scores
 
 _ROOF = CHANNELS[0]
@@ -37,7 +38,7 @@ _LABELLED = tuple(channel == _ROOF for channel in CHANNELS)
 
 
 @dataclass(frozen=True)
-class Wish:
+class InferenceOptions:
     """How a user wants pictures to be segmented."""
 
     model: str = ""  # as ``tracking.find_model`` takes it
@@ -53,7 +54,7 @@ class Wish:
         return Tiling.of(window, default_overlap(window) if self.overlap < 0 else self.overlap, self.scale)
 
 
-def predict_image(image: Path, output: Path, geojson: Path | None, wish: Wish, to_json: bool) -> None:
+def predict_image(image: Path, output: Path, geojson: Path | None, wish: InferenceOptions, to_json: bool) -> None:
     """Write the mask of a picture, and its outlines where asked, and print what was found; see ``segment_image``."""
     out = console(quiet=to_json)
     found = segment_image(image, output, geojson, wish, out)
@@ -65,7 +66,9 @@ def predict_image(image: Path, output: Path, geojson: Path | None, wish: Wish, t
         out.print(f"{escape(str(geojson))}: {found['outlines']} outlines")
 
 
-def segment_image(image: Path, output: Path, geojson: Path | None, wish: Wish, out: Console) -> dict[str, Any]:
+def segment_image(
+    image: Path, output: Path, geojson: Path | None, wish: InferenceOptions, out: Console
+) -> dict[str, Any]:
     """Write the mask of a picture, and its outlines where asked.
 
     Returns:
@@ -95,7 +98,7 @@ def segment_image(image: Path, output: Path, geojson: Path | None, wish: Wish, o
     }
 
 
-def evaluate_folder(folder: Path, part: str, wish: Wish, to_json: bool) -> None:
+def evaluate_folder(folder: Path, part: str, wish: InferenceOptions, to_json: bool) -> None:
     """Hold a model against the labels of whole AIRS tiles: each one, and the counts of all together.
 
     Raises:
@@ -120,7 +123,7 @@ def evaluate_folder(folder: Path, part: str, wish: Wish, to_json: bool) -> None:
     out.print(table)
 
 
-def _load(wish: Wish, out: Console) -> tuple[StoredModel, InferenceSettings]:
+def _load(wish: InferenceOptions, out: Console) -> tuple[StoredModel, InferenceSettings]:
     """Fetch the model, and say which it is and how it will be used."""
     model = find_model(wish.model)
     config = read_config(model.run)
@@ -166,7 +169,7 @@ def _bar(name: str, windows: int) -> "tqdm[None]":
     return tqdm(total=windows, desc=name, unit="window", mininterval=SECONDS_BETWEEN_LINES)
 
 
-def _tags(model: StoredModel, wish: Wish) -> dict[str, str]:
+def _tags(model: StoredModel, wish: InferenceOptions) -> dict[str, str]:
     """What a mask says of where it comes from."""
     return {"model": model.named, "run_id": model.run.run_id, "threshold": f"{wish.threshold:g}"}
 

@@ -9,13 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
+from roofscale.cli.console import console
 from roofscale.config import RunConfig
 from roofscale.files import require_output
 from roofscale.forecast.gpu_memory import GpuForecaster, suggest_lighter_configs
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import MEAN_ERROR, StepEstimate
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
-from roofscale.report.console import as_json, console
+from roofscale.report.format import as_json
 
 _SHOWN_MODULES = 8
 

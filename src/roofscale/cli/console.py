@@ -1,10 +1,9 @@
-"""What a person sees while a run or a phase goes on."""
+"""Terminal output: a console, progress bars of runs, and JSON for scripts."""
 
-import json
 import statistics
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -12,24 +11,29 @@ from tqdm import tqdm
 
 from roofscale.measurement import ResourceSample
 
-# A bar that is written to a file or a log would fill it line by line.
-_WIDTH_OF_A_LOG = 140
-_PACED = 10  # steps that the pace shown is the mean of
+_LOG_WIDTH = 140  # characters
+_PACE_STEPS = 10  # the displayed pace is the mean of the last ones
+# In a file or a log each update of a bar is a new line, so bars are updated rarely there.
 SECONDS_BETWEEN_LINES = 0.1 if sys.stderr.isatty() else 15.0
 
 
 def console(quiet: bool = False) -> Console:
-    """Standard output; with ``quiet`` standard error, because standard output is a script's."""
-    width = None if (sys.stderr if quiet else sys.stdout).isatty() else _WIDTH_OF_A_LOG
-    return _BesideBars(stderr=quiet, width=width, highlight=False)
+    """Return a console on standard output or, with ``quiet``, on standard error if a script reads the output."""
+    width = None if (sys.stderr if quiet else sys.stdout).isatty() else _LOG_WIDTH
+    return _ConsoleAboveBars(stderr=quiet, width=width, highlight=False)
 
 
-class _BesideBars(Console):
+def plain(out: Console) -> Callable[[str], None]:
+    """Return a function that prints a text as it is, without rich's markup."""
+    return lambda text: out.print(text, markup=False)
+
+
+class _ConsoleAboveBars(Console):
     """Prints above the bars that are drawn at the moment, whichever thread draws them."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as ``Console`` does."""
-        if not sys.stderr.isatty():  # where bars are lines in a log, nothing is above them
+        if not sys.stderr.isatty():  # in a log, bars are plain lines
             super().print(*objects, **options)
             return
         with tqdm.external_write_mode(self.file):
@@ -37,24 +41,24 @@ class _BesideBars(Console):
 
 
 class ProgressBar:
-    """A listener that draws one bar a run: the stage that it is at, steps done and their pace, loss and memory."""
+    """A listener that draws one bar per run: its stage, steps done and their pace, loss and memory."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._bar: tqdm[None] | None = None
         self._shown: dict[str, str] = {}
-        self._seconds: deque[float] = deque(maxlen=_PACED)  # of the last steps
+        self._seconds: deque[float] = deque(maxlen=_PACE_STEPS)  # of the last steps
         self._epoch = -1
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Move the bar."""
+        """Update the bar from an event of the training process."""
         kind = event["event"]
         if kind == "start":
             self._bar = tqdm(
                 total=event["steps_planned"],
                 desc=self._name,
                 unit="step",
-                # tqdm's own pace and time left would count the start and validation as time of steps.
+                # Without tqdm's own pace and time left, which would count start-up and validation as time of steps.
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]",
                 mininterval=SECONDS_BETWEEN_LINES,
                 position=None if sys.stderr.isatty() else 0,  # bars of several runs are not stacked in a log
@@ -74,18 +78,18 @@ class ProgressBar:
             self._bar.close()
 
     def _pace(self, step: Mapping[str, Any]) -> None:
-        """Show the mean of the last steps, and what those to come will take."""
+        """Show the mean seconds of the last steps, and the time that the remaining steps will take."""
         assert self._bar is not None
         first, self._epoch = step["epoch"] != self._epoch, step["epoch"]
-        if first:  # it waits for the loader's start
+        if first:  # the first step of an epoch includes the start of the loader
             return
         self._seconds.append(step["seconds"])
         pace = statistics.fmean(self._seconds)
-        left = tqdm.format_interval(pace * max(0, self._bar.total - step["step"]))
-        self._show(pace=f"{pace:.3g} s/step", steps_left=left)
+        remaining = tqdm.format_interval(pace * max(0, self._bar.total - step["step"]))
+        self._show(pace=f"{pace:.3g} s/step", steps_left=remaining)
 
     def resources(self, sample: ResourceSample) -> None:
-        """Show the memory."""
+        """Show the memory in use, MiB."""
         used = sample.metrics.get("memory/used_mib")
         if self._bar is not None and used is not None:
             self._show(memory=f"{used:,.0f} MiB")
@@ -94,16 +98,3 @@ class ProgressBar:
         assert self._bar is not None
         self._shown |= fields
         self._bar.set_postfix(self._shown, refresh=False)
-
-
-def as_json(content: Any) -> str:
-    """JSON for a script: NaN becomes null, because strict readers refuse it."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): clean(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(item) for item in value]
-        return None if isinstance(value, float) and value != value else value
-
-    return json.dumps(clean(content), indent=1, default=str)

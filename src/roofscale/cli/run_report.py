@@ -5,20 +5,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from roofscale.commands.gate import read_gate
-from roofscale.commands.timed import runs_on_record, trials_on_record
+from roofscale.cli.console import console
+from roofscale.cli.run_gate import read_gate
 from roofscale.errors import ConfigError
 from roofscale.files import naming, read_text, write_text
 from roofscale.phases.history import latest_result
 from roofscale.phases.phase_file import Phase, load_phase
 from roofscale.report.calibration import ForecastOutcome, calibrate, calibration_record, forecast_outcomes
-from roofscale.report.console import as_json, console
+from roofscale.report.format import as_json
 from roofscale.report.notebook import update_notebook
 from roofscale.report.phase_html import write_phase_html
 from roofscale.report.phase_json import climb_record
 from roofscale.report.phase_status import Climbs, following
 from roofscale.report.strategy import strategy_document
 from roofscale.tracking import tracking_uri
+from roofscale.tracking.history import recorded_runs, recorded_trials
 
 STRATEGY = "STRATEGY.md"
 NOTEBOOK = "launch.ipynb"
@@ -44,7 +45,7 @@ def write_report(experiments: Path, out: Console) -> list[Path]:
             "written. Climb one first (roofscale phase 1), or name the server that has one in MLFLOW_TRACKING_URI."
         )
     phases, gate = _read_phases(experiments), read_gate()
-    foretold = list(forecast_outcomes([*runs_on_record(), *trials_on_record()]))
+    foretold = list(forecast_outcomes([*recorded_runs(), *recorded_trials()]))
     strategy, notebook = experiments / STRATEGY, experiments / NOTEBOOK
     old = read_text(strategy) if strategy.exists() else ""
     with naming(strategy):

@@ -10,12 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
-from roofscale.commands.host_points import kind_for, recorded_points
-from roofscale.commands.timed import went_well
+from roofscale.cli.console import ProgressBar, console
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.forecast.probes import peak_observations, profile_for
 from roofscale.phases.criteria.evidence import SAME_WORK
-from roofscale.phases.history import SEARCH_EXPERIMENT, experiment_name, judged_runs_of, read_config, read_measurement
+from roofscale.phases.history import read_measurement
 from roofscale.phases.search.choice import format_config
 from roofscale.phases.search.memory_guard import MemoryBudget
 from roofscale.phases.search.space import SearchSpace
@@ -23,18 +23,18 @@ from roofscale.phases.search.step_search import SearchResult, StepSearch
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult, from_measurement
 from roofscale.phases.search.trial_runner import later_pass_mib
 from roofscale.provenance import git_state
-from roofscale.report.console import ProgressBar, console
 from roofscale.report.figures.search import optuna_figures, pareto_figure
 from roofscale.runners import registry
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.stats.intervals import MAX_OTHER_LOAD
 from roofscale.tracking import RunRecord, TrackedRun, Tracker, check_server
+from roofscale.tracking.history import SEARCH_EXPERIMENT, experiment_name, judged_runs_of, read_config, succeeded
 
 _KNOWN_FROM = (*map(experiment_name, (1, 2, 3)), SEARCH_EXPERIMENT)  # whose runs train what a search tries
 
 
-def conductor(
+def make_step_search(
     tracker: Tracker,
     make_runner: registry.MakeRunner,
     out: Console,
@@ -44,24 +44,24 @@ def conductor(
     runner: str,
 ) -> StepSearch:
     """Whoever searches on behalf of a climb."""
-    room = partial(room_of, runner=runner)
-    return StepSearch(tracker, make_runner, SearchOnlooker(out), tags, room, known_runs, pool, url)
+    room = partial(memory_budget, runner=runner)
+    return StepSearch(tracker, make_runner, SearchReporter(out), tags, room, prior_trials, pool, url)
 
 
-def room_of(config: RunConfig, runner: str) -> MemoryBudget:
+def memory_budget(config: RunConfig, runner: str) -> MemoryBudget:
     """The memory that trials of a config have, and the peaks of its kind that are on record."""
     size = compute.get(config.compute)
     try:
-        kind = kind_for(runner)(config, size)
+        kind = profile_for(runner)(config, size)
     except ConfigError:  # it trains on a GPU, whose memory is foreseen otherwise
         kind = None
-    points = tuple(recorded_points()) if kind else ()
+    points = tuple(peak_observations()) if kind else ()
     return MemoryBudget(
         compute.resource_limits(size).memory_bytes / compute.MIB, compute.shm_free_mib(size), kind, points
     )
 
 
-def known_runs(spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
+def prior_trials(spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
     """Judged runs that did the same work at a point of the space, on a machine that was not busy otherwise."""
     trackers = (tracker for name in _KNOWN_FROM if (tracker := Tracker.find(name)))
     return [one for tracker in trackers for one in _known_in(tracker, spec, base)]
@@ -80,10 +80,10 @@ def _known_in(tracker: Tracker, spec: SearchSpace, base: RunConfig) -> Iterator[
 
 def _is_alike(run: RunRecord, config: RunConfig, base: RunConfig) -> bool:
     same = all(getattr(config, knob) == getattr(base, knob) for knob in (*SAME_WORK, "data_root"))
-    return same and went_well(run) and run.metrics.get("cpu/others", 1.0) <= MAX_OTHER_LOAD
+    return same and succeeded(run) and run.metrics.get("cpu/others", 1.0) <= MAX_OTHER_LOAD
 
 
-class SearchOnlooker:
+class SearchReporter:
     """Shows a search on the terminal and publishes it in MLflow."""
 
     def __init__(self, out: Console) -> None:
@@ -109,12 +109,12 @@ class SearchOnlooker:
             run.figure(figure, "figures/pareto.png")
         for name, drawn in optuna_figures(found.study):
             run.figure(drawn, f"figures/optuna-{name}.png")
-        self._out.print(front_table(found.tried, found))
+        self._out.print(pareto_table(found.tried, found))
         chosen = str(found.choice) if found.choice else "nothing, as no trial stayed within its memory"
         self._out.print(f"  [bold]chosen[/]: {escape(chosen)}")
 
 
-def front_table(tried: Sequence[TrialResult], found: SearchResult) -> Table:
+def pareto_table(tried: Sequence[TrialResult], found: SearchResult) -> Table:
     """The Pareto front, least memory first."""
     run = sum(1 for one in tried if one.samples)
     skipped = sum(1 for one in tried if one.outcome == SKIPPED)
@@ -144,5 +144,5 @@ def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str
     folder.mkdir(parents=True, exist_ok=True)
     where = registry.get_runner(runner)
     pool = JobPool(where.most, where.interrupt)
-    conductor(tracker, where.make, out, git_state(Path.cwd()), storage, pool, runner).join(study, folder)
+    make_step_search(tracker, where.make, out, git_state(Path.cwd()), storage, pool, runner).join(study, folder)
     tracker.close()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from roofscale import compute, invocation
-from roofscale.commands import gate
+from roofscale.cli import run_gate
 from roofscale.errors import ConfigError
 from roofscale.phases.phase_file import Phase, load_phase
 from roofscale.runners import registry
@@ -16,7 +16,7 @@ _COMPUTE = "compute="  # how an override of it begins
 
 
 @dataclass(frozen=True)
-class Order:
+class ClimbOptions:
     """How a user wants phases to be climbed."""
 
     overrides: Sequence[str]  # KEY=VALUE words for every step; a compute is that of the phases that require no GPU
@@ -40,7 +40,7 @@ class Order:
         if name and not name.startswith(compute.LOCAL) and not compute.get(name).gpu:
             raise ConfigError(
                 f"gpu_compute={name} has no GPU, which phase {PHASES[-1]} requires; choose one that has, such as "
-                f"{gate.GPU_EXAMPLE}. For the other phases: {invocation.option('compute', name)}."
+                f"{run_gate.GPU_EXAMPLE}. For the other phases: {invocation.option('compute', name)}."
             )
 
     def words_for(self, phase: Phase) -> list[str]:
@@ -50,7 +50,7 @@ class Order:
         kept = [word for word in self.overrides if not word.startswith(_COMPUTE)]
         return [*kept, f"{_COMPUTE}{self.gpu_compute}"] if self.gpu_compute else kept
 
-    def for_gpu(self, phase: Phase) -> "Order":
+    def for_gpu(self, phase: Phase) -> "ClimbOptions":
         """The order of this phase alone: where it requires a GPU, a compute that has one is meant for it."""
         kept = [word for word in self.overrides if not word.startswith(_COMPUTE)]
         named = next((word.removeprefix(_COMPUTE) for word in reversed(self.overrides) if word not in kept), "")
@@ -58,13 +58,13 @@ class Order:
             return self
         return replace(self, overrides=kept, gpu_compute=named)
 
-    def below(self, phase: Phase) -> "Order":
+    def below(self, phase: Phase) -> "ClimbOptions":
         """The order of a phase that another stands on: knobs that its own steps set are left to them."""
         own = {knob for step in phase.steps for knob in step.set}
         kept = [word for word in self.overrides if word.partition("=")[0].strip() not in own]
         return replace(self, overrides=kept, asked=False)
 
-    def in_climb(self, phase: Phase) -> "Order":
+    def in_climb(self, phase: Phase) -> "ClimbOptions":
         """The order of a phase in a climb of all: the one on the GPU keeps the sizes that its own steps set."""
         its = self.below(phase) if "gpu" in phase.requires else self
         return replace(its, asked=True, goes_on=True)

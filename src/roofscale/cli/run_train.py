@@ -1,28 +1,27 @@
 """The command that runs one training, and what it shares with the one that climbs a phase."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from roofscale import compute
-from roofscale.commands.place import IN_S3, check_place
-from roofscale.commands.timed import TRAIN_EXPERIMENT
+from roofscale.cli.console import ProgressBar, console, plain
+from roofscale.cli.preflight import preflight
 from roofscale.config import RunConfig
-from roofscale.data.sources import open_sources, resolve_data_root
+from roofscale.data.sources import resolve_data
 from roofscale.errors import ExitCode
 from roofscale.files import read_json
+from roofscale.forecast.run_forecaster import RunForecaster
 from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import StepFolder
 from roofscale.provenance import git_state
 from roofscale.report.artifacts import publish_run
-from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.format import format_number
+from roofscale.report.format import as_json, format_number
 from roofscale.runners import registry
 from roofscale.runners.supervise import Listeners
 from roofscale.tracking import Tracker, check_server
+from roofscale.tracking.history import TRAIN_EXPERIMENT
 
 _EXIT = {
     Outcome.OK: ExitCode.DONE,
@@ -31,23 +30,21 @@ _EXIT = {
 }
 
 
-def train_once(
+def run_training(
     config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool, runner: str = registry.LOCAL
 ) -> tuple[str, int]:
     """Run one training; return its MLflow run and the exit code."""
-    from roofscale.commands.foreseen import Foreseen  # which stands on this module
-
     out = console(quiet=to_json)
     check_server()
-    config = settle_data([config], cache, out)[0]
-    check_place(runner, [config], out)
+    config = resolve_data([config], cache, plain(out))[0]
+    preflight(runner, [config], out)
     tracker = Tracker(TRAIN_EXPERIMENT, runs)
     folder = _train_folder(runs / tracker.experiment, config, fresh)
     run = tracker.resume(folder.run_id) if folder.run_id else None
     if run is None:
         run = tracker.start(config.fingerprint, {**git_state(Path.cwd()), "fingerprint": config.fingerprint})
         run.log_params(config)
-        run.log_forecast(Foreseen(runs, out, runner)(config))
+        run.log_forecast(RunForecaster(runs, plain(out), runner)(config))
         folder.set_run(run.run_id, config)
     with run.system_metrics():
         listener = Listeners(run, ProgressBar("train"))
@@ -70,7 +67,7 @@ def train_once(
         print(as_json(found))
     else:
         _print_measurement(out, measurement)
-        print_where(out, tracker, folder.path)
+        print_next_steps(out, tracker, folder.path)
     tracker.close(wait=measurement.outcome is not Outcome.INTERRUPTED)
     return run.run_id, _EXIT.get(measurement.outcome, ExitCode.FAILED)
 
@@ -90,30 +87,6 @@ def _train_folder(runs: Path, config: RunConfig, fresh: bool) -> StepFolder:
     return StepFolder(folder)
 
 
-def settle_data(configs: Sequence[RunConfig], cache: Path, out: Console) -> list[RunConfig]:
-    """Settle which data is used, say it aloud, and refuse what cannot be had before anything runs."""
-    for config in configs:
-        compute.get(config.compute)
-        config.require_batch()
-    if any(config.data_root.startswith(IN_S3) for config in configs):  # whoever runs there opens it
-        out.print(
-            f"Data: {escape(', '.join(dict.fromkeys(config.data_root for config in configs)))}, read by the jobs."
-        )
-        return list(configs)
-    root, said = resolve_data_root(_greediest(configs), cache)
-    out.print(f"Data: {escape(said)}")
-    settled = [config.with_overrides({"data_root": str(root)}) for config in configs]
-    for config in settled:
-        open_sources(config, root)
-    return settled
-
-
-def _greediest(configs: Sequence[RunConfig]) -> RunConfig:
-    """What asks for as much data as all of the configs together."""
-    most = {knob: max(getattr(c, knob) for c in configs) for knob in ("max_samples", "val_samples", "image_size")}
-    return configs[0].with_overrides({**most, "datasets": tuple(dict.fromkeys(d for c in configs for d in c.datasets))})
-
-
 def _print_measurement(out: Console, measurement: Measurement) -> None:
     table = Table(
         "metric", "value", "unit", title=f"{measurement.outcome}: {escape(measurement.detail)}", title_justify="left"
@@ -123,7 +96,7 @@ def _print_measurement(out: Console, measurement: Measurement) -> None:
     out.print(table)
 
 
-def print_where(out: Console, tracker: Tracker, folder: Path) -> None:
+def print_next_steps(out: Console, tracker: Tracker, folder: Path) -> None:
     """Say where the results can be looked at."""
     out.print("Where to look next:")
     out.print(f"  make ui           compare the runs in MLflow, experiment {tracker.experiment} ({tracker.uri})")

@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
-from roofscale.commands.host_points import Probes, Stopped, kind_here, recorded_points
+from roofscale.cli.console import ProgressBar, console, plain
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, ExitCode
 from roofscale.forecast import host_memory
 from roofscale.forecast.host_memory import HostForecast, HostModel, PeakObservation
-from roofscale.forecast.probes import probe_config
+from roofscale.forecast.probes import ProbeInterrupted, Probes, local_profile, peak_observations, probe_config
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
-from roofscale.report.console import as_json, console
+from roofscale.report.format import as_json
 from roofscale.stats.intervals import CONFIDENCE
 
 _STYLE = {MemoryFit.FITS: "green", MemoryFit.TOO_LARGE: "bold red", MemoryFit.UNCERTAIN: "yellow"}
@@ -41,16 +41,16 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
     """
     out = console(quiet=to_json)
     size = compute.get(config.compute)
-    probes = Probes(runs / "probes", kind_here(config, size))
+    probes = Probes(runs / "probes", local_profile(config, size))
     limits = size.memory_gib * 1024, compute.shm_free_mib(size)
-    points = [*recorded_points(), *probes.points()]
+    points = [*peak_observations(), *probes.points()]
     if probe:
         try:
-            probes.make(_worth_making(config, probes, points, limits), cache, out)
-        except Stopped:
+            probes.run(_worth_making(config, probes, points, limits), cache, plain(out), ProgressBar)
+        except ProbeInterrupted:
             out.print("Stopped. What was measured is kept: the same command goes on from there.")
             return ExitCode.INTERRUPTED
-        points = [*recorded_points(), *probes.points()]
+        points = [*peak_observations(), *probes.points()]
     try:
         model = host_memory.fit_host_model(probes.kind, points)
         forecast = model.forecast(config, *limits)

@@ -7,13 +7,14 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from roofscale import compute, invocation
+from roofscale.cli.console import console
 from roofscale.monitoring.nvml import GpuMonitor
 from roofscale.phases.gate import CPU_PHASES, GateReport, gate_report
-from roofscale.phases.history import judged_runs
 from roofscale.phases.phase_file import Phase
-from roofscale.report.console import as_json, console
+from roofscale.report.format import as_json
 from roofscale.runners import registry
 from roofscale.tracking import tracking_uri
+from roofscale.tracking.history import judged_runs
 
 GPU_EXAMPLE = "ml.g5.xlarge"
 

@@ -8,14 +8,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
-from roofscale.commands import timed
+from roofscale.cli import forecast_text
+from roofscale.cli.console import console
 from roofscale.config import FIELDS, RunConfig
+from roofscale.forecast import history
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.run_time import TimeForecast, sum_forecasts
 from roofscale.forecast.time_scaling import TimingRecord, passes_of
 from roofscale.phases.expectation import Expectation
 from roofscale.phases.phase_file import Phase, Plan, Step
-from roofscale.report.console import as_json, console
+from roofscale.report.format import as_json
 from roofscale.stats.intervals import CONFIDENCE, Interval
 
 
@@ -41,10 +43,13 @@ def print_run(config: RunConfig, to_json: bool, requests: Sequence[Any] = ()) ->
     """
     compute.get(config.compute)  # refuses an unknown one
     config.require_batch()
-    runs = timed.timed_runs()
-    found, full = timed.foresee_time(config, runs), timed.foresee_time(timed.everything(config), runs)
+    runs = history.timing_records()
+    found, full = (
+        history.forecast_time_of(config, runs),
+        history.forecast_time_of(history.with_all_samples(config), runs),
+    )
     if to_json:
-        foreseen = {"forecast": timed.as_dict(found), "full_data": timed.as_dict(full)}
+        foreseen = {"forecast": forecast_text.as_dict(found), "full_data": forecast_text.as_dict(full)}
         print(
             as_json({"config": config.as_dict(), "fingerprint": config.fingerprint, **foreseen, "requests": requests})
         )
@@ -117,10 +122,12 @@ class _Foreseen:
 
     @classmethod
     def of(cls, plan: Plan) -> "_Foreseen":
-        runs = timed.timed_runs()
-        times = [timed.foresee_time(config, runs) for _, config in plan]
+        runs = history.timing_records()
+        times = [history.forecast_time_of(config, runs) for _, config in plan]
         trials = [_trial_seconds(step, config, runs) for step, config in plan]
-        return cls(times, timed.foresee_time(timed.everything(plan[-1][1]), runs), _gpu_forecasts(plan), trials)
+        return cls(
+            times, history.forecast_time_of(history.with_all_samples(plan[-1][1]), runs), _gpu_forecasts(plan), trials
+        )
 
     @property
     def known(self) -> list[TimeForecast]:
@@ -142,14 +149,17 @@ class _Foreseen:
             {
                 "step": step.name,
                 "config": config.as_dict(),
-                "forecast": timed.as_dict(forecast),
+                "forecast": forecast_text.as_dict(forecast),
                 "trial_seconds": trials and asdict(trials),
                 "gpu_memory": _gpu_as_dict(step, gpu) if gpu else None,
             }
             for (step, config), forecast, gpu, trials in zip(plan, self.times, self.gpus, self.trials, strict=True)
         ]
         total = {"steps": len(self.known), "seconds": asdict(self.seconds), "usd": self.usd and asdict(self.usd)}
-        full = {"amounts": asdict(timed.counted(plan[-1][1])), "forecast": timed.as_dict(self.full)}
+        full = {
+            "amounts": asdict(history.dataset_sizes_cached(plan[-1][1])),
+            "forecast": forecast_text.as_dict(self.full),
+        }
         return {"steps": steps, "total": total if self.known else None, "full_data": full}
 
     def lines(self, plan: Plan) -> Iterator[str]:
@@ -157,20 +167,23 @@ class _Foreseen:
         if not self.known:
             yield "No forecast of time and cost: no similar run is on record. The first step of phase 1 makes one."
             return
-        cost = f", {timed.money_words(self.usd)}" if self.usd else ""
+        cost = f", {forecast_text.cost(self.usd)}" if self.usd else ""
         measured = [forecast for forecast in self.known if not forecast.estimate]
         sources = ", ".join(dict.fromkeys(source for one in measured for source in one.sources))
         yield (
-            f"Forecast of {len(self.known)} of {len(self.times)} steps, each once: {timed.seconds_words(self.seconds)}"
-            f"{cost}, {CONFIDENCE:.0%} interval{f', from runs {sources}' if sources else ''}."
+            f"Forecast of {len(self.known)} of {len(self.times)} steps, each once: "
+            f"{forecast_text.duration(self.seconds)}{cost}, {CONFIDENCE:.0%} interval"
+            f"{f', from runs {sources}' if sources else ''}."
         )
         for (step, _), trials in zip(plan, self.trials, strict=True):
             if step.search and trials:
-                most = f"{step.search.max_trials}, {timed.seconds_words(trials)}"
+                most = f"{step.search.max_trials}, {forecast_text.duration(trials)}"
                 yield f"On top of that, trials of {step.name}, at most {most}."
         if self.full:
             yield f"The last step's config: {_full_words(plan[-1][1], self.full)}"
-        yield from dict.fromkeys(note for forecast in self.known if forecast.estimate for note in timed.notes(forecast))
+        yield from dict.fromkeys(
+            note for forecast in self.known if forecast.estimate for note in forecast_text.notes(forecast)
+        )
 
 
 def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[TimingRecord]) -> Interval | None:
@@ -180,7 +193,7 @@ def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[TimingRecord]) 
     from roofscale.phases.search.trial_runner import shorten_for_trial  # only where a phase searches
 
     largest = shorten_for_trial(step.search.largest(config), step.search).with_overrides({"stop_precision": 0.0})
-    found = timed.foresee_time(largest, runs)
+    found = history.forecast_time_of(largest, runs)
     return sum_forecasts([found.run_seconds] * step.search.max_trials) if found else None
 
 
@@ -207,10 +220,10 @@ def _gpu_memory(step: Step, gpu: GpuForecast | None) -> str:
 
 
 def _full_words(config: RunConfig, full: TimeForecast) -> str:
-    counts = timed.counted(config)
+    counts = history.dataset_sizes_cached(config)
     sizes = ", ".join(f"{name} {train:,} + {val:,} validated" for name, (train, val) in counts.samples.items())
     epoch, run = (
-        ", ".join(filter(None, (timed.seconds_words(seconds), timed.money_words(usd))))
+        ", ".join(filter(None, (forecast_text.duration(seconds), forecast_text.cost(usd))))
         for seconds, usd in ((full.epoch_seconds, full.epoch_usd), (full.run_seconds, full.usd))
     )
     passes = f"{passes_of(config)} pass{'es' * (passes_of(config) > 1)}"
@@ -221,8 +234,8 @@ def _time_and_cost(forecast: TimeForecast | None) -> str:
     if forecast is None:
         return "unknown: no similar run on record"
     stands = "roofline" if forecast.estimate else f"{forecast.bound}{', scaled' if forecast.scaled else ''}"
-    run, epoch = timed.seconds_words(forecast.run_seconds), timed.seconds_words(forecast.epoch_seconds)
-    lines = [run, timed.money_words(forecast.usd), f"epoch {epoch}", stands]
+    run, epoch = forecast_text.duration(forecast.run_seconds), forecast_text.duration(forecast.epoch_seconds)
+    lines = [run, forecast_text.cost(forecast.usd), f"epoch {epoch}", stands]
     return "\n".join(filter(None, lines))
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from roofscale.commands import timed
+from roofscale.cli import forecast_text
 from roofscale.config import RunConfig
+from roofscale.data.sources import IN_S3
 from roofscale.errors import ConfigError
+from roofscale.forecast import history
 from roofscale.forecast.run_time import sum_forecasts
 from roofscale.runners.registry import LOCAL
 from roofscale.runners.torchrun import Nodes, check_nodes
@@ -17,10 +19,8 @@ from roofscale.runners.torchrun import Nodes, check_nodes
 if TYPE_CHECKING:
     from roofscale.runners.sagemaker.settings import SageMakerSettings
 
-IN_S3 = "s3://"  # how a data root begins that only a job can read
 
-
-def check_place(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
+def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
     """Say where configs will run and what that may cost; refuse what cannot be.
 
     Raises:
@@ -53,7 +53,7 @@ def check_place(runner: str, configs: Sequence[RunConfig], out: Console) -> None
         _check_budget(wanted, configs, out)
 
 
-def requests_of(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[str, Any]]:
+def job_requests(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[str, Any]]:
     """What would be asked of SageMaker for a run in each of these folders; nothing where runs stay on this machine.
 
     Raises:
@@ -76,13 +76,13 @@ def requests_of(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[str
 
 def _check_budget(wanted: "SageMakerSettings", configs: Sequence[RunConfig], out: Console) -> None:
     """Hold the upper end of what is foreseen against the budget; the jobs' longest time keeps to it in any case."""
-    runs = timed.timed_runs()
-    foreseen = [found.usd for config in configs if (found := timed.foresee_time(config, runs)) and found.usd]
+    runs = history.timing_records()
+    foreseen = [found.usd for config in configs if (found := history.forecast_time_of(config, runs)) and found.usd]
     if not foreseen:
         out.print(f"Nothing is foreseen of the cost; the jobs end once {wanted.budget_usd:g} USD are used up.")
         return
     total = sum_forecasts(foreseen)
-    said = f"{len(foreseen)} of {len(configs)} runs: {timed.money_words(total)}"
+    said = f"{len(foreseen)} of {len(configs)} runs: {forecast_text.cost(total)}"
     if total.high > wanted.budget_usd:
         raise ConfigError(
             f"budget_usd={wanted.budget_usd:g}: the forecast of {said} goes beyond it. Raise it in sagemaker.yaml, or "

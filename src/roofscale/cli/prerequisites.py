@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from roofscale import invocation
-from roofscale.commands import timed
+from roofscale.cli import forecast_text
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
+from roofscale.forecast import history
 from roofscale.forecast.run_time import sum_forecasts
 from roofscale.phases import starting_config
 from roofscale.phases.fallback import ADVICE
@@ -60,18 +61,18 @@ def wanting(result: StepResult) -> str:
 
 def time_to_go(phases: Sequence[Phase], good: RunConfig, words_for: Callable[[Phase], Sequence[str]]) -> str:
     """Say in a line how long these phases take, the first from ``good``, each other from the last step before it."""
-    runs = timed.timed_runs()
+    runs = history.timing_records()
     plan = []
     for phase in phases:
         plan += phase.resolve(good, words_for(phase))
         good = plan[-1][1]
-    known = [found.run_seconds for _, config in plan if (found := timed.foresee_time(config, runs))]
+    known = [found.run_seconds for _, config in plan if (found := history.forecast_time_of(config, runs))]
     which = numbered(phases)
     if not known:
         return f"No forecast of the time of {which} yet: no similar run is on record, and the first one makes one."
     trials = "; the trials of a search come on top" if any(step.search for step, _ in plan) else ""
     return (
-        f"Forecast of {which}: {timed.seconds_words(sum_forecasts(known))}, {CONFIDENCE:.0%} "
+        f"Forecast of {which}: {forecast_text.duration(sum_forecasts(known))}, {CONFIDENCE:.0%} "
         f"interval, for {len(known)} of "
         f"{len(plan)} steps, each once{trials}."
     )

@@ -3,16 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from roofscale import compute
-from roofscale.commands import timed
-from roofscale.commands.host_points import Probes, kind_for, recorded_points
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
-from roofscale.forecast import host_memory
+from roofscale.forecast import history, host_memory
 from roofscale.forecast.host_memory import MemoryProfile, PeakObservation
+from roofscale.forecast.probes import Probes, peak_observations, profile_for
 from roofscale.forecast.time_scaling import TimingRecord
 from roofscale.measurement import Measurement, Outcome, forecast_metrics
 from roofscale.runners import registry
@@ -20,20 +16,20 @@ from roofscale.runners import registry
 Metrics = dict[str, float]
 
 
-class Foreseen:
+class RunForecaster:
     """Foresees each run of a climb. The tracking server is read once, at the first; what follows is learnt run by run.
 
     A forecast that cannot be made is left out: none may stop a run.
 
     Args:
         runs: folder of the runs, with the probes among them.
-        out: where it is said that a forecast broke.
+        say: prints that a forecast broke.
         runner: that runs it.
     """
 
-    def __init__(self, runs: Path, out: Console, runner: str = registry.LOCAL) -> None:
-        self._runs, self._out, self._here = runs, out, registry.runs_on_this_machine(runner)
-        self._kind_of = kind_for(runner)
+    def __init__(self, runs: Path, say: Callable[[str], None], runner: str = registry.LOCAL) -> None:
+        self._runs, self._say, self._here = runs, say, registry.runs_on_this_machine(runner)
+        self._kind_of = profile_for(runner)
         self._timed: list[TimingRecord] | None = None
         self._points: list[PeakObservation] | None = None
 
@@ -53,7 +49,7 @@ class Foreseen:
     def _learn(self, config: RunConfig, measured: Measurement, run_id: str) -> Metrics:
         facts = measured.facts
         if self._timed is not None:
-            self._timed.append(timed.timed_of(config, measured.metrics, facts, run_id))
+            self._timed.append(history.timing_record(config, measured.metrics, facts, run_id))
         if self._points is not None and facts["device"] == "cpu":
             kind = MemoryProfile.of_run(config, facts)
             peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
@@ -66,7 +62,7 @@ class Foreseen:
         except RoofscaleError:  # too little is known, or this is no run of that sort
             return {}
         except Exception as error:  # whatever it is, the run is worth more than its forecast
-            self._out.print(f"Nothing {what}: {escape(f'{type(error).__name__}: {error}')}")
+            self._say(f"Nothing {what}: {type(error).__name__}: {error}")
             return {}
 
     def _time(self, config: RunConfig) -> Metrics:
@@ -74,8 +70,8 @@ class Foreseen:
         if config.stop_precision or lacks_gpu:
             return {}  # a run that stops by itself, or one that was forced onto a machine without its GPU
         if self._timed is None:
-            self._timed = timed.timed_runs()
-        found = timed.foresee_time(config, self._timed)
+            self._timed = history.timing_records()
+        found = history.forecast_time_of(config, self._timed)
         if found is None:
             return {}
         run, epoch = found.run_seconds, found.epoch_seconds
@@ -88,7 +84,7 @@ class Foreseen:
         size = compute.get(config.compute)
         kind = self._kind_of(config, size)
         if self._points is None:
-            self._points = [*recorded_points(), *Probes(self._runs / "probes", kind).points()]
+            self._points = [*peak_observations(), *Probes(self._runs / "probes", kind).points()]
         model = host_memory.fit_host_model(kind, self._points)
         peak = model.forecast(config, size.memory_gib * 1024).peak
         return forecast_metrics("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)

@@ -7,11 +7,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
-from roofscale.commands import timed
+from roofscale.cli import forecast_text
+from roofscale.cli.console import console
 from roofscale.config import RunConfig
+from roofscale.forecast import history
 from roofscale.forecast.run_time import TimeForecast
 from roofscale.forecast.time_scaling import passes_of
-from roofscale.report.console import as_json, console
+from roofscale.report.format import as_json
 from roofscale.stats.intervals import CONFIDENCE
 
 _SHOWN_SOURCES = 5
@@ -23,29 +25,32 @@ def forecast_time(config: RunConfig, to_json: bool) -> None:
     Raises:
         ConfigError: no run on record says anything of it.
     """
-    runs = timed.timed_runs()
-    found, full = timed.require_time(config, runs), timed.require_time(timed.everything(config), runs)
+    runs = history.timing_records()
+    found, full = (
+        history.require_time_forecast(config, runs),
+        history.require_time_forecast(history.with_all_samples(config), runs),
+    )
     if to_json:
         content = {
-            "amounts": asdict(timed.counted(config)),
-            "full_data": timed.as_dict(full),
+            "amounts": asdict(history.dataset_sizes_cached(config)),
+            "full_data": forecast_text.as_dict(full),
             "notes": _notes(config, found),
         }
-        print(as_json({"config": config.as_dict(), **(timed.as_dict(found) or {}), **content}))
+        print(as_json({"config": config.as_dict(), **(forecast_text.as_dict(found) or {}), **content}))
         return
     _print(console(), config, found, full)
 
 
 def _print(out: Console, config: RunConfig, found: TimeForecast, full: TimeForecast) -> None:
     asked = f"{config.image_size} px, batch {config.batch_size}, {config.num_workers} workers on {config.compute}"
-    table = Table(f"time, {timed.basis(found)}", f"{CONFIDENCE:.0%} interval", "cost",
+    table = Table(f"time, {forecast_text.basis(found)}", f"{CONFIDENCE:.0%} interval", "cost",
                   title=f"{config.decoder} on {config.encoder}, {asked}", title_justify="left")  # fmt: skip
     for words, forecast in (("", found), (", all samples", full)):
         passes = passes_of(config)
-        table.add_row(f"an epoch{words}", timed.seconds_words(forecast.epoch_seconds),
-                      timed.money_words(forecast.epoch_usd))  # fmt: skip
-        table.add_row(f"a run, {passes} pass{'es' * (passes > 1)}{words}", timed.seconds_words(forecast.run_seconds),
-                      timed.money_words(forecast.usd), end_section=True)  # fmt: skip
+        table.add_row(f"an epoch{words}", forecast_text.duration(forecast.epoch_seconds),
+                      forecast_text.cost(forecast.epoch_usd))  # fmt: skip
+        table.add_row(f"a run, {passes} pass{'es' * (passes > 1)}{words}", forecast_text.duration(forecast.run_seconds),
+                      forecast_text.cost(forecast.usd), end_section=True)  # fmt: skip
     parts = found.parts
     for name, seconds in (("start", parts.start), ("each pass's start", parts.passes), ("training", parts.training),
                           ("validation", parts.validation), ("last steps, cached", parts.cached)):  # fmt: skip
@@ -60,10 +65,10 @@ def _print(out: Console, config: RunConfig, found: TimeForecast, full: TimeForec
 
 
 def _notes(config: RunConfig, found: TimeForecast) -> list[str]:
-    lines = list(timed.notes(found))
+    lines = list(forecast_text.notes(found))
     if not found.estimate:
         lines.insert(0, _where_from(found))
-    counts = timed.counted(config)
+    counts = history.dataset_sizes_cached(config)
     sizes = ", ".join(f"{name} {train:,} and {val:,} to validate" for name, (train, val) in counts.samples.items())
     lines.append(f"All samples, {counts.source}: {sizes}.")
     lines.append("It takes for granted that the machine has nothing else to do. The instance's own boot is left out.")

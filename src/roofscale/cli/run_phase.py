@@ -11,36 +11,38 @@ from rich.console import Console
 from rich.markup import escape
 
 from roofscale import invocation
-from roofscale.commands import gate, needs, show
-from roofscale.commands.foreseen import Foreseen
-from roofscale.commands.order import PHASES, Order
-from roofscale.commands.place import check_place, requests_of
-from roofscale.commands.register import name_champion
-from roofscale.commands.report import STRATEGY, write_report
-from roofscale.commands.run import print_where, settle_data
-from roofscale.commands.timed import counted
+from roofscale.cli import dry_run, prerequisites, run_gate
+from roofscale.cli.climb_options import PHASES, ClimbOptions
+from roofscale.cli.console import ProgressBar, console, plain
+from roofscale.cli.preflight import job_requests, preflight
+from roofscale.cli.run_records import promote_champion
+from roofscale.cli.run_report import STRATEGY, write_report
+from roofscale.cli.run_train import print_next_steps
 from roofscale.config import RunConfig
+from roofscale.data.sources import resolve_data
 from roofscale.errors import ConfigError, ExitCode, RoofscaleError
+from roofscale.forecast.history import dataset_sizes_cached
+from roofscale.forecast.run_forecaster import RunForecaster
 from roofscale.measurement import Outcome
 from roofscale.phases import starting_config
 from roofscale.phases.attempt import Attempts
 from roofscale.phases.fallback import ADVICE
 from roofscale.phases.gate import CPU_PHASES
-from roofscale.phases.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name, latest_result, out_of_memory
+from roofscale.phases.history import latest_result, out_of_memory
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint
 from roofscale.phases.phase_runner import PhaseRunner
 from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.provenance import git_state
 from roofscale.report.artifacts import publish_phase, publish_run
-from roofscale.report.console import ProgressBar, as_json, console
-from roofscale.report.format import verdict_table
+from roofscale.report.format import as_json, verdict_table
 from roofscale.report.phase_section import description, phase_section
 from roofscale.report.phase_status import batch_words, is_complete_base
 from roofscale.runners import registry
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker, check_server, get_run
+from roofscale.tracking.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name
 
 if TYPE_CHECKING:
     from roofscale.phases.search.step_search import StepSearch
@@ -57,30 +59,30 @@ def exit_code(climbed: PhaseResult) -> int:
     return ExitCode.INTERRUPTED if climbed.interrupted else _EXIT[climbed.verdict]
 
 
-def preview(phase: Phase, order: Order) -> None:
+def preview(phase: Phase, order: ClimbOptions) -> None:
     """Say what a phase would run, what it expects, how it would be judged, and what that would take."""
     if order.storage:
         from roofscale.phases.search.step_search import require_storage
 
         require_storage(order.storage)
-    first = () if order.from_defaults else needs.lacking(phase, order.load, order.runs)
+    first = () if order.from_defaults else prerequisites.lacking(phase, order.load, order.runs)
     good, said = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults or bool(first))
     if first:
-        said = f"To be climbed first: {needs.numbered(first)}; shown here from the defaults."
+        said = f"To be climbed first: {prerequisites.numbered(first)}; shown here from the defaults."
     plan = phase.resolve(good, order.words_for(phase))
     attempts = Attempts(order.runs, experiment_name(phase.number))
     folders = [attempts.next_folder / f"{place:02d}-{step.name}" for place, (step, _) in enumerate(plan, 1)]
-    requests = requests_of(order.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
-    show.print_plan(phase, plan, said, order.to_json, requests)
+    requests = job_requests(order.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
+    dry_run.print_plan(phase, plan, said, order.to_json, requests)
 
 
-def preview_all(order: Order) -> None:
+def preview_all(order: ClimbOptions) -> None:
     """Say what all phases would run."""
     for number in PHASES:
         preview(order.load(number), order)
 
 
-def climb_phase(number: int, order: Order, file: Path | None = None) -> PhaseResult | None:
+def climb_phase(number: int, order: ClimbOptions, file: Path | None = None) -> PhaseResult | None:
     """Climb a phase, and leave its results on the terminal, in MLflow and in the documents.
 
     What it stands on is climbed first, where none of that is on record.
@@ -92,14 +94,14 @@ def climb_phase(number: int, order: Order, file: Path | None = None) -> PhaseRes
     return _climb_and_publish(lambda: order.load(number, file), order, Attempts(order.runs, experiment_name(number)))
 
 
-def climb_search(order: Order, file: Path | None = None) -> PhaseResult | None:
+def climb_search(order: ClimbOptions, file: Path | None = None) -> PhaseResult | None:
     """Climb the base step and the searching steps of phase 3, which then has its last good config from it."""
     last_good_of = experiment_name(SEARCHING)
     attempts = Attempts(order.runs, SEARCH_EXPERIMENT, last_good_of)
     return _climb_and_publish(lambda: order.load(SEARCHING, file).searching(), order, attempts)
 
 
-def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attempts) -> PhaseResult | None:
+def _climb_and_publish(read: Callable[[], Phase], order: ClimbOptions, attempts: Attempts) -> PhaseResult | None:
     phase, out = read(), console(quiet=order.to_json)
     check_server()
     _publish_what_a_kill_left(order, out)
@@ -108,12 +110,12 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
 
         open_storage(order.storage, order.runs)  # a search would come upon its fault only after its first runs
     phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
-    no_gpu = gate.lacks_gpu(phase, order.words_for(phase), order.runner)
-    first = needs.lacking(phase, order.load, order.runs) if order.force or not no_gpu else ()
+    no_gpu = run_gate.lacks_gpu(phase, order.words_for(phase), order.runner)
+    first = prerequisites.lacking(phase, order.load, order.runs) if order.force or not no_gpu else ()
     if not order.from_defaults and (stopped := _climb_first(first, f"Phase {phase.number}", order, out)):
         return stopped
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
-    unmet = "; and ".join([*gate.closed(phase, out), *no_gpu])
+    unmet = "; and ".join([*run_gate.closed(phase, out), *no_gpu])
     if unmet and not order.force:
         if not order.to_json:
             preview(phase, order)
@@ -122,8 +124,8 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     good, said = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults)
     out.print(escape(said))
     plan = phase.resolve(good, order.words_for(phase))
-    configs = settle_data([config for _, config in plan], order.cache, out)
-    check_place(order.runner, configs, out)
+    configs = resolve_data([config for _, config in plan], order.cache, plain(out))
+    preflight(order.runner, configs, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
     done = order.goes_on and not order.fresh and attempts.is_finished(plan_fingerprint(phase, plan))
     if done and (before := latest_result(phase.number)):
@@ -137,23 +139,23 @@ def _climb_and_publish(read: Callable[[], Phase], order: Order, attempts: Attemp
     return climbed
 
 
-def climb_missing(order: Order) -> PhaseResult | None:
+def climb_missing(order: ClimbOptions) -> PhaseResult | None:
     """Climb the CPU phases that were not climbed to their end; return the one that ends this, if one does."""
     check_server()
-    first = [order.load(number) for number in CPU_PHASES if not needs.is_climbed(number, order.runs)]
+    first = [order.load(number) for number in CPU_PHASES if not prerequisites.is_climbed(number, order.runs)]
     return _climb_first(first, "The gate", order, console(quiet=order.to_json))
 
 
-def _climb_first(first: Sequence[Phase], who: str, order: Order, out: Console) -> PhaseResult | None:
+def _climb_first(first: Sequence[Phase], who: str, order: ClimbOptions, out: Console) -> PhaseResult | None:
     """Climb what a phase, or the gate, stands on; return the phase that nothing can stand on, None where all carry."""
     if first:
-        out.print(f"{who} stands on {needs.numbered(first)}, not climbed to the end yet: climbed first.")
+        out.print(f"{who} stands on {prerequisites.numbered(first)}, not climbed to the end yet: climbed first.")
     if not order.fresh:
-        needs.refuse_failed(first)
+        prerequisites.refuse_failed(first)
     for place, phase in enumerate(first):
         its = order.below(phase)
         good, _ = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults)
-        out.print(needs.time_to_go(first[place:], good, lambda p: order.below(p).words_for(p)))
+        out.print(prerequisites.time_to_go(first[place:], good, lambda p: order.below(p).words_for(p)))
         if left := [word for word in order.overrides if word not in its.overrides]:
             out.print(f"Left out in phase {phase.number}, whose steps set it themselves: {escape(' '.join(left))}")
         climbed = climb_phase(phase.number, its)
@@ -168,11 +170,11 @@ def _climb(
     good: RunConfig | None,
     attempts: Attempts,
     tracker: Tracker,
-    order: Order,
+    order: ClimbOptions,
     out: Console,
     notes: Sequence[str],
 ) -> PhaseResult:
-    tags, foreseen = git_state(Path.cwd()), Foreseen(order.runs, out, order.runner)
+    tags, foreseen = git_state(Path.cwd()), RunForecaster(order.runs, plain(out), order.runner)
     where = registry.get_runner(order.runner)
     pool = JobPool(where.most, where.interrupt)
     around = order.around if order.asked else None
@@ -182,7 +184,7 @@ def _climb(
         tracker=tracker,
         attempts=attempts,
         make_runner=where.make,
-        observer=_Onlooker(out, foreseen),
+        observer=_Reporter(out, foreseen),
         tags=tags,
         last_good=good,
         known_out_of_memory=() if order.fresh else out_of_memory(PHASES),
@@ -196,20 +198,24 @@ def _climb(
     return phase_runner.run_phase(order.fresh)
 
 
-def _settle_more(planned: Sequence[RunConfig], order: Order, out: Console, config: RunConfig) -> RunConfig | None:
+def _settle_more(
+    planned: Sequence[RunConfig], order: ClimbOptions, out: Console, config: RunConfig
+) -> RunConfig | None:
     """Find the samples of a remedy that validates on more of them than was planned; None where there are no more."""
     most = max(one.val_samples for one in planned)
     if config.val_samples <= most:
         return config
     if Path(config.data_root).is_relative_to(order.cache):
-        return settle_data([one.with_overrides({"data_root": ""}) for one in (config, *planned)], order.cache, out)[0]
-    return config if max(val for _, val in counted(config).samples.values()) > most else None
+        return resolve_data(
+            [one.with_overrides({"data_root": ""}) for one in (config, *planned)], order.cache, plain(out)
+        )[0]
+    return config if max(val for _, val in dataset_sizes_cached(config).samples.values()) > most else None
 
 
 def _conductor(
     phase: Phase,
     tracker: Tracker,
-    order: Order,
+    order: ClimbOptions,
     out: Console,
     tags: Mapping[str, str],
     make_runner: registry.MakeRunner,
@@ -217,12 +223,12 @@ def _conductor(
 ) -> "StepSearch | None":
     if not any(step.search for step in phase.steps):
         return None
-    from roofscale.commands.search import conductor  # seconds of imports
+    from roofscale.cli.run_search import make_step_search  # seconds of imports
 
-    return conductor(tracker, make_runner, out, tags, order.storage, pool, order.runner)
+    return make_step_search(tracker, make_runner, out, tags, order.storage, pool, order.runner)
 
 
-def publish_result(climbed: PhaseResult, tracker: Tracker, order: Order, out: Console) -> None:
+def publish_result(climbed: PhaseResult, tracker: Tracker, order: ClimbOptions, out: Console) -> None:
     """Close the parent run in MLflow with the result of the attempt, then write the documents of all phases.
 
     Raises:
@@ -246,7 +252,7 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, order: Order, out: Co
     if told or not order.to_json:
         _print_climb(out, climbed, tracker, order.to_json)
     if climbed.phase.number == PHASES[-1]:
-        name_champion(climbed, tracker, out)
+        promote_champion(climbed, tracker, out)
     tracker.close(wait=not climbed.interrupted)  # the report is made from what the server has
     is_a_phase = tracker.experiment == experiment_name(climbed.phase.number)
     if is_a_phase and not climbed.interrupted and order.experiments.is_dir():
@@ -255,7 +261,7 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, order: Order, out: Co
         tracker.close()
 
 
-def _publish_what_a_kill_left(order: Order, out: Console) -> None:
+def _publish_what_a_kill_left(order: ClimbOptions, out: Console) -> None:
     """Publish the climbs that were judged to their ends and killed before MLflow's run was closed."""
     for number in PHASES:
         attempts = Attempts(order.runs, experiment_name(number))
@@ -267,7 +273,7 @@ def _publish_what_a_kill_left(order: Order, out: Console) -> None:
             publish_result(climbed, tracker, replace(order, asked=False, around=None), out)
 
 
-def _following(number: int, order: Order) -> Phase | None:
+def _following(number: int, order: ClimbOptions) -> Phase | None:
     """The phase after this one; None where there is none that can be read."""
     try:
         return order.load(number + 1)
@@ -275,7 +281,7 @@ def _following(number: int, order: Order) -> Phase | None:
         return None
 
 
-def _write_up(order: Order, out: Console) -> list[Path]:
+def _write_up(order: ClimbOptions, out: Console) -> list[Path]:
     """Write the documents; one that cannot be read or written must not stop the ladder."""
     try:
         return write_report(order.experiments, out)
@@ -296,10 +302,10 @@ def _with_edit_noted(climbed: PhaseResult, read: Callable[[], Phase]) -> PhaseRe
     return replace(climbed, notes=(*climbed.notes, note))
 
 
-class _Onlooker:
+class _Reporter:
     """Shows a climb on the terminal and publishes each step in MLflow."""
 
-    def __init__(self, out: Console, foreseen: Foreseen) -> None:
+    def __init__(self, out: Console, foreseen: RunForecaster) -> None:
         self._out, self._foreseen = out, foreseen
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
@@ -312,12 +318,12 @@ class _Onlooker:
         """Publish the step, say how it went, and let what follows be foreseen by it."""
         self._foreseen.learn(result.config, result.measurement, result.run_id)
         publish_run(run, result.config, result.measurement, result.folder, result.step.memory_margin)
-        self._out.print(f"  {result.verdict.verdict.label}: {escape(needs.wanting(result))}")
+        self._out.print(f"  {result.verdict.verdict.label}: {escape(prerequisites.wanting(result))}")
 
 
 def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: bool) -> None:
     if to_json:
-        print(as_json(climb_as_dict(climbed)))
+        print(as_json(climb_json(climbed)))
         return
     out.print()
     out.print(verdict_table(f"Phase {climbed.phase.number}: {climbed.verdict.label}", climbed.results))
@@ -332,7 +338,7 @@ def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: 
         out.print(f"Note: {escape(note)}")
     if climbed.interrupted:
         out.print("Interrupted; the same command goes on where it stopped.")
-    print_where(out, tracker, climbed.attempt)
+    print_next_steps(out, tracker, climbed.attempt)
 
 
 def _fallback_lines(result: StepResult) -> list[str]:
@@ -346,7 +352,7 @@ def _fallback_lines(result: StepResult) -> list[str]:
     return [*lines, f"{result.step.name}: {advice}."] if advice else lines
 
 
-def climb_as_dict(climbed: PhaseResult) -> dict[str, object]:
+def climb_json(climbed: PhaseResult) -> dict[str, object]:
     """A climb for a script: verdict, where it lies, and each run of each step."""
     return {
         "phase": climbed.phase.number,
@@ -375,7 +381,7 @@ def climb_as_dict(climbed: PhaseResult) -> dict[str, object]:
     }
 
 
-def climb_all(order: Order) -> int:
+def climb_all(order: ClimbOptions) -> int:
     """Climb every phase in order; stop where one was interrupted, stopped before its last step, or carries no other.
 
     What an earlier call has climbed to its end at the same plan is not climbed again, unless anew is asked for.

@@ -5,18 +5,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from roofscale.errors import RoofscaleError
+from roofscale.cli.console import console
+from roofscale.errors import ExitCode, RoofscaleError
 from roofscale.files import read_json
 from roofscale.phases.attempt import StepFolder
 from roofscale.phases.judge import Verdict
-from roofscale.report.console import as_json, console
+from roofscale.phases.results import PhaseResult
+from roofscale.report.format import as_json
 from roofscale.runners.sagemaker import settings
 from roofscale.runners.sagemaker.job import PREFIX, running_job
 from roofscale.runners.sagemaker.request import TAG
 from roofscale.runners.sagemaker.session import Session
+from roofscale.tracking import (
+    CHAMPION,
+    OUTBOX,
+    SyncResult,
+    Tracker,
+    TrackingError,
+    active_outboxes,
+    pending,
+    register,
+    send_abandoned,
+    tracking_uri,
+)
 
 
 def print_status(runs: Path, to_json: bool) -> None:
@@ -98,3 +113,72 @@ def _step_status(folders: Sequence[StepFolder]) -> str:
     if passed and "-retreat" in passed[-1].path.name:
         return "passed with a remedy"
     return (passed or folders)[-1].verdict.verdict.label  # type: ignore[union-attr]  # all are judged
+
+
+def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
+    """Send what is kept in the folder of the runs, and say what became of it; return the exit code.
+
+    What is kept for another server than the one in use stays, and so does what a running command will send itself.
+    """
+    out = console(quiet=to_json)
+    sent: list[SyncResult] = []
+    why = ""
+    try:
+        for one in () if dry_run else send_abandoned(runs, refused_too=True):
+            sent.append(one)
+            if one.operations > len(one.refused):
+                out.print(escape(f"Sent to {one.server}: {_words(one)}."))
+    except TrackingError as error:
+        why = str(error)
+    kept, busy = pending(runs), active_outboxes(runs)
+    refused = [line for one in sent for line in one.refused]
+    if to_json:
+        named = {"sent": [_as_dict(one) for one in sent], "kept": [_as_dict(one) for one in kept]}
+        print(as_json({"server": tracking_uri(), **named, "in_use": list(map(str, busy)), "error": why}))
+    else:
+        _print_rest(out, kept, busy, dry_run)
+        told = [f"Refused by the server, and kept in {runs / OUTBOX}: {line}" for line in refused]
+        for line in [*told, *filter(None, [why])]:
+            out.print(escape(line), style="bold red")
+        if not (sent or kept or busy):
+            out.print("Nothing waits to be sent.")
+    return ExitCode.ENVIRONMENT if why else ExitCode.FAILED if refused else ExitCode.DONE
+
+
+def _print_rest(out: Console, kept: list[SyncResult], busy: list[Path], dry_run: bool) -> None:
+    for one in kept:
+        if one.server != tracking_uri():
+            out.print(escape(f"Kept for another server, set MLFLOW_TRACKING_URI to {one.server}: {_words(one)}."))
+        elif dry_run:
+            out.print(escape(f"Would be sent to {one.server}: {_words(one)}."))
+    for folder in busy:
+        out.print(escape(f"In use by a running command, which sends it itself: {folder}."))
+
+
+def _words(one: SyncResult) -> str:
+    return f"{one.operations} operations from {one.folder}, runs {', '.join(one.runs)}"
+
+
+def _as_dict(one: SyncResult) -> dict[str, object]:
+    return {**vars(one), "folder": str(one.folder)}
+
+
+def register_run(run_id: str, alias: str, name: str, to_json: bool) -> None:
+    """Register the model of a run, point an alias to it, and say what it is called now."""
+    model = register(run_id, alias, name)
+    if to_json:
+        print(as_json({"run_id": model.run.run_id, "version": model.named, "alias": alias}))
+        return
+    named = f"{name}@{alias}"
+    console().print(f"{escape(named)} is {escape(model.named)}, of run {model.run.run_id} ({escape(tracking_uri())}).")
+
+
+def promote_champion(climbed: PhaseResult, tracker: Tracker, out: Console) -> None:
+    """Make the model of a phase's last step the champion, if all of the phase passed.
+
+    A server that is away is told later, like everything else that is logged.
+    """
+    if climbed.verdict is Verdict.PASSED:
+        best = climbed.results[-1]
+        tracker.open(best.run_id).set_aliases(CHAMPION)
+        out.print(f"The model of {best.step.name}, run {best.run_id}, is the {CHAMPION} now: roofscale predict IMAGE")

@@ -1,1 +1,0 @@
-"""What each command of ``cli`` does: put the parts together, and print."""
