@@ -117,18 +117,20 @@ def ours(contest: Contest, replay: Replay) -> RunConfig | None:
     """The search of Roofscale."""
     base = dataclasses.replace(contest.base, seed=replay.seed)
     room = MemoryBudget(contest.memory_mib, None, contest.kind)
-    choice = Search(contest.spec, base, room, None, _study(replay.seed), replay).run()
+    choice = Search(contest.spec, base, room, None, _study(), replay).run()
     return choice.chosen.config if choice else None
 
 
 def tpe(contest: Contest, replay: Replay) -> RunConfig | None:
     """Optuna's TPE on the same penalty and constraint, without a forecast."""
-    return _by_optuna(contest, replay, _study(replay.seed))
+    study = _study()
+    study.sampler = optuna.samplers.TPESampler(seed=replay.seed, multivariate=True, constant_liar=True)
+    return _by_optuna(contest, replay, study)
 
 
 def at_random(contest: Contest, replay: Replay) -> RunConfig | None:
     """Optuna's random sampler."""
-    study = _study(replay.seed)
+    study = _study()
     study.sampler = optuna.samplers.RandomSampler(seed=replay.seed)
     return _by_optuna(contest, replay, study)
 
@@ -206,8 +208,8 @@ def summaries(played: Sequence[Played]) -> list[Summary]:
     return found
 
 
-def _study(seed: int) -> optuna.Study:
-    return open_study(InMemoryStorage(), "replay", seed)
+def _study() -> optuna.Study:
+    return open_study(InMemoryStorage(), "replay")
 
 
 def _by_optuna(contest: Contest, replay: Replay, study: optuna.Study) -> RunConfig | None:
