@@ -38,7 +38,7 @@ from rasterio.transform import from_origin
 
 from benchmarks.climb import described
 from benchmarks.measure import ROOT
-from roofscale.cli.options import words_of
+from roofscale.cli.options import split_overrides
 from roofscale.config import RunConfig, load
 from roofscale.data import folders, geotiff, rid, roofline
 from roofscale.data.check import check
@@ -217,7 +217,7 @@ TARGETS = {
     "words": Target(
         "words.txt",
         lambda file: file.write_text("batch_size=4 encoder=resnet18 datasets=rid,airs lr=1e-3 data_root='a b' ema=0.9"),
-        lambda file: load(None, words_of((file.read_text(errors="surrogateescape"),), "")),
+        lambda file: load(None, split_overrides((file.read_text(errors="surrogateescape"),), "")),
         is_named=False,
     ),
     "outbox": Target("operations.jsonl", _outbox, _read_outbox, "jsonl"),

@@ -43,7 +43,7 @@ def measure_encoder(
     largest = base.with_overrides({"batch_size": LARGEST[0], "num_workers": LARGEST[1]})
     probes = Probes(kept, local_profile(base, get(base.compute)))
     begun = time.monotonic()
-    probes.run(probes.lacking(largest, probes.points()), GENERATED, plain(out), ProgressBar)
+    probes.run(probes.missing(largest, probes.points()), GENERATED, plain(out), ProgressBar)
     print(f"probes of {base.encoder}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
     model = host_memory.fit_host_model(probes.kind, probes.points())
     for cell in cells:
@@ -57,7 +57,7 @@ def measure_encoder(
 
 def measure_cell(config: RunConfig, cell: str, model: HostModel, folder: Path) -> dict[str, Any]:
     """Forecast first, then run."""
-    foreseen = model.forecast(config, get(config.compute).memory_gib * 1024)
+    forecast = model.forecast(config, get(config.compute).memory_gib * 1024)
     measured = LocalRunner(folder / cell.replace("/", "-"), ProgressBar(f"{config.encoder} {cell}"))(config)
     assert measured.outcome is Outcome.OK, measured.detail
     mib = measured.metric("memory/peak_mib")
@@ -66,11 +66,11 @@ def measure_cell(config: RunConfig, cell: str, model: HostModel, folder: Path) -
         "cell": cell,
         "kind": str(model.kind),
         "probes": {f"{p.config.batch_size}/{p.config.num_workers}": round(p.peak_mib, 1) for p in model.points},
-        "forecast_mib": round(foreseen.peak.mib, 1),
-        "low_mib": round(foreseen.peak.low_mib, 1),
-        "high_mib": round(foreseen.peak.high_mib, 1),
+        "forecast_mib": round(forecast.peak.mib, 1),
+        "low_mib": round(forecast.peak.low_mib, 1),
+        "high_mib": round(forecast.peak.high_mib, 1),
         "measured_mib": round(mib, 1),
-        "error": round(foreseen.peak.mib / mib - 1, 4),
+        "error": round(forecast.peak.mib / mib - 1, 4),
         "memory_source": measured.facts["memory_source"],
     }
 

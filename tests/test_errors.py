@@ -15,7 +15,7 @@ from PIL import Image
 from rasterio.errors import RasterioIOError
 
 from roofscale.cli import main
-from roofscale.cli.group import Group
+from roofscale.cli.group import ErrorGroup
 from roofscale.errors import ConfigError, DataError, ExitCode, RecordError, to_user_error
 from roofscale.tracking import TrackingError
 
@@ -65,7 +65,7 @@ def test_a_mistake_of_ours_is_not_explained_away(error: Exception) -> None:
 
 
 def _called(error: BaseException) -> click.Group:
-    @click.group(cls=Group)
+    @click.group(cls=ErrorGroup)
     def group() -> None:
         """For a test."""
 

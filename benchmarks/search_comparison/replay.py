@@ -62,7 +62,7 @@ class Replay:
         self._rng = np.random.default_rng(self.seed)
 
     def run(
-        self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float] = NOTHING
+        self, number: int, config: RunConfig, trial: RunConfig, forecast: Mapping[str, float] = NOTHING
     ) -> TrialResult:
         """Play a trial; one that runs out of memory is counted with one batch."""
         drawn = self.contest.grid.draw(size_key(config), self._rng)

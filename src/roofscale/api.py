@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roofscale import config as configs
-from roofscale.cli.options import GENERATED, PHASES, RUNS
+from roofscale.cli.options import EXPERIMENTS, GENERATED, RUNS
 from roofscale.config import FIELDS, RunConfig
 from roofscale.errors import RoofscaleError
+from roofscale.invocation import PHASES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +36,6 @@ __all__ = [
     "read_steps",
     "run_phase",
 ]
-
-_ALL = range(1, 6)  # numbers of the phases
 
 
 @dataclass(frozen=True)
@@ -99,17 +98,17 @@ def run_phase(
     from roofscale.cli import run_phase as commands
     from roofscale.cli.climb_options import ClimbOptions
 
-    order = ClimbOptions(overrides, PHASES, RUNS, GENERATED, fresh=fresh, from_defaults=from_defaults)
-    phase = order.load(number)
-    order = order.for_gpu(phase)
+    options = ClimbOptions(overrides, EXPERIMENTS, RUNS, GENERATED, fresh=fresh, from_defaults=from_defaults)
+    phase = options.load(number)
+    options = options.for_gpu(phase)
     if dry_run:
-        commands.preview(phase, order)
+        commands.preview(phase, options)
         return None
-    climbed = commands.climb_phase(number, order)
+    climbed = commands.climb_phase(number, options)
     return commands.climb_json(climbed) if climbed else None
 
 
-def read_steps(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
+def read_steps(phases: Iterable[int] = PHASES) -> "pandas.DataFrame":
     """Read the judged steps of the newest attempt at each phase, in the order of the phase files.
 
     Returns:
@@ -142,7 +141,7 @@ def read_steps(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
     )
 
 
-def read_runs(phases: Iterable[int] = _ALL) -> "pandas.DataFrame":
+def read_runs(phases: Iterable[int] = PHASES) -> "pandas.DataFrame":
     """Read every judged run of every attempt at each phase, those of the newest attempt first.
 
     Returns:

@@ -1,5 +1,7 @@
 """The way the user called this process, ``mlflow run`` or the command line, so that messages spell commands alike."""
 
+PHASES = (1, 2, 3, 4, 5)  # numbers of the phases, as commands take them
+
 through_mlflow: list[bool] = []  # not empty if `mlflow run` has started this process
 
 

@@ -1,4 +1,4 @@
-"""What is foreseen of a run: that it is written down before the run begins, learnt from, and never in the way."""
+"""Forecasts of a run: logged before it begins, improved by each run, and never the reason that a run stops."""
 
 import dataclasses
 import time
@@ -67,12 +67,12 @@ def nothing_on_record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_forecast_is_in_the_run_before_it_begins_and_learns_from_those_before(
     tmp_path: Path, tracking_store: None, nothing_on_record: list[int]
 ) -> None:
-    tracker, foreseen = Tracker("tried"), RunForecaster(tmp_path / "runs", print)
+    tracker, forecaster = Tracker("tried"), RunForecaster(tmp_path / "runs", print)
     seen: list[dict[str, float]] = []
 
     class Audience(Silent):
         def judged(self, result, run) -> None:
-            foreseen.learn(result.config, result.measurement, result.run_id)
+            forecaster.observe(result.config, result.measurement, result.run_id)
 
     def make_runner(folder: Path, listener: Listener) -> Callable[[RunConfig], Measurement]:
         def run(config: RunConfig) -> Measurement:
@@ -90,7 +90,7 @@ def test_a_forecast_is_in_the_run_before_it_begins_and_learns_from_those_before(
     phase = load_phase(file)
     attempts = Attempts(tmp_path / "runs", "tried")
     plan = phase.resolve(BASE)
-    climbed = PhaseRunner(phase, plan, tracker, attempts, make_runner, Audience(), {}, forecast=foreseen).run_phase()
+    climbed = PhaseRunner(phase, plan, tracker, attempts, make_runner, Audience(), {}, forecast=forecaster).run_phase()
     assert seen[0] == {}, "nothing was known of the first"
     for result, known in zip(climbed.results[1:], seen[1:], strict=True):
         actual = result.measurement.metrics
@@ -124,7 +124,7 @@ def test_host_memory_is_foreseen_where_enough_was_measured(tmp_path: Path, nothi
     assert few(BASE) == {}
     for point in points(BASE)[1:]:
         came_to = measured(point.config)
-        few.learn(point.config, came_to, "r")
+        few.observe(point.config, came_to, "r")
     assert "forecast/host_peak_mib" in few(BASE), "learnt"
 
 
@@ -133,25 +133,25 @@ def test_a_forecast_that_breaks_is_said_and_left_out(tmp_path: Path, nothing_on_
         raise ZeroDivisionError("at home")
 
     monkeypatch.setattr(commands, "peak_observations", broken)
-    foreseen = RunForecaster(tmp_path, print)
-    foreseen.learn(BASE, measured(BASE), "before anything was read, so it is on the server")
-    assert foreseen(BASE) == {}
-    assert "Nothing foreseen of its host memory: ZeroDivisionError: at home" in capsys.readouterr().out
+    forecaster = RunForecaster(tmp_path, print)
+    forecaster.observe(BASE, measured(BASE), "before anything was read, so it is on the server")
+    assert forecaster(BASE) == {}
+    assert "No forecast of its host memory: ZeroDivisionError: at home" in capsys.readouterr().out
     monkeypatch.setattr(commands, "peak_observations", list)
-    assert foreseen(BASE) == {}
+    assert forecaster(BASE) == {}
     told_nothing = dataclasses.replace(measured(BASE), facts={})
-    foreseen.learn(BASE, told_nothing, "of an older kind")
-    assert "Nothing learnt of that run's memory and time: KeyError" in capsys.readouterr().out
+    forecaster.observe(BASE, told_nothing, "of an older kind")
+    assert "No record of that run's memory and time: KeyError" in capsys.readouterr().out
 
 
 def test_what_died_teaches_nothing_and_what_stops_by_itself_is_not_foreseen(tmp_path, nothing_on_record) -> None:
-    foreseen = RunForecaster(tmp_path, print)
-    foreseen(BASE)
-    foreseen.learn(BASE, measured(BASE, Outcome.HOST_OOM), "died")
-    assert foreseen(BASE) == {}
-    foreseen.learn(BASE, measured(BASE), "went well")
-    assert "forecast/run_seconds" in foreseen(BASE)
-    assert foreseen(BASE.with_overrides({"stop_precision": 0.05})) == {}
+    forecaster = RunForecaster(tmp_path, print)
+    forecaster(BASE)
+    forecaster.observe(BASE, measured(BASE, Outcome.HOST_OOM), "died")
+    assert forecaster(BASE) == {}
+    forecaster.observe(BASE, measured(BASE), "went well")
+    assert "forecast/run_seconds" in forecaster(BASE)
+    assert forecaster(BASE.with_overrides({"stop_precision": 0.05})) == {}
 
 
 def test_gpu_memory_is_foreseen_for_a_compute_with_one(tmp_path: Path, nothing_on_record) -> None:
@@ -163,14 +163,14 @@ def test_gpu_memory_is_foreseen_for_a_compute_with_one(tmp_path: Path, nothing_o
 
 def test_a_forecast_from_a_long_record_takes_no_time(tmp_path: Path, nothing_on_record) -> None:
     """Thousands of runs on record: CPU seconds of one forecast once they are read, imports left out."""
-    foreseen = RunForecaster(tmp_path, print)
-    foreseen(BASE)
+    forecaster = RunForecaster(tmp_path, print)
+    forecaster(BASE)
     for number in range(3000):
         config = BASE.with_overrides({"batch_size": 1 + number % 16, "seed": number})
-        foreseen.learn(config, measured(config), str(number))
-    foreseen(BASE)
+        forecaster.observe(config, measured(config), str(number))
+    forecaster(BASE)
     before = time.process_time()
-    assert foreseen(BASE.with_overrides({"batch_size": 3}))
+    assert forecaster(BASE.with_overrides({"batch_size": 3}))
     assert time.process_time() - before < 3.0  # 1.1 was seen on a slow and busy machine
 
 

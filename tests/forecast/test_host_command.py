@@ -203,7 +203,7 @@ def record(run_id: str, config: RunConfig, **tags: str) -> RunRecord:
 def test_points_on_record_are_sound_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [record("sound", ASKED), record("gpu", ASKED, device="cuda"), record("died", ASKED, outcome="host_oom"),
             record("retried", ASKED, retry_of="died"), record("never ran", ASKED, ruled_out_by="died")]  # fmt: skip
-    monkeypatch.setattr(probes, "judged_runs", lambda phase: runs if phase == 2 else [])
+    monkeypatch.setattr(probes, "judged_runs", lambda *phases: runs)
     (point,) = peak_observations()
     assert (point.source, point.config, point.peak_mib) == ("sound", ASKED, peak(ASKED))
     assert point.kind == local_profile(ASKED, get(ASKED.compute))
@@ -215,11 +215,11 @@ def test_a_real_probe_is_of_the_kind_that_was_asked_about(tmp_path: Path, monkey
     generate(root, GenerateSpec(("rid",), train=6, val=2, test=1, image_px=64))
     asked = RunConfig(encoder="resnet18", image_size=64, num_workers=2, data_root=str(root))
     probes = Probes(tmp_path / "probes", local_profile(asked, get("local")))
-    first = probes.lacking(asked, [])[1]
+    first = probes.missing(asked, [])[1]
     assert (first.batch_size, first.num_workers) == (1, 2)
     probes.run([first], tmp_path, print, lambda name: SilentListener())
     (point,) = probes.points()
     assert point.kind == probes.kind
     assert 100 < point.peak_mib < 4000
     assert point.copied_mib > 100  # weights, gradients and two moments of 14 million parameters
-    assert first not in probes.lacking(asked, [point])
+    assert first not in probes.missing(asked, [point])

@@ -51,12 +51,12 @@ class Invented:
     ran: list[RunConfig] = field(default_factory=list)
     trials: list[RunConfig] = field(default_factory=list)
     skipped: list[TrialResult] = field(default_factory=list)
-    foreseen: list[Mapping[str, float]] = field(default_factory=list)
+    forecast: list[Mapping[str, float]] = field(default_factory=list)
     died: int = 0
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
         """See ``TrialRunner``."""
-        self.foreseen.append(foreseen)
+        self.forecast.append(forecast)
         if config.batch_size in self.endings:
             raise self.endings[config.batch_size]()
         self.ran.append(config)

@@ -27,10 +27,10 @@ class Slow(Invented):
     log: Path
     hangs: bool
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
         self._say("begins", number, config)
         time.sleep(3600 if self.hangs else SECONDS)
-        tried = super().run(number, config, trial, foreseen)
+        tried = super().run(number, config, trial, forecast)
         self._say("ends", number, config)
         return tried
 

@@ -32,13 +32,13 @@ class Slow(Invented):
     most = 0
     lock = threading.Lock()
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
         try:
             time.sleep(0.02)
-            return super().run(number, config, trial, foreseen)
+            return super().run(number, config, trial, forecast)
         finally:
             with self.lock:
                 self.now -= 1

@@ -91,7 +91,7 @@ def test_a_registered_model_predicts_a_picture(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--channel", "eave"), "was trained on rid, which tells it of roof"),
+        (("--channel", "eave"), "was trained on rid, which label roof"),
         (("--model", "0" * 32), "no model"),
         (("--window", "100"), "expected a multiple of 32 px; try 96"),
         (("--geojson", "m.geojson"), "does not say where on the ground it lies"),
@@ -194,7 +194,7 @@ def test_whole_tiles_are_held_against_their_labels(
     ), "where everything is roof, IoU is the share of what was found"
     px = sum(size for _, size in shares.values())
     assert said["metrics"]["iou"] == pytest.approx(sum(share * size for share, size in shares.values()) / px)
-    assert "no tile in its part 'test'" in call("evaluate", ".", "--part", "test", "--model", store[1]).output
+    assert "no tile in its split 'test'" in call("evaluate", ".", "--part", "test", "--model", store[1]).output
 
 
 @pytest.mark.parametrize(("outcome", "named"), [(Outcome.OK, True), (Outcome.CUDA_OOM, False)])

@@ -85,7 +85,7 @@ def test_a_run_without_both_does_not_count() -> None:
 
 
 def test_a_run_out_of_memory_counts_where_it_had_more_than_was_foreseen() -> None:
-    """It was said to fit, and it died: that is a miss. Died below the foreseen end, it proves nothing."""
+    """It was said to fit, and it died: that is a miss. Died below the forecast end, it proves nothing."""
     beyond, within = run(2000, 900, 1100, outcome="host_oom"), run(1000, 900, 1100, outcome="host_oom")
     assert [pair.held for pair in forecast_outcomes([beyond, within])] == [False]
     times = {f"forecast/run_seconds{end}": 10.0 for end in ("", "_low", "_high")} | {"speed/run_seconds": 99.0}

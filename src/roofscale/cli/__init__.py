@@ -4,10 +4,10 @@ import click
 
 from roofscale import __version__
 from roofscale.cli import climb, data, forecast, models, records, train
-from roofscale.cli.group import Group
+from roofscale.cli.group import ErrorGroup
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Scale a segmentation training from a small CPU instance to GPUs, one judged step at a time."""

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from roofscale.cli.options import (
+    EXPERIMENTS,
     GENERATED,
-    PHASES,
     RUNS,
     dry_run_option,
     json_option,
     knob_options,
     runner_option,
-    words_of,
+    split_overrides,
 )
+from roofscale.invocation import PHASES
 
 if TYPE_CHECKING:
     from roofscale.cli.climb_options import ClimbOptions
@@ -30,11 +31,11 @@ def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compute", default="", help="Where the CPU phases run, such as ml.m5.xlarge."),
         click.option("--gpu-compute", default="", help="Where phase 5 runs, such as ml.g5.2xlarge."),
         runner_option,
-        switch(
+        bool_option(
             "--from-defaults", "Start from the defaults, and not from the last good configuration of the phases before."
         ),
-        switch("--fresh", "Begin a new attempt even if one was left half done, and forget what ran out of memory."),
-        switch("--force", "Go on where a requirement of the phase, such as the gate, is not met; it is recorded."),
+        bool_option("--fresh", "Begin a new attempt even if one was interrupted, and forget what ran out of memory."),
+        bool_option("--force", "Go on where a requirement of the phase, such as the gate, is not met; it is recorded."),
         dry_run_option,
         json_option,
     ]
@@ -43,26 +44,26 @@ def climb_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return knob_options(command)
 
 
-def switch(name: str, text: str) -> Callable[..., Any]:
+def bool_option(name: str, text: str) -> Callable[..., Any]:
     """Return a switch that also takes a value, as an MLproject passes it: --fresh, or --fresh true."""
     return click.option(name, type=bool, is_flag=False, flag_value=True, default=False, help=text)
 
 
 @click.command()
-@click.argument("number", type=click.IntRange(1, 5))
+@click.argument("number", type=click.IntRange(PHASES[0], PHASES[-1]))
 @click.option("--file", type=click.Path(path_type=Path), help="Phase file; else experiments/phase<N>.yaml.")
 @climb_options
 def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
     """Climb a phase, after the phases it needs: run its steps, judge each, and record the results."""
     from roofscale.cli import run_phase as commands
 
-    order = _order(f"phase{number}", **wishes)
-    phase = order.load(number, file)
-    order = order.for_gpu(phase)
+    options = _parse_options(f"phase{number}", **wishes)
+    phase = options.load(number, file)
+    options = options.for_gpu(phase)
     if dry_run:
-        commands.preview(phase, order)
+        commands.preview(phase, options)
         return
-    climbed = commands.climb_phase(number, order, file)
+    climbed = commands.climb_phase(number, options, file)
     sys.exit(commands.exit_code(climbed) if climbed else 1)
 
 
@@ -72,11 +73,11 @@ def climb(dry_run: bool, **wishes: Any) -> None:
     """Climb all phases in order, each from the last good configuration of the one before."""
     from roofscale.cli import run_phase as commands
 
-    order = _order("main", **wishes)
+    options = _parse_options("main", **wishes)
     if dry_run:
-        commands.preview_all(order)
+        commands.preview_all(options)
         return
-    sys.exit(commands.climb_all(order))
+    sys.exit(commands.climb_all(options))
 
 
 @click.command()
@@ -99,11 +100,11 @@ def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: 
     from roofscale.cli import run_phase as commands
     from roofscale.tracking.history import SEARCHING
 
-    order = _order("search", **wishes, storage=storage)
+    options = _parse_options("search", **wishes, storage=storage)
     if dry_run:
-        commands.preview(order.load(SEARCHING, file).searching(), order)
+        commands.preview(options.load(SEARCHING, file).searching(), options)
         return
-    climbed = commands.climb_search(order, file)
+    climbed = commands.climb_search(options, file)
     sys.exit(commands.exit_code(climbed) if climbed else 1)
 
 
@@ -117,22 +118,22 @@ def gate(dry_run: bool, **wishes: Any) -> None:
     from roofscale.cli import run_phase as commands
     from roofscale.cli.run_gate import print_gate
 
-    order = _order("gate", **wishes)
-    stopped = None if dry_run else commands.climb_missing(order)
-    sys.exit(commands.exit_code(stopped) if stopped else int(not print_gate(order.to_json)))
+    options = _parse_options("gate", **wishes)
+    stopped = None if dry_run else commands.climb_missing(options)
+    sys.exit(commands.exit_code(stopped) if stopped else int(not print_gate(options.to_json)))
 
 
-def _order(
+def _parse_options(
     entry_point: str, more: Sequence[str], compute: str, overlay: str, as_json: bool, **wishes: Any
 ) -> "ClimbOptions":
-    """Return the order of a climb, from the entry point of MLproject and the options of ``climb_options``."""
+    """Return the options of a climb, from the entry point of MLproject and the options of ``climb_options``."""
     from roofscale.cli.climb_options import ClimbOptions
     from roofscale.tracking import MlflowProjectRun
 
     return ClimbOptions(
         around=MlflowProjectRun.adopt(entry_point),
-        overrides=words_of(more, compute),
-        experiments=PHASES,
+        overrides=split_overrides(more, compute),
+        experiments=EXPERIMENTS,
         runs=RUNS,
         cache=GENERATED,
         overlay=Path(overlay) if overlay else None,

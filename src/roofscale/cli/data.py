@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from roofscale.cli.group import Group
+from roofscale.cli.group import ErrorGroup
 from roofscale.cli.options import dry_run_option, json_option
 
 
-@click.group(cls=Group)
+@click.group(cls=ErrorGroup)
 def data() -> None:
     """Generate, fetch and check data sets."""
 

@@ -1,4 +1,4 @@
-"""Commands that only look: the knobs, and what would run."""
+"""Dry runs: the knobs, and what a command would run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from roofscale.stats.intervals import CONFIDENCE, Interval
 
 
 def print_knobs(to_json: bool) -> None:
-    """List every knob of the run config."""
+    """Print every knob of the run config."""
     defaults = RunConfig().to_strings()
     if to_json:
         shown = ("meaning", "low", "high", "choices")
@@ -36,22 +36,20 @@ def print_knobs(to_json: bool) -> None:
 
 
 def print_run(config: RunConfig, to_json: bool, requests: Sequence[Any] = ()) -> None:
-    """Say what a training would run, and how long it and the full data set would take.
+    """Print what a training would run, and the forecast of it and of the full data set.
 
     Args:
-        requests: what would be asked of SageMaker, where it would run there.
+        requests: the requests to SageMaker, if it would run there.
     """
     compute.get(config.compute)  # refuses an unknown one
     config.require_batch()
     runs = history.timing_records()
-    found, full = (
-        history.forecast_time_of(config, runs),
-        history.forecast_time_of(history.with_all_samples(config), runs),
-    )
+    found = history.forecast_time_of(config, runs)
+    full = history.forecast_time_of(history.with_all_samples(config), runs)
     if to_json:
-        foreseen = {"forecast": forecast_text.as_dict(found), "full_data": forecast_text.as_dict(full)}
+        forecasts = {"forecast": forecast_text.as_dict(found), "full_data": forecast_text.as_dict(full)}
         print(
-            as_json({"config": config.as_dict(), "fingerprint": config.fingerprint, **foreseen, "requests": requests})
+            as_json({"config": config.as_dict(), "fingerprint": config.fingerprint, **forecasts, "requests": requests})
         )
         return
     _print_config(config)
@@ -71,32 +69,32 @@ def _print_config(config: RunConfig) -> None:
 
 
 def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Sequence[Any] = ()) -> None:
-    """Say what a phase would run, expect and judge by, and the time, money and GPU memory that it would take.
+    """Print the steps, expectations and criteria of a phase, and the forecast of its time, cost and GPU memory.
 
     Args:
         phase: the phase.
         plan: its steps with the configs they would run.
         start: a sentence that says what the phase starts from.
-        requests: what would be asked of SageMaker, where it would run there.
+        requests: the requests to SageMaker, if it would run there.
     """
-    foreseen = _Foreseen.of(plan)
+    forecasts = _PlanForecast.of(plan)
     if to_json:
-        print(as_json({"phase": asdict(phase), "start": start, **foreseen.as_dict(plan), "requests": requests}))
+        print(as_json({"phase": asdict(phase), "start": start, **forecasts.as_dict(plan), "requests": requests}))
         return
     out = console()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
     out.print(escape(start))
     _print_config(plan[0][1])
     table = Table("step", "changes", "expects", "criteria", "then", "forecast", title="steps", title_justify="left")
-    for (step, _), forecast, gpu in zip(plan, foreseen.times, foreseen.gpus, strict=True):
+    for (step, _), forecast, gpu in zip(plan, forecasts.times, forecasts.gpus, strict=True):
         expects = "\n".join(_expectation(e) for e in step.expect)
         criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
-        then = f"failed: remedy, {step.max_retreats} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
+        then = f"failed: fallback, {step.max_retreats} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
         changes = "\n".join(step.changes())
         words = _time_and_cost(forecast) + _gpu_memory(step, gpu)
         table.add_row(step.name, changes, expects, criteria, then, words, end_section=True)
     out.print(table)
-    for line in foreseen.lines(plan):
+    for line in forecasts.lines(plan):
         out.print(escape(line))
     _print_requests(requests)
 
@@ -104,7 +102,7 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Se
 def _print_requests(requests: Sequence[Any]) -> None:
     if requests:
         console().print(
-            "Asked of SageMaker, each by CreateTrainingJob; the six hex digits of a name are drawn anew, and storage "
+            "Requests to SageMaker, each a CreateTrainingJob; the six hex digits of a name are drawn anew, and storage "
             "for data in S3 comes on top:"
         )
     for request in requests:
@@ -112,16 +110,16 @@ def _print_requests(requests: Sequence[Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Foreseen:
-    """What is foreseen of a plan."""
+class _PlanForecast:
+    """Forecast of all steps of a plan."""
 
     times: list[TimeForecast | None]  # of each step
     full: TimeForecast | None  # of the last step's config on all samples of its data sets
     gpus: list[GpuForecast | None]
-    trials: list[Interval | None]  # seconds of all trials of each step that searches, at the most
+    trials: list[Interval | None]  # upper bound of the seconds of all trials, of each step that searches
 
     @classmethod
-    def of(cls, plan: Plan) -> "_Foreseen":
+    def of(cls, plan: Plan) -> "_PlanForecast":
         runs = history.timing_records()
         times = [history.forecast_time_of(config, runs) for _, config in plan]
         trials = [_trial_seconds(step, config, runs) for step, config in plan]
@@ -135,7 +133,7 @@ class _Foreseen:
 
     @property
     def seconds(self) -> Interval:
-        """Of all steps of which something is known."""
+        """Sum the forecasts of the steps that have one."""
         return sum_forecasts([forecast.run_seconds for forecast in self.known])
 
     @property
@@ -144,7 +142,7 @@ class _Foreseen:
         return sum_forecasts(money) if money and len(money) == len(self.known) else None
 
     def as_dict(self, plan: Plan) -> dict[str, Any]:
-        """For a script."""
+        """Convert to JSON for a script."""
         steps = [
             {
                 "step": step.name,
@@ -163,7 +161,7 @@ class _Foreseen:
         return {"steps": steps, "total": total if self.known else None, "full_data": full}
 
     def lines(self, plan: Plan) -> Iterator[str]:
-        """What the whole phase takes, and the full data set, with what a reader has to know of it."""
+        """Yield the forecast of the whole phase and of the full data set, with its notes."""
         if not self.known:
             yield "No forecast of time and cost: no similar run is on record. The first step of phase 1 makes one."
             return
@@ -187,7 +185,7 @@ class _Foreseen:
 
 
 def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[TimingRecord]) -> Interval | None:
-    """What the trials of a searching step take if all are made, each as large as the space allows and to its end."""
+    """Return the seconds of all trials of a step if each is the largest config and runs to its end; None if unknown."""
     if step.search is None:
         return None
     from roofscale.phases.search.trial_runner import shorten_for_trial  # only where a phase searches
@@ -198,7 +196,7 @@ def _trial_seconds(step: Step, config: RunConfig, runs: Sequence[TimingRecord]) 
 
 
 def _gpu_forecasts(plan: Plan) -> list[GpuForecast | None]:
-    """GPU memory of each step whose compute has a GPU."""
+    """Return the GPU memory of each step; None for a compute without a GPU."""
     for _, config in plan:
         config.require_batch()
     computes = [compute.get(config.compute) for _, config in plan]

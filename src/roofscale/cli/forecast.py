@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from roofscale.cli.group import Group
-from roofscale.cli.options import GENERATED, RUNS, json_option, words_of
+from roofscale.cli.group import ErrorGroup
+from roofscale.cli.options import GENERATED, RUNS, json_option, split_overrides
 
 
-@click.group(cls=Group)
+@click.group(cls=ErrorGroup)
 def forecast() -> None:
     """Forecast the memory and the time of a run before it is made."""
 
@@ -37,7 +37,7 @@ def gpu(overrides: Sequence[str], more: Sequence[str], compute: str, figure: Pat
     from roofscale import config
     from roofscale.cli.run_forecast_gpu import forecast_gpu
 
-    resolved = config.load(None, [*words_of(more, compute), *overrides])
+    resolved = config.load(None, [*split_overrides(more, compute), *overrides])
     sys.exit(forecast_gpu(resolved, figure, as_json))
 
 
@@ -49,7 +49,7 @@ def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: boo
     from roofscale import config
     from roofscale.cli.run_forecast_host import forecast_host
 
-    resolved = config.load(None, [*words_of(more, compute), *overrides])
+    resolved = config.load(None, [*split_overrides(more, compute), *overrides])
     sys.exit(forecast_host(resolved, RUNS, GENERATED, probe, as_json))
 
 
@@ -60,4 +60,4 @@ def time_of_run(overrides: Sequence[str], more: Sequence[str], compute: str, as_
     from roofscale import config
     from roofscale.cli.run_forecast_time import forecast_time
 
-    forecast_time(config.load(None, [*words_of(more, compute), *overrides]), as_json)
+    forecast_time(config.load(None, [*split_overrides(more, compute), *overrides]), as_json)

@@ -65,7 +65,7 @@ def _keep_traceback(error: Exception) -> Path | None:
     return None
 
 
-class Group(click.Group):
+class ErrorGroup(click.Group):
     """A group whose commands report errors as messages, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:

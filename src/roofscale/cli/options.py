@@ -13,7 +13,7 @@ from roofscale.errors import ConfigError
 
 RUNS = Path("runs")
 GENERATED = Path("data/generated")
-PHASES = Path("experiments")
+EXPERIMENTS = Path("experiments")
 
 RUNNERS = ("local", "sagemaker")  # as in runners.registry, whose imports would slow --help down
 
@@ -29,7 +29,7 @@ runner_option = click.option(
 )
 
 
-def words_of(more: Sequence[str], compute: str) -> list[str]:
+def split_overrides(more: Sequence[str], compute: str) -> list[str]:
     """Return the overrides of --set texts, split as a shell splits words, and of --compute.
 
     Raises:

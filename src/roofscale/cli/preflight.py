@@ -1,4 +1,4 @@
-"""Refuses, before anything runs, what cannot run where a user wants it, or would cost more than it may."""
+"""Preflight: refuse, before anything runs, configs that the runner cannot run or the budget does not cover."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from roofscale.addresses import S3
 from roofscale.cli import forecast_text
 from roofscale.config import RunConfig
-from roofscale.data.sources import IN_S3
 from roofscale.errors import ConfigError
 from roofscale.forecast import history
 from roofscale.forecast.run_time import sum_forecasts
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
-    """Say where configs will run and what that may cost; refuse what cannot be.
+    """Print where configs will run and what that may cost.
 
     Raises:
-        ConfigError: the runner cannot run one of them, or what is foreseen of them exceeds the budget.
+        ConfigError: the runner cannot run one of them, or the forecast of their cost exceeds the budget.
     """
     if runner == LOCAL:
         for config in configs:
             check_nodes(config, Nodes())
-            if config.data_root.startswith(IN_S3):
+            if config.data_root.startswith(S3):
                 raise ConfigError(
                     f"data_root={config.data_root}: data in S3 is read by jobs, and this runs on this machine. Add "
                     "--runner sagemaker, or copy the data here and name its folder."
@@ -54,10 +54,10 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
 
 
 def job_requests(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[str, Any]]:
-    """What would be asked of SageMaker for a run in each of these folders; nothing where runs stay on this machine.
+    """Return the request to SageMaker for a run in each of these folders; none if runs stay on this machine.
 
     Raises:
-        ConfigError: settings are lacking, or SageMaker would refuse a request.
+        ConfigError: settings are missing, or SageMaker would refuse a request.
     """
     if runner == LOCAL:
         return []
@@ -75,17 +75,17 @@ def job_requests(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[st
 
 
 def _check_budget(wanted: "SageMakerSettings", configs: Sequence[RunConfig], out: Console) -> None:
-    """Hold the upper end of what is foreseen against the budget; the jobs' longest time keeps to it in any case."""
+    """Compare the upper end of the cost forecast with the budget, which also limits the jobs' maximum runtime."""
     runs = history.timing_records()
-    foreseen = [found.usd for config in configs if (found := history.forecast_time_of(config, runs)) and found.usd]
-    if not foreseen:
-        out.print(f"Nothing is foreseen of the cost; the jobs end once {wanted.budget_usd:g} USD are used up.")
+    costs = [found.usd for config in configs if (found := history.forecast_time_of(config, runs)) and found.usd]
+    if not costs:
+        out.print(f"No forecast of the cost; the jobs end once {wanted.budget_usd:g} USD are used up.")
         return
-    total = sum_forecasts(foreseen)
-    said = f"{len(foreseen)} of {len(configs)} runs: {forecast_text.cost(total)}"
+    total = sum_forecasts(costs)
+    text = f"{len(costs)} of {len(configs)} runs: {forecast_text.cost(total)}"
     if total.high > wanted.budget_usd:
         raise ConfigError(
-            f"budget_usd={wanted.budget_usd:g}: the forecast of {said} goes beyond it. Raise it in sagemaker.yaml, or "
+            f"budget_usd={wanted.budget_usd:g}: the forecast of {text} goes beyond it. Raise it in sagemaker.yaml, or "
             "choose fewer samples, fewer steps or a cheaper compute."
         )
-    out.print(f"Forecast of {said}, of a budget of {wanted.budget_usd:g} USD.")
+    out.print(f"Forecast of {text}, of a budget of {wanted.budget_usd:g} USD.")

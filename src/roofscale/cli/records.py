@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from roofscale.cli.options import PHASES, RUNS, json_option
+from roofscale.cli.options import EXPERIMENTS, RUNS, json_option
 
 
 @click.command()
@@ -13,7 +13,7 @@ def report(as_json: bool) -> None:
     """Write the strategy document, the notebook, and JSON and HTML of each phase from the tracking server."""
     from roofscale.cli.run_report import print_report
 
-    print_report(PHASES, as_json)
+    print_report(EXPERIMENTS, as_json)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Commands about data sets: generate, check and fetch."""
+"""Data commands: generate, check, fetch and upload."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from tqdm import tqdm
 
+from roofscale.addresses import S3
 from roofscale.cli.console import SECONDS_BETWEEN_LINES, console
 from roofscale.data.check import check
 from roofscale.data.dataset_cards import dataset_card
@@ -26,7 +27,7 @@ _SHOWN = 20  # problems of one kind
 
 
 def generate_data(folder: Path, spec: GenerateSpec, join: Path | None, dry_run: bool, to_json: bool) -> None:
-    """Write generated data sets, with what is joined to them, or say what would be written."""
+    """Generate data sets, with real samples appended where asked; a dry run only prints them."""
     written = [] if dry_run else [str(path) for path in generate(folder, spec, join)]
     if to_json:
         print(as_json({"spec": asdict(spec), "written": written}))
@@ -41,7 +42,7 @@ def generate_data(folder: Path, spec: GenerateSpec, join: Path | None, dry_run: 
 
 
 def check_data(folder: Path, to_json: bool) -> bool:
-    """Check the data sets in a folder and print what was found; return whether all is well."""
+    """Check the data sets in a folder and print the problems; return whether there are none."""
     report = check(folder)
     if to_json:
         print(as_json(report.as_dict()))
@@ -59,17 +60,17 @@ def check_data(folder: Path, to_json: bool) -> bool:
 
 
 def fetch_data(name: str, folder: Path, url: str, sha256: str, dry_run: bool, to_json: bool) -> None:
-    """Say what a data set is and on what terms, and download it into a data root, or say what would be done."""
+    """Print the card of a data set and download it into a data root; a dry run only prints."""
     card, out = dataset_card(name), console(quiet=to_json)
     out.print(f"[bold]{escape(card.title)}[/], {escape(card.authors)} {card.year}: {escape(card.size)}")
-    told = {
+    facts = {
         "where": card.landing,
         "by hand": card.by_hand,
         "licence": card.licence,
         "cite": card.citation,
         "unsure": "; ".join(card.unverified),
     }
-    for what, text in told.items():
+    for what, text in facts.items():
         out.print(f"  {what:8} {escape(text)}", soft_wrap=True)
     address = source_url(name, folder, url)
     out.print(
@@ -87,7 +88,7 @@ def fetch_data(name: str, folder: Path, url: str, sha256: str, dry_run: bool, to
 
 
 def _print_problems(out: Console, problems: Sequence[FileError]) -> None:
-    """A table of the first of each kind: a published split may leak by the thousand."""
+    """Print the first problems of each kind: a published split may have thousands of leaks."""
     if not problems:
         return
     table = Table("kind", Column("path", overflow="fold"), "what is wrong")
@@ -103,7 +104,7 @@ def _print_problems(out: Console, problems: Sequence[FileError]) -> None:
 
 
 def _print_leaks(out: Console, leaks: Sequence[LeakRate]) -> None:
-    """The splits that leak one by one, and those that do not in one line: 'published 1 2, spatial 1 2 3 4 5'."""
+    """Print each split that leaks, and the others in one line: 'published 1 2, spatial 1 2 3 4 5'."""
     clean: dict[str, list[str]] = {}
     for rate in leaks:
         if rate.pairs or rate.left_out:
@@ -116,27 +117,24 @@ def _print_leaks(out: Console, leaks: Sequence[LeakRate]) -> None:
         out.print(f"  nothing is shared by two parts of these splits: {named}")
 
 
-_SCHEME = "s3://"
-
-
 def upload_data(folder: Path, uri: str, everything: bool, dry_run: bool, to_json: bool) -> None:
-    """Copy the data sets of a folder, or say what would be copied, and say how to train on them.
+    """Copy the data sets of a folder to S3 and print how to train on them; a dry run only prints.
 
     Raises:
         ConfigError: no address in S3, no data set in the folder, or AWS refuses.
         DataError: a file cannot be read.
     """
-    bucket = uri.removeprefix(_SCHEME).partition("/")[0]
-    if not uri.startswith(_SCHEME) or not bucket:
+    bucket = uri.removeprefix(S3).partition("/")[0]
+    if not uri.startswith(S3) or not bucket:
         raise ConfigError(f"{uri}: expected where to copy to, such as s3://BUCKET/data.")
     files = files_to_upload(folder, everything)
-    from roofscale.runners.sagemaker.s3 import S3Client  # boto3: only those who copy pay for it
+    from roofscale.runners.sagemaker.s3 import S3Client  # imports boto3
 
-    place = settings.load(required=())
+    options = settings.load(required=())
     total = sum(one.size for one in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="upload", mininterval=SECONDS_BETWEEN_LINES) as bar:
         done = upload_files(
-            files, uri, S3Client(place.region, place.kms_key), lambda sent: _advance(bar, sent), dry_run
+            files, uri, S3Client(options.region, options.kms_key), lambda sent: _advance(bar, sent), dry_run
         )
     counts = {
         name: {

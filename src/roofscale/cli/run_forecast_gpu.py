@@ -1,4 +1,4 @@
-"""The command that foresees the GPU memory of a run."""
+"""Forecast command for the GPU memory of a run."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ _SHOWN_MODULES = 8
 
 
 def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
-    """Print what a config would take of its compute's GPU; return 0 if it fits for sure, else 1."""
+    """Print the forecast GPU memory of a config; return 0 if it fits with confidence, else 1."""
     if figure is not None:
         from roofscale.report.figures import run  # imports matplotlib
 

@@ -1,4 +1,4 @@
-"""The command that foresees a CPU training's host memory, from runs on record and from probes run now."""
+"""Forecast command for the host memory of a CPU training, from recorded runs and probes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,29 +15,30 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, ExitCode
 from roofscale.forecast import host_memory
 from roofscale.forecast.host_memory import HostForecast, HostModel, PeakObservation
-from roofscale.forecast.probes import ProbeInterrupted, Probes, local_profile, peak_observations, probe_config
+from roofscale.forecast.probes import Probes, local_profile, peak_observations, probe_config
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.report.format import as_json
+from roofscale.runners import RunInterrupted
 from roofscale.stats.intervals import CONFIDENCE
 
 _STYLE = {MemoryFit.FITS: "green", MemoryFit.TOO_LARGE: "bold red", MemoryFit.UNCERTAIN: "yellow"}
 
 
 def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_json: bool) -> int:
-    """Say how much host memory a run will take, and whether its compute has it.
+    """Print the forecast of a run's host memory, and whether it fits its compute.
 
     Args:
         config: of the run.
         runs: where the measurements of probes are kept, under ``probes/``.
         cache: of generated data.
-        probe: run what short runs are lacking.
+        probe: run the missing probes.
         to_json: for a script on standard output.
 
     Returns:
-        0 where it fits, 1 where it does not or cannot be told, 130 where a probe was interrupted.
+        0 if it fits, 1 if it does not or is uncertain, 130 if a probe was interrupted.
 
     Raises:
-        ConfigError: too little was measured to say anything, or the compute trains on a GPU.
+        ConfigError: too few runs are recorded, or the compute trains on a GPU.
     """
     out = console(quiet=to_json)
     size = compute.get(config.compute)
@@ -46,8 +47,8 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
     points = [*peak_observations(), *probes.points()]
     if probe:
         try:
-            probes.run(_worth_making(config, probes, points, limits), cache, plain(out), ProgressBar)
-        except ProbeInterrupted:
+            probes.run(_useful_probes(config, probes, points, limits), cache, plain(out), ProgressBar)
+        except RunInterrupted:
             out.print("Stopped. What was measured is kept: the same command goes on from there.")
             return ExitCode.INTERRUPTED
         points = [*peak_observations(), *probes.points()]
@@ -55,7 +56,7 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
         model = host_memory.fit_host_model(probes.kind, points)
         forecast = model.forecast(config, *limits)
     except ConfigError as error:
-        if lost := probes.ran_out(config):
+        if lost := probes.out_of_memory(config):
             raise _out_of_memory(probes, lost, limits[0]) from error
         raise
     if to_json:
@@ -65,12 +66,12 @@ def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_js
     return 0 if forecast.fit is MemoryFit.FITS else 1
 
 
-def _worth_making(
+def _useful_probes(
     config: RunConfig, probes: Probes, points: Sequence[PeakObservation], limits: tuple[float, float | None]
 ) -> list[RunConfig]:
-    """The probes that a forecast lacks; where it lacks none and still cannot tell, the one that helps most."""
-    if lacking := probes.lacking(config, points):
-        return lacking
+    """Return the missing probes; if none is missing and the forecast is uncertain, the one that narrows it most."""
+    if missing := probes.missing(config, points):
+        return missing
     try:
         forecast = host_memory.fit_host_model(probes.kind, points).forecast(config, *limits)
     except ConfigError:  # too little came of those that were made
@@ -80,7 +81,7 @@ def _worth_making(
 
 
 def _out_of_memory(probes: Probes, lost: Sequence[RunConfig], memory_mib: float) -> ConfigError:
-    """What to do where probes ran out of memory, so that more of them are no remedy."""
+    """Build the error for probes that ran out of memory, where more probes would not help."""
     named = ", ".join(f"batch_size={one.batch_size} num_workers={one.num_workers}" for one in lost)
     return ConfigError(
         f"{probes.kind}: no forecast, because {lost[0].compute} with its {memory_mib:,.0f} MiB was too small for the "
@@ -90,7 +91,7 @@ def _out_of_memory(probes: Probes, lost: Sequence[RunConfig], memory_mib: float)
 
 
 def _content(config: RunConfig, model: HostModel, forecast: HostForecast) -> dict[str, Any]:
-    """All that was found, for a script."""
+    """Convert model and forecast to JSON for a script."""
     points = [
         {
             "batch_size": point.config.batch_size,
@@ -125,7 +126,7 @@ def _print_forecast(out: Console, config: RunConfig, model: HostModel, forecast:
     for name, text in _parts(config, forecast).items():
         table.add_row(name, text)
     table.add_section()
-    table.add_row("stands on", f"{len(model.points)} runs: {_sources(model)}")
+    table.add_row("based on", f"{len(model.points)} runs: {_sources(model)}")
     table.add_row("next probe", _next_probe(forecast))
     out.print(table)
     for note in _notes(config, model):
@@ -172,7 +173,7 @@ def _next_probe(forecast: HostForecast) -> str:
 
 
 def _notes(config: RunConfig, model: HostModel) -> list[str]:
-    """What a reader has to know where the compute is another machine."""
+    """Return a note if the compute is another machine, whose CPU may compute otherwise."""
     if config.compute.startswith(compute.LOCAL) or config.precision != "auto" or model.kind.precision == "fp32":
         return []
     return [

@@ -1,4 +1,4 @@
-"""The command that foresees how long a run takes and what it costs."""
+"""Forecast command for the duration and cost of a run."""
 
 from dataclasses import asdict
 
@@ -20,16 +20,14 @@ _SHOWN_SOURCES = 5
 
 
 def forecast_time(config: RunConfig, to_json: bool) -> None:
-    """Say how long a run and an epoch take and what they cost, of the samples asked for and of all that there are.
+    """Print the forecast duration and cost of a run and an epoch, on its samples and on the full data sets.
 
     Raises:
-        ConfigError: no run on record says anything of it.
+        ConfigError: no recorded run is comparable.
     """
     runs = history.timing_records()
-    found, full = (
-        history.require_time_forecast(config, runs),
-        history.require_time_forecast(history.with_all_samples(config), runs),
-    )
+    found = history.require_time_forecast(config, runs)
+    full = history.require_time_forecast(history.with_all_samples(config), runs)
     if to_json:
         content = {
             "amounts": asdict(history.dataset_sizes_cached(config)),
@@ -71,10 +69,10 @@ def _notes(config: RunConfig, found: TimeForecast) -> list[str]:
     counts = history.dataset_sizes_cached(config)
     sizes = ", ".join(f"{name} {train:,} and {val:,} to validate" for name, (train, val) in counts.samples.items())
     lines.append(f"All samples, {counts.source}: {sizes}.")
-    lines.append("It takes for granted that the machine has nothing else to do. The instance's own boot is left out.")
+    lines.append("This assumes a machine without other load. The boot of an instance is not included.")
     where = compute.get(config.compute)
     if not where.gpu and (note := compute.resource_limits(where).note):
-        lines.append(f"That is as a run here takes it: {note}.")
+        lines.append(f"Measured as a run on this machine: {note}.")
     return lines
 
 

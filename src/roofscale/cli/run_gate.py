@@ -1,4 +1,4 @@
-"""The gate command, and what else a phase requires before it begins."""
+"""Gate command, and the requirements of a phase: the gate and a GPU."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ GPU_EXAMPLE = "ml.g5.xlarge"
 
 
 def read_gate() -> GateReport:
-    """Hold what the tracking server has against the gate's conditions."""
+    """Evaluate the gate on the runs of the tracking server."""
     return gate_report({phase: judged_runs(phase) for phase in CPU_PHASES}, tracking_uri())
 
 
 def print_gate(to_json: bool) -> bool:
-    """Show every condition with its proof or its remedy; return whether the gate is open."""
+    """Print every condition with its proof or its remedy; return whether the gate is open."""
     report = read_gate()
     if to_json:
         conditions = [vars(condition) for condition in report.conditions]
@@ -36,7 +36,7 @@ def print_gate(to_json: bool) -> bool:
 
 
 def closed(phase: Phase, out: Console) -> list[str]:
-    """Show the gate to a phase that requires it; return in words that it is closed, nothing where it is not."""
+    """Print the gate if a phase requires it; return the message that it is closed, or no message."""
     if "gate" not in phase.requires:
         return []
     report = read_gate()
@@ -46,7 +46,7 @@ def closed(phase: Phase, out: Console) -> list[str]:
 
 
 def lacks_gpu(phase: Phase, overrides: Sequence[str] = (), runner: str = registry.LOCAL) -> list[str]:
-    """What is missing of a GPU that a phase requires, where its runs execute: on this machine, or as jobs."""
+    """Return the message that a required GPU is missing, on this machine or in the compute of the jobs; else none."""
     if "gpu" not in phase.requires:
         return []
     computes = [config.compute for _, config in phase.resolve(overrides=overrides)]

@@ -1,4 +1,4 @@
-"""The commands that climb: one phase, or all of them in order."""
+"""Phase, climb and search commands: run phases, print and publish their results."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from roofscale import invocation
 from roofscale.cli import dry_run, prerequisites, run_gate
-from roofscale.cli.climb_options import PHASES, ClimbOptions
+from roofscale.cli.climb_options import ClimbOptions
 from roofscale.cli.console import ProgressBar, console, plain
 from roofscale.cli.preflight import job_requests, preflight
 from roofscale.cli.run_records import promote_champion
@@ -23,6 +23,7 @@ from roofscale.data.sources import resolve_data
 from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.forecast.history import dataset_sizes_cached
 from roofscale.forecast.run_forecaster import RunForecaster
+from roofscale.invocation import PHASES
 from roofscale.measurement import Outcome
 from roofscale.phases import starting_config
 from roofscale.phases.attempt import Attempts
@@ -55,108 +56,110 @@ _EXIT = {
 
 
 def exit_code(climbed: PhaseResult) -> int:
-    """The exit code of a climb's verdict."""
+    """Return the exit code of a result."""
     return ExitCode.INTERRUPTED if climbed.interrupted else _EXIT[climbed.verdict]
 
 
-def preview(phase: Phase, order: ClimbOptions) -> None:
-    """Say what a phase would run, what it expects, how it would be judged, and what that would take."""
-    if order.storage:
+def preview(phase: Phase, options: ClimbOptions) -> None:
+    """Print what a phase would run, expect and judge, with the forecast of it."""
+    if options.storage:
         from roofscale.phases.search.step_search import require_storage
 
-        require_storage(order.storage)
-    first = () if order.from_defaults else prerequisites.lacking(phase, order.load, order.runs)
-    good, said = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults or bool(first))
+        require_storage(options.storage)
+    first = () if options.from_defaults else prerequisites.missing_phases(phase, options.load, options.runs)
+    good, start = starting_config.starting_config(
+        phase, options.runs, options.cache, options.from_defaults or bool(first)
+    )
     if first:
-        said = f"To be climbed first: {prerequisites.numbered(first)}; shown here from the defaults."
-    plan = phase.resolve(good, order.words_for(phase))
-    attempts = Attempts(order.runs, experiment_name(phase.number))
-    folders = [attempts.next_folder / f"{place:02d}-{step.name}" for place, (step, _) in enumerate(plan, 1)]
-    requests = job_requests(order.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
-    dry_run.print_plan(phase, plan, said, order.to_json, requests)
+        start = f"To be climbed first: {prerequisites.numbered(first)}; shown here from the defaults."
+    plan = phase.resolve(good, options.words_for(phase))
+    attempts = Attempts(options.runs, experiment_name(phase.number))
+    folders = [attempts.next_folder / f"{number:02d}-{step.name}" for number, (step, _) in enumerate(plan, 1)]
+    requests = job_requests(options.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
+    dry_run.print_plan(phase, plan, start, options.to_json, requests)
 
 
-def preview_all(order: ClimbOptions) -> None:
-    """Say what all phases would run."""
+def preview_all(options: ClimbOptions) -> None:
+    """Print what all phases would run."""
     for number in PHASES:
-        preview(order.load(number), order)
+        preview(options.load(number), options)
 
 
-def climb_phase(number: int, order: ClimbOptions, file: Path | None = None) -> PhaseResult | None:
-    """Climb a phase, and leave its results on the terminal, in MLflow and in the documents.
-
-    What it stands on is climbed first, where none of that is on record.
+def climb_phase(number: int, options: ClimbOptions, file: Path | None = None) -> PhaseResult | None:
+    """Climb a phase, after the phases it needs; print the result and publish it in MLflow and the documents.
 
     Returns:
-        What it came to, or the phase below that it cannot stand on; None where a requirement of the phase is not met,
-        which is said on the terminal.
+        The result, or that of a needed phase that failed; None if a requirement of the phase is not met, which is
+        printed.
     """
-    return _climb_and_publish(lambda: order.load(number, file), order, Attempts(order.runs, experiment_name(number)))
+    return _climb_and_publish(
+        lambda: options.load(number, file), options, Attempts(options.runs, experiment_name(number))
+    )
 
 
-def climb_search(order: ClimbOptions, file: Path | None = None) -> PhaseResult | None:
-    """Climb the base step and the searching steps of phase 3, which then has its last good config from it."""
+def climb_search(options: ClimbOptions, file: Path | None = None) -> PhaseResult | None:
+    """Climb the base step and the searching steps of phase 3, and set the last good config of that phase."""
     last_good_of = experiment_name(SEARCHING)
-    attempts = Attempts(order.runs, SEARCH_EXPERIMENT, last_good_of)
-    return _climb_and_publish(lambda: order.load(SEARCHING, file).searching(), order, attempts)
+    attempts = Attempts(options.runs, SEARCH_EXPERIMENT, last_good_of)
+    return _climb_and_publish(lambda: options.load(SEARCHING, file).searching(), options, attempts)
 
 
-def _climb_and_publish(read: Callable[[], Phase], order: ClimbOptions, attempts: Attempts) -> PhaseResult | None:
-    phase, out = read(), console(quiet=order.to_json)
+def _climb_and_publish(read: Callable[[], Phase], options: ClimbOptions, attempts: Attempts) -> PhaseResult | None:
+    phase, out = read(), console(quiet=options.to_json)
     check_server()
-    _publish_what_a_kill_left(order, out)
-    if order.storage:
+    _publish_unpublished(options, out)
+    if options.storage:
         from roofscale.phases.search.step_search import open_storage
 
-        open_storage(order.storage, order.runs)  # a search would come upon its fault only after its first runs
-    phase.resolve(overrides=order.words_for(phase))  # refuses what does not fit before anything is climbed
-    no_gpu = run_gate.lacks_gpu(phase, order.words_for(phase), order.runner)
-    first = prerequisites.lacking(phase, order.load, order.runs) if order.force or not no_gpu else ()
-    if not order.from_defaults and (stopped := _climb_first(first, f"Phase {phase.number}", order, out)):
+        open_storage(options.storage, options.runs)  # before the first runs, as the search uses it only after them
+    phase.resolve(overrides=options.words_for(phase))  # refuses wrong overrides before anything runs
+    no_gpu = run_gate.lacks_gpu(phase, options.words_for(phase), options.runner)
+    first = prerequisites.missing_phases(phase, options.load, options.runs) if options.force or not no_gpu else ()
+    if not options.from_defaults and (stopped := _climb_first(first, f"Phase {phase.number}", options, out)):
         return stopped
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
     unmet = "; and ".join([*run_gate.closed(phase, out), *no_gpu])
-    if unmet and not order.force:
-        if not order.to_json:
-            preview(phase, order)
+    if unmet and not options.force:
+        if not options.to_json:
+            preview(phase, options)
         out.print(f"Phase {phase.number} was not begun: {escape(unmet)}")
         return None
-    good, said = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults)
-    out.print(escape(said))
-    plan = phase.resolve(good, order.words_for(phase))
-    configs = resolve_data([config for _, config in plan], order.cache, plain(out))
-    preflight(order.runner, configs, out)
+    good, start = starting_config.starting_config(phase, options.runs, options.cache, options.from_defaults)
+    out.print(escape(start))
+    plan = phase.resolve(good, options.words_for(phase))
+    configs = resolve_data([config for _, config in plan], options.cache, plain(out))
+    preflight(options.runner, configs, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
-    done = order.goes_on and not order.fresh and attempts.is_finished(plan_fingerprint(phase, plan))
+    done = options.goes_on and not options.fresh and attempts.is_finished(plan_fingerprint(phase, plan))
     if done and (before := latest_result(phase.number)):
         again = invocation.command("phase", phase.number, fresh=True)
         out.print(f"Climbed before, at this very plan: {before.verdict.label}. Anew: {escape(again)}")
         return before
     notes = [f"forced although {unmet}"] if unmet else []
-    tracker = Tracker(attempts.experiment, order.runs)
-    climbed = _climb(phase, plan, good if phase.needs else None, attempts, tracker, order, out, notes)
-    publish_result(_with_edit_noted(climbed, read), tracker, order, out)
+    tracker = Tracker(attempts.experiment, options.runs)
+    climbed = _climb(phase, plan, good if phase.needs else None, attempts, tracker, options, out, notes)
+    publish_result(_with_edit_noted(climbed, read), tracker, options, out)
     return climbed
 
 
-def climb_missing(order: ClimbOptions) -> PhaseResult | None:
-    """Climb the CPU phases that were not climbed to their end; return the one that ends this, if one does."""
+def climb_missing(options: ClimbOptions) -> PhaseResult | None:
+    """Climb the CPU phases that are not complete; return the result that stops this, if one does."""
     check_server()
-    first = [order.load(number) for number in CPU_PHASES if not prerequisites.is_climbed(number, order.runs)]
-    return _climb_first(first, "The gate", order, console(quiet=order.to_json))
+    first = [options.load(number) for number in CPU_PHASES if not prerequisites.is_climbed(number, options.runs)]
+    return _climb_first(first, "The gate", options, console(quiet=options.to_json))
 
 
-def _climb_first(first: Sequence[Phase], who: str, order: ClimbOptions, out: Console) -> PhaseResult | None:
-    """Climb what a phase, or the gate, stands on; return the phase that nothing can stand on, None where all carry."""
+def _climb_first(first: Sequence[Phase], who: str, options: ClimbOptions, out: Console) -> PhaseResult | None:
+    """Climb the phases that a phase or the gate needs; return the first failed result, None if all succeeded."""
     if first:
         out.print(f"{who} stands on {prerequisites.numbered(first)}, not climbed to the end yet: climbed first.")
-    if not order.fresh:
+    if not options.fresh:
         prerequisites.refuse_failed(first)
-    for place, phase in enumerate(first):
-        its = order.below(phase)
-        good, _ = starting_config.starting_config(phase, order.runs, order.cache, order.from_defaults)
-        out.print(prerequisites.time_to_go(first[place:], good, lambda p: order.below(p).words_for(p)))
-        if left := [word for word in order.overrides if word not in its.overrides]:
+    for index, phase in enumerate(first):
+        its = options.below(phase)
+        good, _ = starting_config.starting_config(phase, options.runs, options.cache, options.from_defaults)
+        out.print(prerequisites.time_needed(first[index:], good, lambda p: options.below(p).words_for(p)))
+        if left := [word for word in options.overrides if word not in its.overrides]:
             out.print(f"Left out in phase {phase.number}, whose steps set it themselves: {escape(' '.join(left))}")
         climbed = climb_phase(phase.number, its)
         if climbed is None or not is_complete_base(climbed):
@@ -170,52 +173,52 @@ def _climb(
     good: RunConfig | None,
     attempts: Attempts,
     tracker: Tracker,
-    order: ClimbOptions,
+    options: ClimbOptions,
     out: Console,
     notes: Sequence[str],
 ) -> PhaseResult:
-    tags, foreseen = git_state(Path.cwd()), RunForecaster(order.runs, plain(out), order.runner)
-    where = registry.get_runner(order.runner)
-    pool = JobPool(where.most, where.interrupt)
-    around = order.around if order.asked else None
+    tags, forecaster = git_state(Path.cwd()), RunForecaster(options.runs, plain(out), options.runner)
+    factory = registry.get_runner(options.runner)
+    pool = JobPool(factory.most, factory.interrupt)
+    around = options.around if options.asked else None
     phase_runner = PhaseRunner(
         phase=phase,
         plan=plan,
         tracker=tracker,
         attempts=attempts,
-        make_runner=where.make,
-        observer=_Reporter(out, foreseen),
+        make_runner=factory.make,
+        observer=_Reporter(out, forecaster),
         tags=tags,
         last_good=good,
-        known_out_of_memory=() if order.fresh else out_of_memory(PHASES),
+        known_out_of_memory=() if options.fresh else out_of_memory(PHASES),
         notes=notes,
-        forecast=foreseen,
-        resolve_data=partial(_settle_more, [config for _, config in plan], order, out),
-        search=_conductor(phase, tracker, order, out, tags, where.make, pool),
+        forecast=forecaster,
+        resolve_data=partial(_resolve_fallback_data, [config for _, config in plan], options, out),
+        search=_step_search(phase, tracker, options, out, tags, factory.make, pool),
         pool=pool,
         parent_run=around.run_id if around and around.experiment_id == tracker.experiment_id else "",
     )
-    return phase_runner.run_phase(order.fresh)
+    return phase_runner.run_phase(options.fresh)
 
 
-def _settle_more(
-    planned: Sequence[RunConfig], order: ClimbOptions, out: Console, config: RunConfig
+def _resolve_fallback_data(
+    planned: Sequence[RunConfig], options: ClimbOptions, out: Console, config: RunConfig
 ) -> RunConfig | None:
-    """Find the samples of a remedy that validates on more of them than was planned; None where there are no more."""
-    most = max(one.val_samples for one in planned)
+    """Resolve the data of a fallback that needs more validation samples than planned; None if there are no more."""
+    most = max(config.val_samples for config in planned)
     if config.val_samples <= most:
         return config
-    if Path(config.data_root).is_relative_to(order.cache):
+    if Path(config.data_root).is_relative_to(options.cache):
         return resolve_data(
-            [one.with_overrides({"data_root": ""}) for one in (config, *planned)], order.cache, plain(out)
+            [one.with_overrides({"data_root": ""}) for one in (config, *planned)], options.cache, plain(out)
         )[0]
     return config if max(val for _, val in dataset_sizes_cached(config).samples.values()) > most else None
 
 
-def _conductor(
+def _step_search(
     phase: Phase,
     tracker: Tracker,
-    order: ClimbOptions,
+    options: ClimbOptions,
     out: Console,
     tags: Mapping[str, str],
     make_runner: registry.MakeRunner,
@@ -223,19 +226,19 @@ def _conductor(
 ) -> "StepSearch | None":
     if not any(step.search for step in phase.steps):
         return None
-    from roofscale.cli.run_search import make_step_search  # seconds of imports
+    from roofscale.cli.run_search import make_step_search  # imports take seconds
 
-    return make_step_search(tracker, make_runner, out, tags, order.storage, pool, order.runner)
+    return make_step_search(tracker, make_runner, out, tags, options.storage, pool, options.runner)
 
 
-def publish_result(climbed: PhaseResult, tracker: Tracker, order: ClimbOptions, out: Console) -> None:
+def publish_result(climbed: PhaseResult, tracker: Tracker, options: ClimbOptions, out: Console) -> None:
     """Close the parent run in MLflow with the result of the attempt, then write the documents of all phases.
 
     Raises:
         TrackingError: the server is away; the result was printed and is kept.
     """
     parent = tracker.open(climbed.run_id)
-    coming = _following(climbed.phase.number, order)
+    coming = _following(climbed.phase.number, options)
     try:
         # The parent run's description and report are rendered from memory, not from the server as the documents below
         # are, so that the outbox keeps them while the server is away; with the notes the server has the same data.
@@ -246,52 +249,52 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, order: ClimbOptions, 
             publish_phase(parent, climbed, coming)
     finally:
         parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
-    told = order.asked or not is_complete_base(climbed)  # what a script reads, and where it is pointed to, is one climb
-    if told and order.around:
-        order.around.point_to(climbed.run_id)
-    if told or not order.to_json:
-        _print_climb(out, climbed, tracker, order.to_json)
+    is_answer = options.asked or not is_complete_base(climbed)  # a script gets one result, not those of needed phases
+    if is_answer and options.around:
+        options.around.point_to(climbed.run_id)
+    if is_answer or not options.to_json:
+        _print_climb(out, climbed, tracker, options.to_json)
     if climbed.phase.number == PHASES[-1]:
         promote_champion(climbed, tracker, out)
-    tracker.close(wait=not climbed.interrupted)  # the report is made from what the server has
+    tracker.close(wait=not climbed.interrupted)  # the documents are read from the server
     is_a_phase = tracker.experiment == experiment_name(climbed.phase.number)
-    if is_a_phase and not climbed.interrupted and order.experiments.is_dir():
-        for written in _write_up(order, out):
+    if is_a_phase and not climbed.interrupted and options.experiments.is_dir():
+        for written in _write_up(options, out):
             parent.artifact(written)
         tracker.close()
 
 
-def _publish_what_a_kill_left(order: ClimbOptions, out: Console) -> None:
-    """Publish the climbs that were judged to their ends and killed before MLflow's run was closed."""
+def _publish_unpublished(options: ClimbOptions, out: Console) -> None:
+    """Publish the results of phases that were complete when a kill came before their publication."""
     for number in PHASES:
-        attempts = Attempts(order.runs, experiment_name(number))
+        attempts = Attempts(options.runs, experiment_name(number))
         ended = [attempt.content for attempt in attempts.all()[-1:] if attempt.content.get("verdict")]
         open_runs = [run for content in ended if (run := get_run(content["run_id"])) and run.status == "RUNNING"]
         climbed = latest_result(number) if open_runs else None
         if climbed and climbed.run_id == open_runs[0].run_id:
-            tracker = Tracker(attempts.experiment, order.runs)
-            publish_result(climbed, tracker, replace(order, asked=False, around=None), out)
+            tracker = Tracker(attempts.experiment, options.runs)
+            publish_result(climbed, tracker, replace(options, asked=False, around=None), out)
 
 
-def _following(number: int, order: ClimbOptions) -> Phase | None:
-    """The phase after this one; None where there is none that can be read."""
+def _following(number: int, options: ClimbOptions) -> Phase | None:
+    """Return the next phase; None if there is none or its file cannot be read."""
     try:
-        return order.load(number + 1)
+        return options.load(number + 1)
     except ConfigError:
         return None
 
 
-def _write_up(order: ClimbOptions, out: Console) -> list[Path]:
-    """Write the documents; one that cannot be read or written must not stop the ladder."""
+def _write_up(options: ClimbOptions, out: Console) -> list[Path]:
+    """Write the documents; one that cannot be read or written must not stop the climb."""
     try:
-        return write_report(order.experiments, out)
+        return write_report(options.experiments, out)
     except (RoofscaleError, OSError) as error:
         out.print(escape(f"Not written up: {error} When that is mended: {invocation.command('report')}"))
         return []
 
 
 def _with_edit_noted(climbed: PhaseResult, read: Callable[[], Phase]) -> PhaseResult:
-    """The verdict belongs to the plan as it stood when the climb began; say so where the file says otherwise now."""
+    """Add a note if the phase file was edited while its steps ran, as the verdict is of the plan before."""
     try:
         same = read().fingerprint == climbed.phase.fingerprint
     except ConfigError:
@@ -303,22 +306,22 @@ def _with_edit_noted(climbed: PhaseResult, read: Callable[[], Phase]) -> PhaseRe
 
 
 class _Reporter:
-    """Shows a climb on the terminal and publishes each step in MLflow."""
+    """Reporter of a phase: prints its runs and publishes each step in MLflow."""
 
-    def __init__(self, out: Console, foreseen: RunForecaster) -> None:
-        self._out, self._foreseen = out, foreseen
+    def __init__(self, out: Console, forecaster: RunForecaster) -> None:
+        self._out, self._forecaster = out, forecaster
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
-        """Announce the run and draw its bar."""
+        """Print the run and draw its progress bar."""
         changes = " ".join(f"{key}={config.to_strings()[key]}" for key in step.set)
         self._out.print(f"[bold]{step.name}[/] {changes} {f'({note})' if note else ''}")
         return ProgressBar(step.name)
 
     def judged(self, result: StepResult, run: TrackedRun) -> None:
-        """Publish the step, say how it went, and let what follows be foreseen by it."""
-        self._foreseen.learn(result.config, result.measurement, result.run_id)
+        """Publish the step, print its verdict, and add its measurement to the forecaster's records."""
+        self._forecaster.observe(result.config, result.measurement, result.run_id)
         publish_run(run, result.config, result.measurement, result.folder, result.step.memory_margin)
-        self._out.print(f"  {result.verdict.verdict.label}: {escape(prerequisites.wanting(result))}")
+        self._out.print(f"  {result.verdict.verdict.label}: {escape(prerequisites.unmet_criteria(result))}")
 
 
 def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: bool) -> None:
@@ -332,8 +335,8 @@ def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: 
             out.print(escape(line))
     for name, why in climbed.skipped.items():
         out.print(escape(f"{name}: {why}."))
-    if said := batch_words(climbed):
-        out.print(escape(said))
+    if words := batch_words(climbed):
+        out.print(escape(words))
     for note in climbed.notes:
         out.print(f"Note: {escape(note)}")
     if climbed.interrupted:
@@ -342,7 +345,7 @@ def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: 
 
 
 def _fallback_lines(result: StepResult) -> list[str]:
-    """What was rolled back in a step, and what a person can do about a failure that no remedy mends."""
+    """Return the fallbacks of a step, and advice for a failure that no fallback mends."""
     lines = [
         f"{result.step.name}: {run.fallback.changed if run.fallback else 'as asked for'}: {run.verdict.verdict.label}"
         + (f" ({run.cause})" if run.cause else "")
@@ -353,7 +356,7 @@ def _fallback_lines(result: StepResult) -> list[str]:
 
 
 def climb_json(climbed: PhaseResult) -> dict[str, object]:
-    """A climb for a script: verdict, where it lies, and each run of each step."""
+    """Convert a result to JSON for a script."""
     return {
         "phase": climbed.phase.number,
         "verdict": climbed.verdict,
@@ -381,25 +384,25 @@ def climb_json(climbed: PhaseResult) -> dict[str, object]:
     }
 
 
-def climb_all(order: ClimbOptions) -> int:
-    """Climb every phase in order; stop where one was interrupted, stopped before its last step, or carries no other.
+def climb_all(options: ClimbOptions) -> int:
+    """Climb every phase in order; stop if one was interrupted, stopped early, or has no config for the next.
 
-    What an earlier call has climbed to its end at the same plan is not climbed again, unless anew is asked for.
+    A phase that is complete at the same plan is skipped, unless ``fresh``.
 
     Returns:
-        The exit code of the first that did not pass. A last phase that this machine cannot run is said, and is no
-        failure of the others.
+        The exit code of the first phase that did not pass. A last phase that this machine cannot run is printed, and
+        is no failure of the others.
     """
     climbs: list[PhaseResult] = []
-    orders = {phase.number: order.in_climb(phase) for phase in map(order.load, PHASES)}
-    for number, its in orders.items():
-        phase = order.load(number)
-        phase.resolve(overrides=its.words_for(phase))  # refuses what does not fit before anything is climbed
-    for number, its in orders.items():
+    by_phase = {phase.number: options.in_climb(phase) for phase in map(options.load, PHASES)}
+    for number, its in by_phase.items():
+        phase = options.load(number)
+        phase.resolve(overrides=its.words_for(phase))  # refuses wrong overrides before anything runs
+    for number, its in by_phase.items():
         climbed = climb_phase(number, its)
         if climbed is None:
             break
         climbs.append(climbed)
-        if not climbed.complete or not (order.from_defaults or is_complete_base(climbed)):
+        if not climbed.complete or not (options.from_defaults or is_complete_base(climbed)):
             break
     return next((code for code in map(exit_code, climbs) if code), 0)

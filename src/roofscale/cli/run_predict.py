@@ -1,4 +1,4 @@
-"""The commands that use a trained model: predict a picture, and hold whole pictures against their labels."""
+"""Predict and evaluate commands: inference on whole images with a trained model."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -39,23 +39,23 @@ _LABELLED = tuple(channel == _ROOF for channel in CHANNELS)
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How a user wants pictures to be segmented."""
+    """Options of inference, as the user gave them."""
 
     model: str = ""  # as ``tracking.find_model`` takes it
     channel: str = _ROOF
-    threshold: float = 0.5  # the least probability that is a yes
+    threshold: float = 0.5  # smallest probability that counts as found
     window: int = 0  # px for the model; 0: as it was trained
     overlap: int = -1  # px for the model; -1: a quarter of the window
-    scale: float = 1.0  # by which the model sees pictures enlarged
+    scale: float = 1.0  # enlargement of the image before inference
 
     def tiling(self, config: RunConfig) -> Tiling:
-        """The windows for a model of this config."""
+        """Return the windows for a model of this config."""
         window = self.window or config.image_size
         return Tiling.of(window, default_overlap(window) if self.overlap < 0 else self.overlap, self.scale)
 
 
 def predict_image(image: Path, output: Path, geojson: Path | None, wish: InferenceOptions, to_json: bool) -> None:
-    """Write the mask of a picture, and its outlines where asked, and print what was found; see ``segment_image``."""
+    """Run ``segment_image`` and print the result."""
     out = console(quiet=to_json)
     found = segment_image(image, output, geojson, wish, out)
     if to_json:
@@ -69,37 +69,37 @@ def predict_image(image: Path, output: Path, geojson: Path | None, wish: Inferen
 def segment_image(
     image: Path, output: Path, geojson: Path | None, wish: InferenceOptions, out: Console
 ) -> dict[str, Any]:
-    """Write the mask of a picture, and its outlines where asked.
+    """Write the mask of an image, and its outlines if ``geojson`` is given.
 
     Returns:
-        For a script: the files, the share of px that belong to the channel, the model and the windows, and seconds.
+        JSON for a script: the files, the share of the px that belong to the channel, model, windows and seconds.
 
     Raises:
-        ConfigError: the outputs cannot be what is asked for, or there is no such model.
-        DataError: the picture cannot be used.
+        ConfigError: an output cannot be written, or there is no such model.
+        DataError: the image cannot be used.
     """
     with open_image(image) as opened:
         _check_outputs(image, output, geojson, opened.files)
         if geojson:
             require_ground(opened)
-        model, cutting = _load(wish, out)
+        model, inference = _load(wish, out)
         begun = time.perf_counter()
-        windows = cutting.tiling.count(opened.height, opened.width)
+        windows = inference.tiling.count(opened.height, opened.width)
         with _bar(image.name, windows) as bar, new_mask(output, opened, wish.channel, _tags(model, wish)) as mask:
-            shares = predict_mask(opened, cutting, mask, bar.update)
+            shares = predict_mask(opened, inference, mask, bar.update)
     outlines = write_geojson(output, geojson) if geojson else None
     return {
         "mask": str(output),
         "share": shares.share,
         "geojson": str(geojson) if geojson else None,
         "outlines": outlines,
-        **_described(model, cutting),
+        **_described(model, inference),
         "seconds": time.perf_counter() - begun,
     }
 
 
 def evaluate_folder(folder: Path, part: str, wish: InferenceOptions, to_json: bool) -> None:
-    """Hold a model against the labels of whole AIRS tiles: each one, and the counts of all together.
+    """Evaluate a model on whole AIRS tiles: scores of each, and of all together.
 
     Raises:
         ConfigError: there is no such model.
@@ -108,23 +108,23 @@ def evaluate_folder(folder: Path, part: str, wish: InferenceOptions, to_json: bo
     out = console(quiet=to_json)
     tiles = airs.tiles_of(find_dataset("airs", folder), part)
     if not tiles:
-        raise DataError(f"{folder}: AIRS has no tile in its part {part!r} here; expected images in {part}/image.")
-    model, cutting = _load(wish, out)
-    with _bar(f"{part} of airs", _count_windows(tiles, cutting.tiling)) as bar:
-        counts = {tile.id: whole_image_counts(tile.image, tile.label, cutting, bar.update) for tile in tiles}
+        raise DataError(f"{folder}: AIRS has no tile in its split {part!r} here; expected images in {part}/image.")
+    model, inference = _load(wish, out)
+    with _bar(f"{part} of airs", _count_windows(tiles, inference.tiling)) as bar:
+        counts = {tile.id: whole_image_counts(tile.image, tile.label, inference, bar.update) for tile in tiles}
     by_tile = {tile: scores(counts_4K, _LABELLED) for tile, counts_4K in counts.items()}
     together = scores(torch.stack(list(counts.values())).sum(0), _LABELLED)
     if to_json:
-        print(as_json({"part": part, **_described(model, cutting), "metrics": together, "tiles": by_tile}))
+        print(as_json({"part": part, **_described(model, inference), "metrics": together, "tiles": by_tile}))
         return
     table = Table("tile", "IoU", "F1", "accuracy", title=f"{_ROOF}, whole tiles of {part}", title_justify="left")
-    for name, found in [*by_tile.items(), ("all together", together)]:
-        table.add_row(escape(name), *(f"{found[ratio]:.3f}" for ratio in ("iou", "f1", "accuracy")))
+    for name, result in [*by_tile.items(), ("all together", together)]:
+        table.add_row(escape(name), *(f"{result[ratio]:.3f}" for ratio in ("iou", "f1", "accuracy")))
     out.print(table)
 
 
 def _load(wish: InferenceOptions, out: Console) -> tuple[StoredModel, InferenceSettings]:
-    """Fetch the model, and say which it is and how it will be used."""
+    """Load the model and print it with its windows."""
     model = find_model(wish.model)
     config = read_config(model.run)
     _check_channel(wish.channel, model, config)
@@ -144,13 +144,13 @@ def _check_channel(channel: str, model: StoredModel, config: RunConfig) -> None:
     known = [name for name, has in zip(CHANNELS, labelled, strict=True) if any(has)]
     if channel not in known:
         raise ConfigError(
-            f"channel={channel}: model {model.named} was trained on {', '.join(config.datasets)}, which tells it of "
+            f"channel={channel}: model {model.named} was trained on {', '.join(config.datasets)}, which label "
             f"{', '.join(known)}. Choose one of these, or another model."
         )
 
 
 def _check_outputs(image: Path, output: Path, geojson: Path | None, of_image: Iterable[Path]) -> None:
-    """Refuse, before anything is predicted, outputs that are in each other's way or in that of the image."""
+    """Refuse outputs that would overwrite each other or the image, before inference."""
     taken = {**dict.fromkeys(of_image, "a file of the image"), image: "the image itself"}
     require_output("-o", output, folders.TIFF, taken, is_mask)
     if geojson:
@@ -170,16 +170,16 @@ def _bar(name: str, windows: int) -> "tqdm[None]":
 
 
 def _tags(model: StoredModel, wish: InferenceOptions) -> dict[str, str]:
-    """What a mask says of where it comes from."""
+    """Return the tags of a mask: its model and threshold."""
     return {"model": model.named, "run_id": model.run.run_id, "threshold": f"{wish.threshold:g}"}
 
 
-def _described(model: StoredModel, cutting: InferenceSettings) -> dict[str, object]:
+def _described(model: StoredModel, inference: InferenceSettings) -> dict[str, object]:
     return {
         "model": model.named,
         "run_id": model.run.run_id,
-        "threshold": cutting.threshold,
-        "window": cutting.tiling.window,
-        "overlap": cutting.tiling.overlap,
-        "scale": cutting.tiling.scale,
+        "threshold": inference.threshold,
+        "window": inference.tiling.window,
+        "overlap": inference.tiling.overlap,
+        "scale": inference.tiling.scale,
     }

@@ -1,4 +1,4 @@
-"""Where everything stands: each phase by what its attempts have left on this machine, and jobs by what AWS says."""
+"""Commands about what is recorded: status of phases and jobs, sync of kept records, registered models."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ from roofscale.tracking import (
 
 
 def print_status(runs: Path, to_json: bool) -> None:
-    """Show every phase's attempts with their steps, and the jobs of Roofscale that run in the user's account."""
+    """Print the attempts at each phase with their steps, and the running jobs in the user's AWS account."""
     rows = [_attempt_status(path) for path in sorted(runs.glob("roofscale-phase*/[0-9]*/attempt.json"))]
     jobs, why = _running_jobs()
     if to_json:
@@ -53,22 +53,22 @@ def print_status(runs: Path, to_json: bool) -> None:
 
 
 def _running_jobs() -> tuple[dict[str, dict[str, str]], str]:
-    """The tags of each job by its name, and why that is not known; neither where jobs are not set up here."""
+    """Return the tags of each running job by its name, and an error; both empty if SageMaker is not configured."""
     if not settings.is_configured():
         return {}, ""
     try:
-        found = Session(settings.load(), patient=False).cloud.running(PREFIX)
+        jobs = Session(settings.load(), patient=False).cloud.running(PREFIX)
     except RoofscaleError as error:
         return {}, str(error)
-    return {name: {key.removeprefix(TAG): text for key, text in tags.items()} for name, tags in found.items()}, ""
+    return {name: {key.removeprefix(TAG): text for key, text in tags.items()} for name, tags in jobs.items()}, ""
 
 
 def _jobs_table(jobs: Mapping[str, Mapping[str, str]]) -> Table:
     table = Table("job", "belongs to", "begun in", title="Running jobs; the same command waits for its own",
                   title_justify="left")  # fmt: skip
     for name, tags in jobs.items():
-        place = " ".join(tags[part] for part in ("experiment", "attempt", "step") if part in tags)
-        table.add_row(name, escape(place), escape(tags.get("folder", "")))
+        owner = " ".join(tags[part] for part in ("experiment", "attempt", "step") if part in tags)
+        table.add_row(name, escape(owner), escape(tags.get("folder", "")))
     return table
 
 
@@ -86,8 +86,8 @@ def _attempts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _attempt_status(file: Path) -> dict[str, Any]:
     content = read_json(file)
     steps = {}
-    for place, name in enumerate(content["steps"], 1):
-        folders = [StepFolder(folder) for folder in sorted(file.parent.glob(f"{place:02d}-{name}*"))]
+    for number, name in enumerate(content["steps"], 1):
+        folders = [StepFolder(folder) for folder in sorted(file.parent.glob(f"{number:02d}-{name}*"))]
         steps[name] = _step_status(folders)
     return {
         "experiment": file.parent.parent.name,
@@ -100,7 +100,7 @@ def _attempt_status(file: Path) -> dict[str, Any]:
 
 
 def _step_status(folders: Sequence[StepFolder]) -> str:
-    """Where a step stands, from the folders of its runs in the order in which they were begun."""
+    """Return the status of a step, from the folders of its runs in the order in which they were begun."""
     if not folders:
         return "not begun"
     if not folders[-1].verdict:
@@ -111,14 +111,14 @@ def _step_status(folders: Sequence[StepFolder]) -> str:
         return f"under way or stopped{idle}; the same command goes on with it"
     passed = [folder for folder in folders if folder.verdict and folder.verdict.verdict is Verdict.PASSED]
     if passed and "-retreat" in passed[-1].path.name:
-        return "passed with a remedy"
+        return "passed with a fallback"
     return (passed or folders)[-1].verdict.verdict.label  # type: ignore[union-attr]  # all are judged
 
 
 def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
-    """Send what is kept in the folder of the runs, and say what became of it; return the exit code.
+    """Send the records kept in the runs folder and print the result; return the exit code.
 
-    What is kept for another server than the one in use stays, and so does what a running command will send itself.
+    Records for another tracking server stay, as do those that a running command sends itself.
     """
     out = console(quiet=to_json)
     sent: list[SyncResult] = []
@@ -137,8 +137,8 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
         print(as_json({"server": tracking_uri(), **named, "in_use": list(map(str, busy)), "error": why}))
     else:
         _print_rest(out, kept, busy, dry_run)
-        told = [f"Refused by the server, and kept in {runs / OUTBOX}: {line}" for line in refused]
-        for line in [*told, *filter(None, [why])]:
+        lines = [f"Refused by the server, and kept in {runs / OUTBOX}: {line}" for line in refused]
+        for line in [*lines, *filter(None, [why])]:
             out.print(escape(line), style="bold red")
         if not (sent or kept or busy):
             out.print("Nothing waits to be sent.")
@@ -164,7 +164,7 @@ def _as_dict(one: SyncResult) -> dict[str, object]:
 
 
 def register_run(run_id: str, alias: str, name: str, to_json: bool) -> None:
-    """Register the model of a run, point an alias to it, and say what it is called now."""
+    """Register the model of a run, set an alias, and print both."""
     model = register(run_id, alias, name)
     if to_json:
         print(as_json({"run_id": model.run.run_id, "version": model.named, "alias": alias}))
@@ -174,9 +174,9 @@ def register_run(run_id: str, alias: str, name: str, to_json: bool) -> None:
 
 
 def promote_champion(climbed: PhaseResult, tracker: Tracker, out: Console) -> None:
-    """Make the model of a phase's last step the champion, if all of the phase passed.
+    """Make the model of a phase's last step the champion if the phase passed.
 
-    A server that is away is told later, like everything else that is logged.
+    If the tracking server is away, the outbox keeps it like any other record.
     """
     if climbed.verdict is Verdict.PASSED:
         best = climbed.results[-1]

@@ -1,4 +1,4 @@
-"""The search of batch size, workers and prefetch: what a climb needs for its steps that search, and the command."""
+"""Search of batch size, workers and prefetch: for the steps of a phase that search, and for ``search --join``."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from roofscale.stats.intervals import MAX_OTHER_LOAD
 from roofscale.tracking import RunRecord, TrackedRun, Tracker, check_server
 from roofscale.tracking.history import SEARCH_EXPERIMENT, experiment_name, judged_runs_of, read_config, succeeded
 
-_KNOWN_FROM = (*map(experiment_name, (1, 2, 3)), SEARCH_EXPERIMENT)  # whose runs train what a search tries
+_PRIOR_EXPERIMENTS = (*map(experiment_name, (1, 2, 3)), SEARCH_EXPERIMENT)  # whose runs train the same way as trials
 
 
 def make_step_search(
@@ -43,17 +43,17 @@ def make_step_search(
     pool: JobPool,
     runner: str,
 ) -> StepSearch:
-    """Whoever searches on behalf of a climb."""
+    """Build the search that the steps of a phase use."""
     room = partial(memory_budget, runner=runner)
     return StepSearch(tracker, make_runner, SearchReporter(out), tags, room, prior_trials, pool, url)
 
 
 def memory_budget(config: RunConfig, runner: str) -> MemoryBudget:
-    """The memory that trials of a config have, and the peaks of its kind that are on record."""
+    """Return the memory that trials of a config have, with the recorded peaks of its profile."""
     size = compute.get(config.compute)
     try:
         kind = profile_for(runner)(config, size)
-    except ConfigError:  # it trains on a GPU, whose memory is foreseen otherwise
+    except ConfigError:  # it trains on a GPU, whose memory is forecast without recorded peaks
         kind = None
     points = tuple(peak_observations()) if kind else ()
     return MemoryBudget(
@@ -62,20 +62,20 @@ def memory_budget(config: RunConfig, runner: str) -> MemoryBudget:
 
 
 def prior_trials(spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
-    """Judged runs that did the same work at a point of the space, on a machine that was not busy otherwise."""
-    trackers = (tracker for name in _KNOWN_FROM if (tracker := Tracker.find(name)))
-    return [one for tracker in trackers for one in _known_in(tracker, spec, base)]
+    """Return judged runs that did the same work at a point of the space, on a machine without other load."""
+    trackers = (tracker for name in _PRIOR_EXPERIMENTS if (tracker := Tracker.find(name)))
+    return [one for tracker in trackers for one in _prior_trials_in(tracker, spec, base)]
 
 
-def _known_in(tracker: Tracker, spec: SearchSpace, base: RunConfig) -> Iterator[TrialResult]:
+def _prior_trials_in(tracker: Tracker, spec: SearchSpace, base: RunConfig) -> Iterator[TrialResult]:
     for run in judged_runs_of(tracker):
         config = read_config(run)
         if _is_alike(run, config, base) and spec.contains(config):
             measurement = read_measurement(tracker, run)
             placed = spec.place(base, spec.values(config))
-            one = from_measurement(placed, measurement, run.run_id, later_pass_mib(base, measurement))
-            if one.pace:
-                yield dataclasses.replace(one, samples=0, why=f"known from {tracker.experiment}")
+            result = from_measurement(placed, measurement, run.run_id, later_pass_mib(base, measurement))
+            if result.pace:
+                yield dataclasses.replace(result, samples=0, why=f"known from {tracker.experiment}")
 
 
 def _is_alike(run: RunRecord, config: RunConfig, base: RunConfig) -> bool:
@@ -84,7 +84,7 @@ def _is_alike(run: RunRecord, config: RunConfig, base: RunConfig) -> bool:
 
 
 class SearchReporter:
-    """Shows a search on the terminal and publishes it in MLflow."""
+    """Reporter of a search: prints it and logs its figures to MLflow."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
@@ -94,17 +94,17 @@ class SearchReporter:
         return ProgressBar(f"{name}: {format_config(config)}")
 
     def tried(self, name: str, tried: TrialResult) -> None:
-        """Say what a trial came to."""
+        """Print the result of a trial."""
         rate = f"{tried.rate:.3g} samples/s, " if tried.pace else ""
         said = tried.why if tried.outcome == SKIPPED else f"{rate}{tried.share:.0%} of the memory"
         self._out.print(f"  {name}: {format_config(tried.config)}: {tried.outcome}: {escape(said)}")
 
     def sharing(self, study_name: str) -> None:
-        """Say how to join in."""
+        """Print how other workers join the study."""
         self._out.print(f"  join with the same --storage: roofscale search --join {study_name}", soft_wrap=True)
 
     def searched(self, found: SearchResult, run: TrackedRun) -> None:
-        """Publish the figures, and say what was chosen."""
+        """Log the figures and print the choice."""
         if figure := pareto_figure(found.tried, found.choice):
             run.figure(figure, "figures/pareto.png")
         for name, drawn in optuna_figures(found.study):
@@ -115,7 +115,7 @@ class SearchReporter:
 
 
 def pareto_table(tried: Sequence[TrialResult], found: SearchResult) -> Table:
-    """The Pareto front, least memory first."""
+    """Return the Pareto front as a table, least memory first."""
     run = sum(1 for one in tried if one.samples)
     skipped = sum(1 for one in tried if one.outcome == SKIPPED)
     known = len(tried) - run - skipped
@@ -127,7 +127,7 @@ def pareto_table(tried: Sequence[TrialResult], found: SearchResult) -> Table:
 
 
 def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str) -> None:
-    """Take part in a search that another process conducts, until nothing of it is left.
+    """Run trials of a search that another process conducts, until none is left.
 
     Raises:
         ConfigError: there is no such study, or no storage that it could be in.

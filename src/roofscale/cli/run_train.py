@@ -1,4 +1,4 @@
-"""The command that runs one training, and what it shares with the one that climbs a phase."""
+"""Train command: one run, outside any phase."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ _EXIT = {
 def run_training(
     config: RunConfig, runs: Path, cache: Path, fresh: bool, to_json: bool, runner: str = registry.LOCAL
 ) -> tuple[str, int]:
-    """Run one training; return its MLflow run and the exit code."""
+    """Run one training; return the id of its MLflow run and the exit code."""
     out = console(quiet=to_json)
     check_server()
     config = resolve_data([config], cache, plain(out))[0]
@@ -55,7 +55,7 @@ def run_training(
             publish_run(run, config, measurement, folder.path)
     finally:
         run.finish(measurement.outcome)
-    found = {
+    content = {
         "outcome": measurement.outcome,
         "detail": measurement.detail,
         "run_id": run.run_id,
@@ -64,7 +64,7 @@ def run_training(
         "facts": measurement.facts,
     }
     if to_json:
-        print(as_json(found))
+        print(as_json(content))
     else:
         _print_measurement(out, measurement)
         print_next_steps(out, tracker, folder.path)
@@ -73,7 +73,7 @@ def run_training(
 
 
 def _train_folder(runs: Path, config: RunConfig, fresh: bool) -> StepFolder:
-    """The newest folder of this config if its run was left half done, else a new one."""
+    """Return the newest folder of this config if its run was interrupted, else a new one."""
     earlier = sorted(runs.glob(f"{config.fingerprint}-*"))
     if earlier and not fresh:
         newest = StepFolder(earlier[-1])
@@ -97,7 +97,7 @@ def _print_measurement(out: Console, measurement: Measurement) -> None:
 
 
 def print_next_steps(out: Console, tracker: Tracker, folder: Path) -> None:
-    """Say where the results can be looked at."""
+    """Print where to find the results."""
     out.print("Where to look next:")
     out.print(f"  make ui           compare the runs in MLflow, experiment {tracker.experiment} ({tracker.uri})")
     out.print(f"  {folder}  what each run left: events, measurement, log")

@@ -13,7 +13,7 @@ from roofscale.cli.options import (
     json_option,
     knob_options,
     runner_option,
-    words_of,
+    split_overrides,
 )
 
 
@@ -42,7 +42,7 @@ def train(
     from roofscale.tracking import MlflowProjectRun
 
     around = MlflowProjectRun.adopt("train")
-    resolved = config.load(file, [*words_of(more, compute), *overrides])
+    resolved = config.load(file, [*split_overrides(more, compute), *overrides])
     if dry_run:
         from roofscale.cli.dry_run import print_run
         from roofscale.cli.preflight import job_requests

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from roofscale.addresses import S3
 from roofscale.config import RunConfig
 from roofscale.data import airs, folders, rid, roofline
 from roofscale.data.leaks import ImageFingerprint, find_pairs, fingerprint, leak_rate, read_footprint
@@ -265,9 +266,6 @@ def _file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-IN_S3 = "s3://"  # prefix of a data root that only a job can read
-
-
 def resolve_data(configs: Sequence[RunConfig], cache: Path, say: Callable[[str], None]) -> list[RunConfig]:
     """Resolve the data root of configs, print it, and refuse missing data before anything runs.
 
@@ -280,7 +278,7 @@ def resolve_data(configs: Sequence[RunConfig], cache: Path, say: Callable[[str],
     for config in configs:
         compute.get(config.compute)
         config.require_batch()
-    if any(config.data_root.startswith(IN_S3) for config in configs):  # the job opens it
+    if any(config.data_root.startswith(S3) for config in configs):  # the job opens it
         say(f"Data: {', '.join(dict.fromkeys(config.data_root for config in configs))}, read by the jobs.")
         return list(configs)
     root, said = resolve_data_root(_largest_request(configs), cache)

@@ -37,21 +37,21 @@ def forecast_time_of(config: RunConfig, runs: Sequence[TimingRecord]) -> TimeFor
 
     A compute with a GPU and no run on record gets the roofline estimate of its step.
     """
-    where, there = compute.get(config.compute), dataset_sizes_cached(config).samples
-    threads = 0 if where.gpu else config.threads or compute.resource_limits(where).cores
-    found = forecast_time(config, where, runs, there, threads=threads)
-    if found is None and where.gpu:
+    size, samples = compute.get(config.compute), dataset_sizes_cached(config).samples
+    threads = 0 if size.gpu else config.threads or compute.resource_limits(size).cores
+    forecast = forecast_time(config, size, runs, samples, threads=threads)
+    if forecast is None and size.gpu:
         from roofscale.forecast.gpu_memory import estimate_step_time  # imports PyTorch
 
-        found = forecast_time(config, where, runs, there, estimate=estimate_step_time(config, where))
-    return found
+        forecast = forecast_time(config, size, runs, samples, estimate=estimate_step_time(config, size))
+    return forecast
 
 
 def require_time_forecast(config: RunConfig, runs: Sequence[TimingRecord]) -> TimeForecast:
     """Forecast as ``forecast_time_of`` does.
 
     Raises:
-        ConfigError: no run on record says anything of it.
+        ConfigError: no recorded run is comparable.
     """
     if found := forecast_time_of(config, runs):
         return found
@@ -62,7 +62,7 @@ def require_time_forecast(config: RunConfig, runs: Sequence[TimingRecord]) -> Ti
 
 
 def dataset_sizes_cached(config: RunConfig) -> DatasetSizes:
-    """How many samples its data sets have; counted once for all configs that read the same."""
+    """Return the sizes of a config's data sets; counted once for all configs that read the same."""
     knobs = ("datasets", "data_root", "split", "split_number", "image_size")
     return _counted(RunConfig().with_overrides({knob: getattr(config, knob) for knob in knobs}))
 
@@ -71,5 +71,5 @@ _counted = cache(dataset_sizes)
 
 
 def with_all_samples(config: RunConfig) -> RunConfig:
-    """The same run on all samples of its data sets."""
+    """Return the config on all samples of its data sets."""
     return config.with_overrides({"max_samples": 0, "val_samples": 0})

@@ -112,6 +112,14 @@ class PeakObservation:
     source: str  # its MLflow run, or the folder of a probe
     copied_mib: float = math.nan  # weights, gradients and optimiser's state; NaN if no worker was forked
 
+    @classmethod
+    def of_run(
+        cls, config: RunConfig, facts: Mapping[str, str], metrics: Mapping[str, float], source: str
+    ) -> "PeakObservation":
+        """Build the observation from the facts and metrics of a run."""
+        peak, copied = (metrics.get(f"memory/{name}_mib", math.nan) for name in ("peak", "copied"))
+        return cls(config, MemoryProfile.of_run(config, facts), peak, source, copied)
+
     @property
     def is_informative(self) -> bool:
         """Whether the run had a peak, a single process, and enough samples to fill a batch."""

@@ -1,4 +1,4 @@
-"""Configs of the short runs that a forecast of host memory is fitted to."""
+"""Probes: the short runs that a forecast of host memory is fitted to, and the recorded peaks in addition to them."""
 
 import dataclasses
 import math
@@ -14,8 +14,9 @@ from roofscale.data.sources import resolve_data
 from roofscale.errors import ConfigError, RecordError, RoofscaleError
 from roofscale.files import read_json
 from roofscale.forecast.host_memory import FURTHEST_BATCH, FURTHEST_WORKERS, MemoryProfile, PeakObservation
+from roofscale.invocation import PHASES
 from roofscale.measurement import Measurement, Outcome
-from roofscale.runners import registry
+from roofscale.runners import RunInterrupted, registry
 from roofscale.runners.local import MEASUREMENT, LocalRunner
 from roofscale.runners.supervise import Listener
 from roofscale.tracking.history import judged_runs, read_config
@@ -47,19 +48,15 @@ def probe_config(config: RunConfig, batch_size: int, num_workers: int) -> RunCon
     )
 
 
-KindOf = Callable[[RunConfig, Compute], MemoryProfile]
-# What auto comes to on every instance without a GPU in compute.yaml: these CPUs (Skylake, Cascade Lake) have neither
+ProfileOf = Callable[[RunConfig, Compute], MemoryProfile]
+# Of precision=auto on every instance without a GPU in compute.yaml: these CPUs (Skylake, Cascade Lake) have neither
 # AVX512-BF16 nor AMX.
-_PRECISION_THERE = "fp32"
-_LEFT_OUT = {"ruled_out_by", "retry_of"}  # tags of runs that were never made, or made to recover
+_INSTANCE_PRECISION = "fp32"
+_LEFT_OUT = {"ruled_out_by", "retry_of"}  # tags of runs that were not made, or that are fallbacks
 
 
-class ProbeInterrupted(Exception):
-    """Somebody asked a probe to stop."""
-
-
-def profile_for(runner: str) -> KindOf:
-    """How to tell the kind of a config as a runner runs it.
+def profile_for(runner: str) -> ProfileOf:
+    """Return the function that profiles a config as the runner runs it.
 
     Raises:
         ConfigError: SageMaker's settings are lacking or wrong.
@@ -68,13 +65,13 @@ def profile_for(runner: str) -> KindOf:
 
 
 def local_profile(config: RunConfig, size: Compute) -> MemoryProfile:
-    """The kind of a config as this machine would run it.
+    """Return the memory profile of a config on this machine.
 
     Raises:
         ConfigError: it would train on a GPU, or in several processes.
     """
     _require_one_cpu(config, size)
-    from roofscale.train import device  # imports torch, which a launcher of jobs does without
+    from roofscale.train import device  # imports PyTorch, which a launcher of jobs does not need
 
     where = device.select_device(config)
     if where.device.type != "cpu":
@@ -88,13 +85,13 @@ def local_profile(config: RunConfig, size: Compute) -> MemoryProfile:
 
 
 def instance_profile(config: RunConfig, size: Compute) -> MemoryProfile:
-    """The kind of a config as a job on that instance runs it, whatever this machine computes natively.
+    """Return the memory profile of a config in a job on an instance; this machine's CPU does not matter.
 
     Raises:
         ConfigError: it would train on a GPU, or in several processes.
     """
     _require_one_cpu(config, size)
-    return MemoryProfile.of(config, _PRECISION_THERE if config.precision == "auto" else config.precision,
+    return MemoryProfile.of(config, _INSTANCE_PRECISION if config.precision == "auto" else config.precision,
                    config.threads or size.vcpus)  # fmt: skip
 
 
@@ -112,31 +109,26 @@ def _require_one_cpu(config: RunConfig, size: Compute) -> None:
 
 
 def peak_observations() -> list[PeakObservation]:
-    """The peaks of all judged runs on the tracking server that ended well on a CPU."""
-    found = []
-    for run in (run for phase in range(1, 6) for run in judged_runs(phase)):
-        tags, metrics = run.tags, run.metrics
-        sound = tags.get("outcome") == Outcome.OK and tags.get("device") == "cpu" and not _LEFT_OUT & tags.keys()
-        if sound and "memory/peak_mib" in metrics:
-            config = read_config(run)
-            copied = metrics.get("memory/copied_mib", math.nan)
-            found.append(
-                PeakObservation(
-                    config, MemoryProfile.of_run(config, tags), metrics["memory/peak_mib"], run.run_id, copied
-                )
-            )
-    return found
+    """Return the peaks of all judged runs on the tracking server that ended well on a CPU."""
+    return [
+        PeakObservation.of_run(read_config(run), run.tags, run.metrics, run.run_id)
+        for run in judged_runs(*PHASES)
+        if run.tags.get("outcome") == Outcome.OK
+        and run.tags.get("device") == "cpu"
+        and "memory/peak_mib" in run.metrics
+        and not _LEFT_OUT & run.tags.keys()
+    ]
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Short runs of one kind: each has a folder named after its fingerprint, and is never run twice."""
+    """Probes of one memory profile: each has a folder named after its fingerprint, and is never run twice."""
 
     folder: Path
     kind: MemoryProfile
 
-    def lacking(self, config: RunConfig, points: Sequence[PeakObservation]) -> list[RunConfig]:
-        """The probes that the forecast of ``config`` lacks beside these points."""
+    def missing(self, config: RunConfig, points: Sequence[PeakObservation]) -> list[RunConfig]:
+        """Return the probes that a forecast of ``config`` needs in addition to these observations."""
         used = [point.config for point in points if point.kind == self.kind and point.is_informative]
         sizes = {(one.batch_size, one.num_workers) for one in used}
         wanted = (one for one in initial_probes(config) if (one.batch_size, one.num_workers) not in sizes)
@@ -149,29 +141,28 @@ class Probes:
         say: Callable[[str], None],
         make_listener: Callable[[str], Listener],
     ) -> None:
-        """Run probes, one after the other, with a bar for each.
+        """Run probes, one after the other, with a listener for each.
 
         Raises:
-            Stopped: on Ctrl-C; those before are kept.
-            RoofscaleError: a probe failed otherwise than by running out of memory.
+            RunInterrupted: on Ctrl-C; the probes before are kept.
+            RoofscaleError: a probe failed for another reason than memory.
         """
-        for place, config in enumerate(resolve_data(configs, cache, say) if configs else (), 1):
-            self._run(config, f"probe {place} of {len(configs)}", say, make_listener)
+        for number, config in enumerate(resolve_data(configs, cache, say) if configs else (), 1):
+            self._run(config, f"probe {number} of {len(configs)}", say, make_listener)
 
     def points(self) -> list[PeakObservation]:
-        """What the probes have measured; those that ran out of memory have no peak of their own."""
-        found = []
+        """Return the peaks of the probes made so far; a probe that ran out of memory has none."""
+        observations = []
         for file in sorted(self.folder.glob(f"*/{MEASUREMENT}")):
             measured = _measured(file)
             if measured and measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
                 config = RunConfig().with_overrides(read_json(file.with_name("config.json")))
-                kind = MemoryProfile.of_run(config, measured.facts)
-                peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
-                found.append(PeakObservation(config, kind, peak, str(file.parent), copied))
-        return found
+                source = str(file.parent)
+                observations.append(PeakObservation.of_run(config, measured.facts, measured.metrics, source))
+        return observations
 
-    def ran_out(self, config: RunConfig) -> list[RunConfig]:
-        """The probes for ``config`` that its compute had too little memory for."""
+    def out_of_memory(self, config: RunConfig) -> list[RunConfig]:
+        """Return the probes for ``config`` that its compute had too little memory for."""
         return [one for one in initial_probes(config) if self._ran_out(one)]
 
     def _ran_out(self, config: RunConfig) -> bool:
@@ -182,13 +173,13 @@ class Probes:
         self, config: RunConfig, name: str, say: Callable[[str], None], make_listener: Callable[[str], Listener]
     ) -> None:
         folder = self.folder / config.fingerprint
-        shutil.rmtree(folder, ignore_errors=True)  # one that was stopped half way would go on, and take fewer steps
+        shutil.rmtree(folder, ignore_errors=True)  # an interrupted probe would resume, with fewer steps to measure
         said = f"{name}: batch_size={config.batch_size} num_workers={config.num_workers}"
         measured = LocalRunner(folder, make_listener(said))(config)
         if measured.outcome is Outcome.INTERRUPTED:
-            raise ProbeInterrupted
+            raise RunInterrupted(f"{said}: {measured.detail}")
         if measured.outcome is Outcome.HOST_OOM:
-            say(f"{said} ran out of memory ({measured.detail}), so it has no peak to go by.")
+            say(f"{said} ran out of memory ({measured.detail}), so it has no peak to use.")
         elif measured.outcome is not Outcome.OK:
             raise RoofscaleError(f"{said} ended as {measured.outcome}: {measured.detail} See {folder}/stderr.log.")
         for large in (*folder.glob("*.pt"), *folder.glob("*.npz")):
@@ -196,7 +187,7 @@ class Probes:
 
 
 def _measured(file: Path) -> Measurement | None:
-    """What a probe has measured; None where it is still to be made, or its record is damaged: it is made anew."""
+    """Read the measurement of a probe; None if there is none or it is damaged, so that the probe is run again."""
     try:
         return Measurement.load(file)
     except (FileNotFoundError, RecordError):

@@ -1,4 +1,4 @@
-"""What is foreseen of a run, to be written down before it begins: memory and time, each with its interval."""
+"""Forecasts of a run before it begins: memory and time, each with its interval."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast import history, host_memory
-from roofscale.forecast.host_memory import MemoryProfile, PeakObservation
+from roofscale.forecast.host_memory import PeakObservation
 from roofscale.forecast.probes import Probes, peak_observations, profile_for
 from roofscale.forecast.time_scaling import TimingRecord
 from roofscale.measurement import Measurement, Outcome, forecast_metrics
@@ -17,64 +17,62 @@ Metrics = dict[str, float]
 
 
 class RunForecaster:
-    """Foresees each run of a climb. The tracking server is read once, at the first; what follows is learnt run by run.
+    """Forecaster of the runs of a phase: reads the tracking server once, then observes each run.
 
-    A forecast that cannot be made is left out: none may stop a run.
+    A forecast that fails is left out, so that it never stops a run.
 
     Args:
         runs: folder of the runs, with the probes among them.
-        say: prints that a forecast broke.
-        runner: that runs it.
+        say: prints the error of a forecast.
+        runner: name of the runner that makes the runs.
     """
 
     def __init__(self, runs: Path, say: Callable[[str], None], runner: str = registry.LOCAL) -> None:
         self._runs, self._say, self._here = runs, say, registry.runs_on_this_machine(runner)
-        self._kind_of = profile_for(runner)
+        self._profile_of = profile_for(runner)
         self._timed: list[TimingRecord] | None = None
         self._points: list[PeakObservation] | None = None
 
     def __call__(self, config: RunConfig) -> Metrics:
-        """The metrics ``forecast/...`` of a run that is about to begin."""
+        """Return the metrics ``forecast/...`` of a run that is about to begin."""
         return {
-            **self._attempt(lambda: self._time(config), "foreseen of its time"),
-            **self._attempt(lambda: self._host_peak(config), "foreseen of its host memory"),
-            **self._attempt(lambda: self._gpu_peak(config), "foreseen of its GPU memory"),
+            **self._attempt(lambda: self._time(config), "forecast of its time"),
+            **self._attempt(lambda: self._host_peak(config), "forecast of its host memory"),
+            **self._attempt(lambda: self._gpu_peak(config), "forecast of its GPU memory"),
         }
 
-    def learn(self, config: RunConfig, measured: Measurement, run_id: str) -> None:
-        """Take in what a run came to, for those that follow."""
+    def observe(self, config: RunConfig, measured: Measurement, run_id: str) -> None:
+        """Add the measurement of a run to what the next forecasts use."""
         if measured.outcome is Outcome.OK:
-            self._attempt(lambda: self._learn(config, measured, run_id), "learnt of that run's memory and time")
+            self._attempt(lambda: self._observe(config, measured, run_id), "record of that run's memory and time")
 
-    def _learn(self, config: RunConfig, measured: Measurement, run_id: str) -> Metrics:
+    def _observe(self, config: RunConfig, measured: Measurement, run_id: str) -> Metrics:
         facts = measured.facts
         if self._timed is not None:
             self._timed.append(history.timing_record(config, measured.metrics, facts, run_id))
         if self._points is not None and facts["device"] == "cpu":
-            kind = MemoryProfile.of_run(config, facts)
-            peak, copied = measured.metric("memory/peak_mib"), measured.metric("memory/copied_mib")
-            self._points.append(PeakObservation(config, kind, peak, run_id, copied))
+            self._points.append(PeakObservation.of_run(config, facts, measured.metrics, run_id))
         return {}
 
     def _attempt(self, attempt: Callable[[], Metrics], what: str) -> Metrics:
         try:
             return attempt()
-        except RoofscaleError:  # too little is known, or this is no run of that sort
+        except RoofscaleError:  # too few records, or a run that this forecast does not cover
             return {}
-        except Exception as error:  # whatever it is, the run is worth more than its forecast
-            self._say(f"Nothing {what}: {type(error).__name__}: {error}")
+        except Exception as error:  # of any kind: a forecast must not stop the run
+            self._say(f"No {what}: {type(error).__name__}: {error}")
             return {}
 
     def _time(self, config: RunConfig) -> Metrics:
         lacks_gpu = compute.get(config.compute).gpu and self._here and not _has_gpu()
         if config.stop_precision or lacks_gpu:
-            return {}  # a run that stops by itself, or one that was forced onto a machine without its GPU
+            return {}  # it stops by itself, or --force runs it without its GPU
         if self._timed is None:
             self._timed = history.timing_records()
-        found = history.forecast_time_of(config, self._timed)
-        if found is None:
+        forecast = history.forecast_time_of(config, self._timed)
+        if forecast is None:
             return {}
-        run, epoch = found.run_seconds, found.epoch_seconds
+        run, epoch = forecast.run_seconds, forecast.epoch_seconds
         return {
             **forecast_metrics("run_seconds", run.centre, run.low, run.high),
             **forecast_metrics("seconds_per_epoch", epoch.centre, epoch.low, epoch.high),
@@ -82,22 +80,22 @@ class RunForecaster:
 
     def _host_peak(self, config: RunConfig) -> Metrics:
         size = compute.get(config.compute)
-        kind = self._kind_of(config, size)
+        profile = self._profile_of(config, size)
         if self._points is None:
-            self._points = [*peak_observations(), *Probes(self._runs / "probes", kind).points()]
-        model = host_memory.fit_host_model(kind, self._points)
+            self._points = [*peak_observations(), *Probes(self._runs / "probes", profile).points()]
+        model = host_memory.fit_host_model(profile, self._points)
         peak = model.forecast(config, size.memory_gib * 1024).peak
         return forecast_metrics("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
 
     def _gpu_peak(self, config: RunConfig) -> Metrics:
-        where = compute.get(config.compute)
-        if not where.gpu:
+        size = compute.get(config.compute)
+        if not size.gpu:
             return {}
         from roofscale.forecast.gpu_memory import forecast_gpu_memory  # imports PyTorch
 
-        found = forecast_gpu_memory(config, where)
-        assert found, "as the compute has a GPU"
-        return found.metrics()
+        forecast = forecast_gpu_memory(config, size)
+        assert forecast, "the compute has a GPU"
+        return forecast.metrics()
 
 
 def _has_gpu() -> bool:

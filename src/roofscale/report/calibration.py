@@ -22,7 +22,7 @@ class ForecastOutcome:
 
     run_id: str
     quantity: str  # of FORECAST_QUANTITIES
-    foreseen: float
+    forecast: float
     low: float
     high: float
     actual: float
@@ -31,7 +31,7 @@ class ForecastOutcome:
     @property
     def error(self) -> float:
         """Return the relative error of the forecast, above 0 if it was too high."""
-        return self.foreseen / self.actual - 1
+        return self.forecast / self.actual - 1
 
     @property
     def held(self) -> bool:
@@ -73,11 +73,11 @@ def forecast_outcomes(runs: Sequence[RunRecord]) -> Iterator[ForecastOutcome]:
             names = (*(f"{FORECAST}{quantity}{end}" for end in ("", "_low", "_high")), metric)
             if not set(names) <= run.metrics.keys() or not run.metrics[metric] > 0:
                 continue
-            foreseen, low, high, actual = (run.metrics[name] for name in names)
+            forecast, low, high, actual = (run.metrics[name] for name in names)
             disturbed = run.metrics.get("cpu/others", 0.0) > MAX_OTHER_LOAD
             if metric == "memory/peak_mib" and FIRST_PASS_ONLY in run.tags:
                 continue  # the forecast is of the peak of a whole training
-            result = ForecastOutcome(run.run_id, quantity, foreseen, low, high, actual, disturbed)
+            result = ForecastOutcome(run.run_id, quantity, forecast, low, high, actual, disturbed)
             outcome = run.tags.get("outcome")
             if outcome == Outcome.OK or (outcome == _DIED_OF.get(metric) and result.actual > result.high):
                 yield result

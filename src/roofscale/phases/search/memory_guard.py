@@ -57,7 +57,7 @@ class MemoryGuard:
         """Return the forecast probability that a config stays within its memory margin; 1 without a forecast."""
         return min(self._within_host(config), _within_gpu(config, self.room.max_share))
 
-    def foreseen(self, config: RunConfig) -> dict[str, float]:
+    def forecast_metrics(self, config: RunConfig) -> dict[str, float]:
         """Return the metrics ``forecast/...`` of a trial: the memory that a whole training would take."""
         metrics: dict[str, float] = {}
         if self.can_forecast(config):

@@ -36,14 +36,14 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 class TrialRunner(Protocol):
     """Runner of trials, which also tracks them."""
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
         """Run the shortened config ``trial`` and return the result for ``config``.
 
         Args:
             number: of the trial.
             config: of the whole training.
             trial: the config that is run.
-            foreseen: metrics ``forecast/...`` to be logged before the run.
+            forecast: metrics ``forecast/...`` to be logged before the run.
 
         Raises:
             RunInterrupted: the trial was interrupted; it has no result.
@@ -176,7 +176,9 @@ class Search:
             raise optuna.TrialPruned("another worker has the same config")
         choice = self.choice()
         short = shorten_for_trial(config, self.spec, choice.best.rate if choice else math.nan)
-        result = self.trials.run(trial.number, config, short, MemoryGuard(self.room, self._results()).foreseen(config))
+        result = self.trials.run(
+            trial.number, config, short, MemoryGuard(self.room, self._results()).forecast_metrics(config)
+        )
         if math.isnan(result.share):
             raise TrialFailed(f"trial {trial.number}: its memory was not measured")
         for key, attribute in _attributes(result).items():

@@ -73,11 +73,11 @@ class Trials:
     tags: Mapping[str, str]
     max_share: float = MEMORY_MARGIN  # the memory margin of each trial
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, foreseen: Mapping[str, float]) -> TrialResult:
+    def run(self, number: int, config: RunConfig, trial: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
         """Run the shortened config ``trial`` and return the result for ``config``; see ``study.TrialRunner``."""
         name = f"trial {number}"
         run = self._open(name, config, {"trial": str(number)})
-        run.log_forecast(foreseen)
+        run.log_forecast(forecast)
         listener = self.spectator.begin_trial(name, config)
         folder = self.folder / f"trial-{number:03d}"
         with run.system_metrics():

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roofscale.addresses import S3
 from roofscale.compute import GIB, Compute
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker import multi_node
@@ -26,7 +27,7 @@ def folder_of(uri: str) -> Path:
     Raises:
         ConfigError: the bucket is another than ``local``, so the URI is one of S3.
     """
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, _, key = uri.removeprefix(S3).partition("/")
     if bucket != HERE:
         raise ConfigError(
             f"{uri}: local_mode has no S3; expected s3://{HERE}/ABSOLUTE/PATH of a folder on this machine."

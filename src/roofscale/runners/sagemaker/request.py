@@ -13,12 +13,12 @@ import botocore.session
 from botocore.validate import ParamValidator
 
 from roofscale import compute
+from roofscale.addresses import S3
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker.job import Job
 from roofscale.runners.sagemaker.settings import SageMakerSettings
 
-S3 = "s3://"
 TAG = "roofscale:"  # prefix of the keys of our own tags
 CONFIG_CHANNEL = "config"
 # Exec form: Python is process 1. Behind a shell or the toolkit's `train`, SIGTERM would never reach Python.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roofscale import compute
+from roofscale.addresses import S3
 from roofscale.compute import GIB, Compute, ResourceLimits
 from roofscale.config import RunConfig
 from roofscale.data.locate import describe_origin, find_dataset
@@ -232,7 +233,7 @@ def synthetic_specs(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the data is on this machine and is not generated.
     """
-    if config.data_root.startswith(requests.S3):
+    if config.data_root.startswith(S3):
         return {}
     specs = {}
     for name in config.datasets:

@@ -13,6 +13,7 @@ from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_tr
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from roofscale.addresses import S3
 from roofscale.runners.sagemaker.aws_errors import T, Wait, code_of, retry_transient, translating_errors
 from roofscale.runners.sagemaker.upload import PART_BYTES
 
@@ -135,5 +136,5 @@ class S3Client:
 
 def split(uri: str) -> tuple[str, str]:
     """Return bucket and key of ``s3://bucket/key``."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, _, key = uri.removeprefix(S3).partition("/")
     return bucket, key

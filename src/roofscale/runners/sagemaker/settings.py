@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roofscale.addresses import S3
 from roofscale.errors import ConfigError, did_you_mean
 from roofscale.files import naming, read_yaml
 
@@ -76,7 +77,7 @@ class SageMakerSettings:
 
     def __post_init__(self) -> None:
         if self.bucket and self.bucket != HERE and not _BUCKET.fullmatch(self.bucket):
-            bare = self.bucket.removeprefix("s3://").partition("/")
+            bare = self.bucket.removeprefix(S3).partition("/")
             folder = f", and prefix: {bare[2]}" if bare[2] else ""
             raise ConfigError(
                 f"bucket={self.bucket}: expected the plain name of an S3 bucket: 3 to 63 of a-z, 0-9, hyphen and dot, "
