@@ -6,7 +6,7 @@ With the project's environment, and Lightning beside it (requirements-bench.txt)
     PYTHONPATH=.bench python -m benchmarks.gpu_table benchmarks/results/gpu_table.json [KEY=VALUE]...
 
 It measures at phase 5's settings, or without a GPU at small sizes on a CPU, writes the file and prints the table.
-Whatever is compared ran by turns, each time in a process of its own. A part that the file has is not measured again, so
+Measures that are compared ran by turns, each time in a process of its own. A part that the file has is not measured again, so
 that the same command goes on where it was cut off. MLflow, Optuna and SageMaker's SDK need not be there; with
 augment=none albumentations neither. No GPU has run it yet: not validated on a GPU.
 """
@@ -121,7 +121,7 @@ def device(base: RunConfig) -> Part:
     where = select_device(base)
     known = {"measured here": peaks.measured(where)}
     gpu = this_gpu().gpu if where.device.type == "cuda" else ""
-    with contextlib.suppress(ConfigError):  # a device whose peaks nobody has entered
+    with contextlib.suppress(ConfigError):  # a device without entered peaks
         known["data sheet"] = peaks_of(gpu)
     work = trace_training(base, where.precision).at(base.batch_size).work
     found: dict[str, Any] = {"precision": where.precision, "gpu": gpu, "peaks": {}}
@@ -137,7 +137,7 @@ def device(base: RunConfig) -> Part:
 
 
 def effects(base: RunConfig) -> Part:
-    """Each switch by turns, and the GPU memory foreseen of it; of an A10G where there is no GPU."""
+    """Each switch by turns, and the forecast of its GPU memory; of an A10G if there is no GPU."""
     on_gpu = torch.cuda.is_available()
     where = this_gpu() if on_gpu else compute.get("ml.g5.xlarge")
     chosen = switches.ON_A_GPU if on_gpu else switches.SWITCHES
@@ -147,7 +147,7 @@ def effects(base: RunConfig) -> Part:
 
 
 def _memory(base: RunConfig, switch: Switch, where: compute.Compute) -> dict[str, float] | None:
-    """MiB foreseen; None where no forecast speaks of it."""
+    """MiB by the forecast; None if there is none."""
     config = switch.config(base)
     try:
         found: GpuForecast = GpuForecaster(config, where, settings=Settings.parse(switch.allocator)).forecast(

@@ -80,7 +80,7 @@ class Stopwatch(lightning.Callback):
 
 
 class Trained(NamedTuple):
-    """What one epoch came to."""
+    """Result of one epoch."""
 
     samples_per_s: float
     model: torch.nn.Module

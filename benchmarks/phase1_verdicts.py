@@ -48,7 +48,7 @@ LR_FACTOR = 100
 LOADER_FACTOR = 10  # how many times slower the loader delivers than training consumes
 
 
-# Ends with its parent, whatever ends that.
+# Ends with its parent, also if that is killed.
 _SPIN = """
 import os
 while os.getppid() == {parent}:
@@ -190,7 +190,7 @@ def main() -> int:
 
 
 def _climbed(seed: int, asked: argparse.Namespace) -> bool:
-    """Whether a seed came to what it should; climbed, and written down at once, unless it is on record."""
+    """Return whether a seed has the right verdict; climb and record it unless it is recorded."""
     overrides = dict(word.split("=", 1) for word in asked.set.split())
     how: Mapping[str, Any] = {
         "seed": seed, "fault": asked.fault, "only": asked.only, "busy": asked.busy, "settings": overrides

@@ -62,7 +62,7 @@ def recipe(words: Sequence[str] = ()) -> RunConfig:
 def main(words: Sequence[str]) -> int:
     """Train with each seed, or with the one among the ``words``, which override the recipe; write after each.
 
-    What the same recipe came to under other seeds stays in the file.
+    Results of the same recipe under other seeds stay in the file.
     """
     config = recipe(words)
     changed = config.with_overrides({"seed": 0}).diff(RunConfig())

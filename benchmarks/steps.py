@@ -95,7 +95,7 @@ def _peak_rss_mib() -> float:
 
 
 def in_fresh_process(config: RunConfig, environment: Mapping[str, str] | None = None) -> dict[str, float] | None:
-    """As ``taken``, in a process whose memory nobody has used; None where the GPU is too small."""
+    """As ``taken``, in a new process; None if the GPU is too small."""
     found: dict[str, float] | None = in_own_process(
         "benchmarks.steps", json.dumps(config.as_dict()), environment=environment
     )

@@ -43,7 +43,7 @@ def recorded() -> Iterator[TimingRecord]:
 
 
 def held_out(runs: Sequence[TimingRecord], *, only_before: bool) -> Iterator[tuple[ForecastOutcome, tuple[str, ...]]]:
-    """Each run's times as foreseen without it, and what they were scaled over."""
+    """Forecast each run's times without it, with the knobs that they were scaled over."""
     for place, run in enumerate(runs):
         known = runs[:place] if only_before else [*runs[:place], *runs[place + 1 :]]
         found = forecast_time(run.config, get(run.config.compute), known, threads=run.threads)

@@ -33,7 +33,7 @@ from roofscale.provenance import git_state
 from roofscale.report.format import as_json
 
 SEEDS = 20  # studies of each method
-LEFT_OUT = 1 / 3  # of the grid, by a limit that nobody has named
+LEFT_OUT = 1 / 3  # of the grid, by the default limit
 
 
 def compare_searches(
@@ -55,7 +55,7 @@ def compare_searches(
 
     Raises:
         ConfigError: it would train on a GPU, or nothing fits.
-        RunInterrupted: somebody asked a run to stop; the same command goes on from there.
+        RunInterrupted: the user stopped a run; the same command continues there.
     """
     out = console(quiet=to_json)
     base = resolve_data([base], cache, plain(out))[0]

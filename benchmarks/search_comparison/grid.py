@@ -40,7 +40,7 @@ class GridRun:
 
     @classmethod
     def of(cls, config: RunConfig, measurement: Measurement) -> "GridRun":
-        """What a run of ``config`` came to."""
+        """Result of a run of ``config``."""
         sizes = batch_samples(measurement.steps)
         return cls(
             place=size_key(config),

@@ -92,7 +92,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Played:
-    """What one study of one method came to."""
+    """Result of one study of one method."""
 
     method: str
     seed: int
@@ -164,7 +164,7 @@ def play(method: str, contest: Contest, seed: int) -> Played:
 
 @dataclass(frozen=True)
 class Summary:
-    """What all studies of one method came to."""
+    """Results of all studies of one method."""
 
     method: str
     studies: int

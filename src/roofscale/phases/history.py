@@ -14,7 +14,7 @@ from roofscale.phases.results import Cause, Fallback, PhaseResult, StepResult
 from roofscale.tracking import RunRecord, Tracker
 from roofscale.tracking.history import experiment_name, judged_runs, read_config
 
-_NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLflow's own, its config, or foreseen
+_NOT_MEASURED = ("system/", "knob/", FORECAST)  # metrics of a run that are MLflow's own, of its config, or forecasts
 
 
 def latest_result(phase: int) -> PhaseResult | None:

@@ -46,7 +46,7 @@ class RunObservation:
 
 
 def build_measurement(config: RunConfig, size: Compute, allowed: ResourceLimits, seen: RunObservation) -> Measurement:
-    """Build the measurement of a run; all its fields are filled whatever the outcome."""
+    """Build the measurement of a run; all its fields are filled for every outcome."""
     events = event_log.drop_superseded(seen.events)
     steps = tuple(with_memory(event_log.steps(events), seen.memory))
     validations = tuple(event_log.validations(events))

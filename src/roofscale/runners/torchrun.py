@@ -80,7 +80,7 @@ def with_root_cause(evidence: ExitEvidence) -> ExitEvidence:
     """Return the evidence with the exit code of the process that failed first, and without torchrun's log lines and
     traceback.
 
-    torchrun exits with 1 whatever the exit codes of its processes, and writes its summary after their messages.
+    torchrun exits with 1 for any exit codes of its processes, and writes its summary after their messages.
     """
     root_cause = _ROOT_CAUSE.search(evidence.stderr)
     lines = evidence.stderr.partition('Traceback (most recent call last):\n  File "<frozen runpy>"')[0].splitlines()

@@ -80,7 +80,7 @@ def _batch_norm(
 
 
 class _Normalise(torch.autograd.Function):
-    """The normalisation and its gradient; statistics in float32 whatever the input's type.
+    """The normalisation and its gradient; statistics in float32 for any input type.
 
     Source of the gradient: S. Ioffe and C. Szegedy, Batch normalization, ICML 2015, section 3.
     """

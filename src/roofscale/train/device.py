@@ -58,7 +58,7 @@ def _cuda(config: RunConfig) -> Execution:
 
 
 def _settle_fp32(*, has_tf32: bool) -> str:
-    """Set how a GPU multiplies float32 to PyTorch's defaults, whatever was set before; return it as a text.
+    """Set how a GPU multiplies float32 to PyTorch's defaults, also if it was changed before; return it as a text.
 
     TF32 rounds the factors to 10 bits of mantissa. Convolutions, nearly all of a segmentation net, use it with
     precision=fp32; under bf16 and fp16 autocast no convolution or matrix product is left in float32.

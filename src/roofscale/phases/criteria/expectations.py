@@ -111,5 +111,5 @@ def _likely_reason(expected: Expectation, evidence: Evidence, reference: Sequenc
             return f"the CPU was {busy:.0%} busy: a larger batch adds work, and finds no idle time to fill"
     elif expected.metric.startswith("memory/") and config and math.isfinite(peak - each):
         fixed = peak - each * config.batch_size
-        return f"{fixed:,.0f} of {peak:,.0f} MiB were held before the first step, whatever the batch"
+        return f"{fixed:,.0f} of {peak:,.0f} MiB were held before the first step, for any batch"
     return ""
