@@ -6,7 +6,7 @@ With the project's environment, and Lightning beside it (requirements-bench.txt)
     PYTHONPATH=.bench python -m benchmarks.gpu_table benchmarks/results/gpu_table.json [KEY=VALUE]...
 
 It measures at phase 5's settings, or without a GPU at small sizes on a CPU, writes the file and prints the table.
-Measures that are compared ran by turns, each time in a process of its own. A part that the file has is not measured again, so
+Compared measures ran by turns, each time in a process of its own. A part that the file has is not measured again, so
 that the same command goes on where it was cut off. MLflow, Optuna and SageMaker's SDK need not be there; with
 augment=none albumentations neither. No GPU has run it yet: not validated on a GPU.
 """

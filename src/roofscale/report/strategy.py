@@ -30,7 +30,7 @@ _UP = (
     "decides nothing."
 )
 _DOWN = (
-    "No later step starts from a failed one: the last good configuration stays what it was. The failure is put down to a "
+    "No later step starts from a failed one: the last good configuration stays what it was. The failure has a "
     "cause, and the cause decides which remedy is tried, as often as the phase file's `max_retreats` allows; what is "
     "too large is halved between what held and what failed. After a remedy that helped the phase goes on from it. "
     "Nothing is run that is at least as large, in every dimension, as "
