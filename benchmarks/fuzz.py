@@ -93,7 +93,7 @@ def _imdb(file: Path) -> None:
 
 def _read_imdb(file: Path) -> None:
     source = roofline.open_file(file)
-    source.seen()
+    source.fingerprints()
     for index in range(min(4, len(source))):
         source.read(index)
 

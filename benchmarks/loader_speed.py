@@ -31,7 +31,7 @@ def measure() -> list[Result]:
             lambda: _cached_rate(trainer, cached, STEPS),
             rounds=ROUNDS,
             target=0.95,
-            note=f"512 px, batch {CONFIG.batch_size}, {best} workers, {trainer.where.precision}",
+            note=f"512 px, batch {CONFIG.batch_size}, {best} workers, {trainer.execution.precision}",
             details={"trial_samples_per_s_by_workers": trials},
         )
     ]

@@ -62,7 +62,7 @@ def real_samples(root: Path) -> dict[str, str]:
     for name, split in open_sources(config, root).items():
         counts = []
         for verb, source in (("train", split.train), ("validate", split.val)):
-            real = sum(is_real[name](source.place(index)) for index in range(len(source)))
+            real = sum(is_real[name](source.sample_key(index)) for index in range(len(source)))
             counts.append(f"{real} of {len(source)} {verb}")
         told[name] = ", ".join(counts)
     return told

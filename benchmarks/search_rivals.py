@@ -110,7 +110,7 @@ def lightning(config: RunConfig, folder: Path, told: Diary, mode: str) -> int:
             trainer.should_stop = True  # only the search is wanted
 
     module, finder = Module(), Finder(mode, steps_per_trial=STEPS, init_val=FIRST)
-    arithmetic = {"bf16": "bf16-mixed", "fp16": "16-mixed"}.get(Trainer(config, 1).where.precision, "32-true")
+    arithmetic = {"bf16": "bf16-mixed", "fp16": "16-mixed"}.get(Trainer(config, 1).execution.precision, "32-true")
     trainer = pl.Trainer(max_epochs=1, precision=arithmetic, default_root_dir=folder, callbacks=[finder])
     trainer.fit(module)
     assert finder.optimal_batch_size

@@ -60,11 +60,11 @@ def taken(config: RunConfig) -> dict[str, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     trainer = Trainer(config, STEPS + 1)
-    on_gpu = trainer.where.device.type == "cuda"
+    on_gpu = trainer.execution.device.type == "cuda"
     clock = time.process_time if config.threads == 1 and not on_gpu else now
     started, laps = now(), [clock()]
     first = 0.0
-    for fetched in prefetch(Repeated(random_batch(config), STEPS + 1), trainer.side):
+    for fetched in prefetch(Repeated(random_batch(config), STEPS + 1), trainer.prefetcher):
         trainer.step(fetched.batch)
         trainer.progress.step += 1
         laps.append(clock())

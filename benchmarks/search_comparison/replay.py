@@ -217,7 +217,7 @@ def _by_optuna(contest: Contest, replay: Replay, study: optuna.Study) -> RunConf
 
     def play_trial(trial: optuna.Trial) -> float:
         values = {knob: trial.suggest_int(knob, *ends) for knob, ends in contest.spec.space.items()}
-        one = _run(contest, replay, trial.number, contest.spec.place(contest.base, values), tried)
+        one = _run(contest, replay, trial.number, contest.spec.config_at(contest.base, values), tried)
         trial.set_constraint("memory", one.over_margin)
         return objective(one, None)
 

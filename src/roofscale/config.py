@@ -19,6 +19,7 @@ from roofscale.errors import ConfigError, did_you_mean, shown
 from roofscale.files import naming, read_yaml
 
 DATASETS = ("rid", "roofline", "airs")
+CACHED_STEPS = 3  # at the end of a run, on a cached batch; their median is the reference for the data stall
 
 # Decoders with a branch that pools the image to one value of each channel before it normalises: over a single image
 # batch norm has no variance there.

@@ -30,9 +30,9 @@ def tiles(copy_of: Callable[[str], Path]) -> tuple[airs.Tile, ...]:
     return (*airs.tiles_of(folder, "train"), *airs.tiles_of(folder, "val"))
 
 
-def make(tiles: tuple[airs.Tile, ...], folder: Path, most_bytes: float = GIB, **chore: object) -> dict[airs.Tile, Path]:
+def make(tiles: tuple[airs.Tile, ...], folder: Path, most_bytes: float = GIB, **task: object) -> dict[airs.Tile, Path]:
     said: list[str] = []
-    return cached_tiles(tiles, folder, most_bytes, CacheTask(1, said.append, **chore))  # type: ignore[arg-type]
+    return cached_tiles(tiles, folder, most_bytes, CacheTask(1, said.append, **task))  # type: ignore[arg-type]
 
 
 def same(one: airs.AirsSource, other: airs.AirsSource) -> bool:
@@ -205,8 +205,8 @@ def test_who_waits_says_so_and_may_give_up(tiles: tuple[airs.Tile, ...], tmp_pat
     said: list[str] = []
     with exclusive_lock(tmp_path, CacheTask(1, said.append)) as alone, ThreadPoolExecutor(1) as pool:
         assert alone
-        chore = CacheTask(1, said.append, keep_on=lambda: False)
-        assert pool.submit(cached_tiles, tiles, tmp_path, GIB, chore).result() == {}
+        task = CacheTask(1, said.append, keep_on=lambda: False)
+        assert pool.submit(cached_tiles, tiles, tmp_path, GIB, task).result() == {}
     assert said == [f"another run is at work in {tmp_path}; waiting for it"]
 
 

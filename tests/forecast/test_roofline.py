@@ -34,7 +34,7 @@ class Noting(TorchDispatchMode):
 
 def test_flops_are_those_that_torch_counts_in_a_real_step() -> None:
     work = trace_batch(SMALL, "fp32", models.build(SMALL), 2).work
-    trainer = Trainer(SMALL, 2, where=Execution(torch.device("cpu"), "fp32", "here"))
+    trainer = Trainer(SMALL, 2, execution=Execution(torch.device("cpu"), "fp32", "here"))
     image_NCHW = torch.zeros(2, 3, 64, 64)
     with FlopCounterMode(display=False) as forward:
         logits_NKHW = trainer.forward(image_NCHW)

@@ -104,6 +104,8 @@ def test_an_override_that_would_undo_the_ladder_is_refused(tmp_path, overrides):
         ("max_share: 0.5", "max_shares: 0.5", 11, "Did you mean 'max_share'"),
         ("max_share: 0.5", "max_share: .nan", 11, "finite"),
         ("max_share: 0.5", "max_share: half", 11, "expected a number"),
+        ("max_share: 0.5", "max_share: 0", 11, "share of the memory over 0 and up to 1"),
+        ("max_share: 0.5", "max_share: 80", 11, "share of the memory over 0 and up to 1"),
         ("completes: ,", "completes: {x: 1},", 11, "no limits"),
         ("name: second", "name: first", 12, "its own name"),
         ("speed/seconds_per_epoch", "speed/second_per_epoch", 16, "Did you mean 'speed/seconds_per_epoch'"),

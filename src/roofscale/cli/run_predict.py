@@ -133,8 +133,8 @@ def _load(wish: InferenceOptions, out: Console) -> tuple[StoredModel, InferenceS
     segmenter = Segmenter(config, read_weights(model), [wish.channel], window)
     out.print(
         f"Model {escape(model.named)}: {config.encoder} {config.decoder} of run {model.run.run_id}, trained at "
-        f"{config.image_size} px; {segmenter.where.why}. Windows of {tiling.window} px, {tiling.overlap} px or more of "
-        f"each in common{'' if tiling.scale == 1 else f', seen at {tiling.scale:.3g} times their size'}."
+        f"{config.image_size} px; {segmenter.execution.why}. Windows of {tiling.window} px, {tiling.overlap} px or "
+        f"more of each in common{'' if tiling.scale == 1 else f', seen at {tiling.scale:.3g} times their size'}."
     )
     return model, InferenceSettings(segmenter, tiling, wish.threshold)
 

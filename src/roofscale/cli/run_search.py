@@ -72,7 +72,7 @@ def _prior_trials_in(tracker: Tracker, spec: SearchSpace, base: RunConfig) -> It
         config = read_config(run)
         if _is_alike(run, config, base) and spec.contains(config):
             measurement = read_measurement(tracker, run)
-            placed = spec.place(base, spec.values(config))
+            placed = spec.config_at(base, spec.values(config))
             result = from_measurement(placed, measurement, run.run_id, later_pass_mib(base, measurement))
             if result.pace:
                 yield dataclasses.replace(result, samples=0, why=f"known from {tracker.experiment}")

@@ -86,12 +86,12 @@ class AirsSource:
         tile = self.window(index).tile
         return tile.image, tile.label
 
-    def place(self, index: int) -> str:
+    def sample_key(self, index: int) -> str:
         """Return what identifies sample ``index`` in any folder: the tile's file name, the window's corner and side."""
         window = self.window(index)
         return f"{window.tile.image.name} {window.row} {window.col} {self.window_px}"
 
-    def located(self) -> list[ImageFingerprint]:
+    def footprints(self) -> list[ImageFingerprint]:
         """Return the footprints of the tiles that have a window in this source; no file is opened again."""
         return [self.headers[tile] for tile in self.tiles_taken()]
 

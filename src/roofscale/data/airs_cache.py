@@ -59,10 +59,10 @@ class CacheTask:
 
 
 @contextlib.contextmanager
-def exclusive_lock(folder: Path, chore: CacheTask) -> Iterator[bool]:
+def exclusive_lock(folder: Path, task: CacheTask) -> Iterator[bool]:
     """Create a folder and lock it, waiting for another process that has the lock.
 
-    Yields whether the lock was obtained; False if ``chore`` ends first. The system releases the lock of a process that
+    Yields whether the lock was obtained; False if ``task`` ends first. The system releases the lock of a process that
     is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +70,9 @@ def exclusive_lock(folder: Path, chore: CacheTask) -> Iterator[bool]:
     with contextlib.suppress(Timeout):
         lock.acquire(blocking=False)
     if not lock.is_locked:
-        chore.say(f"another run is at work in {folder}; waiting for it")
+        task.say(f"another run is at work in {folder}; waiting for it")
         with contextlib.suppress(Timeout):
-            lock.acquire(cancel_check=lambda: not chore.keep_on())
+            lock.acquire(cancel_check=lambda: not task.keep_on())
     try:
         yield lock.is_locked
     finally:
@@ -120,7 +120,7 @@ def _decoded_ratio(file: Path, window_px: int) -> float:
         return 0.0
 
 
-def cached_tiles(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: CacheTask) -> dict[Tile, Path]:
+def cached_tiles(tiles: Sequence[Tile], folder: Path, most_bytes: float, task: CacheTask) -> dict[Tile, Path]:
     """Make the missing copies of tiles as far as they fit into the cache, and return all copies that exist.
 
     A tile without a copy is read from its original. No copy of these tiles is removed for another one: an epoch reads
@@ -131,10 +131,10 @@ def cached_tiles(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: 
         tiles: the tiles to copy, in this order.
         folder: the cache; of several processes that call this at once, one at a time works in it.
         most_bytes: the largest size of the cache.
-        chore: number of threads, reporter and condition to continue; copies made before an early end are used.
+        task: number of threads, reporter and condition to continue; copies made before an early end are used.
     """
     copies = {tile: folder / f"{tile.id}-{stat_hash(tile.image, tile.label)}.tif" for tile in tiles}
-    with exclusive_lock(folder, chore) as locked:
+    with exclusive_lock(folder, task) as locked:
         if locked:
             for partial in folder.glob("*.partial"):
                 partial.unlink()  # left by a process that was killed: with the lock held, no other one writes here
@@ -142,21 +142,21 @@ def cached_tiles(tiles: Sequence[Tile], folder: Path, most_bytes: float, chore: 
                 if copy.is_file():
                     os.utime(copy)  # the time of last use, by which copies are removed
             _make_room(0, folder, copies.values(), most_bytes)
-            _make_missing(copies, folder, most_bytes, chore)
+            _make_missing(copies, folder, most_bytes, task)
     return {tile: copy for tile, copy in copies.items() if copy.is_file()}
 
 
-def _make_missing(copies: Mapping[Tile, Path], folder: Path, most_bytes: float, chore: CacheTask) -> None:
+def _make_missing(copies: Mapping[Tile, Path], folder: Path, most_bytes: float, task: CacheTask) -> None:
     """Make the missing copies, as many at once as there are threads."""
     missing = [(tile, copy) for tile, copy in copies.items() if not copy.is_file()]
-    with ThreadPoolExecutor(chore.threads) as pool:
-        for done in range(0, len(missing), chore.threads):
-            if not chore.report_progress("copying AIRS tiles", done, len(missing)):
+    with ThreadPoolExecutor(task.threads) as pool:
+        for done in range(0, len(missing), task.threads):
+            if not task.report_progress("copying AIRS tiles", done, len(missing)):
                 return
-            batch = missing[done : done + chore.threads]
+            batch = missing[done : done + task.threads]
             if not _make_room(sum(_max_copy_bytes(tile) for tile, _ in batch), folder, copies.values(), most_bytes):
                 reason = _space_message(folder, most_bytes)
-                chore.say(f"{len(missing) - done} of {len(copies)} AIRS tiles get no copy: {reason}")
+                task.say(f"{len(missing) - done} of {len(copies)} AIRS tiles get no copy: {reason}")
                 return
             list(pool.map(_copy, *zip(*batch, strict=True)))
 

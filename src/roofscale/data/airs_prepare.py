@@ -51,16 +51,16 @@ def prepare_airs(
     assert isinstance(val, AirsSource)
     metrics: dict[str, float] = {}
 
-    def chore() -> CacheTask:
+    def new_task() -> CacheTask:
         return CacheTask(max(1, config.num_workers), say, lambda: not stopping())
 
     if config.tile_cache_gib:
         folder, slow = cache / "airs-tiles", list(dict.fromkeys([*slow_tiles(train), *slow_tiles(val)]))
-        copies = cached_tiles(slow, folder, config.tile_cache_gib * 2**30, chore()) if slow else {}
+        copies = cached_tiles(slow, folder, config.tile_cache_gib * 2**30, new_task()) if slow else {}
         say(f"{len(slow)} AIRS tiles have a layout that windows are slow to read from, {len(copies)} of them a copy")
         train, val = train.with_copies(copies), val.with_copies(copies)
     if config.roof_sampling:
-        share_N = roof_shares(train, cache / "airs-roof-shares", chore())
+        share_N = roof_shares(train, cache / "airs-roof-shares", new_task())
         train, metrics = (
             dataclasses.replace(train, roof_share_N=share_N),
             sampling_metrics(share_N, config.roof_sampling),
@@ -77,14 +77,14 @@ def _sampling_message(roof_sampling: float, metrics: Mapping[str, float]) -> str
     )
 
 
-def roof_shares(source: AirsSource, folder: Path, chore: CacheTask) -> npt.NDArray[np.float32]:
+def roof_shares(source: AirsSource, folder: Path, task: CacheTask) -> npt.NDArray[np.float32]:
     """Return the roof share (roof px over px) of each window of a source, from the cache or else from the labels.
 
-    Windows of a label that cannot be read, or was not read before ``chore`` ended, get the mean share: they are drawn
+    Windows of a label that cannot be read, or was not read before ``task`` ended, get the mean share: they are drawn
     as often as without weights, and reported as broken if they are.
     """
     share_N = np.full(len(source), np.nan, np.float32)
-    with exclusive_lock(folder, chore) as locked, ThreadPoolExecutor(chore.threads) as pool:
+    with exclusive_lock(folder, task) as locked, ThreadPoolExecutor(task.threads) as pool:
         if locked:
             file = folder / f"{source.window_px}.json"
             known = _read_known(file)
@@ -93,7 +93,7 @@ def roof_shares(source: AirsSource, folder: Path, chore: CacheTask) -> npt.NDArr
                 of_tile = known.setdefault(stat_hash(source.tiles[tile].label), {})
                 jobs.append(pool.submit(_tile_roof_shares, source, np.flatnonzero(source.tile_N == tile), of_tile))
             for done, job in enumerate(jobs):
-                if not chore.report_progress("looking for roofs in AIRS tiles", done, len(jobs)):
+                if not task.report_progress("looking for roofs in AIRS tiles", done, len(jobs)):
                     pool.shutdown(cancel_futures=True)
                     break
                 indices_W, share_W = job.result()

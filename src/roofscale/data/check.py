@@ -152,7 +152,7 @@ def _check_rid(folder: Path) -> DatasetReport:
     notes = [f"{len(unlisted)} image(s) are in no published split"] if unlisted else []
     if len(numbers) < 5:
         notes.append(f"published splits that are complete here: {', '.join(map(str, numbers)) or 'none'} of 1 to 5")
-    rates += _seeded_rates("spatial", _spatial_splits(source.seen()), pairs, len(images))
+    rates += _seeded_rates("spatial", _spatial_splits(source.fingerprints()), pairs, len(images))
     notes += _footprint_notes(images)
     notes += filter(None, (folders.passed_over(folder / kind, endings) for kind, endings in rid.KINDS.items()))
     problems += doubts(folder, [finding.look for finding in findings.values() if finding.look])
@@ -359,7 +359,7 @@ def _check_roofline(folder: Path) -> DatasetReport:
     problems += find_leaks(images, pairs, [f"row {i}" for i in range(count)], "the random split may part them")
     rates = [
         *_seeded_rates("random", lambda number: random_split(count, number), pairs, count),
-        *_seeded_rates("spatial", _spatial_splits(source.seen()), pairs, count),
+        *_seeded_rates("spatial", _spatial_splits(source.fingerprints()), pairs, count),
     ]
     notes = ["no official split: a seeded random one is used"]
     if origin := describe_origin(folder):

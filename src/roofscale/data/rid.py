@@ -59,15 +59,15 @@ class RidSource:
         target_HWK[..., 0] = segments_HW != SEGMENT_BACKGROUND
         return Sample(self.ids[index], image_HWC, target_HWK)
 
-    def seen(self) -> list[ImageFingerprint]:
+    def fingerprints(self) -> list[ImageFingerprint]:
         """Return the fingerprint of every image, with its footprint."""
         return [fingerprint(self.path(index)) for index in range(len(self))]
 
-    def located(self) -> list[ImageFingerprint]:
+    def footprints(self) -> list[ImageFingerprint]:
         """Return the footprint of every image, from its header alone."""
         return [read_footprint(self.path(index)) for index in range(len(self))]
 
-    def place(self, index: int) -> str:
+    def sample_key(self, index: int) -> str:
         """Return what identifies sample ``index`` in any folder: its file name."""
         return self.path(index).name
 

@@ -71,15 +71,15 @@ class RooflineSource:
         """Return the same data set with only these samples, in this order."""
         return RooflineSource(self.file, tuple(self.indices[i] for i in indices))
 
-    def located(self) -> list[ImageFingerprint]:
+    def footprints(self) -> list[ImageFingerprint]:
         """Return no footprint: the samples are not georeferenced."""
         return []
 
-    def place(self, index: int) -> str:
+    def sample_key(self, index: int) -> str:
         """Return what identifies sample ``index`` in any copy of the file: its row."""
         return str(self.indices[index])
 
-    def seen(self) -> list[ImageFingerprint]:
+    def fingerprints(self) -> list[ImageFingerprint]:
         """Return the fingerprint of every sample, by its stored pixels; the samples are not georeferenced."""
         fingerprints = []
         for row in self.indices:

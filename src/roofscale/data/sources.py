@@ -32,11 +32,11 @@ class FileSource(Source, Protocol):
         """Return all files that sample ``index`` is read from."""
         ...
 
-    def place(self, index: int) -> str:
+    def sample_key(self, index: int) -> str:
         """Return what identifies sample ``index`` in any folder: a file name, or a part of a file."""
         ...
 
-    def located(self) -> Sequence[ImageFingerprint]:
+    def footprints(self) -> Sequence[ImageFingerprint]:
         """Return the ground footprint of each image file, each file once; empty if the data set has none."""
         ...
 
@@ -78,7 +78,7 @@ def _open(name: str, config: RunConfig, folder: Path) -> DataSplit:
     # Roofline has no published split: split=published means random for it.
     everything: rid.RidSource | roofline.RooflineSource
     everything = rid.open_all(folder) if name == "rid" else roofline.open_all(folder)
-    parts = _seeded_split(len(everything), everything.seen, config)
+    parts = _seeded_split(len(everything), everything.fingerprints, config)
     return DataSplit(everything.subset(parts.train), everything.subset(parts.val))
 
 
@@ -201,7 +201,7 @@ def leak_warnings(splits: Mapping[str, DataSplit]) -> list[str]:
     """
     notes = []
     for name, split in splits.items():
-        train, val = split.train.located(), split.val.located()
+        train, val = split.train.footprints(), split.val.footprints()
         parts = ["train"] * len(train) + ["val"] * len(val)
         rate = leak_rate("", find_pairs([*train, *val]), parts)
         if rate.pairs:
@@ -245,7 +245,7 @@ def data_fingerprint(splits: Mapping[str, DataSplit]) -> str:
             for index in range(len(source)):
                 files = source.files(index)
                 digests |= {file: _file_digest(file) for file in files if file not in digests}
-                line = f"{source.place(index)} {' '.join(digests[file] for file in files)}\n"
+                line = f"{source.sample_key(index)} {' '.join(digests[file] for file in files)}\n"
                 total.update(line.encode(errors="surrogateescape"))
     return total.hexdigest()[:12]
 

@@ -194,7 +194,7 @@ def fit_host_model(kind: MemoryProfile, points: Sequence[PeakObservation]) -> "H
     if freedom < _MIN_FREEDOM:
         raise ConfigError(
             f"{kind}: {len(used)} measured run{'s' * (len(used) != 1)} of this kind; a forecast needs at least "
-            f"{terms - 1 + _MIN_FREEDOM}. Add --probe: six short runs of nine steps each, which take about three "
+            f"{terms - 1 + _MIN_FREEDOM}. Add --probe: six short runs of six steps each, which take about three "
             "minutes at 512 px on two idle cores and are kept."
         )
     copied = max((p.copied_mib for p in used if math.isfinite(p.copied_mib)), default=0.0)

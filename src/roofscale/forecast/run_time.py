@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from roofscale.compute import Compute
-from roofscale.config import RunConfig
+from roofscale.config import CACHED_STEPS, RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import time_scaling
 from roofscale.forecast.roofline_model import ERROR, StepEstimate
@@ -29,9 +29,7 @@ Amounts = Mapping[str, tuple[int, int]]  # by data set: the numbers of its train
 # Standard deviation of the logarithm of a run's fixed part: that of the 16 recorded runs of phases 1 to 4, with 1 to 6
 # passes each, around one start (6 s) and one time a pass (3.8 s) for all of them.
 FIXED_SPREAD = 0.16
-# A run of at least _MIN_CACHED steps ends with _CACHED_STEPS steps on a cached batch, see train.loop.
-_CACHED_STEPS = 3
-_MIN_CACHED = 3
+_MIN_CACHED = 3  # a run of so many steps or more ends with CACHED_STEPS steps on a cached batch
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def _time_parts(
         validated: seconds of one validated sample.
     """
     samples = training_samples(config, amounts)
-    cached = _CACHED_STEPS * config.global_batch_size * seconds
+    cached = CACHED_STEPS * config.global_batch_size * seconds
     return TimeParts(
         start=statistics.fmean(run.start for run in overheads) if overheads else 0.0,
         passes=passes_of(config) * statistics.fmean(run.each_pass for run in overheads) if overheads else 0.0,
@@ -243,7 +241,7 @@ class _Overhead:
         of passes included.
         """
         metrics, config = run.metrics, run.config
-        cached = _CACHED_STEPS * config.global_batch_size * metrics.get("speed/cached_seconds_per_sample", 0.0)
+        cached = CACHED_STEPS * config.global_batch_size * metrics.get("speed/cached_seconds_per_sample", 0.0)
         setup = metrics.get("speed/setup_seconds", 0.0)
         training = metrics["speed/seconds_per_sample"] * metrics["train/samples"]
         rest = max(0.0, metrics["speed/run_seconds"] - setup - training - cached)

@@ -161,7 +161,7 @@ def trace_batch(config: RunConfig, precision: str, net: nn.Module, batch: int, *
         with recorder, CudaAutocast(), _naming_modules(net, recorder):
             _change_layout(net, models.memory_format(config))
             recorder.assign_kind("parameters", (*net.parameters(), *net.buffers()))
-            trainer = _TracedTrainer(config, _STEPS, where=execution, model=net)
+            trainer = _TracedTrainer(config, _STEPS, execution=execution, model=net)
             for _ in range(_STEPS):
                 recorder.work.clear()  # only the last step's operations are kept
                 _step(trainer, recorder, host_batch)

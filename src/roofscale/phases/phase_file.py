@@ -21,7 +21,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError, did_you_mean
 from roofscale.measurement import METRICS
 from roofscale.memory_margin import MEMORY_MARGIN
-from roofscale.phases.criteria import CRITERIA
+from roofscale.phases.criteria import CRITERIA, Limit
 from roofscale.phases.expectation import REFERENCES, Expectation
 from roofscale.phases.search.space import SearchSpace, read_search
 from roofscale.phases.yaml_source import YamlNode, read_yaml
@@ -325,7 +325,16 @@ def _read_limits(name: str, node: YamlNode) -> dict[str, float]:
     limits = CRITERIA[name].limits
     if not limits and node.value not in (None, {}):
         raise node.error(f"the criterion {name!r} has no limits to set; write '{name}:' and nothing behind it.")
-    return {key: child.number(key) for key, child in node.mapping(f"limit of {name}", limits).items()}
+    return {
+        key: _read_limit(key, limits[key], child) for key, child in node.mapping(f"limit of {name}", limits).items()
+    }
+
+
+def _read_limit(key: str, limit: Limit, node: YamlNode) -> float:
+    value = node.number(key)
+    if limit.is_memory_margin and not 0 < value <= 1:
+        raise node.error(f"{key}: expected a share of the memory over 0 and up to 1, such as 0.8, found {value:g}.")
+    return value
 
 
 def _memory_margin(criteria: Iterable[tuple[str, Mapping[str, float]]]) -> float:

@@ -41,23 +41,23 @@ class Segmenter:
         self, config: RunConfig, weights: Mapping[str, torch.Tensor], channels: Sequence[str], window: int
     ) -> None:
         config = config.with_overrides({"precision": "auto", "pretrained": False, "image_size": window})
-        self.where = devices.select_device(config)
+        self.execution = devices.select_device(config)
         self._window = window
         self._channels = [CHANNELS.index(channel) for channel in channels]
         self._format = models.memory_format(config)
         self._model = models.build(config)
         self._model.load_state_dict(weights)
-        self._model.eval().to(self.where.device).to(memory_format=self._format)  # type: ignore[call-overload]  # torch's stubs
+        self._model.eval().to(self.execution.device).to(memory_format=self._format)  # type: ignore[call-overload]  # torch's stubs
         # On a CPU a batch of several windows is no faster and takes that much more memory.
-        self.batch = 1 if self.where.device.type == "cpu" else config.batch_size
+        self.batch = 1 if self.execution.device.type == "cpu" else config.batch_size
 
     @torch.inference_mode()
     def __call__(self, images_NHWC: Pixels) -> Probabilities:
         """Predict windows (N,H,W,3) of one size; return probabilities (N,K,H,W) float32."""
         side = images_NHWC.shape[1]
         fitted_NHWC = np.stack([resized(image_HWC, self._window) for image_HWC in images_NHWC])
-        image_NCHW = torch.from_numpy(fitted_NHWC).permute(0, 3, 1, 2).to(self.where.device)
-        with self.where.autocast():
+        image_NCHW = torch.from_numpy(fitted_NHWC).permute(0, 3, 1, 2).to(self.execution.device)
+        with self.execution.autocast():
             logits_NKHW = self._model(image_NCHW.contiguous(memory_format=self._format))
         probability_NKHW = logits_NKHW[:, self._channels].sigmoid()
         if side != self._window:

@@ -47,7 +47,7 @@ class Raster:
         self.gcps, self.rpcs = dataset.gcps, dataset.rpcs
         self.files = tuple(map(Path, dataset.files))  # the file and those next to it, such as a world file
 
-    def place(self) -> dict[str, Any]:
+    def georeference(self) -> dict[str, Any]:
         """Return rasterio's georeference options for a raster of the same area: CRS and transform, GCPs, or RPCs."""
         points, crs = self.gcps
         if self.crs is None and points:
@@ -190,7 +190,7 @@ def new_mask(path: Path, image: Raster, channel: str, tags: Mapping[str, str]) -
     profile = {
         "driver": "GTiff", "dtype": "uint8", "count": 1, "nodata": NODATA, "width": image.width, "height": image.height,
         "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "bigtiff": "if_safer",
-        **image.place(),
+        **image.georeference(),
     }  # fmt: skip
     try:
         with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from roofscale.config import RunConfig
+from roofscale.config import CACHED_STEPS, RunConfig
 from roofscale.data.loader import BatchLoader, make_loader
 from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from roofscale.train.cores import Threads
 
 Emit = Callable[[str, Mapping[str, Any]], None]  # (event name, fields)
-
-_CACHED_STEPS = 3  # steps on a cached batch, whose median is the reference for the data stall
 
 
 class Interrupted(Exception):
@@ -157,7 +155,7 @@ class TrainingLoop:
         stage = f"training, pass {plan.epoch + 1} of {len(self.passes)}"
         self._stage(stage)
         clock = time.perf_counter()
-        for index, fetched in enumerate(prefetch(loader, self.trainer.side)):
+        for index, fetched in enumerate(prefetch(loader, self.trainer.prefetcher)):
             wait = time.perf_counter() - clock
             ids = list(chain(*distributed.all_gather(fetched.host.ids)))
             if ids:  # at least one process has a sample that could be read
@@ -275,7 +273,7 @@ class TrainingLoop:
             return
         self._stage("repeating a batch")
         seconds = []
-        for _ in range(_CACHED_STEPS):
+        for _ in range(CACHED_STEPS):
             clock = time.perf_counter()
             self.trainer.step(self._batch)
             seconds.append(time.perf_counter() - clock)

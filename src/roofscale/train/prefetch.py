@@ -56,9 +56,9 @@ class CudaPrefetcher:
             tensor.record_stream(current)
 
 
-def prefetch(loader: PositionedLoader, side: CudaPrefetcher | None) -> Iterator[PrefetchedBatch]:
+def prefetch(loader: PositionedLoader, prefetcher: CudaPrefetcher | None) -> Iterator[PrefetchedBatch]:
     """Yield each batch of a loader; with a prefetcher, copied to the device while the previous one is computed."""
-    if side is None:
+    if prefetcher is None:
         for batch in loader:
             yield PrefetchedBatch(batch, batch, loader.position)
         return
@@ -66,10 +66,11 @@ def prefetch(loader: PositionedLoader, side: CudaPrefetcher | None) -> Iterator[
     for batch in loader:
         current, position = ready, loader.position
         if current is not None:
-            side.finish(current.batch)  # before the next copy starts, so that the stream does not wait for that too
-        ready = PrefetchedBatch(side.begin(batch), batch, position)
+            # Before the next copy starts, so that the stream does not wait for that too.
+            prefetcher.finish(current.batch)
+        ready = PrefetchedBatch(prefetcher.begin(batch), batch, position)
         if current is not None:
             yield current
     if ready is not None:
-        side.finish(ready.batch)
+        prefetcher.finish(ready.batch)
         yield ready

@@ -46,7 +46,7 @@ class Trainer:
     Args:
         config: of the run.
         total_steps: optimiser steps that the learning rate is spread over.
-        where: device and precision; chosen by ``select_device`` if None.
+        execution: device and precision; chosen by ``select_device`` if None.
         model: to be trained, on its device and in its memory format; built from the config if None.
 
     Raises:
@@ -58,11 +58,11 @@ class Trainer:
         config: RunConfig,
         total_steps: int,
         *,
-        where: devices.Execution | None = None,
+        execution: devices.Execution | None = None,
         model: nn.Module | None = None,
     ) -> None:
         self.config = config
-        self.where = where or devices.select_device(config)
+        self.execution = execution or devices.select_device(config)
         self.format = models.memory_format(config)
         self.model = model or self._build()
         self.optimizer = torch.optim.AdamW(
@@ -71,20 +71,20 @@ class Trainer:
         net: Any = torch.compile(self.model) if config.compile else self.model
         self.net = distributed.wrap_ddp(net)  # shares its weights with ``model``; training steps call it
         self.schedule = _lr_schedule(config, self.optimizer, total_steps)
-        self.scaler = torch.amp.GradScaler(self.where.device.type, enabled=self.where.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.execution.device.type, enabled=self.execution.precision == "fp16")
         self.ema = models.make_ema(self.model, config.ema) if config.ema else None
-        self.side = CudaPrefetcher(self._moved) if self.where.device.type == "cuda" else None
+        self.prefetcher = CudaPrefetcher(self._moved) if self.execution.device.type == "cuda" else None
         self.progress = Progress()
 
     def _build(self) -> nn.Module:
         # Built on the CPU and then moved, so that a seed gives the same weights on every device.
-        model = models.build(self.config).to(self.where.device)
+        model = models.build(self.config).to(self.execution.device)
         model.to(memory_format=self.format)  # type: ignore[call-overload]  # missing from torch's stubs
         return distributed.convert_sync_batchnorm(model)
 
     def to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return image (N,C,H,W), target (N,K,H,W) and labelled (N,K) on the device, the image in the memory format."""
-        to = self.where.device
+        to = self.execution.device
         image_NCHW = batch.image_NCHW.to(to, non_blocking=True).contiguous(memory_format=self.format)
         return image_NCHW, batch.target_NKHW.to(to, non_blocking=True), batch.labelled_NK.to(to, non_blocking=True)
 
@@ -98,13 +98,13 @@ class Trainer:
 
     def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
         """Return float32 logits (N,K,H,W) of the trained model, computed in the run's precision."""
-        with self.where.autocast():
+        with self.execution.autocast():
             logits_NKHW: torch.Tensor = self.net(image_NCHW)
         return logits_NKHW
 
     def predict(self, image_NCHW: torch.Tensor) -> torch.Tensor:
         """Return float32 logits (N,K,H,W) of ``eval_model``, computed in the run's precision."""
-        with self.where.autocast():
+        with self.execution.autocast():
             logits_NKHW: torch.Tensor = self.eval_model(image_NCHW)
         return logits_NKHW
 

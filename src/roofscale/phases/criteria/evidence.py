@@ -22,7 +22,7 @@ class Limit:
 
     default: float
     meaning: str  # with unit and source
-    is_memory_margin: bool = False  # if unset, it is ``Step.memory_margin``, not ``default``
+    is_memory_margin: bool = False  # a share, 0 to 1; if unset, it is ``Step.memory_margin``, not ``default``
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,13 @@ CRITERIA = {
     "memory_margin": Criterion(
         "the peak stays under a share of the compute's memory, host and GPU each",
         memory_margin,
-        {"max_share": Limit(MEMORY_MARGIN, "share of the memory; a fifth is kept for peaks between two samples")},
+        {
+            "max_share": Limit(
+                MEMORY_MARGIN,
+                "share of the memory; a fifth is kept for peaks between two samples",
+                is_memory_margin=True,
+            )
+        },
     ),
     "data_stall": Criterion(
         "the loader keeps up with training",

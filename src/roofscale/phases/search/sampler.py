@@ -115,7 +115,7 @@ class KneeSampler(optuna.samplers.BaseSampler):
         """
         open_states = (TrialState.RUNNING, TrialState.WAITING)
         return {
-            self.spec.place(self.base, trial.params)
+            self.spec.config_at(self.base, trial.params)
             for trial in trials
             if trial.params.keys() == self.spec.space.keys()
             and (RESULT in trial.user_attrs or trial.state in open_states or trial.number in self.failed)
@@ -130,7 +130,7 @@ class KneeSampler(optuna.samplers.BaseSampler):
             starts |= dict.fromkeys(initial_probes(largest), "needed for a forecast of memory")
         for start, why in starts.items():
             sizes = {"batch_size": start.batch_size, "num_workers": start.num_workers}
-            config = self.spec.place(self.base, self.spec.values(self.base.with_overrides(sizes)))
+            config = self.spec.config_at(self.base, self.spec.values(self.base.with_overrides(sizes)))
             if config not in taken and not guard.known_too_large(config):
                 return Proposal(config, why)
         left = [config for config in self.spec.configs(self.base) if config not in taken]
@@ -200,7 +200,7 @@ def _expected_improvement(mean: Values, deviation: Values, best: float) -> Value
 def trial_results(study: optuna.Study, spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
     """Return the results of all finished trials, in their order."""
     finished = (t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and RESULT in t.user_attrs)
-    return [TrialResult.from_dict(spec.place(base, trial.params), trial.user_attrs[RESULT]) for trial in finished]
+    return [TrialResult.from_dict(spec.config_at(base, trial.params), trial.user_attrs[RESULT]) for trial in finished]
 
 
 def _was_run(trial: FrozenTrial) -> bool:

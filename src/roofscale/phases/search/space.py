@@ -28,7 +28,7 @@ class SearchSpace:
         ranges = ", ".join(f"{knob} {low} to {high}" for knob, (low, high) in self.space.items())
         return f"searched: {ranges}, in at most {self.max_trials} trials"
 
-    def place(self, config: RunConfig, values: Mapping[str, int]) -> RunConfig:
+    def config_at(self, config: RunConfig, values: Mapping[str, int]) -> RunConfig:
         """Return the config at a point of the space.
 
         Without loader processes nothing is prefetched, so that ``prefetch_factor`` then keeps its value: points that
@@ -48,12 +48,12 @@ class SearchSpace:
 
     def largest(self, config: RunConfig) -> RunConfig:
         """Return the largest config of the space."""
-        return self.place(config, {knob: high for knob, (_, high) in self.space.items()})
+        return self.config_at(config, {knob: high for knob, (_, high) in self.space.items()})
 
     def configs(self, config: RunConfig) -> Iterator[RunConfig]:
         """Yield every distinct config of the space, smallest first."""
         ranges = ([(knob, value) for value in range(low, high + 1)] for knob, (low, high) in self.space.items())
-        yield from dict.fromkeys(self.place(config, dict(values)) for values in itertools.product(*ranges))
+        yield from dict.fromkeys(self.config_at(config, dict(values)) for values in itertools.product(*ranges))
 
 
 def read_search(node: YamlNode | None, over: YamlNode | None = None) -> SearchSpace | None:

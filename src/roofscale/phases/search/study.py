@@ -166,7 +166,7 @@ class Search:
         """Run the trial that the sampler proposes; return the value that Optuna maximises."""
         with self._sampling:  # the sampler of the next thread sees what this one tries
             values = {knob: trial.suggest_int(knob, low, high) for knob, (low, high) in self.spec.space.items()}
-        config = self.spec.place(self.base, values)
+        config = self.spec.config_at(self.base, values)
         if why := self._sampler.reasons.get(trial.number):
             trial.set_user_attr("why", why)
         # A worker in another process may have sampled the same config meanwhile. At least one of two sees the other; if

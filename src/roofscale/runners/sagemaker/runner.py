@@ -257,7 +257,7 @@ def _only_images_read(name: str, config: RunConfig) -> dict[str, list[str]]:
     if name != "rid" or config.split != "published":
         return {}
     split = open_sources(config.with_overrides({"datasets": (name,)}), Path(config.data_root).expanduser())[name]
-    files = (part.place(index) for part in (split.train, split.val) for index in range(len(part)))
+    files = (part.sample_key(index) for part in (split.train, split.val) for index in range(len(part)))
     return {ONLY: [file.removesuffix(".tif") for file in files]}
 
 
