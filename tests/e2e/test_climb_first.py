@@ -19,7 +19,7 @@ steps:
   - name: base
     set: {max_samples: 4}
     criteria: {completes: , memory_margin: {max_share: MARGIN}}
-max_retreats: 0
+max_fallbacks: 0
 """,
     2: """
 phase: 2
@@ -95,7 +95,7 @@ def test_what_a_phase_stands_on_is_climbed_first_with_a_forecast(
 ) -> None:
     folder, found, said, _ = climbed
     assert (found["phase"], found["verdict"]) == (3, "passed")  # one object for a script
-    assert "Phase 3 stands on phases 1 and 2, not climbed to the end yet: climbed first." in said
+    assert "Phase 3 needs phases 1 and 2, not complete yet: climbing first." in said
     assert "No forecast of the time of phases 1 and 2 yet" in said
     assert said.index("Forecast of phase 2:") > said.index("Phase 1: one")
     assert config_of(folder, 3)["encoder"] == "test_resnet"  # learnt from phase 1 by way of phase 2
@@ -121,7 +121,7 @@ def test_what_is_on_record_is_not_climbed_again(climbed: tuple[Path, dict[str, A
 
     climbs = roofscale(folder, "gate", "--data_root", "made", "--json")
     assert json.loads(climbs.stdout)["open"] is False  # no run of it is as large as the gate asks for
-    assert "The gate stands on phase 4, not climbed to the end yet: climbed first." in " ".join(climbs.stderr.split())
+    assert "The gate needs phase 4, not complete yet: climbing first." in " ".join(climbs.stderr.split())
     assert (folder / "runs" / "roofscale-phase4" / "last_good.json").exists()
 
 

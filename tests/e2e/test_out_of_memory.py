@@ -17,7 +17,7 @@ phase: 2
 name: too-large
 base:
   {image_size: 256, encoder: test_resnet, max_samples: 20, val_samples: 2, num_workers: 0, threads: 1, precision: fp32}
-max_retreats: 1
+max_fallbacks: 1
 steps:
   - name: small
     set: {batch_size: 2}

@@ -27,7 +27,7 @@ BASE = RunConfig(encoder="resnet18", image_size=64, max_samples=50, val_samples=
 PHASE = """
 phase: 1
 name: tried
-max_retreats: 0
+max_fallbacks: 0
 on_failure: continue
 steps:
   - {name: one, set: {max_samples: 50}, criteria: {completes: }}

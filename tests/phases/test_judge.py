@@ -298,6 +298,6 @@ def test_an_expectation_fails_no_step_and_says_a_likely_reason():
 def test_a_finding_fails_its_step_and_leaves_it_sound():
     before = measurement(20, 1)
     found = judge(step("completes", "faster"), measurement(20, 2, seconds=3.0), base=[before])
-    assert (found.verdict, found.sound) == (FAILED, PASSED)
+    assert (found.verdict, found.without_findings) == (FAILED, PASSED)
     leaking = judge(step("completes", "no_leak", "faster"), measurement(50, 2, leak=20.0), base=[before])
-    assert leaking.sound is FAILED
+    assert leaking.without_findings is FAILED

@@ -20,7 +20,7 @@ def order(*overrides: str, **wishes: Any) -> ClimbOptions:
 
 
 def computes(given: ClimbOptions, phase: int) -> set[str]:
-    plan = given.load(phase).resolve(overrides=given.words_for(given.load(phase)))
+    plan = given.load(phase).resolve(overrides=given.overrides_for(given.load(phase)))
     return {config.compute for _, config in plan}
 
 
@@ -28,7 +28,7 @@ def test_the_compute_of_a_climb_is_that_of_its_cpu_phases() -> None:
     given = order("lr=1e-4", "compute=ml.m5.xlarge")
     assert [computes(given, phase) for phase in (1, 2, 3, 4)] == [{"ml.m5.xlarge"}] * 4
     assert computes(given, 5) == {"ml.g5.xlarge"}
-    assert "lr=1e-4" in given.words_for(given.load(5))
+    assert "lr=1e-4" in given.overrides_for(given.load(5))
     assert computes(order("compute=ml.m5.xlarge", gpu_compute="ml.g6.xlarge"), 5) == {"ml.g6.xlarge"}
     assert computes(order(gpu_compute="ml.g6.xlarge"), 4) == {"local"}
 
@@ -58,7 +58,7 @@ def test_a_gpu_compute_without_a_gpu_is_refused() -> None:
 
 def test_a_phase_below_keeps_the_knobs_that_its_steps_set() -> None:
     given = order("batch_size=4", "num_workers=1", "lr=1e-4")
-    kept = {phase: given.below(given.load(phase)).overrides for phase in (1, 2, 3)}
+    kept = {phase: given.for_needed_phase(given.load(phase)).overrides for phase in (1, 2, 3)}
     assert kept == {1: list(given.overrides), 2: ["num_workers=1", "lr=1e-4"], 3: ["batch_size=4", "lr=1e-4"]}
 
 
@@ -71,7 +71,7 @@ def test_without_a_gpu_phase_5_says_so_and_climbs_nothing(tmp_path: Path, monkey
     said = " ".join(done.output.split())
     assert done.exit_code == 1
     assert "a machine that has one, such as ml.g5.xlarge" in said
-    assert "climbed first" not in said
+    assert "climbing first" not in said
     assert not (tmp_path / "runs").exists()
     assert run_gate.lacks_gpu(order().load(4)) == []
 

@@ -19,7 +19,7 @@ from roofscale.tracking import TrackedRun, Tracker
 PHASE = """
 phase: 1
 name: tried
-max_retreats: 0
+max_fallbacks: 0
 steps:
   - name: one
     set: {max_samples: 2}

@@ -21,7 +21,7 @@ from roofscale.tracking import Tracker, get_run
 PHASE = """
 phase: 2
 name: tried
-max_retreats: 2
+max_fallbacks: 2
 on_failure: continue
 steps:
   - name: base

@@ -147,7 +147,7 @@ def test_samples_that_are_not_there_are_not_asked_for(climb: Callable[..., Phase
     repeating = PHASE.replace("CRITERION", "learning").replace(
         "steps:", "on_insufficient: repeat\nmax_repeats: 1\nsteps:"
     )
-    found = climb(hardly_validated, repeating, {"val_samples": 15}, resolve_data=lambda _: None)
+    found = climb(hardly_validated, repeating, {"val_samples": 15}, resolve_fallback_data=lambda _: None)
     assert all(result.tries == () for result in found.results)
     assert [len(result.repeats) for result in found.results] == [1, 1]  # seeds are all that can tell more
     assert found.verdict is Verdict.INSUFFICIENT_EVIDENCE
@@ -159,7 +159,7 @@ name: batches
 least_batch: 8
 on_failure: continue
 max_repeats: 0
-max_retreats: 0
+max_fallbacks: 0
 base: {compute: ml.m5.xlarge}
 steps:
 """ + "".join(

@@ -19,7 +19,7 @@ from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import Tracker
 
-CONTINUING = PHASE.replace("max_retreats: 0", "max_retreats: 0\non_failure: continue\non_insufficient: continue")
+CONTINUING = PHASE.replace("max_fallbacks: 0", "max_fallbacks: 0\non_failure: continue\non_insufficient: continue")
 SOON = 20.0  # seconds
 
 
@@ -63,7 +63,11 @@ def test_steps_that_are_run_in_any_case_run_at_the_same_time(climb: Callable[...
     assert steps(climbed) == {"one": Verdict.PASSED, "two": Verdict.FAILED, "three": Verdict.PASSED}
     assert sorted(told.ran) == [(2, 0), (4, 0), (8, 0)]
     runs = Tracker("tried").children(climbed.run_id)
-    assert {run.tags["place"]: run.tags["verdict"] for run in runs} == {"1": "passed", "2": "failed", "3": "passed"}
+    assert {run.tags["step_number"]: run.tags["verdict"] for run in runs} == {
+        "1": "passed",
+        "2": "failed",
+        "3": "passed",
+    }
     assert {run.status for run in runs} == {"FINISHED"}
 
 

@@ -203,7 +203,7 @@ def test_a_phase_survives_the_trip_through_its_documents(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [("needs: zero", "whole number|expected a number"), ("requires: [gpus]", "Did you mean 'gpu'"),
-     ("max_retreats: -1", "at least 0")],
+     ("max_fallbacks: -1", "at least 0")],
 )  # fmt: skip
 def test_what_a_phase_needs_and_requires_is_checked(tmp_path, line, says):
     with pytest.raises(ConfigError, match=says) as refused:
@@ -282,7 +282,7 @@ def test_the_smoke_overlay_shrinks_every_phase(root, number):
     phase = load_phase(root / "experiments" / f"phase{number}.yaml", root / "experiments" / "smoke.yaml")
     for step, config in phase.resolve():
         assert (config.image_size, config.epochs, config.encoder) == (64, 1, "test_resnet")
-        assert (step.on_failure, step.on_insufficient, step.max_retreats) == ("continue", "continue", 0)
+        assert (step.on_failure, step.on_insufficient, step.max_fallbacks) == ("continue", "continue", 0)
 
 
 def test_the_fingerprint_names_the_content_and_not_the_comments(tmp_path):

@@ -28,7 +28,7 @@ from roofscale.tracking.history import trials_of
 PHASE = """
 phase: 3
 name: tried
-max_retreats: 0
+max_fallbacks: 0
 steps:
   - name: searched
     search: {space: {batch_size: [1, 16], num_workers: [0, 3], prefetch_factor: [1, 2]}}

@@ -32,7 +32,7 @@ needs: 1
 base: {max_samples: 100}
 watch: [memory/peak_mib, speed/samples_per_s]
 on_failure: continue
-max_retreats: 2
+max_fallbacks: 2
 steps:
   - name: batch-4
     set: {batch_size: 4}

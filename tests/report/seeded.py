@@ -30,14 +30,14 @@ def seed(climb: PhaseResult, folder: Path) -> str:
 
 def _seed_run(client: MlflowClient, experiment: str, parent: str, number: int, run: StepResult, decides: bool) -> None:
     measured, name = run.measurement, client.get_experiment(experiment).name
-    tags = {"mlflow.parentRunId": parent, "phase": name[-1], "step": run.step.name, "place": str(number)}
+    tags = {"mlflow.parentRunId": parent, "phase": name[-1], "step": run.step.name, "step_number": str(number)}
     tags |= {"verdict": run.verdict.verdict, "outcome": measured.outcome, "outcome_detail": measured.detail}
     tags |= {"fingerprint": run.config.fingerprint, "decides": str(decides).lower(), **measured.facts}
     tags |= {f"verdict.{c.name}": c.verdict for c in run.verdict.criteria}
     tags |= {"failure": run.cause} if run.cause else {}
     if run.fallback:
         tags |= {"retry_of": run.fallback.retry_of, "cause": run.fallback.cause, "changed": run.fallback.changed}
-        tags |= {"retreat": str(run.config.batch_size)}  # any number tells fallbacks apart
+        tags |= {"fallback": str(run.config.batch_size)}  # any number tells fallbacks apart
     run_id = client.create_run(experiment, run_name=run.step.name).info.run_id
     client.log_batch(
         run_id,

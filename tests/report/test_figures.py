@@ -210,16 +210,16 @@ def test_the_ladder_shows_every_run_the_steps_not_reached_and_why_one_failed() -
     assert [text.get_text() for text in time.texts] == ["1.0"] * 4
 
 
-def test_a_retreat_is_a_shorter_rung_above_what_the_step_asked_for() -> None:
+def test_a_fallback_is_a_shorter_rung_above_what_the_step_asked_for() -> None:
     figure = ladder_figure([rolled_back()])
     assert figure is not None
     ladder = figure.axes[0]
     labels = [label.get_text() for label in ladder.get_yticklabels()]
     assert labels[2:5] == ["batch-16", "↳ batch_size=14", "↳ batch_size=12"]
-    asked, *retreats = ladder.patches[2:5]
-    assert all(rung.get_width() < asked.get_width() for rung in retreats)
+    asked, *fallbacks = ladder.patches[2:5]
+    assert all(rung.get_width() < asked.get_width() for rung in fallbacks)
     colours = [style.VERDICT_COLOUR[v] for v in (Verdict.FAILED, Verdict.FAILED, Verdict.PASSED)]
-    assert [to_hex(rung.get_facecolor()) for rung in (asked, *retreats)] == colours
+    assert [to_hex(rung.get_facecolor()) for rung in (asked, *fallbacks)] == colours
     assert ladder.texts[3].get_text() == "failed\nhost_oom, ruled out"
 
 

@@ -140,7 +140,7 @@ def test_notes_commit_data_and_run_ids_are_there() -> None:
 
 
 def test_an_overlay_is_said() -> None:
-    plan = replace(PLANS[0], said={**PLANS[0].said, "overlay": {"hold": {"image_size": 64}}})
+    plan = replace(PLANS[0], source={**PLANS[0].source, "overlay": {"hold": {"image_size": 64}}})
     found = phase_section(climb(plan, run(plan, 0, measured(2000))), None)
     assert '> the phase file was climbed with an overlay: {"hold": {"image_size": 64}}' in found
 

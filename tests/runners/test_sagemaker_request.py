@@ -131,13 +131,13 @@ def test_the_next_job_of_a_phase_may_have_the_instance_of_the_warm_pool() -> Non
 
 
 def test_tags_say_where_the_run_belongs(tmp_path: Path) -> None:
-    where = location_tags(tmp_path / "runs/roofscale-phase3/002/01-first-retreat1")
+    where = location_tags(tmp_path / "runs/roofscale-phase3/002/01-first-fallback1")
     tags = {one["Key"]: one["Value"] for one in build(tags=where, job=JOB)["Tags"]}
     assert tags == {
         "roofscale:experiment": "roofscale-phase3",
         "roofscale:phase": "3",
         "roofscale:attempt": "002",
-        "roofscale:step": "01-first-retreat1",
+        "roofscale:step": "01-first-fallback1",
         "roofscale:fingerprint": CONFIG.fingerprint,
         "roofscale:run": JOB.key,
         "roofscale:number": "1",

@@ -131,7 +131,7 @@ def _parse_options(
     from roofscale.tracking import MlflowProjectRun
 
     return ClimbOptions(
-        around=MlflowProjectRun.adopt(entry_point),
+        project_run=MlflowProjectRun.adopt(entry_point),
         overrides=split_overrides(more, compute),
         experiments=EXPERIMENTS,
         runs=RUNS,

@@ -31,9 +31,9 @@ class ClimbOptions:
     runner: str = registry.LOCAL  # on this machine, or as jobs elsewhere
     to_json: bool = False
     gpu_compute: str = ""  # of the phases that require a GPU; empty: as their files say
-    around: MlflowProjectRun | None = None  # the run that `mlflow run` opened
-    asked: bool = True  # False for a phase that another one needs first
-    goes_on: bool = False  # skip a phase that is complete at this plan
+    project_run: MlflowProjectRun | None = None  # the run that `mlflow run` opened
+    requested: bool = True  # False for a phase that another one needs first
+    skip_complete: bool = False  # skip a phase that is complete at this plan
 
     def __post_init__(self) -> None:
         name = self.gpu_compute
@@ -43,7 +43,7 @@ class ClimbOptions:
                 f"{run_gate.GPU_EXAMPLE}. For the other phases: {invocation.option('compute', name)}."
             )
 
-    def words_for(self, phase: Phase) -> list[str]:
+    def overrides_for(self, phase: Phase) -> list[str]:
         """Return the overrides of a phase, with its own compute."""
         if "gpu" not in phase.requires:
             return list(self.overrides)
@@ -58,16 +58,16 @@ class ClimbOptions:
             return self
         return replace(self, overrides=kept, gpu_compute=named)
 
-    def below(self, phase: Phase) -> "ClimbOptions":
+    def for_needed_phase(self, phase: Phase) -> "ClimbOptions":
         """Return the options of a phase that another one needs: without the knobs that its own steps set."""
         own = {knob for step in phase.steps for knob in step.set}
         kept = [word for word in self.overrides if word.partition("=")[0].strip() not in own]
-        return replace(self, overrides=kept, asked=False)
+        return replace(self, overrides=kept, requested=False)
 
     def in_climb(self, phase: Phase) -> "ClimbOptions":
         """Return the options of a phase in a climb of all: the GPU phase keeps the sizes that its own steps set."""
-        its = self.below(phase) if "gpu" in phase.requires else self
-        return replace(its, asked=True, goes_on=True)
+        its = self.for_needed_phase(phase) if "gpu" in phase.requires else self
+        return replace(its, requested=True, skip_complete=True)
 
     def load(self, number: int, file: Path | None = None) -> Phase:
         """Read a phase file."""

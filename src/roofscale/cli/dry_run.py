@@ -89,7 +89,9 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Se
     for (step, _), forecast, gpu in zip(plan, forecasts.times, forecasts.gpus, strict=True):
         expects = "\n".join(_expectation(e) for e in step.expect)
         criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
-        then = f"failed: fallback, {step.max_retreats} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
+        then = (
+            f"failed: fallback, {step.max_fallbacks} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
+        )
         changes = "\n".join(step.changes())
         words = _time_and_cost(forecast) + _gpu_memory(step, gpu)
         table.add_row(step.name, changes, expects, criteria, then, words, end_section=True)

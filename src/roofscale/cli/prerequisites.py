@@ -42,7 +42,7 @@ def refuse_failed(phases: Iterable[Phase]) -> None:
     for phase in phases:
         before = latest_result(phase.number)
         if before and not before.interrupted and not is_complete_base(before):
-            stuck = [r for r in before.results if r.verdict.sound is not Verdict.PASSED]
+            stuck = [r for r in before.results if r.verdict.without_findings is not Verdict.PASSED]
             failed = ", ".join(f"{r.step.name} {r.verdict.verdict.label} ({unmet_criteria(r)})" for r in stuck)
             advice = (ADVICE[result.cause] for result in before.results if result.cause in ADVICE)
             helps = "; ".join(dict.fromkeys(advice)) or "a change of what these criteria measure"
@@ -59,12 +59,12 @@ def unmet_criteria(result: StepResult) -> str:
     return "; ".join(texts) or result.measurement.detail
 
 
-def time_needed(phases: Sequence[Phase], good: RunConfig, words_for: Callable[[Phase], Sequence[str]]) -> str:
+def time_needed(phases: Sequence[Phase], good: RunConfig, overrides_for: Callable[[Phase], Sequence[str]]) -> str:
     """Return a line with the forecast time of phases, the first from ``good``, each other from the last step before."""
     runs = history.timing_records()
     plan = []
     for phase in phases:
-        plan += phase.resolve(good, words_for(phase))
+        plan += phase.resolve(good, overrides_for(phase))
         good = plan[-1][1]
     seconds = [found.run_seconds for _, config in plan if (found := history.forecast_time_of(config, runs))]
     which = numbered(phases)

@@ -72,7 +72,7 @@ def preview(phase: Phase, options: ClimbOptions) -> None:
     )
     if first:
         start = f"To be climbed first: {prerequisites.numbered(first)}; shown here from the defaults."
-    plan = phase.resolve(good, options.words_for(phase))
+    plan = phase.resolve(good, options.overrides_for(phase))
     attempts = Attempts(options.runs, experiment_name(phase.number))
     folders = [attempts.next_folder / f"{number:02d}-{step.name}" for number, (step, _) in enumerate(plan, 1)]
     requests = job_requests(options.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
@@ -112,13 +112,13 @@ def _climb_and_publish(read: Callable[[], Phase], options: ClimbOptions, attempt
         from roofscale.phases.search.step_search import open_storage
 
         open_storage(options.storage, options.runs)  # before the first runs, as the search uses it only after them
-    phase.resolve(overrides=options.words_for(phase))  # refuses wrong overrides before anything runs
-    no_gpu = run_gate.lacks_gpu(phase, options.words_for(phase), options.runner)
-    first = prerequisites.missing_phases(phase, options.load, options.runs) if options.force or not no_gpu else ()
-    if not options.from_defaults and (stopped := _climb_first(first, f"Phase {phase.number}", options, out)):
+    phase.resolve(overrides=options.overrides_for(phase))  # refuses wrong overrides before anything runs
+    gpu_problems = run_gate.lacks_gpu(phase, options.overrides_for(phase), options.runner)
+    first = prerequisites.missing_phases(phase, options.load, options.runs) if options.force or not gpu_problems else ()
+    if not options.from_defaults and (stopped := _climb_needed(first, f"Phase {phase.number}", options, out)):
         return stopped
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
-    unmet = "; and ".join([*run_gate.closed(phase, out), *no_gpu])
+    unmet = "; and ".join([*run_gate.closed(phase, out), *gpu_problems])
     if unmet and not options.force:
         if not options.to_json:
             preview(phase, options)
@@ -126,11 +126,11 @@ def _climb_and_publish(read: Callable[[], Phase], options: ClimbOptions, attempt
         return None
     good, start = starting_config.starting_config(phase, options.runs, options.cache, options.from_defaults)
     out.print(escape(start))
-    plan = phase.resolve(good, options.words_for(phase))
+    plan = phase.resolve(good, options.overrides_for(phase))
     configs = resolve_data([config for _, config in plan], options.cache, plain(out))
     preflight(options.runner, configs, out)
     plan = [(step, config) for (step, _), config in zip(plan, configs, strict=True)]
-    done = options.goes_on and not options.fresh and attempts.is_finished(plan_fingerprint(phase, plan))
+    done = options.skip_complete and not options.fresh and attempts.is_finished(plan_fingerprint(phase, plan))
     if done and (before := latest_result(phase.number)):
         again = invocation.command("phase", phase.number, fresh=True)
         out.print(f"Climbed before, at this very plan: {before.verdict.label}. Anew: {escape(again)}")
@@ -146,22 +146,24 @@ def climb_missing(options: ClimbOptions) -> PhaseResult | None:
     """Climb the CPU phases that are not complete; return the result that stops this, if one does."""
     check_server()
     first = [options.load(number) for number in CPU_PHASES if not prerequisites.is_climbed(number, options.runs)]
-    return _climb_first(first, "The gate", options, console(quiet=options.to_json))
+    return _climb_needed(first, "The gate", options, console(quiet=options.to_json))
 
 
-def _climb_first(first: Sequence[Phase], who: str, options: ClimbOptions, out: Console) -> PhaseResult | None:
+def _climb_needed(phases: Sequence[Phase], needed_by: str, options: ClimbOptions, out: Console) -> PhaseResult | None:
     """Climb the phases that a phase or the gate needs; return the first failed result, None if all succeeded."""
-    if first:
-        out.print(f"{who} stands on {prerequisites.numbered(first)}, not climbed to the end yet: climbed first.")
+    if phases:
+        out.print(f"{needed_by} needs {prerequisites.numbered(phases)}, not complete yet: climbing first.")
     if not options.fresh:
-        prerequisites.refuse_failed(first)
-    for index, phase in enumerate(first):
-        its = options.below(phase)
+        prerequisites.refuse_failed(phases)
+    for index, phase in enumerate(phases):
+        phase_options = options.for_needed_phase(phase)
         good, _ = starting_config.starting_config(phase, options.runs, options.cache, options.from_defaults)
-        out.print(prerequisites.time_needed(first[index:], good, lambda p: options.below(p).words_for(p)))
-        if left := [word for word in options.overrides if word not in its.overrides]:
-            out.print(f"Left out in phase {phase.number}, whose steps set it themselves: {escape(' '.join(left))}")
-        climbed = climb_phase(phase.number, its)
+        out.print(
+            prerequisites.time_needed(phases[index:], good, lambda p: options.for_needed_phase(p).overrides_for(p))
+        )
+        if dropped := [word for word in options.overrides if word not in phase_options.overrides]:
+            out.print(f"Left out in phase {phase.number}, whose steps set it themselves: {escape(' '.join(dropped))}")
+        climbed = climb_phase(phase.number, phase_options)
         if climbed is None or not is_complete_base(climbed):
             return climbed
     return None
@@ -180,7 +182,7 @@ def _climb(
     tags, forecaster = git_state(Path.cwd()), RunForecaster(options.runs, plain(out), options.runner)
     factory = registry.get_runner(options.runner)
     pool = JobPool(factory.most, factory.interrupt)
-    around = options.around if options.asked else None
+    project_run = options.project_run if options.requested else None
     phase_runner = PhaseRunner(
         phase=phase,
         plan=plan,
@@ -193,10 +195,11 @@ def _climb(
         known_out_of_memory=() if options.fresh else out_of_memory(PHASES),
         notes=notes,
         forecast=forecaster,
-        resolve_data=partial(_resolve_fallback_data, [config for _, config in plan], options, out),
+        host_memory_mib=partial(registry.host_memory_mib, options.runner),
+        resolve_fallback_data=partial(_resolve_fallback_data, [config for _, config in plan], options, out),
         search=_step_search(phase, tracker, options, out, tags, factory.make, pool),
         pool=pool,
-        parent_run=around.run_id if around and around.experiment_id == tracker.experiment_id else "",
+        adoptable_run=project_run.run_id if project_run and project_run.experiment_id == tracker.experiment_id else "",
     )
     return phase_runner.run_phase(options.fresh)
 
@@ -210,7 +213,7 @@ def _resolve_fallback_data(
         return config
     if Path(config.data_root).is_relative_to(options.cache):
         return resolve_data(
-            [one.with_overrides({"data_root": ""}) for one in (config, *planned)], options.cache, plain(out)
+            [c.with_overrides({"data_root": ""}) for c in (config, *planned)], options.cache, plain(out)
         )[0]
     return config if max(val for _, val in dataset_sizes_cached(config).samples.values()) > most else None
 
@@ -238,20 +241,21 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, options: ClimbOptions
         TrackingError: the server is away; the result was printed and is kept.
     """
     parent = tracker.open(climbed.run_id)
-    coming = _following(climbed.phase.number, options)
+    next_phase = _following(climbed.phase.number, options)
     try:
         # The parent run's description and report are rendered from memory, not from the server as the documents below
         # are, so that the outbox keeps them while the server is away; with the notes the server has the same data.
         parent.set_tags({"notes": json.dumps(climbed.notes)})
-        parent.set_description(description(phase_section(climbed, coming), STRATEGY))
+        parent.set_description(description(phase_section(climbed, next_phase), STRATEGY))
         if not climbed.interrupted:
             parent.set_tags({"verdict": climbed.verdict})
-            publish_phase(parent, climbed, coming)
+            publish_phase(parent, climbed, next_phase)
     finally:
         parent.finish(Outcome.INTERRUPTED if climbed.interrupted else Outcome.OK)
-    is_answer = options.asked or not is_complete_base(climbed)  # a script gets one result, not those of needed phases
-    if is_answer and options.around:
-        options.around.point_to(climbed.run_id)
+    # A script gets one result, not those of needed phases.
+    is_answer = options.requested or not is_complete_base(climbed)
+    if is_answer and options.project_run:
+        options.project_run.point_to(climbed.run_id)
     if is_answer or not options.to_json:
         _print_climb(out, climbed, tracker, options.to_json)
     if climbed.phase.number == PHASES[-1]:
@@ -273,7 +277,7 @@ def _publish_unpublished(options: ClimbOptions, out: Console) -> None:
         climbed = latest_result(number) if open_runs else None
         if climbed and climbed.run_id == open_runs[0].run_id:
             tracker = Tracker(attempts.experiment, options.runs)
-            publish_result(climbed, tracker, replace(options, asked=False, around=None), out)
+            publish_result(climbed, tracker, replace(options, requested=False, project_run=None), out)
 
 
 def _following(number: int, options: ClimbOptions) -> Phase | None:
@@ -347,7 +351,7 @@ def _print_climb(out: Console, climbed: PhaseResult, tracker: Tracker, to_json: 
 def _fallback_lines(result: StepResult) -> list[str]:
     """Return the fallbacks of a step, and advice for a failure that no fallback mends."""
     lines = [
-        f"{result.step.name}: {run.fallback.changed if run.fallback else 'as asked for'}: {run.verdict.verdict.label}"
+        f"{result.step.name}: {run.fallback.changed if run.fallback else 'as planned'}: {run.verdict.verdict.label}"
         + (f" ({run.cause})" if run.cause else "")
         for run in (result.runs if result.tries else ())
     ]
@@ -395,11 +399,11 @@ def climb_all(options: ClimbOptions) -> int:
     """
     climbs: list[PhaseResult] = []
     by_phase = {phase.number: options.in_climb(phase) for phase in map(options.load, PHASES)}
-    for number, its in by_phase.items():
+    for number, phase_options in by_phase.items():
         phase = options.load(number)
-        phase.resolve(overrides=its.words_for(phase))  # refuses wrong overrides before anything runs
-    for number, its in by_phase.items():
-        climbed = climb_phase(number, its)
+        phase.resolve(overrides=phase_options.overrides_for(phase))  # refuses wrong overrides before anything runs
+    for number, phase_options in by_phase.items():
+        climbed = climb_phase(number, phase_options)
         if climbed is None:
             break
         climbs.append(climbed)

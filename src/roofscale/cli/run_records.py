@@ -110,7 +110,7 @@ def _step_status(folders: Sequence[StepFolder]) -> str:
         idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
         return f"under way or stopped{idle}; the same command goes on with it"
     passed = [folder for folder in folders if folder.verdict and folder.verdict.verdict is Verdict.PASSED]
-    if passed and "-retreat" in passed[-1].path.name:
+    if passed and "-fallback" in passed[-1].path.name:
         return "passed with a fallback"
     return (passed or folders)[-1].verdict.verdict.label  # type: ignore[union-attr]  # all are judged
 

@@ -56,9 +56,7 @@ def memory_budget(config: RunConfig, runner: str) -> MemoryBudget:
     except ConfigError:  # it trains on a GPU, whose memory is forecast without recorded peaks
         kind = None
     points = tuple(peak_observations()) if kind else ()
-    return MemoryBudget(
-        compute.resource_limits(size).memory_bytes / compute.MIB, compute.shm_free_mib(size), kind, points
-    )
+    return MemoryBudget(registry.host_memory_mib(runner, size), compute.shm_free_mib(size), kind, points)
 
 
 def prior_trials(spec: SearchSpace, base: RunConfig) -> list[TrialResult]:

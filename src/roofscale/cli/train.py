@@ -41,7 +41,7 @@ def train(
     from roofscale import config
     from roofscale.tracking import MlflowProjectRun
 
-    around = MlflowProjectRun.adopt("train")
+    project_run = MlflowProjectRun.adopt("train")
     resolved = config.load(file, [*split_overrides(more, compute), *overrides])
     if dry_run:
         from roofscale.cli.dry_run import print_run
@@ -54,6 +54,6 @@ def train(
     from roofscale.cli import run_train
 
     run_id, code = run_train.run_training(resolved, RUNS, GENERATED, fresh, as_json, runner)
-    if around:
-        around.point_to(run_id)
+    if project_run:
+        project_run.point_to(run_id)
     sys.exit(code)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from roofscale.compute import MIB
 from roofscale.config import RunConfig, affecting
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
@@ -41,7 +42,6 @@ FURTHEST_WORKERS = 2  # times the most workers measured, but at least 4 workers
 _MIN_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
 # Knobs that decide the tensors of one process, in addition to batch size and precision: fields of MemoryProfile.
 _PROFILE_KNOBS = affecting("step") - {"batch_size", "precision", "compute", "threads", "processes", "instance_count"}
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def shared_mib(config: RunConfig) -> float:
     """Return the most MiB of shared memory that the loader's batches take: the prefetched ones and the one in use."""
     sample = (3 + len(CHANNELS)) * config.image_size**2  # bytes of image and target, see data.sample.Batch
     ahead = config.num_workers * config.prefetch_factor
-    return (ahead + 1) * config.batch_size * sample / _MIB if config.num_workers else 0.0
+    return (ahead + 1) * config.batch_size * sample / MIB if config.num_workers else 0.0
 
 
 def fit_host_model(kind: MemoryProfile, points: Sequence[PeakObservation]) -> "HostModel":

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from roofscale.compute import MIB
 from roofscale.monitoring.process_tree import Tree
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from roofscale.cgroup import MemoryCgroup
+from roofscale.compute import MIB
 from roofscale.measurement import MemoryPoint, ResourceSample
 from roofscale.monitoring import process_tree
 from roofscale.monitoring.nvml import GpuMonitor, GpuUsage
 from roofscale.monitoring.rates import Rates, nan_max
 
-MIB = 2**20
 # Share of one core that exact readings (PSS) may take together; less if a cgroup has the total and they only supply the
 # workers' part. The time to the next reading follows from the cost of the last.
 _EXACT_SHARE = {"total": 0.005, "workers": 0.001}

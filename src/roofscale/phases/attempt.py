@@ -80,7 +80,7 @@ class Attempt:
 
     @property
     def content(self) -> dict[str, Any]:
-        """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), ``said`` (the phase file), ``notes``,
+        """``plan`` (fingerprint), ``run_id``, ``created``, ``steps`` (names), ``source`` (the phase file), ``notes``,
         ``skipped`` (step -> reason), and ``verdict`` once it is finished.
 
         Raises:
@@ -100,7 +100,7 @@ class Attempt:
 
     def step(self, number: int, name: str, fallback: int = 0, repeat: int = 0) -> StepFolder:
         """Return the folder of a step's first run, or of its n-th fallback and repeat."""
-        suffix = (f"-retreat{fallback}" if fallback else "") + (f"-repeat{repeat}" if repeat else "")
+        suffix = (f"-fallback{fallback}" if fallback else "") + (f"-repeat{repeat}" if repeat else "")
         return StepFolder(self.path / f"{number:02d}-{name}{suffix}")
 
     def search(self, number: int, name: str) -> Path:
@@ -150,7 +150,7 @@ class Attempts:
         """Create the next attempt at a plan (its fingerprint) of a phase file (its content)."""
         folder = self.next_folder
         folder.mkdir(parents=True)
-        content = {"plan": plan, "run_id": run_id, "created": created, "steps": steps, "said": phase_file}
+        content = {"plan": plan, "run_id": run_id, "created": created, "steps": steps, "source": phase_file}
         write_json(folder / "attempt.json", content)
         return Attempt(folder)
 
@@ -181,7 +181,7 @@ class Attempts:
 
 def _whole_attempt(content: dict[str, Any]) -> dict[str, Any]:
     """Check the types in the content of an attempt's file."""
-    kinds = {"plan": str, "run_id": str, "created": str, "steps": list, "said": dict}
+    kinds = {"plan": str, "run_id": str, "created": str, "steps": list, "source": dict}
     for name, kind in kinds.items():
         if not isinstance(content[name], kind):
             raise TypeError(f"{name} is a {type(content[name]).__name__}")

@@ -34,7 +34,7 @@ def read_climb(tracker: Tracker, attempt: RunRecord) -> PhaseResult | None:
     judged = [run for run in tracker.children(attempt.run_id) if "verdict" in run.tags]
     results = []
     for number, step in enumerate(phase.steps, 1):
-        runs = [run for run in judged if run.tags.get("place") == str(number)]
+        runs = [run for run in judged if run.tags.get("step_number") == str(number)]
         if result := _read_step(tracker, step, runs):
             results.append(result)
     notes = json.loads(attempt.tags.get("notes", "[]"))
@@ -89,7 +89,7 @@ def _read_step(tracker: Tracker, step: Step, runs: Sequence[RunRecord]) -> StepR
 
 
 def _fallbacks(run: RunRecord) -> int:
-    return int(run.tags.get("retreat", "0"))
+    return int(run.tags.get("fallback", "0"))
 
 
 def _read_run(tracker: Tracker, step: Step, run: RunRecord, repeats: Sequence[RunRecord]) -> StepResult:

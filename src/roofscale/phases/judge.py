@@ -47,7 +47,7 @@ class StepVerdict:
     comparisons: tuple[Comparison, ...] = ()  # of the expectations; reported with the verdict, no part of it
 
     @property
-    def sound(self) -> Verdict:
+    def without_findings(self) -> Verdict:
         """Verdict without the findings: whether later steps can build on the run, even if its change gained nothing."""
         deciding = [result.verdict for result in self.criteria if result.role is Role.DECIDES]
         return combine(deciding) if self.criteria else self.verdict

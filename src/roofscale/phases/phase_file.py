@@ -30,11 +30,11 @@ ON_FAILURE = ("stop", "continue")  # what the phase does if the step fails and n
 ON_INSUFFICIENT = ("repeat", "continue", "stop")  # what it does if the evidence is insufficient
 REQUIREMENTS = ("gate", "gpu")
 _DEFAULT_REPEATS = 2
-_DEFAULT_RETREATS = 2
+_DEFAULT_FALLBACKS = 2
 CONDITIONS = ("forecast_fits",)  # run the step only if its forecast of memory fits the compute
 _SEED_STRIDE = 1000  # so large that a repeat of seed 0 is not another run's seed 1
 
-_POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats", "max_retreats")
+_POLICY_KEYS = ("on_failure", "on_insufficient", "max_repeats", "max_fallbacks")
 _PHASE_KEYS = ("phase", "name", "question", "needs", "requires", "base", "watch", "least_batch", "steps", *_POLICY_KEYS)
 _OVERLAY_KEYS = ("base", "hold", "decided_by", "search", *_POLICY_KEYS)
 _STEP_KEYS = ("name", "when", "set", "search", "expect", "criteria", "shown", *_POLICY_KEYS)
@@ -63,7 +63,7 @@ class Step:
     on_failure: str  # of ON_FAILURE
     on_insufficient: str  # of ON_INSUFFICIENT
     max_repeats: int  # further runs under other seeds while the evidence is insufficient
-    max_retreats: int = _DEFAULT_RETREATS  # fallbacks, each a run with a remedy for the cause of the last failure
+    max_fallbacks: int = _DEFAULT_FALLBACKS  # fallbacks, each a run with a remedy for the cause of the last failure
     search: SearchSpace | None = None  # chooses further knobs of the step before its run
     when: str = ""  # of CONDITIONS; empty: no condition
 
@@ -96,7 +96,7 @@ class Phase:
     base: Mapping[str, Any]  # overrides that every step builds on
     watch: tuple[str, ...]  # metrics to show for every step
     steps: tuple[Step, ...]
-    said: Mapping[str, Any]  # the file and the overlay as plain values, without comments
+    source: Mapping[str, Any]  # the file and the overlay as plain values, without comments
     needs: int | None = None  # the phase whose last good config this one starts from
     requires: tuple[str, ...] = ()  # of REQUIREMENTS; checked before any step runs
     hold: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # knobs that an overlay fixes for all steps
@@ -117,25 +117,25 @@ class Phase:
                 "{space: {batch_size: [1, 24]}}."
             )
         names = [step.name for step in kept]
-        said = {**self.said, "steps": tuple(step for step in self.said["steps"] if step["name"] in names)}
-        return dataclasses.replace(self, steps=tuple(kept), said=said)
+        source = {**self.source, "steps": tuple(step for step in self.source["steps"] if step["name"] in names)}
+        return dataclasses.replace(self, steps=tuple(kept), source=source)
 
     @property
     def fingerprint(self) -> str:
         """First twelve hex digits of the SHA-256 of the file's and the overlay's values."""
-        return hashlib.sha256(json.dumps(self.said, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.source, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def as_json(self) -> dict[str, Any]:
         """Return the values of the file and the overlay as plain JSON."""
-        plain: dict[str, Any] = json.loads(json.dumps(self.said, default=str))
+        plain: dict[str, Any] = json.loads(json.dumps(self.source, default=str))
         return plain
 
     def as_yaml(self) -> dict[str, str]:
         """Return the phase file and the overlay as YAML that ``load_phase`` reads, by file name; without comments."""
         import yaml  # imported here because only a phase runner writes YAML
 
-        file = {key: value for key, value in self.said.items() if key != "overlay"}
-        parts = {"phase.yaml": file, "overlay.yaml": self.said["overlay"]}
+        file = {key: value for key, value in self.source.items() if key != "overlay"}
+        parts = {"phase.yaml": file, "overlay.yaml": self.source["overlay"]}
         return {name: yaml.safe_dump(part, sort_keys=False) for name, part in parts.items() if part}
 
     def resolve(
@@ -203,7 +203,7 @@ def load_phase(file: Path, overlay: Path | None = None) -> Phase:
         base={**_read_overrides(content.get("base")), **_read_overrides(over.get("base"))},
         watch=tuple(_read_metric(node) for node in content["watch"].items("watch")) if "watch" in content else (),
         steps=steps,
-        said={**root.plain(), "overlay": {key: node.plain() for key, node in over.items()}},
+        source={**root.plain(), "overlay": {key: node.plain() for key, node in over.items()}},
         needs=content["needs"].whole("needs", low=1) if "needs" in content else None,
         requires=_read_requirements(content.get("requires")),
         hold=_read_overrides(over.get("hold")),
@@ -232,8 +232,8 @@ def _read_step(node: YamlNode, phase: Mapping[str, YamlNode], over: Mapping[str,
             else "stop"
         ),
         max_repeats=policy["max_repeats"].whole("max_repeats", low=0) if "max_repeats" in policy else _DEFAULT_REPEATS,
-        max_retreats=(
-            policy["max_retreats"].whole("max_retreats", low=0) if "max_retreats" in policy else _DEFAULT_RETREATS
+        max_fallbacks=(
+            policy["max_fallbacks"].whole("max_fallbacks", low=0) if "max_fallbacks" in policy else _DEFAULT_FALLBACKS
         ),
         search=read_search(content.get("search"), over.get("search")),
         when=content["when"].choice("when", CONDITIONS) if "when" in content else "",

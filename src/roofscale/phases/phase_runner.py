@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from roofscale import compute
+from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.files import write_json
 from roofscale.measurement import FORECAST, Measurement, Outcome
@@ -66,7 +67,7 @@ class StepRequest:
     config: RunConfig
     earlier: tuple[StepResult, ...] = ()  # the steps before
     fallback: Fallback | None = None
-    fallbacks: int = 0  # number of fallbacks tried, this one included
+    fallback_number: int = 0  # number of fallbacks tried, this one included
     repeat: int = 0  # index of the seed, 0 for the config's own
 
     def with_searched(self, values: Mapping[str, Any]) -> "StepRequest":
@@ -77,7 +78,7 @@ class StepRequest:
     def with_fallback(self, config: RunConfig, fallback: Fallback) -> "StepRequest":
         """Return the request for a fallback config; without expectations, which hold for the planned config only."""
         step = replace(self.step, expect=())
-        return replace(self, step=step, config=config, fallback=fallback, fallbacks=self.fallbacks + 1)
+        return replace(self, step=step, config=config, fallback=fallback, fallback_number=self.fallback_number + 1)
 
     def with_repeat(self, repeat: int) -> "StepRequest":
         """Return the n-th repeat under a seed of its own; 0 is this request itself."""
@@ -106,15 +107,17 @@ class PhaseRunner:
     known_out_of_memory: Sequence[KnownOutOfMemory] = ()  # measured in earlier attempts
     notes: Sequence[str] = ()  # remarks to be shown with the verdict
     forecast: Callable[[RunConfig], Mapping[str, float]] = lambda config: {}  # metrics ``forecast/...`` of a run
-    resolve_data: Callable[[RunConfig], RunConfig | None] = lambda config: config  # of a fallback; None: no more data
+    # Returns a fallback's config with its data root; None if the data set has no further samples.
+    resolve_fallback_data: Callable[[RunConfig], RunConfig | None] = lambda config: config
+    host_memory_mib: Callable[[Compute], float] = lambda size: size.memory_gib * 1024  # that a run on a compute has
     search: "StepSearch | None" = None  # for the steps that search
     pool: JobPool = field(default_factory=JobPool)  # limits the number of concurrent runs
-    parent_run: str = ""  # an empty MLflow run of this experiment that a new attempt adopts
+    adoptable_run: str = ""  # id of an empty MLflow run of this experiment that a new attempt adopts
     _attempt: Attempt = field(init=False)
     _parent: TrackedRun = field(init=False)  # of all runs of the attempt
     _out_of_memory: list[KnownOutOfMemory] = field(default_factory=list, init=False)
     _started: dict[Path, tuple[RunConfig, Future[_Measured]]] = field(default_factory=dict, init=False)
-    _kept_changes: dict[str, Any] = field(default_factory=dict, init=False)  # knobs that earlier fallbacks changed
+    _fallback_overrides: dict[str, Any] = field(default_factory=dict, init=False)  # knobs set by earlier fallbacks
 
     def run_phase(self, fresh: bool = False) -> PhaseResult:
         """Run all steps; unless ``fresh``, only those that the newest attempt at this plan has not finished.
@@ -146,11 +149,11 @@ class PhaseRunner:
                         results.append(result)
                         if result.fallback:
                             changed = result.config.diff(result.runs[0].config)
-                            self._kept_changes |= {knob: getattr(result.config, knob) for knob in changed}
+                            self._fallback_overrides |= {knob: getattr(result.config, knob) for knob in changed}
                         if last_good := select_last_good(self.phase, results):
                             self._record_last_good(last_good)
                         policy = {Verdict.FAILED: step.on_failure, Verdict.INSUFFICIENT_EVIDENCE: step.on_insufficient}
-                        if policy.get(result.verdict.sound) == "stop":  # ``sound`` ignores findings
+                        if policy.get(result.verdict.without_findings) == "stop":
                             break
             except RunInterrupted as error:
                 interrupted = True
@@ -188,16 +191,16 @@ class PhaseRunner:
             request = request.with_searched(values)
         passed_before = (r.config for r in reversed(request.earlier) if r.verdict.verdict is Verdict.PASSED)
         last_good = next(passed_before, self.last_good)
-        planned = newest = self._run_repeats(request, last_good)
+        planned = newest = self._run_seeds(request, last_good)
         results, failed, passed = [planned], [planned.config], [last_good] if last_good else []
-        while planned.cause and len(results) <= request.step.max_retreats:
+        while planned.cause and len(results) <= request.step.max_fallbacks:
             cause = newest.cause or planned.cause
             fallback = next_fallback(cause, failed, passed, [known.config for known in self._out_of_memory])
-            config = self.resolve_data(fallback[0]) if fallback else None
+            config = self.resolve_fallback_data(fallback[0]) if fallback else None
             if not fallback or config is None:
                 break
             request = request.with_fallback(config, Fallback(planned.run_id, cause, fallback[1]))
-            newest = self._run_repeats(request, last_good)
+            newest = self._run_seeds(request, last_good)
             results.append(newest)
             (passed if newest.verdict.verdict is Verdict.PASSED else failed).append(config)
             if cause not in MEMORY_CAUSES and not newest.cause:  # memory is bisected further after a run that passed
@@ -207,7 +210,7 @@ class PhaseRunner:
         self.tracker.open(deciding.run_id).set_tags({"decides": "true"})
         return replace(deciding, step=planned.step, tries=tuple(run for run in results if run is not deciding))
 
-    def _run_repeats(self, request: StepRequest, last_good: RunConfig | None) -> StepResult:
+    def _run_seeds(self, request: StepRequest, last_good: RunConfig | None) -> StepResult:
         """Run one config, and repeat it under other seeds while a deciding criterion has insufficient evidence.
 
         A finding is not repeated, as no later step depends on it; nor is a run that needs more validation samples, as
@@ -220,9 +223,9 @@ class PhaseRunner:
             cause = find_cause(newest.verdict, newest.measurement, request.config, last_good)
             if cause is Cause.FEW_VALIDATION_SAMPLES:
                 fallback = next_fallback(cause, [request.config], ())
-                if not (fallback and self.resolve_data(fallback[0])):
+                if not (fallback and self.resolve_fallback_data(fallback[0])):
                     cause = None  # the data set has no more samples, so that only seeds add evidence
-            if cause or newest.verdict.sound is not Verdict.INSUFFICIENT_EVIDENCE:
+            if cause or newest.verdict.without_findings is not Verdict.INSUFFICIENT_EVIDENCE:
                 break
         first, *repeats = results
         if newest.measurement.outcome in OUT_OF_MEMORY:
@@ -235,12 +238,12 @@ class PhaseRunner:
         measurements = tuple(result.measurement for result in repeats)
         return replace(first, verdict=newest.verdict, repeats=measurements, fallback=request.fallback, cause=cause)
 
-    def run_once(self, request: StepRequest, before: Sequence[Measurement] = ()) -> StepResult:
+    def run_once(self, request: StepRequest, earlier_seeds: Sequence[Measurement] = ()) -> StepResult:
         """Make one run, from its start to its verdict; a run that an earlier process has judged is read from disk.
 
         Args:
             request: what to run.
-            before: measurements of the same config under earlier seeds, judged together with this run.
+            earlier_seeds: measurements of the same config under earlier seeds, judged together with this run.
 
         Raises:
             RunInterrupted: the run was interrupted; it was not judged.
@@ -251,13 +254,13 @@ class PhaseRunner:
             return StepResult(request.step, request.config, folder.measurement, recorded, folder.run_id, folder.path)
         _, future = self._started.pop(folder.path, (None, None))
         if future is None:
-            future = self.pool.submit(partial(self._measure, request, self._known_too_large(request.config)))
+            future = self.pool.submit(partial(self._measure, request, self._find_known_out_of_memory(request.config)))
         run, measurement = future.result()
         run.log_summary(measurement)
         if measurement.outcome is Outcome.INTERRUPTED:
             run.finish(measurement.outcome)
             raise RunInterrupted(f"{request.step.name}: {measurement.detail}")
-        verdict = request.judge([*before, measurement])
+        verdict = request.judge([*earlier_seeds, measurement])
         run.set_tags({"verdict": verdict.verdict, **{f"verdict.{c.name}": c.verdict for c in verdict.criteria}})
         run.set_tags({f"evidence.{c.name}": c.evidence for c in verdict.criteria})
         run.text(json.dumps(verdict.as_dict(), indent=1), "verdict.json")
@@ -299,7 +302,7 @@ class PhaseRunner:
         tags = {
             **self.tags,
             "phase": str(self.phase.number),
-            "place": str(request.number),
+            "step_number": str(request.number),
             "step": request.step.name,
             "fingerprint": request.config.fingerprint,
             "folder": str(folder.path),
@@ -308,7 +311,7 @@ class PhaseRunner:
         notes = []
         if request.fallback:
             tags |= {
-                "retreat": str(request.fallbacks),
+                "fallback": str(request.fallback_number),
                 "retry_of": request.fallback.retry_of,
                 "cause": request.fallback.cause,
                 "changed": request.fallback.changed,
@@ -324,16 +327,16 @@ class PhaseRunner:
         return run, ", ".join(notes)
 
     def _folder(self, request: StepRequest) -> StepFolder:
-        return self._attempt.step(request.number, request.step.name, request.fallbacks, request.repeat)
+        return self._attempt.step(request.number, request.step.name, request.fallback_number, request.repeat)
 
-    def _known_too_large(self, config: RunConfig) -> KnownOutOfMemory | None:
+    def _find_known_out_of_memory(self, config: RunConfig) -> KnownOutOfMemory | None:
         """Return a known out-of-memory config that this one is at least as large as; None if there is none."""
         return next((known for known in self._out_of_memory if needs_at_least_memory_of(config, known.config)), None)
 
     def _plan_changes(self) -> list[str]:
         """Describe how the phase file differs from the one of the newest attempt, if that one has results."""
         for newest in self.attempts.all()[-1:]:
-            before = newest.content.get("said")
+            before = newest.content.get("source")
             if before and newest.has_verdicts and (lines := plan_changes(before, self.phase.as_json())):
                 return [f"the plan was changed after attempt {newest.path.name} had results: {'; '.join(lines)}"]
         return []
@@ -355,7 +358,7 @@ class PhaseRunner:
                 "plan": fingerprint,
                 "created": created,
             }
-            adopted = self.tracker.adopt(self.parent_run, name, tags) if self.parent_run else None
+            adopted = self.tracker.adopt(self.adoptable_run, name, tags) if self.adoptable_run else None
             parent = adopted or self.tracker.start(name, tags)
             names = [step.name for step, _ in self.plan]
             attempt = self.attempts.new(fingerprint, parent.run_id, created, names, self.phase.as_json())
@@ -370,14 +373,24 @@ class PhaseRunner:
         folder = self._attempt.step(number, step.name)
         if folder.path in self._started:
             return self._started[folder.path][0]
-        kept = {knob: value for knob, value in self._kept_changes.items() if knob not in step.set}
+        kept = {knob: value for knob, value in self._fallback_overrides.items() if knob not in step.set}
         return folder.config or planned.with_overrides(kept)
 
     def _skip_reason(self, number: int, config: RunConfig) -> str:
-        """Return why a step is skipped: its forecast does not fit. Empty if it fits, has no condition or was begun."""
+        """Return the reason to skip a conditional step that has not begun: its forecast does not fit; else empty."""
         step, _ = self.plan[number - 1]
         was_begun = self._attempt.step(number, step.name).run_id is not None
-        return "" if not step.when or was_begun else _too_large(step, config, self.forecast(config))
+        if not step.when or was_begun:
+            return ""
+        size, forecast = compute.get(config.compute), self.forecast(config)
+        memories = {"host_peak_mib": self.host_memory_mib(size), "gpu_peak_mib": size.gpu_memory_gib * 1024}
+        for quantity, memory_mib in memories.items():
+            low = forecast.get(f"{FORECAST}{quantity}_low", 0.0)
+            if low > step.memory_margin * memory_mib:
+                return (
+                    f"not run: forecast of at least {low:,.0f} MiB, over {step.memory_margin:.0%} of {memory_mib:,.0f}"
+                )
+        return ""
 
     def _start_independent(self, number: int) -> None:
         """Start the run of this step and the runs of later steps that depend on no verdict.
@@ -387,13 +400,13 @@ class PhaseRunner:
         """
         if self.pool.max_jobs == 1:
             return
-        for later, (step, _) in enumerate(self.plan[number - 1 :], number):
-            if step.when and later > number:
+        for index, (step, _) in enumerate(self.plan[number - 1 :], number):
+            if step.when and index > number:
                 break
-            request = StepRequest(later, step, self._config(later))
+            request = StepRequest(index, step, self._config(index))
             folder = self._folder(request)
             is_due = step.search is None and folder.verdict is None and folder.path not in self._started
-            if is_due and not self._known_too_large(request.config):
+            if is_due and not self._find_known_out_of_memory(request.config):
                 future = self.pool.submit(partial(self._measure, request, None))
                 self._started[folder.path] = request.config, future
             if step.search or "stop" in (step.on_failure, step.on_insufficient):
@@ -420,13 +433,3 @@ def _not_run(config: RunConfig, known: KnownOutOfMemory) -> Measurement:
         f"image_size={known.config.image_size}), which ended as {known.outcome}; --fresh forgets that"
     )
     return Measurement(known.outcome, detail, config.fingerprint)
-
-
-def _too_large(step: Step, config: RunConfig, forecast: Mapping[str, float]) -> str:
-    """Return why a config does not fit: the low end of its forecast peak is over the step's margin; else empty."""
-    max_share, limits = step.memory_margin, compute.get(config.compute)
-    for quantity, gib in (("host_peak_mib", limits.memory_gib), ("gpu_peak_mib", limits.gpu_memory_gib)):
-        low = forecast.get(f"{FORECAST}{quantity}_low", 0.0)
-        if low > max_share * gib * 1024:
-            return f"not run: forecast of at least {low:,.0f} MiB, over {max_share:.0%} of {gib * 1024:,.0f}"
-    return ""

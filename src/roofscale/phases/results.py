@@ -91,7 +91,7 @@ class PhaseResult:
         every step is sound and one passed, so that there is a last good config. A finding, such as a batch that is no
         faster, is an answer and does not fail the phase. In all other cases the evidence is insufficient.
         """
-        verdicts = {result.verdict.sound for result in self.results}
+        verdicts = {result.verdict.without_findings for result in self.results}
         if Verdict.FAILED in verdicts:
             return Verdict.FAILED
         passed = self.complete and verdicts == {Verdict.PASSED} and self.last_good is not None

@@ -194,7 +194,7 @@ def _solutions_of(result: StepResult, base: str) -> Iterator[str]:
                 f"{name}: for want of evidence, {code(format_changes(run)) or 'it'} was "
                 f"run under {seeds} seeds: {verdict}."
             )
-    if result.verdict.sound is Verdict.FAILED:
+    if result.verdict.without_findings is Verdict.FAILED:
         yield f"{name}: rolled back to {base}."
     elif result.fallback:
         yield f"{name}: kept {code(result.fallback.changed)}, and the phase went on from it."

@@ -31,7 +31,7 @@ _UP = (
 )
 _DOWN = (
     "No later step starts from a failed one: the last good configuration stays what it was. The failure has a "
-    "cause, and the cause decides which remedy is tried, as often as the phase file's `max_retreats` allows; what is "
+    "cause, and the cause decides which remedy is tried, as often as the phase file's `max_fallbacks` allows; what is "
     "too large is halved between what held and what failed. After a remedy that helped the phase goes on from it. "
     "Nothing is run that is at least as large, in every dimension, as "
     "a configuration that ran out of memory."
@@ -93,7 +93,7 @@ def overrides_words(overrides: Mapping[str, Any]) -> str:
 
 
 def _planned(step: Step) -> tuple[str, str, str, str, str]:
-    remedies = f"up to {step.max_retreats} remedies, then " if step.max_retreats else ""
+    remedies = f"up to {step.max_fallbacks} remedies, then " if step.max_fallbacks else ""
     repeats = f"up to {step.max_repeats} x another seed" if step.max_repeats else "go on"
     return (
         ", ".join(map(code, step.changes())),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from roofscale.compute import GIB, Compute, ResourceLimits
+from roofscale.compute import GIB, MIB, Compute, ResourceLimits
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, ResourceSample, StepRecord, Validation
 from roofscale.monitoring.rates import nan_max
@@ -18,7 +18,6 @@ from roofscale.runners import events as event_log
 from roofscale.runners.events import Event
 from roofscale.stats.intervals import log_rate
 
-_MIB = 2**20
 # The Theil-Sen slope is a median over all pairs; this many points are 125 thousand pairs.
 _MAX_SLOPE_POINTS = 500
 # Total seconds of steps from which the sampled peak is reliable. Memory is sampled five times a second. In trials of
@@ -248,9 +247,9 @@ def forgetting_metrics(steps: Sequence[StepRecord], validations: Sequence[Valida
 
 def memory_shares(metrics: Mapping[str, float], memory_bytes: int, gpu_memory_gib: float) -> dict[str, float]:
     """Return the peaks of host and GPU memory as shares of what the compute has."""
-    shares = {"memory/share": metrics.get("memory/peak_mib", math.nan) / (memory_bytes / _MIB)}
+    shares = {"memory/share": metrics.get("memory/peak_mib", math.nan) / (memory_bytes / MIB)}
     if gpu_memory_gib:
-        shares["gpu/memory_share"] = metrics.get("gpu/memory_peak_mib", math.nan) / (gpu_memory_gib * GIB / _MIB)
+        shares["gpu/memory_share"] = metrics.get("gpu/memory_peak_mib", math.nan) / (gpu_memory_gib * GIB / MIB)
     return shares
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from roofscale.compute import GIB, MIB, Compute, resource_limits
 from roofscale.runners import Runner
 from roofscale.runners.local import LocalRunner
 from roofscale.runners.supervise import Listener, StopRequest
@@ -35,6 +36,15 @@ def runs_on_this_machine(name: str) -> bool:
     from roofscale.runners.sagemaker import settings
 
     return settings.load().local_mode
+
+
+def host_memory_mib(name: str, size: Compute) -> float:
+    """Return the host memory, MiB, that a run of this runner has: the compute's, or this machine's if it is smaller.
+
+    Raises:
+        ConfigError: SageMaker's settings are missing or wrong.
+    """
+    return resource_limits(size).memory_bytes / MIB if runs_on_this_machine(name) else size.memory_gib * GIB / MIB
 
 
 def get_runner(name: str) -> RunnerFactory:
