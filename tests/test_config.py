@@ -119,7 +119,7 @@ def test_every_list_of_knobs_covers_what_they_affect() -> None:
     assert {"ema", "precision", "compile"} <= step & memory
     assert {"num_workers", "prefetch_factor"} == (loader & memory) - step
     assert not {"lr", "seed", "epochs", "data_root"} & (step | loader | memory)
-    assert set(fallback.DIMENSIONS) <= memory, "what is compared by size"
+    assert set(fallback.MEMORY_KNOBS) <= memory, "what is compared by size"
     assert {*time_scaling.SD_PER_DOUBLING, *time_scaling.SD_PER_CHANGE} <= step | loader, (
         "what a forecast of time has a spread for"
     )

@@ -12,13 +12,13 @@ from benchmarks.search_comparison.runs import FINAL_ROUNDS, NEAR_BEST, RIVALS, T
 from roofscale import compute
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.runners import RunInterrupted
 from roofscale.runners.local import MEASUREMENT, TRAIN
 from roofscale.stats.intervals import MAX_OTHER_LOAD
 
 BASE = RunConfig(encoder="resnet18", image_size=64, max_samples=8, val_samples=2, num_workers=0, threads=1)
-SPEC = SearchSpace({"batch_size": (1, 4), "num_workers": (0, 1)}, max_trials=6)
+SPEC = SearchSpec({"batch_size": (1, 4), "num_workers": (0, 1)}, max_trials=6)
 STEPS = 8
 
 
@@ -125,14 +125,14 @@ def test_rivals_are_judged_by_the_grid(machine, tmp_path, monkeypatch):
 
 def test_a_trial_on_a_busy_machine_is_repeated(machine, tmp_path):
     machine.others = [0.5, MAX_OTHER_LOAD / 2]
-    spec = SearchSpace({"batch_size": (1, 1)})
+    spec = SearchSpec({"batch_size": (1, 1)})
     runs = list(Bench(tmp_path, spec).grid_runs(BASE))
     assert len(machine.asked) == 3  # twice the first, once its repetition
     assert runs[0].others == MAX_OTHER_LOAD / 2
 
 
 def test_what_may_be_the_best_is_measured_again_by_turns(machine, tmp_path):
-    bench = Bench(tmp_path, SearchSpace({"batch_size": (2, 8), "num_workers": (1, 1)}))
+    bench = Bench(tmp_path, SearchSpec({"batch_size": (2, 8), "num_workers": (1, 1)}))
     grid = Grid(bench.grid_runs(BASE))
     before, memory = len(machine.asked), 10_000.0
     runs = list(bench.finalist_runs(grid, memory, BASE))
@@ -144,7 +144,7 @@ def test_what_may_be_the_best_is_measured_again_by_turns(machine, tmp_path):
 
 def test_where_it_stays_busy_the_calmest_counts(machine, tmp_path):
     machine.others = [0.5, 0.3, 0.4]
-    runs = list(Bench(tmp_path, SearchSpace({"batch_size": (1, 1)})).grid_runs(BASE))
+    runs = list(Bench(tmp_path, SearchSpec({"batch_size": (1, 1)})).grid_runs(BASE))
     assert runs[0].others == 0.3
 
 

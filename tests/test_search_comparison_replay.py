@@ -14,11 +14,11 @@ from roofscale.forecast.host_memory import MemoryProfile, shared_mib
 from roofscale.measurement import Outcome
 from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.search.choice import size_key
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_runner import shorten_for_trial
 
 BASE = RunConfig(encoder="resnet18", image_size=192, max_samples=96)
-SPEC = SearchSpace({"batch_size": (1, 8), "num_workers": (0, 2)})
+SPEC = SearchSpec({"batch_size": (1, 8), "num_workers": (0, 2)})
 
 
 def pace(config):

@@ -28,7 +28,7 @@ from roofscale.data.sources import resolve_data
 from roofscale.files import write_json
 from roofscale.forecast.probes import local_profile
 from roofscale.memory_margin import MEMORY_MARGIN
-from roofscale.phases.search.space import KNOBS, SearchSpace
+from roofscale.phases.search.space import KNOBS, SearchSpec
 from roofscale.provenance import git_state
 from roofscale.report.format import as_json
 
@@ -37,7 +37,7 @@ LEFT_OUT = 1 / 3  # of the grid, by the default limit
 
 
 def compare_searches(
-    spec: SearchSpace, base: RunConfig, folder: Path, cache: Path, to_json: bool = False, seeds: int = SEEDS
+    spec: SearchSpec, base: RunConfig, folder: Path, cache: Path, to_json: bool = False, seeds: int = SEEDS
 ) -> int:
     """Measure, replay, run rivals, confirm; and leave all of it in ``comparison.json``.
 
@@ -83,7 +83,7 @@ def compare_searches(
     return 0 if ours.met and confirmed["trainings"]["ok"] == TRAININGS else 1
 
 
-def _contest(grid: Grid, spec: SearchSpace, base: RunConfig) -> Contest:
+def _contest(grid: Grid, spec: SearchSpec, base: RunConfig) -> Contest:
     size = compute.get(base.compute)
     kind = local_profile(base, size)
     if base.compute == compute.LOCAL:

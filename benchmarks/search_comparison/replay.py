@@ -22,7 +22,7 @@ from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import size_key
 from roofscale.phases.search.memory_guard import MemoryBudget
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.study import Search, open_study
 from roofscale.phases.search.trial_result import TrialResult, objective
 from roofscale.phases.search.trial_runner import shorten_for_trial
@@ -42,7 +42,7 @@ class Contest:
     """What is searched, and in how much memory."""
 
     grid: Grid
-    spec: SearchSpace
+    spec: SearchSpec
     base: RunConfig
     kind: MemoryProfile  # as the grid was measured
     memory_mib: float
@@ -116,8 +116,8 @@ def ended(run: GridRun, trial: RunConfig) -> GridRun:
 def ours(contest: Contest, replay: Replay) -> RunConfig | None:
     """The search of Roofscale."""
     base = dataclasses.replace(contest.base, seed=replay.seed)
-    room = MemoryBudget(contest.memory_mib, None, contest.kind)
-    choice = Search(contest.spec, base, room, None, _study(), replay).run()
+    budget = MemoryBudget(contest.memory_mib, None, contest.kind)
+    choice = Search(contest.spec, base, budget, None, _study(), replay).run()
     return choice.chosen.config if choice else None
 
 

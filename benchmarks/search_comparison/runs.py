@@ -20,7 +20,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.search.choice import format_config, size_key
-from roofscale.phases.search.space import KNOBS, SearchSpace
+from roofscale.phases.search.space import KNOBS, SearchSpec
 from roofscale.phases.search.trial_runner import shorten_for_trial
 from roofscale.runners import RunInterrupted
 from roofscale.runners.build_measurement import batch_samples
@@ -66,7 +66,7 @@ class Bench:
     """Runs what is compared, each once: what was run lies in its folder."""
 
     folder: Path
-    spec: SearchSpace
+    spec: SearchSpec
 
     def grid_runs(self, base: RunConfig) -> Iterator[GridRun]:
         """Every config of the space, some of them twice, on all the memory that this machine has."""

@@ -248,6 +248,11 @@ class RunConfig:
             )
 
     @property
+    def passes(self) -> int:
+        """The number of passes over the training data: ``epochs`` of each data set in turn, or of all of them mixed."""
+        return self.epochs * (1 if self.schedule == "mixed" else len(self.datasets))
+
+    @property
     def world_size(self) -> int:
         """The number of processes that train together, over all machines."""
         return self.processes * self.instance_count

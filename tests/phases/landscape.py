@@ -11,12 +11,12 @@ from roofscale.config import RunConfig
 from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.measurement import Outcome
 from roofscale.phases.search.memory_guard import MemoryBudget
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.study import Search, open_study
 from roofscale.phases.search.trial_result import TrialResult
 from roofscale.stats.intervals import Estimate
 
-SPEC = SearchSpace({"batch_size": (1, 16), "num_workers": (0, 3), "prefetch_factor": (1, 2)})
+SPEC = SearchSpec({"batch_size": (1, 16), "num_workers": (0, 3), "prefetch_factor": (1, 2)})
 BASE = RunConfig(encoder="resnet18", image_size=64, batch_size=2, num_workers=2)
 KIND = MemoryProfile.of(BASE, "fp32", 1)
 LIMIT_MIB = 960.0  # a third of the space needs more
@@ -78,13 +78,13 @@ class Invented:
 
 
 def search(
-    runner: Invented, study: optuna.Study | None = None, spec: SearchSpace = SPEC, known: tuple[TrialResult, ...] = ()
+    runner: Invented, study: optuna.Study | None = None, spec: SearchSpec = SPEC, known: tuple[TrialResult, ...] = ()
 ) -> Search:
     """A search of the invented machine."""
     study = study or open_study(optuna.storages.InMemoryStorage(), "invented")
     return Search(spec, BASE, MemoryBudget(LIMIT_MIB, None, KIND), None, study, runner, known)
 
 
-def best_rate(spec: SearchSpace = SPEC) -> float:
+def best_rate(spec: SearchSpec = SPEC) -> float:
     """Of what stays within 80 % of the memory."""
     return max(rate(config) for config in spec.configs(BASE) if peak_mib(config) <= 0.8 * LIMIT_MIB)

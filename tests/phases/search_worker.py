@@ -47,8 +47,8 @@ def main(url: str, study_name: str, log: str, part: str) -> None:
     runner = Slow()
     runner.log, runner.hangs = Path(log), part == "hang"
     study = open_study(step_search.open_storage(url, Path(log).parent), study_name)
-    room = MemoryBudget(LIMIT_MIB, None, KIND)
-    choice = Search(SPEC, BASE, room, None, study, runner, shared=True, leads=part == "lead").run()
+    budget = MemoryBudget(LIMIT_MIB, None, KIND)
+    choice = Search(SPEC, BASE, budget, None, study, runner, shared=True, is_conductor=part == "lead").run()
     print(choice)
 
 

@@ -1,4 +1,4 @@
-"""Error rates of the criteria that compare steps and data sets, on simulated runs; the rest is in test_health.py."""
+"""Error rates of the criteria that compare steps and data sets, on simulated runs; the rest is in tests/stats."""
 
 from collections import Counter
 

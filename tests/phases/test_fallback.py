@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, Validation
-from roofscale.phases.fallback import DIMENSIONS, MEMORY_CAUSES, find_cause, needs_at_least_memory_of, next_fallback
+from roofscale.phases.fallback import MEMORY_CAUSES, MEMORY_KNOBS, find_cause, needs_at_least_memory_of, next_fallback
 from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict
 from roofscale.phases.results import Cause
 
@@ -194,7 +194,7 @@ def test_a_fallback_is_smaller_and_never_as_large_as_what_ran_out_of_memory(want
             return
         tried = found[0]
         assert tried not in failed
-        assert all(getattr(tried, knob) <= getattr(failed[0], knob) for knob in DIMENSIONS)
+        assert all(getattr(tried, knob) <= getattr(failed[0], knob) for knob in MEMORY_KNOBS)
         assert not any(needs_at_least_memory_of(tried, one) for one in ruled_out)
         failed.append(tried)
 

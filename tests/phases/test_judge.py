@@ -11,7 +11,7 @@ from tests.curves import loss_curve, memory_curve, validation_losses
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, StepRecord, Validation
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.criteria.curves import step_memory
-from roofscale.phases.expectation import Expectation
+from roofscale.phases.criteria.expectations import Expectation
 from roofscale.phases.judge import StepVerdict, Verdict, judge
 from roofscale.phases.phase_file import CriterionSpec, Step, load_phase
 

@@ -16,7 +16,7 @@ from roofscale.phases.history import latest_result
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import load_phase
 from roofscale.phases.phase_runner import PhaseRunner
-from roofscale.phases.results import Cause, PhaseResult, find_knee
+from roofscale.phases.results import Cause, PhaseResult, newest_knee
 from roofscale.report.phase_status import batch_words
 from roofscale.runners.supervise import Listener, SilentListener
 from roofscale.tracking import Tracker, get_run
@@ -211,7 +211,7 @@ def test_the_batch_that_the_gate_asks_for_is_handed_on_or_the_knee_where_that_is
     assert last_good["config"]["batch_size"] == handed_on
     assert batch_words(found).startswith(f"Batch {handed_on} is handed on; ")
     assert (f"likes {knee} best" if knee else "not known") in batch_words(found)
-    told = find_knee(found.results)
+    told = newest_knee(found.results)
     assert (told.numbers["batch_size"] if told else None) == knee
     assert latest_result(2).last_good.config.batch_size == handed_on
 
@@ -255,8 +255,8 @@ def test_the_margin_of_the_phase_file_rules_the_verdict_the_forecast_and_the_kne
     found = climb(run, wider, forecast=foresee)
     assert not found.skipped
     assert found.verdict is Verdict.PASSED
-    assert find_knee(found.results).numbers["batch_size"] == 16
+    assert newest_knee(found.results).numbers["batch_size"] == 16
     assert found.last_good.config.batch_size == 16
     refused = climb(run, BATCHES.replace("name: batches", "name: again"), forecast=lambda config: {})
     assert refused.verdict is Verdict.FAILED
-    assert find_knee(refused.results).numbers["batch_size"] == 8
+    assert newest_knee(refused.results).numbers["batch_size"] == 8

@@ -9,12 +9,12 @@ from scipy import stats
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, StepRecord
 from roofscale.phases.search.choice import Choice, choose, pareto, pool
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult, from_measurement, objective
 from roofscale.phases.search.trial_runner import MOST_STEPS, later_pass_mib, shorten_for_trial
 from roofscale.stats.intervals import Estimate
 
-SPEC = SearchSpace({"batch_size": (1, 24), "num_workers": (0, 4)})
+SPEC = SearchSpec({"batch_size": (1, 24), "num_workers": (0, 4)})
 
 
 def tried(batch: int, rate: float, share: float = 0.5, workers: int = 2, deviation: float = 0.02) -> TrialResult:
@@ -126,7 +126,7 @@ def test_what_later_passes_copy_is_added_where_a_trial_saw_only_the_first() -> N
 
 def test_a_trial_is_the_same_training_cut_short() -> None:
     config = RunConfig(batch_size=8, max_samples=32, epochs=2)
-    trial = shorten_for_trial(config, SearchSpace({"batch_size": (1, 8)}, precision=0.02), best_rate=10.0)
+    trial = shorten_for_trial(config, SearchSpec({"batch_size": (1, 8)}, precision=0.02), best_rate=10.0)
     assert trial.epochs * 32 // 8 >= MOST_STEPS
     assert (trial.stop_precision, trial.stop_below) == (0.02, pytest.approx(9.5))
     assert (trial.batch_size, trial.max_samples, trial.num_workers) == (8, 32, config.num_workers)

@@ -138,7 +138,7 @@ def test_a_config_that_another_worker_runs_is_pruned_and_run_once_that_worker_wa
 ) -> None:
     runner = Invented()
     searched = search(runner, spec=dataclasses.replace(SPEC, max_trials=1))
-    searched.shared, searched.leads = True, False
+    searched.shared, searched.is_conductor = True, False
     for _ in range(2):
         searched.study.enqueue_trial(SPEC.values(BASE))
     others = searched.study.ask()

@@ -10,7 +10,7 @@ from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
 from roofscale.phases.gate import Condition, GateReport
 from roofscale.phases.results import Cause, PhaseResult
-from roofscale.report.phase_section import DESCRIPTION_LENGTH, description, phase_section
+from roofscale.report.phase_section import DESCRIPTION_LENGTH, phase_section, truncate_description
 from roofscale.report.strategy import strategy_document
 from roofscale.report.user_blocks import read_regions, user_block
 
@@ -212,9 +212,9 @@ def test_a_torn_page_is_refused() -> None:
 
 def test_a_long_description_is_cut_at_a_line_and_says_where_the_rest_is() -> None:
     section = phase_section(passed_samples(), None)
-    assert description(section, "STRATEGY.md") == section
+    assert truncate_description(section, "STRATEGY.md") == section
     long = section + "| a row |\n" * 2000
-    found = description(long, "STRATEGY.md")
+    found = truncate_description(long, "STRATEGY.md")
     assert len(found) <= DESCRIPTION_LENGTH
     assert found.endswith("this run's artifact `STRATEGY.md`.\n")
     assert long.startswith(found.split("\n\n...")[0] + "\n")

@@ -14,7 +14,7 @@ from roofscale.cli import main
 from roofscale.cli.climb_options import ClimbOptions
 from roofscale.cli.run_phase import publish_result
 from roofscale.phases.history import latest_result
-from roofscale.report.phase_section import description, phase_section
+from roofscale.report.phase_section import phase_section, truncate_description
 from roofscale.tracking import Tracker, get_run
 
 
@@ -110,5 +110,5 @@ def test_a_climb_is_described_in_mlflow_as_the_report_describes_it(project: Path
     again = latest_result(2)
     assert again
     assert again.notes == noted.notes
-    section = description(phase_section(again, None), "STRATEGY.md")
+    section = truncate_description(phase_section(again, None), "STRATEGY.md")
     assert get_run(climb.run_id).tags["mlflow.note.content"] == section

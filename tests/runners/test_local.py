@@ -195,7 +195,7 @@ def test_timeout_kills_what_does_not_listen_with_all_its_processes(run: Run) -> 
 
 def test_interrupted_from_another_thread(run: Run, tmp_path: Path) -> None:
     runner = LocalRunner(tmp_path, command=[sys.executable, str(CHILD), "wait"], use_cgroup=False)
-    runner.listener = when_noted(lambda _: runner.interrupt.request())
+    runner.listener = when_noted(lambda _: runner.stop_request.request())
     results: list[Measurement] = []
     thread = threading.Thread(target=lambda: results.append(runner(RunConfig())))
     thread.start()
@@ -206,7 +206,7 @@ def test_interrupted_from_another_thread(run: Run, tmp_path: Path) -> None:
 
 def test_a_second_interrupt_ends_it_at_once(run: Run, tmp_path: Path) -> None:
     runner = LocalRunner(tmp_path, command=[sys.executable, str(CHILD), "deaf"], use_cgroup=False)
-    runner.listener = when_noted(lambda _: [runner.interrupt.request(), runner.interrupt.request()])
+    runner.listener = when_noted(lambda _: [runner.stop_request.request(), runner.stop_request.request()])
     assert runner(RunConfig()).outcome is Outcome.INTERRUPTED
 
 

@@ -201,15 +201,15 @@ def test_a_job_of_two_hosts_from_its_start_to_its_end(settings: SageMakerSetting
     assert docker.calls[-1] == ["start", f"{JOB.name}.algo-1", f"{JOB.name}.algo-2"]
     job = folder_of(requests.output_uri(settings, JOB)).parents[1]
     told = multi_node.read_resource_config(job / "algo-2/config/resourceconfig.json")
-    assert (told.names, told.place, told.network) == (("algo-1", "algo-2"), 1, "eth0")
+    assert (told.names, told.rank, told.network) == (("algo-1", "algo-2"), 1, "eth0")
 
     recent = {"StartedAt": "2999-01-01T00:00:00Z"}
     docker.answers(ps="a b", inspect=[inspected(), inspected("running", host="algo-2", **recent)])
     assert (there.describe(JOB.name) or {})["TrainingJobStatus"] == "InProgress", "one host is not all of them"
     assert not (job / "stopped").exists()
 
-    for place, name in enumerate(("measurement.json", "measurement-node1.json"), 1):
-        (job / f"algo-{place}/output/data" / name).write_text(name)
+    for rank, name in enumerate(("measurement.json", "measurement-node1.json"), 1):
+        (job / f"algo-{rank}/output/data" / name).write_text(name)
     docker.answers(ps="a b", inspect=[inspected(), inspected(host="algo-2", FinishedAt="2026-11-24T12:02:00Z")],
                    network="the id")  # fmt: skip
     found = there.describe(JOB.name) or {}

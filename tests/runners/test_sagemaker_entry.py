@@ -33,7 +33,7 @@ entry._run = lambda config, folder, asked, machines: LocalRunner(
     folder,
     entry.LogListener(),
     command=(sys.executable, {str(CHILD)!r}, how),
-    interrupt=StopRequest(len(asked)),
+    stop_request=StopRequest(len(asked)),
     use_cgroup=False,
 )(config)
 sys.exit(entry.main(words, Path(top)))

@@ -34,23 +34,23 @@ def test_machines_are_those_of_the_resource_config_in_one_order_on_all(tmp_path:
     assert multi_node.read_resource_config(written(tmp_path, "algo-2", "algo-2", "algo-1")) == Nodes(
         ("algo-1", "algo-2"), 1, "eth0"
     )
-    assert multi_node.read_resource_config(written(tmp_path, "algo-1", "algo-1", "algo-2")).place == 0
+    assert multi_node.read_resource_config(written(tmp_path, "algo-1", "algo-1", "algo-2")).rank == 0
     assert multi_node.read_resource_config(tmp_path / "none.json") == Nodes()
 
 
 def test_what_a_stand_in_for_the_service_tells_a_machine_is_what_the_machine_reads(tmp_path: Path) -> None:
     file = tmp_path / "resourceconfig.json"
-    machines = multi_node.host_names(3)
-    file.write_text(json.dumps(multi_node.resource_config(machines, "algo-3", "ml.m5.xlarge")))
+    nodes = multi_node.host_names(3)
+    file.write_text(json.dumps(multi_node.resource_config(nodes, "algo-3", "ml.m5.xlarge")))
     assert multi_node.read_resource_config(file) == Nodes(("algo-1", "algo-2", "algo-3"), 2, "eth0")
 
 
 def test_no_two_machines_leave_a_file_of_the_same_name() -> None:
-    folders = [multi_node.node_folder(Path("/opt/ml/checkpoints"), place) for place in range(3)]
+    folders = [multi_node.node_folder(Path("/opt/ml/checkpoints"), rank) for rank in range(3)]
     assert folders[0] == Path("/opt/ml/checkpoints"), "where a job of one machine has it"
     assert len(set(folders)) == 3
     assert multi_node.measurement_name(0) == "measurement.json"
-    assert len({multi_node.measurement_name(place) for place in range(3)}) == 3
+    assert len({multi_node.measurement_name(rank) for rank in range(3)}) == 3
 
 
 def test_what_other_machines_used_has_names_of_its_own() -> None:
@@ -84,9 +84,9 @@ def test_the_machine_that_ended_first_says_what_the_run_came_to(lost: Measuremen
 
 def test_a_machine_that_only_followed_leaves_no_cause(tmp_path: Path) -> None:
     entry.write_results(
-        Measurement(Outcome.CRASHED, f"{PEER_FAILED}: Connection closed by peer", "abc"), tmp_path, place=1
+        Measurement(Outcome.CRASHED, f"{PEER_FAILED}: Connection closed by peer", "abc"), tmp_path, rank=1
     )
     assert (tmp_path / "data/measurement-node1.json").exists()
     assert not (tmp_path / "failure").exists()
-    entry.write_results(Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc"), tmp_path, place=1)
+    entry.write_results(Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc"), tmp_path, rank=1)
     assert (tmp_path / "failure").read_text() == "host_oom: killed by the kernel"

@@ -91,7 +91,7 @@ def test_a_stop_reaches_every_process(tmp_path: Path) -> None:
         def event(self, event: dict[str, object]) -> None:
             self.noted += event["event"] == "note"
             if self.noted == 2:
-                runner.interrupt.request()
+                runner.stop_request.request()
                 self.noted = 3
 
     command = [sys.executable, str(CHILD), "wait,wait"]

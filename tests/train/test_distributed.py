@@ -54,13 +54,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def machines(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def nodes(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The run folders of two machines, with one process each, that train together; both are this one."""
-    folders = [tmp_path_factory.mktemp(f"machine{place}") for place in range(2)]
+    folders = [tmp_path_factory.mktemp(f"machine{rank}") for rank in range(2)]
     spread = config.with_overrides({"processes": 1, "instance_count": 2})
     runners = [
-        LocalRunner(folder, machines=Nodes(("127.0.0.1", "127.0.0.1"), place, "lo"))
-        for place, folder in enumerate(folders)
+        LocalRunner(folder, nodes=Nodes(("127.0.0.1", "127.0.0.1"), rank, "lo")) for rank, folder in enumerate(folders)
     ]
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setattr(torchrun, "_PORT", str(free_port()))
@@ -70,9 +69,9 @@ def machines(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.fixture(scope="module")
-def whole(machines: list[Path]) -> Path:
+def whole(nodes: list[Path]) -> Path:
     """The folder of their uninterrupted run."""
-    return machines[0]
+    return nodes[0]
 
 
 def free_port() -> int:
@@ -117,12 +116,12 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batches(
     assert best(whole).keys() == best(tmp_path).keys(), "the model can be loaded in one process"
 
 
-def test_the_second_machine_writes_no_more_than_what_it_has_seen(machines: list[Path]) -> None:
-    left = {file.name for file in machines[1].iterdir()}
+def test_the_second_machine_writes_no_more_than_what_it_has_seen(nodes: list[Path]) -> None:
+    left = {file.name for file in nodes[1].iterdir()}
     assert left == {"config.json", "events.jsonl", "measurement.json", "stderr.log", "stdout.log"}
-    said = (machines[1] / "events.jsonl").read_text().splitlines()
+    said = (nodes[1] / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in said] == ["end"]
-    seen = measurement(machines[1])
+    seen = measurement(nodes[1])
     assert seen.metric("memory/peak_mib") > 100
     assert seen.steps == ()
 
@@ -133,7 +132,7 @@ def test_a_resumed_run_of_two_ends_bit_for_bit_where_an_uninterrupted_one_does(
     class AfterTwoSteps(SilentListener):
         def event(self, event: Event) -> None:
             if event["event"] == "step" and event["step"] == 2:
-                runner.interrupt.request()
+                runner.stop_request.request()
 
     runner = LocalRunner(tmp_path, AfterTwoSteps())
     stopped = runner(config)

@@ -14,10 +14,9 @@ from roofscale.config import FIELDS, RunConfig
 from roofscale.forecast import history
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.run_time import TimeForecast, sum_forecasts
-from roofscale.forecast.time_scaling import TimingRecord, passes_of
-from roofscale.phases.expectation import Expectation
+from roofscale.forecast.time_scaling import TimingRecord
 from roofscale.phases.phase_file import Phase, Plan, Step
-from roofscale.report.format import as_json
+from roofscale.report.format import as_json, expectation_words, limits_words
 from roofscale.stats.intervals import CONFIDENCE, Interval
 
 
@@ -87,8 +86,8 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Se
     _print_config(plan[0][1])
     table = Table("step", "changes", "expects", "criteria", "then", "forecast", title="steps", title_justify="left")
     for (step, _), forecast, gpu in zip(plan, forecasts.times, forecasts.gpus, strict=True):
-        expects = "\n".join(_expectation(e) for e in step.expect)
-        criteria = "\n".join(f"{c.name} {_limits(c.limits)}" for c in step.criteria)
+        expects = "\n".join(f"{e.metric} {expectation_words(e)}" for e in step.expect)
+        criteria = "\n".join(f"{c.name} {limits_words(c.limits)}" for c in step.criteria)
         then = (
             f"failed: fallback, {step.max_fallbacks} x,\nthen {step.on_failure}\ninsufficient: {step.on_insufficient}"
         )
@@ -226,7 +225,7 @@ def _full_words(config: RunConfig, full: TimeForecast) -> str:
         ", ".join(filter(None, (forecast_text.duration(seconds), forecast_text.cost(usd))))
         for seconds, usd in ((full.epoch_seconds, full.epoch_usd), (full.run_seconds, full.usd))
     )
-    passes = f"{passes_of(config)} pass{'es' * (passes_of(config) > 1)}"
+    passes = f"{config.passes} pass{'es' * (config.passes > 1)}"
     return f"On all samples ({sizes}, {counts.source}): an epoch {epoch}; a run of {passes} {run}."
 
 
@@ -237,12 +236,3 @@ def _time_and_cost(forecast: TimeForecast | None) -> str:
     run, epoch = forecast_text.duration(forecast.run_seconds), forecast_text.duration(forecast.epoch_seconds)
     lines = [run, forecast_text.cost(forecast.usd), f"epoch {epoch}", stands]
     return "\n".join(filter(None, lines))
-
-
-def _expectation(expected: Expectation) -> str:
-    of = "" if expected.of == "absolute" else f" x {expected.of}"
-    return f"{expected.metric} {expected.value:g}{of} +-{expected.tolerance:.0%}"
-
-
-def _limits(limits: Any) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in limits.items())

@@ -12,7 +12,6 @@ from roofscale.cli.console import console
 from roofscale.config import RunConfig
 from roofscale.forecast import history
 from roofscale.forecast.run_time import TimeForecast
-from roofscale.forecast.time_scaling import passes_of
 from roofscale.report.format import as_json
 from roofscale.stats.intervals import CONFIDENCE
 
@@ -44,7 +43,7 @@ def _print(out: Console, config: RunConfig, found: TimeForecast, full: TimeForec
     table = Table(f"time, {forecast_text.basis(found)}", f"{CONFIDENCE:.0%} interval", "cost",
                   title=f"{config.decoder} on {config.encoder}, {asked}", title_justify="left")  # fmt: skip
     for words, forecast in (("", found), (", all samples", full)):
-        passes = passes_of(config)
+        passes = config.passes
         table.add_row(f"an epoch{words}", forecast_text.duration(forecast.epoch_seconds),
                       forecast_text.cost(forecast.epoch_usd))  # fmt: skip
         table.add_row(f"a run, {passes} pass{'es' * (passes > 1)}{words}", forecast_text.duration(forecast.run_seconds),

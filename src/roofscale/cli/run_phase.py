@@ -37,7 +37,7 @@ from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.provenance import git_state
 from roofscale.report.artifacts import publish_phase, publish_run
 from roofscale.report.format import as_json, verdict_table
-from roofscale.report.phase_section import description, phase_section
+from roofscale.report.phase_section import phase_section, truncate_description
 from roofscale.report.phase_status import batch_words, is_complete_base
 from roofscale.runners import registry
 from roofscale.runners.job_pool import JobPool
@@ -246,7 +246,7 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, options: ClimbOptions
         # The parent run's description and report are rendered from memory, not from the server as the documents below
         # are, so that the outbox keeps them while the server is away; with the notes the server has the same data.
         parent.set_tags({"notes": json.dumps(climbed.notes)})
-        parent.set_description(description(phase_section(climbed, next_phase), STRATEGY))
+        parent.set_description(truncate_description(phase_section(climbed, next_phase), STRATEGY))
         if not climbed.interrupted:
             parent.set_tags({"verdict": climbed.verdict})
             publish_phase(parent, climbed, next_phase)

@@ -18,7 +18,7 @@ from roofscale.phases.criteria.evidence import SAME_WORK
 from roofscale.phases.history import read_measurement
 from roofscale.phases.search.choice import format_config
 from roofscale.phases.search.memory_guard import MemoryBudget
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.step_search import SearchResult, StepSearch
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult, from_measurement
 from roofscale.phases.search.trial_runner import later_pass_mib
@@ -44,8 +44,8 @@ def make_step_search(
     runner: str,
 ) -> StepSearch:
     """Build the search that the steps of a phase use."""
-    room = partial(memory_budget, runner=runner)
-    return StepSearch(tracker, make_runner, SearchReporter(out), tags, room, prior_trials, pool, url)
+    budget = partial(memory_budget, runner=runner)
+    return StepSearch(tracker, make_runner, SearchReporter(out), tags, budget, prior_trials, pool, url)
 
 
 def memory_budget(config: RunConfig, runner: str) -> MemoryBudget:
@@ -59,13 +59,13 @@ def memory_budget(config: RunConfig, runner: str) -> MemoryBudget:
     return MemoryBudget(registry.host_memory_mib(runner, size), compute.shm_free_mib(size), kind, points)
 
 
-def prior_trials(spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
+def prior_trials(spec: SearchSpec, base: RunConfig) -> list[TrialResult]:
     """Return judged runs that did the same work at a point of the space, on a machine without other load."""
     trackers = (tracker for name in _PRIOR_EXPERIMENTS if (tracker := Tracker.find(name)))
     return [one for tracker in trackers for one in _prior_trials_in(tracker, spec, base)]
 
 
-def _prior_trials_in(tracker: Tracker, spec: SearchSpace, base: RunConfig) -> Iterator[TrialResult]:
+def _prior_trials_in(tracker: Tracker, spec: SearchSpec, base: RunConfig) -> Iterator[TrialResult]:
     for run in judged_runs_of(tracker):
         config = read_config(run)
         if _is_alike(run, config, base) and spec.contains(config):
@@ -91,17 +91,17 @@ class SearchReporter:
         """Draw a bar for a trial."""
         return ProgressBar(f"{name}: {format_config(config)}")
 
-    def tried(self, name: str, tried: TrialResult) -> None:
+    def end_trial(self, name: str, result: TrialResult) -> None:
         """Print the result of a trial."""
-        rate = f"{tried.rate:.3g} samples/s, " if tried.pace else ""
-        said = tried.why if tried.outcome == SKIPPED else f"{rate}{tried.share:.0%} of the memory"
-        self._out.print(f"  {name}: {format_config(tried.config)}: {tried.outcome}: {escape(said)}")
+        rate = f"{result.rate:.3g} samples/s, " if result.pace else ""
+        said = result.why if result.outcome == SKIPPED else f"{rate}{result.share:.0%} of the memory"
+        self._out.print(f"  {name}: {format_config(result.config)}: {result.outcome}: {escape(said)}")
 
-    def sharing(self, study_name: str) -> None:
+    def announce_study(self, study_name: str) -> None:
         """Print how other workers join the study."""
         self._out.print(f"  join with the same --storage: roofscale search --join {study_name}", soft_wrap=True)
 
-    def searched(self, found: SearchResult, run: TrackedRun) -> None:
+    def end_search(self, found: SearchResult, run: TrackedRun) -> None:
         """Log the figures and print the choice."""
         if figure := pareto_figure(found.tried, found.choice):
             run.figure(figure, "figures/pareto.png")

@@ -15,7 +15,7 @@ from roofscale.data.leaks import ImageFingerprint, find_pairs, fingerprint, leak
 from roofscale.data.locate import available_datasets, describe_origin, find_dataset
 from roofscale.data.plausible import doubts, look_at
 from roofscale.data.sample import Source
-from roofscale.data.split import Split, permutation, random_split, spatial_split
+from roofscale.data.split import TRAIN_SHARE, Split, permutation, random_split, spatial_split
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError, DataError
 
@@ -102,7 +102,7 @@ def _open_airs(config: RunConfig, folder: Path) -> DataSplit:
     return DataSplit(*sources)
 
 
-def _seeded_split(count: int, read_images: Callable[[], Sequence[ImageFingerprint]], config: RunConfig) -> Split:
+def _seeded_split(count: int, read_fingerprints: Callable[[], Sequence[ImageFingerprint]], config: RunConfig) -> Split:
     """Return the random or spatial split number ``split_number``.
 
     Its seed is not the run's: runs that differ in their seed are judged on the same samples. The fingerprints for a
@@ -111,7 +111,7 @@ def _seeded_split(count: int, read_images: Callable[[], Sequence[ImageFingerprin
     """
     if config.split != "spatial":
         return random_split(count, config.split_number)
-    images = read_images()
+    images = read_fingerprints()
     return spatial_split(images, find_pairs(images), config.split_number)
 
 
@@ -125,11 +125,11 @@ def _limit(name: str, split: DataSplit, config: RunConfig, root: Path) -> DataSp
             )
     if config.max_samples > len(split.train):
         others = [other for other in available_datasets(root) if other not in config.datasets]
-        also = f", or add a data set that is there too: datasets={','.join((*config.datasets, *others))}"
+        hint = f", or add a data set that is there too: datasets={','.join((*config.datasets, *others))}"
         raise ConfigError(
             f"max_samples={config.max_samples}: the data set {name!r} under {root} has "
             f"{len(split.train)} training samples. Take at most {len(split.train)}, or 0 for all"
-            f"{also if others else ''}."
+            f"{hint if others else ''}."
         )
     return DataSplit(_first_samples(split.train, config.max_samples), _first_samples(split.val, config.val_samples))
 
@@ -178,8 +178,8 @@ def _synthetic_spec(config: RunConfig) -> GenerateSpec:
     default = GenerateSpec()
     train, val = max(default.train, config.max_samples), max(default.val, config.val_samples)
     windows = math.ceil(default.airs_tile_px / config.image_size) ** 2  # of one tile
-    if config.split != "published":  # a seeded split draws from all images and gives 80 % of them to train
-        train = max(train, math.ceil(config.max_samples / 0.8) - val - default.test)
+    if config.split != "published":  # a seeded split draws from all images and gives TRAIN_SHARE of them to train
+        train = max(train, math.ceil(config.max_samples / TRAIN_SHARE) - val - default.test)
     tiles = (
         max(default.airs_tiles[0], math.ceil(train / windows)),
         max(default.airs_tiles[1], math.ceil(val / windows)),
@@ -189,7 +189,7 @@ def _synthetic_spec(config: RunConfig) -> GenerateSpec:
         train,
         val,
         airs_tiles=(*tiles, default.airs_tiles[2]),
-        roofline_samples=max(default.roofline_samples, math.ceil(train / 0.8), 10 * val),
+        roofline_samples=max(default.roofline_samples, math.ceil(train / TRAIN_SHARE), 10 * val),
     )
 
 
@@ -273,7 +273,7 @@ def resolve_data(configs: Sequence[RunConfig], cache: Path, say: Callable[[str],
         ConfigError: an unknown compute, or a batch that the model cannot train on.
         DataError: a data set is missing or cannot be read.
     """
-    from roofscale import compute  # psutil: the training process, which reads data as well, has no use for it
+    from roofscale import compute  # not at the top: the training process reads data too, and knows no computes
 
     for config in configs:
         compute.get(config.compute)
@@ -281,15 +281,16 @@ def resolve_data(configs: Sequence[RunConfig], cache: Path, say: Callable[[str],
     if any(config.data_root.startswith(S3) for config in configs):  # the job opens it
         say(f"Data: {', '.join(dict.fromkeys(config.data_root for config in configs))}, read by the jobs.")
         return list(configs)
-    root, said = resolve_data_root(_largest_request(configs), cache)
-    say(f"Data: {said}")
-    settled = [config.with_overrides({"data_root": str(root)}) for config in configs]
-    for config in settled:
+    root, description = resolve_data_root(_largest_request(configs), cache)
+    say(f"Data: {description}")
+    resolved = [config.with_overrides({"data_root": str(root)}) for config in configs]
+    for config in resolved:
         open_sources(config, root)
-    return settled
+    return resolved
 
 
 def _largest_request(configs: Sequence[RunConfig]) -> RunConfig:
     """Return a config that asks for as much data as all of these together."""
-    most = {knob: max(getattr(c, knob) for c in configs) for knob in ("max_samples", "val_samples", "image_size")}
-    return configs[0].with_overrides({**most, "datasets": tuple(dict.fromkeys(d for c in configs for d in c.datasets))})
+    largest = {knob: max(getattr(c, knob) for c in configs) for knob in ("max_samples", "val_samples", "image_size")}
+    datasets = tuple(dict.fromkeys(name for config in configs for name in config.datasets))
+    return configs[0].with_overrides({**largest, "datasets": datasets})

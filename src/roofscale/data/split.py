@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from roofscale.data.leaks import ImageFingerprint, OverlappingPair, on_common_ground
 
-VAL_SHARE = TEST_SHARE = 0.1  # the other 80 % are train
+VAL_SHARE = TEST_SHARE = 0.1
+TRAIN_SHARE = 1 - VAL_SHARE - TEST_SHARE
 TRAIN, VAL, TEST, NOWHERE = 0, 1, 2, -1
 
 _Parts = npt.NDArray[np.int64]  # for each image: TRAIN, VAL, TEST or NOWHERE
@@ -54,7 +55,7 @@ def spatial_split(images: Sequence[ImageFingerprint], pairs: Sequence[Overlappin
     order = permutation(len(images), seed)
     components = _connected_components(order, pairs)
     largest = max(components, key=len, default=())
-    if len(largest) > len(images) * (1 - VAL_SHARE - TEST_SHARE) and len(largest) > 2:
+    if len(largest) > len(images) * TRAIN_SHARE and len(largest) > 2:
         parts[list(largest)] = _cut([images[i] for i in largest], seed)
         _leave_out_crossing(parts, pairs)
         if (parts[list(largest)] == TRAIN).any():

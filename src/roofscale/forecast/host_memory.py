@@ -357,6 +357,5 @@ def first_pass_copied_share(config: RunConfig) -> float:
 
 def _copied_mib(config: RunConfig, copied_mib: float) -> float:
     """Return the most MiB of overwritten weights, gradients and optimiser's state that forked workers keep."""
-    passes = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
-    share = 1.0 if passes > 1 else first_pass_copied_share(config)
+    share = 1.0 if config.passes > 1 else first_pass_copied_share(config)
     return share * copied_mib if config.num_workers else 0.0

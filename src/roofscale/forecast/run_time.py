@@ -21,7 +21,7 @@ from roofscale.config import CACHED_STEPS, RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import time_scaling
 from roofscale.forecast.roofline_model import ERROR, StepEstimate
-from roofscale.forecast.time_scaling import Bound, SampleTime, TimingRecord, area_ratio, passes_of
+from roofscale.forecast.time_scaling import Bound, SampleTime, TimingRecord, area_ratio
 from roofscale.stats.intervals import MAX_OTHER_LOAD, Estimate, Interval, add_variance, interval
 
 Amounts = Mapping[str, tuple[int, int]]  # by data set: the numbers of its training and its validation samples
@@ -218,7 +218,7 @@ def _time_parts(
     cached = CACHED_STEPS * config.global_batch_size * seconds
     return TimeParts(
         start=statistics.fmean(run.start for run in overheads) if overheads else 0.0,
-        passes=passes_of(config) * statistics.fmean(run.each_pass for run in overheads) if overheads else 0.0,
+        passes=config.passes * statistics.fmean(run.each_pass for run in overheads) if overheads else 0.0,
         training=seconds * samples,
         validation=validated * validated_samples(config, amounts),
         cached=cached if samples >= _MIN_CACHED * config.global_batch_size else 0.0,
@@ -292,7 +292,7 @@ def _with_intervals(
     variable = 1 - parts.fixed / parts.total  # share of the total
     total = Estimate(math.log(parts.total), pace.variance * variable**2, pace.freedom)
     run = interval(add_variance(total, (FIXED_SPREAD * (1 - variable)) ** 2)).exp()
-    samples_per_pass = training_samples(config, amounts) / passes_of(config)
+    samples_per_pass = training_samples(config, amounts) / config.passes
     epoch = _scale(interval(pace).exp(), samples_per_pass)
     price = None if compute.usd_per_hour is None else config.instance_count * compute.usd_per_hour / 3600
     return TimeForecast(

@@ -15,7 +15,8 @@ from statistics import NormalDist
 from roofscale.config import RunConfig, affecting
 from roofscale.stats.intervals import CONFIDENCE, RUN_SPREAD
 
-# Share of a step that waits for the loader above which the loader limits the pace; the limit of criterion data_stall.
+# Share of a step spent waiting for the loader above which the loader limits the pace. Below the 20 % at which the
+# criterion data_stall fails: a run can be loader-bound and still pass.
 LOADER_BOUND = 0.10
 _REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # standard deviations to either end of an interval
 
@@ -71,7 +72,7 @@ class TimingRecord:
     @property
     def passes(self) -> int:
         """Passes of the run over its data."""
-        return passes_of(self.config)
+        return self.config.passes
 
     @property
     def is_timed(self) -> bool:
@@ -127,11 +128,6 @@ class SampleTime:
             return total, Bound.LOADER if self.loader > LOADER_BOUND * total else Bound.MODEL
         loading = self.loader / workers
         return max(self.model, loading), Bound.LOADER if loading > self.model else Bound.MODEL
-
-
-def passes_of(config: RunConfig) -> int:
-    """Return the number of passes of a run over its data."""
-    return config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
 
 
 def area_ratio(config: RunConfig, run: TimingRecord) -> float:

@@ -49,8 +49,8 @@ class Monitor:
         interval: seconds between memory readings.
         row_seconds: seconds between rows of the other resources.
         limit_mib: memory limit, MiB.
-        on_over: called once, from the monitor's thread, when the memory exceeds the limit; a cheap reading over the
-            limit is confirmed by an exact one first.
+        on_limit_exceeded: called once, from the monitor's thread, when the memory exceeds the limit; a cheap reading
+            over the limit is confirmed by an exact one first.
         tree: reads the processes; chosen by ``open_tree`` if None.
     """
 
@@ -63,7 +63,7 @@ class Monitor:
         interval: float = 0.2,
         row_seconds: float = 2.0,
         limit_mib: float = math.inf,
-        on_over: Callable[[], None] | None = None,
+        on_limit_exceeded: Callable[[], None] | None = None,
         tree: process_tree.Tree | None = None,
     ) -> None:
         self.rows: deque[ResourceSample] = deque()  # the runner pops rows from the left to show them
@@ -73,7 +73,12 @@ class Monitor:
         self._group = group
         self._tree = tree or process_tree.open_tree(pid)
         self._gpus = GpuMonitor()
-        self._interval, self._row_seconds, self._limit_mib, self._on_over = interval, row_seconds, limit_mib, on_over
+        self._interval, self._row_seconds, self._limit_mib, self._on_limit_exceeded = (
+            interval,
+            row_seconds,
+            limit_mib,
+            on_limit_exceeded,
+        )
         self._exact = _PssCorrection(self._tree, _EXACT_SHARE["workers" if group else "total"])
         self._main_peak = 0
         self._shm_before = _Shm.now().used
@@ -158,12 +163,12 @@ class Monitor:
             return
         shm = _Shm.now()
         mib, shm_mib = self._memory_mib(resident, shm)
-        if mib > self._limit_mib and self._on_over:
+        if mib > self._limit_mib and self._on_limit_exceeded:
             self._exact.update(now=True)
             mib, _ = self._memory_mib(resident, shm)
             if mib > self._limit_mib:
-                self._on_over()
-                self._on_over = None
+                self._on_limit_exceeded()
+                self._on_limit_exceeded = None
         self._points.add(MemoryPoint(time.time(), mib))
         # VmHWM grew since the last sample: the main process had a peak between the two, which is added.
         missed = max(0, resident.main_peak - resident.main) / MIB if resident.main_peak > self._main_peak > 0 else 0.0

@@ -14,13 +14,13 @@ from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.judge import StepVerdict, Verdict
 from roofscale.phases.results import Cause
 
-DIMENSIONS = ("batch_size", "image_size", "num_workers", "prefetch_factor")  # the larger, the more memory
-_SAME = affecting("memory") - set(DIMENSIONS)  # only configs that agree in these can be compared by size
+MEMORY_KNOBS = ("batch_size", "image_size", "num_workers", "prefetch_factor")  # the larger, the more memory
+_MUST_MATCH = affecting("memory") - set(MEMORY_KNOBS)  # only configs that agree in these can be compared by size
 OUT_OF_MEMORY = (Outcome.HOST_OOM, Outcome.CUDA_OOM, Outcome.SHM_FULL)
 
 _LR_FACTOR = 3  # two fallbacks lower the rate to a ninth, about one decade
-_MULTIPLE = {"image_size": 32}  # the encoder halves the image five times
-_LEAST = {"image_size": 32, "num_workers": 0, "prefetch_factor": 1, "max_samples": 2}
+_GRANULARITY = {"image_size": 32}  # the encoder halves the image five times
+_MINIMUM = {"image_size": 32, "num_workers": 0, "prefetch_factor": 1, "max_samples": 2}
 _LOADER = ("num_workers", "prefetch_factor")
 
 _BY_OUTCOME = {
@@ -43,14 +43,14 @@ _BY_CRITERION = {
     "data_stall": Cause.LOADER_BOUND,
 }
 # Criteria that need more validation samples if their evidence is insufficient; more seeds of the same few do not help.
-_PAIRS_SAMPLES = ("learning", "forgetting")
+_NEED_VALIDATION_SAMPLES = ("learning", "forgetting")
 # Criteria that then need more steps.
-_COUNTS_STEPS = ("stable", "smooth")
+_NEED_STEPS = ("stable", "smooth")
 _HOST_MEMORY = (Cause.HOST_OOM, Cause.OVER_MARGIN)
 # Causes whose knobs are bisected; after any other cause the first fallback that passes is kept.
 MEMORY_CAUSES = (*_HOST_MEMORY, Cause.CUDA_OOM, Cause.WORKERS_MEMORY, Cause.SHM_FULL)
-# Knobs that the other fallbacks change; later fallbacks of the step keep them changed.
-_KEPT = ("lr", "schedule", "epochs", "val_samples", "data_root")
+# Knobs that the other fallbacks change; a smaller config keeps the changes.
+_NON_MEMORY_KNOBS = ("lr", "schedule", "epochs", "val_samples", "data_root")
 
 ADVICE = {
     Cause.LEAK: "memory grows with the steps, which no smaller batch mends: look for what keeps tensors alive",
@@ -90,9 +90,9 @@ def find_cause(
     """
     if verdict.verdict is not Verdict.FAILED:
         undecided = verdict.named(Verdict.INSUFFICIENT_EVIDENCE)
-        if any(name in undecided for name in _COUNTS_STEPS) and measurement.outcome is Outcome.OK:
+        if any(name in undecided for name in _NEED_STEPS) and measurement.outcome is Outcome.OK:
             return Cause.FEW_STEPS
-        needs_samples = any(name in undecided for name in _PAIRS_SAMPLES)
+        needs_samples = any(name in undecided for name in _NEED_VALIDATION_SAMPLES)
         # A run that validated fewer samples than its config allows has used up its data set.
         has_more = all(len(validation.sample_ids) == config.val_samples for validation in measurement.validations)
         return Cause.FEW_VALIDATION_SAMPLES if needs_samples and has_more else None
@@ -123,7 +123,7 @@ def next_fallback(
     """
     planned, newest = failed[0], failed[-1]
     if cause in MEMORY_CAUSES:
-        kept = planned.with_overrides({knob: getattr(newest, knob) for knob in _KEPT})
+        kept = planned.with_overrides({knob: getattr(newest, knob) for knob in _NON_MEMORY_KNOBS})
         return next_smaller_config(cause, kept, failed, passed, out_of_memory)
     change = _training_change(cause, planned, newest)
     return (newest.with_overrides([change]), change) if change else None
@@ -149,14 +149,17 @@ def _training_change(cause: Cause, planned: RunConfig, newest: RunConfig) -> str
 
 def next_smaller_config(
     cause: Cause,
-    planned: RunConfig,
+    start: RunConfig,
     failed: Sequence[RunConfig],
     passed: Sequence[RunConfig],
     out_of_memory: Sequence[RunConfig],
 ) -> tuple[RunConfig, str] | None:
     """Bisect the first knob, the most promising one first, that has a smaller value left to try.
 
-    Parameters and result are those of ``next_fallback``.
+    Args:
+        start: the config to make smaller: the planned one with the changes that are no matter of memory.
+
+    The other parameters and the result are those of ``next_fallback``.
     """
     knobs: tuple[str, ...]
     if cause is Cause.SHM_FULL:  # shared memory holds the waiting batches: fewer of them, then fewer processes
@@ -165,31 +168,31 @@ def next_smaller_config(
         last_good = passed[0] if passed else None
         loads_too_much = cause is Cause.WORKERS_MEMORY
         candidates = _LOADER if loads_too_much else ("batch_size", "image_size", "max_samples")
-        raised = [k for k in candidates if last_good and getattr(planned, k) > getattr(last_good, k)]
+        raised = [k for k in candidates if last_good and getattr(start, k) > getattr(last_good, k)]
         knobs = (*raised, *(("prefetch_factor",) if loads_too_much else ()), "batch_size")
     for knob in knobs:
-        value = _bisect(knob, planned, failed, passed, out_of_memory)
+        value = _bisect(knob, start, failed, passed, out_of_memory)
         if value is not None:
-            return planned.with_overrides({knob: value}), f"{knob}={value}"
+            return start.with_overrides({knob: value}), f"{knob}={value}"
     return None
 
 
 def _bisect(
     knob: str,
-    planned: RunConfig,
+    start: RunConfig,
     failed: Sequence[RunConfig],
     passed: Sequence[RunConfig],
     out_of_memory: Sequence[RunConfig],
 ) -> int | None:
     """Return the middle of the largest value that passed and the smallest that failed; None if nothing lies between."""
-    multiple = _MULTIPLE.get(knob, 1)
+    multiple = _GRANULARITY.get(knob, 1)
     high: int = min(getattr(config, knob) for config in failed)
     below: list[int] = [getattr(config, knob) for config in passed if getattr(config, knob) < high]
-    minimum = planned.least_batch if knob == "batch_size" else _LEAST[knob]
+    minimum = start.least_batch if knob == "batch_size" else _MINIMUM[knob]
     low = max(below, default=minimum - multiple)
     while high - low > multiple:
         middle = max((low + high) // 2 // multiple * multiple, minimum, low + multiple)
-        candidate = planned.with_overrides({knob: middle})
+        candidate = start.with_overrides({knob: middle})
         if not any(needs_at_least_memory_of(candidate, known) for known in out_of_memory):
             return middle
         high = middle
@@ -198,5 +201,5 @@ def _bisect(
 
 def needs_at_least_memory_of(config: RunConfig, other: RunConfig) -> bool:
     """Return whether a config is as large as another in every dimension and equal in all other memory knobs."""
-    same_rest = all(getattr(config, knob) == getattr(other, knob) for knob in _SAME)
-    return same_rest and all(getattr(config, knob) >= getattr(other, knob) for knob in DIMENSIONS)
+    same_rest = all(getattr(config, knob) == getattr(other, knob) for knob in _MUST_MATCH)
+    return same_rest and all(getattr(config, knob) >= getattr(other, knob) for knob in MEMORY_KNOBS)

@@ -9,7 +9,7 @@ from typing import Any
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 from roofscale.phases.criteria import CRITERIA, Comparison, EarlierStep, Evidence, compare
-from roofscale.phases.expectation import Expectation
+from roofscale.phases.criteria.expectations import Expectation
 from roofscale.phases.phase_file import Step
 from roofscale.stats.curves import Verdict, combine
 
@@ -97,7 +97,7 @@ def judge(
         config: the run config of the measurement, None if unknown.
         history: the deciding runs of the earlier steps of the phase, in order.
     """
-    evidence = Evidence(measurement, tuple(previous), tuple(base), tuple(repeats), step.expect, config, tuple(history))
+    evidence = Evidence(measurement, tuple(previous), tuple(base), tuple(repeats), config, tuple(history))
     results = []
     for spec in step.criteria:
         criterion = CRITERIA[spec.name]

@@ -22,8 +22,8 @@ from roofscale.errors import ConfigError, did_you_mean
 from roofscale.measurement import METRICS
 from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.criteria import CRITERIA, Limit
-from roofscale.phases.expectation import REFERENCES, Expectation
-from roofscale.phases.search.space import SearchSpace, read_search
+from roofscale.phases.criteria.expectations import REFERENCES, Expectation
+from roofscale.phases.search.space import SearchSpec, read_search
 from roofscale.phases.yaml_source import YamlNode, read_yaml
 
 ON_FAILURE = ("stop", "continue")  # what the phase does if the step fails and no fallback passes
@@ -64,7 +64,7 @@ class Step:
     on_insufficient: str  # of ON_INSUFFICIENT
     max_repeats: int  # further runs under other seeds while the evidence is insufficient
     max_fallbacks: int = _DEFAULT_FALLBACKS  # fallbacks, each a run with a remedy for the cause of the last failure
-    search: SearchSpace | None = None  # chooses further knobs of the step before its run
+    search: SearchSpec | None = None  # chooses further knobs of the step before its run
     when: str = ""  # of CONDITIONS; empty: no condition
 
     @property

@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from roofscale.config import RunConfig
@@ -136,17 +137,17 @@ def select_last_good(phase: Phase, results: Sequence[StepResult]) -> StepResult 
     passed = [result for result in results if result.verdict.verdict is Verdict.PASSED]
     if not passed or not phase.least_batch:
         return passed[-1] if passed else None
-    knee = find_knee(results)
+    knee = newest_knee(results)
     minimum = max(phase.least_batch, int(knee.numbers["batch_size"]) if knee else 0)
     large_enough = [result for result in passed if result.config.batch_size >= minimum]
-    return min(large_enough, key=_batch_size) if large_enough else max(passed, key=_batch_size)
+    return (
+        min(large_enough, key=attrgetter("config.batch_size"))
+        if large_enough
+        else max(passed, key=attrgetter("config.batch_size"))
+    )
 
 
-def find_knee(results: Sequence[StepResult]) -> CriterionResult | None:
+def newest_knee(results: Sequence[StepResult]) -> CriterionResult | None:
     """Find the newest result of the criterion ``knee``; None if there is none, or if it was not certain."""
     knees = [c for result in results for run in result.runs for c in run.verdict.criteria if c.name == "knee"]
     return knees[-1] if knees and knees[-1].verdict is Verdict.PASSED else None
-
-
-def _batch_size(result: StepResult) -> int:
-    return result.config.batch_size

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from roofscale.measurement import METRICS
-from roofscale.phases.expectation import Expectation
+from roofscale.phases.criteria.expectations import Expectation
 from roofscale.phases.judge import Verdict
 from roofscale.phases.results import Cause, StepResult
 

@@ -51,12 +51,11 @@ def phase_section(climb: PhaseResult, following: Phase | None) -> str:
     return "\n\n".join([title, *body]) + "\n"
 
 
-def description(section: str, whole: str) -> str:
-    """Return a section truncated to ``DESCRIPTION_LENGTH`` at a line end; it then ends with the name of the artifact,
-    ``whole``, that holds the full text."""
+def truncate_description(section: str, artifact: str) -> str:
+    """Truncate a section to ``DESCRIPTION_LENGTH`` at a line end, and name the artifact that has the rest."""
     if len(section) <= DESCRIPTION_LENGTH:
         return section
-    pointer = f"\n\n... The whole of it is this run's artifact `{whole}`.\n"
+    pointer = f"\n\n... The rest is in this run's artifact `{artifact}`.\n"
     return section[: section.rindex("\n", 0, DESCRIPTION_LENGTH - len(pointer))] + pointer
 
 
@@ -155,7 +154,7 @@ def _issues(climb: PhaseResult) -> str:
     if not_reached := ", ".join(step.name for step in climb.left_out):
         why = "the climb was interrupted" if climb.interrupted else "the phase stopped before"
         rows.append((not_reached, "", "not run", why))
-    return markdown(("step", "at", "cause", "what was seen"), rows) if rows else "None."
+    return markdown(("step", "changes", "cause", "observation"), rows) if rows else "None."
 
 
 def _issues_of(run: StepResult) -> Iterator[tuple[str, str, str, str]]:
@@ -173,7 +172,7 @@ def _issues_of(run: StepResult) -> Iterator[tuple[str, str, str, str]]:
 
 def _solutions(climb: PhaseResult) -> str:
     lines: list[str] = []
-    base = "what the phase stands on"
+    base = "the config that the phase started from"
     for result in climb.results:
         lines += _solutions_of(result, base)
         if result.verdict.verdict is Verdict.PASSED:
@@ -191,7 +190,7 @@ def _solutions_of(result: StepResult, base: str) -> Iterator[str]:
         if run.repeats:
             seeds = len(run.measurements)
             yield (
-                f"{name}: for want of evidence, {code(format_changes(run)) or 'it'} was "
+                f"{name}: as the evidence was insufficient, {code(format_changes(run)) or 'it'} was "
                 f"run under {seeds} seeds: {verdict}."
             )
     if result.verdict.without_findings is Verdict.FAILED:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from roofscale.config import RunConfig
 from roofscale.phases.phase_file import Phase
-from roofscale.phases.results import PhaseResult, StepResult, find_knee
+from roofscale.phases.results import PhaseResult, StepResult, newest_knee
 
 Climbs = Mapping[int, PhaseResult]  # the newest climb of each phase that the server has one of
 
@@ -59,7 +59,7 @@ def batch_words(climb: PhaseResult) -> str:
     if not climb.phase.least_batch or climb.last_good is None:
         return ""
     knees = [criterion for run in climb.all_runs() for criterion in run.verdict.criteria if criterion.name == "knee"]
-    knee = find_knee(climb.results)
+    knee = newest_knee(climb.results)
     likes = (
         f"this hardware likes {knee.numbers['batch_size']:g} best" if knee else "which one is best here is not known"
     )

@@ -8,7 +8,7 @@ from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.fallback import ADVICE
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
-from roofscale.phases.results import PhaseResult, StepResult, find_knee
+from roofscale.phases.results import PhaseResult, StepResult, newest_knee
 from roofscale.report.figures.scaling import group_by_value, mean, runs_by_knob
 from roofscale.report.format import cause_words, code, format_number
 from roofscale.report.phase_status import is_complete_base, step_words
@@ -66,7 +66,7 @@ def _mend(climb: PhaseResult) -> Iterator[Advice]:
 
 def _knee(climb: PhaseResult) -> Iterator[Advice]:
     """Recommend the batch size at the knee of the throughput, if there is one."""
-    if knee := find_knee(climb.results):
+    if knee := newest_knee(climb.results):
         likes = f"This hardware likes `batch_size={knee.numbers['batch_size']:g}` best"
         onward = f"; at least {climb.phase.least_batch} is handed on, for the gate" if climb.phase.least_batch else ""
         yield Advice(f"{likes}{onward}.", knee.evidence)

@@ -37,8 +37,8 @@ MEASUREMENT = "measurement.json"
 TRAIN = (sys.executable, "-m", "roofscale.train")
 _STDERR_TAIL_BYTES = 16_384
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Seconds between memory samples, by whether a watchdog enforces the limit: an allocation grows past it between two.
-_INTERVAL_SECONDS = {True: 0.1, False: 0.2}
+# Seconds between memory samples: fewer if a watchdog enforces the limit, as memory can grow past it between two.
+_WATCHDOG_INTERVAL, _CGROUP_INTERVAL = 0.1, 0.2
 
 
 @dataclass
@@ -54,8 +54,8 @@ class LocalRunner:
     command: Sequence[str] = TRAIN  # the run folder is appended; run in each of the config's processes
     grace_seconds: float = 100.0  # SageMaker kills a job 120 s after the stop request
     use_cgroup: bool = True  # False: limit the memory by the watchdog even if a cgroup can be made
-    interrupt: StopRequest = field(default_factory=StopRequest)  # call request() from another thread to stop the run
-    machines: Nodes = field(default_factory=Nodes)  # that train together; default: this one alone
+    stop_request: StopRequest = field(default_factory=StopRequest)  # call request() from another thread to stop the run
+    nodes: Nodes = field(default_factory=Nodes)  # that train together; default: this one alone
 
     def __call__(self, config: RunConfig) -> Measurement:
         """Run the config, and save the measurement in the run folder.
@@ -64,30 +64,30 @@ class LocalRunner:
             ConfigError: the compute is unknown, or ``instance_count`` differs from the number of machines.
             OSError: the run folder cannot be written, or the command cannot be started.
         """
-        size = compute.get(config.compute)
-        allowed = compute.resource_limits(size)
-        command = (*torchrun.torchrun_command(self.command, config, self.machines, allowed.cores), str(self.run_dir))
+        instance = compute.get(config.compute)
+        limits = compute.resource_limits(instance)
+        command = (*torchrun.torchrun_command(self.command, config, self.nodes, limits.cores), str(self.run_dir))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / "config.json", config.as_dict())
         parent = cgroup.own_memory() if self.use_cgroup else None
-        with MemoryLimit(allowed.memory_bytes, parent) as limit, self.interrupt.on_signals():
-            observation = self._supervise(command, config, allowed, limit)
+        with MemoryLimit(limits.memory_bytes, parent) as limit, self.stop_request.on_signals():
+            observation = self._supervise(command, config, limits, limit)
         # Not at the top: SciPy takes two seconds to import, and the training process can start meanwhile.
         from roofscale.runners.build_measurement import build_measurement
 
-        measurement = build_measurement(config, size, allowed, observation)
+        measurement = build_measurement(config, instance, limits, observation)
         measurement.save(self.run_dir / MEASUREMENT)
         return measurement
 
     def _supervise(
-        self, command: Sequence[str], config: RunConfig, allowed: ResourceLimits, limit: MemoryLimit
+        self, command: Sequence[str], config: RunConfig, limits: ResourceLimits, limit: MemoryLimit
     ) -> "RunObservation":
         """Start the training process, supervise it until it ends, and classify its outcome."""
         events = EventTail(self.run_dir / EVENTS, from_end=True)
         started = time.time()
         with (self.run_dir / "stdout.log").open("ab") as out, (self.run_dir / "stderr.log").open("ab") as err:
             stderr_start = err.tell()  # a resumed run must not be judged by what an earlier process wrote
-            child = self._start(command, config, allowed, limit, out, err)
+            child = self._start(command, config, limits, limit, out, err)
         # Import it (and SciPy) while the child is busy with its own imports.
         threading.Thread(
             target=importlib.import_module, args=("roofscale.runners.build_measurement",), daemon=True
@@ -97,12 +97,12 @@ class LocalRunner:
             limit,
             events,
             self.listener,
-            self.interrupt,
+            self.stop_request,
             timeout_seconds=config.timeout_seconds,
             grace_seconds=self.grace_seconds,
-            together=config.world_size > 1,
+            is_torchrun=config.world_size > 1,
         )
-        monitor = _watch(child, supervisor, allowed, limit)
+        monitor = _watch(child, supervisor, limits, limit)
         supervisor.forward(monitor)
         stderr = _tail(self.run_dir / "stderr.log", stderr_start)
         evidence = _evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds)
@@ -126,13 +126,13 @@ class LocalRunner:
         self,
         command: Sequence[str],
         config: RunConfig,
-        allowed: ResourceLimits,
+        limits: ResourceLimits,
         limit: MemoryLimit,
         out: IO[bytes],
         err: IO[bytes],
     ) -> "subprocess.Popen[bytes]":
         """Start the training process (or torchrun) through ``child_exec``, as leader of a session of its own."""
-        threads = str(config.threads or max(1, allowed.cores // config.processes))
+        threads = str(config.threads or max(1, limits.cores // config.processes))
         group = str(limit.group.path) if limit.group else ""
         return subprocess.Popen(
             [
@@ -142,7 +142,7 @@ class LocalRunner:
                 child_exec.__file__,
                 str(os.getpid()),
                 group,
-                str(allowed.cores),
+                str(limits.cores),
                 *command,
             ],
             stdin=subprocess.DEVNULL,
@@ -151,24 +151,24 @@ class LocalRunner:
             env={
                 **os.environ,
                 **dict.fromkeys(_THREAD_VARIABLES, threads),
-                **(self.machines.environment() if config.world_size > 1 else {}),
+                **(self.nodes.environment() if config.world_size > 1 else {}),
             },
             start_new_session=True,
         )
 
 
 def _watch(
-    child: "subprocess.Popen[bytes]", supervisor: Supervisor, allowed: ResourceLimits, limit: MemoryLimit
+    child: "subprocess.Popen[bytes]", supervisor: Supervisor, limits: ResourceLimits, limit: MemoryLimit
 ) -> Monitor:
     """Monitor the child until it ends; kill all its processes, even if the monitoring fails."""
     try:
         monitor = Monitor(
             child.pid,
             limit.group,
-            cores=allowed.cores,
-            interval=_INTERVAL_SECONDS[limit.group is None],
+            cores=limits.cores,
+            interval=_CGROUP_INTERVAL if limit.group else _WATCHDOG_INTERVAL,
             limit_mib=limit.watchdog_mib,
-            on_over=supervisor.over_limit,
+            on_limit_exceeded=supervisor.kill_over_limit,
         )
         with monitor:
             supervisor.watch(monitor)

@@ -98,7 +98,7 @@ class Supervisor:
     Args:
         timeout_seconds: after this time the child is sent SIGTERM.
         grace_seconds: time for a checkpoint between SIGTERM and SIGKILL.
-        together: whether the child is torchrun, and the training processes are its children.
+        is_torchrun: whether the child is torchrun, and the training processes are its children.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Supervisor:
         *,
         timeout_seconds: float,
         grace_seconds: float,
-        together: bool = False,
+        is_torchrun: bool = False,
     ) -> None:
         self.watchdog = self.timed_out = self.interrupted = False
         self.end: Event | None = None  # the child's own report of its outcome
@@ -119,10 +119,10 @@ class Supervisor:
         self._interrupt = interrupt
         self._deadline = time.monotonic() + timeout_seconds
         self._grace_seconds = grace_seconds
-        self._together = together
+        self._is_torchrun = is_torchrun
         self._kill_at: float | None = None
 
-    def over_limit(self) -> None:
+    def kill_over_limit(self) -> None:
         """Kill the child because it is over its memory limit; the monitor calls this from its own thread.
 
         Not left to the next poll of ``watch``: within 0.1 s the machine itself may run out of memory.
@@ -153,7 +153,7 @@ class Supervisor:
         """Kill the child's process group, those of torchrun's children, and every process in the run's cgroup."""
         if self._child.returncode is not None:  # already waited for: its pid may have been reused
             return
-        for process in torchrun.processes(self._child.pid) if self._together else ():
+        for process in torchrun.processes(self._child.pid) if self._is_torchrun else ():
             with contextlib.suppress(ProcessLookupError):  # each leads a group of its own
                 os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a zombie
@@ -179,7 +179,7 @@ class Supervisor:
 
         Not to torchrun, which would forward it to their loader processes, and these are needed up to the checkpoint.
         """
-        training = torchrun.processes(self._child.pid) if self._together else []
+        training = torchrun.processes(self._child.pid) if self._is_torchrun else []
         for process in training or [self._child]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)

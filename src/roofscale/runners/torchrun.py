@@ -25,7 +25,7 @@ class Nodes:
     """The machines that train together, and the index of this one."""
 
     names: tuple[str, ...] = (_LOCALHOST,)
-    place: int = 0  # index of this machine in ``names``; the first one is the master
+    rank: int = 0  # index of this machine in ``names``; the first one is the master
     network: str = ""  # the network interface between them; empty: chosen by gloo and NCCL
 
     def environment(self) -> dict[str, str]:
@@ -34,33 +34,33 @@ class Nodes:
         return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
 
 
-def check_nodes(config: RunConfig, machines: Nodes) -> None:
+def check_nodes(config: RunConfig, nodes: Nodes) -> None:
     """Check that a config is for this number of machines.
 
     Raises:
         ConfigError: ``instance_count`` differs from the number of machines.
     """
-    if config.instance_count != len(machines.names):
+    if config.instance_count != len(nodes.names):
         raise ConfigError(
-            f"instance_count={config.instance_count}: here {len(machines.names)} would train, and several do as a "
+            f"instance_count={config.instance_count}: here {len(nodes.names)} would train, and several do as a "
             "SageMaker job only (--runner sagemaker). On one machine, processes=2 takes two of its GPUs."
         )
 
 
-def torchrun_command(command: Sequence[str], config: RunConfig, machines: Nodes, cores: int) -> tuple[str, ...]:
+def torchrun_command(command: Sequence[str], config: RunConfig, nodes: Nodes, cores: int) -> tuple[str, ...]:
     """Return the command that runs ``command`` once per device of this machine; unchanged for one device in all.
 
     Raises:
         ConfigError: ``instance_count`` differs from the number of machines.
     """
-    check_nodes(config, machines)
+    check_nodes(config, nodes)
     if config.world_size == 1:
         return tuple(command)
     rendezvous: tuple[str, ...] = ("--standalone", "--local-addr", _LOCALHOST)  # on a free port
-    if len(machines.names) > 1:
+    if len(nodes.names) > 1:
         rendezvous = (
-            *("--nnodes", str(len(machines.names)), "--node-rank", str(machines.place)),
-            *("--master-addr", machines.names[0], "--master-port", _PORT),
+            *("--nnodes", str(len(nodes.names)), "--node-rank", str(nodes.rank)),
+            *("--master-addr", nodes.names[0], "--master-port", _PORT),
         )
     torchrun = (sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc-per-node", str(config.processes))
     # torchrun starts each process in a session of its own, so they would survive its kill: child_exec ties them to it.

@@ -48,7 +48,7 @@ class EpochPlan:
 
     epoch: int  # of these data sets, from 0
     datasets: tuple[str, ...]  # trained on in this pass, shuffled together
-    seen: tuple[str, ...]  # trained on up to the end of this pass, and validated after it
+    datasets_so_far: tuple[str, ...]  # trained on up to the end of this pass, and validated after it
 
 
 def epoch_plans(config: RunConfig) -> list[EpochPlan]:
@@ -95,9 +95,9 @@ class TrainingLoop:
         if state is not None:
             self.trainer.restore(state)
         self._saved_at = time.monotonic()
-        self._writes = distributed.rank() == 0
-        self._timed: list[tuple[float, int]] = []  # (seconds, samples) of each step
-        self._paced: list[tuple[float, float]] = []  # (samples, seconds) of each step but the first of an epoch
+        self._is_rank0 = distributed.rank() == 0
+        self._step_times: list[tuple[int, float]] = []  # (samples, seconds) of each step
+        self._steady_step_times: list[tuple[float, float]] = []  # the same without the first step of each pass
         self._batch: Batch | None = None  # this process's part of the last full batch
         self._batch_samples = 0  # samples of that batch over all processes
 
@@ -115,7 +115,9 @@ class TrainingLoop:
             for plan in self.passes[self.trainer.progress.epoch :]:
                 self._train(plan)
                 self._validate(
-                    plan.seen, f"after pass {plan.epoch + 1} of {len(self.passes)}", last=plan is self.passes[-1]
+                    plan.datasets_so_far,
+                    f"after pass {plan.epoch + 1} of {len(self.passes)}",
+                    last=plan is self.passes[-1],
                 )
                 self.trainer.progress.epoch += 1
                 self.trainer.progress.batch = 0
@@ -138,9 +140,9 @@ class TrainingLoop:
         try:
             return checkpoint.load(file, self.config.fingerprint)
         except RecordError as error:
-            aside = file.with_suffix(".damaged")
-            file.replace(aside)
-            self.emit("note", {"text": f"{error} It is {aside.name} now, and training begins anew."})
+            damaged = file.with_suffix(".damaged")
+            file.replace(damaged)
+            self.emit("note", {"text": f"{error} It is {damaged.name} now, and training begins anew."})
             return None
 
     def _loader(self, plan: EpochPlan, skip: int = 0) -> BatchLoader:
@@ -175,14 +177,13 @@ class TrainingLoop:
     def _stop_if_pace_known(self, first: bool) -> None:
         from roofscale.train.early_stop import stop_reason  # imports SciPy, two seconds that other runs are spared
 
-        seconds, samples = self._timed[-1]
         if not first:
-            self._paced.append((samples, seconds))
+            self._steady_step_times.append(self._step_times[-1])
         # Rank 0 decides for all: each process times its own steps, and all must stop at the same one.
-        if reason := distributed.broadcast_from_rank0(lambda: stop_reason(self.config, self._paced)):
+        if reason := distributed.broadcast_from_rank0(lambda: stop_reason(self.config, self._steady_step_times)):
             raise StoppedEarly(reason)
         if self.trainer.progress.step == self.steps_planned:
-            raise StoppedEarly("all of them, and the pace is not known as well as asked")
+            raise StoppedEarly("all planned steps ran without reaching the requested precision")
 
     def _step(self, plan: EpochPlan, fetched: PrefetchedBatch, ids: list[str], clock: float, wait: float) -> None:
         progress, lr = self.trainer.progress, self.trainer.lr
@@ -191,7 +192,7 @@ class TrainingLoop:
         progress.step += 1
         progress.samples += len(ids)
         seconds = time.perf_counter() - clock
-        self._timed.append((seconds, len(ids)))
+        self._step_times.append((len(ids), seconds))
         if len(ids) >= self._batch_samples:  # the last batch of an epoch may be smaller
             self._batch, self._batch_samples = fetched.host, len(ids)
         record = {
@@ -213,11 +214,11 @@ class TrainingLoop:
                 f"lower lr (now {self.config.lr:g}) or set precision=fp32."
             )
 
-    def _record_skipped(self, complaints: Iterable[str]) -> None:
+    def _record_skipped(self, messages: Iterable[str]) -> None:
         if self.config.on_bad_sample != "skip":  # the first broken sample ends the run anyway
             return
-        for complaint in self.trainer.progress.leave_out(chain(*distributed.all_gather(list(complaints)))):
-            self.emit("note", {"text": f"sample left out: {complaint}"})
+        for message in self.trainer.progress.leave_out(chain(*distributed.all_gather(list(messages)))):
+            self.emit("note", {"text": f"sample left out: {message}"})
 
     def _raise_if_stopping(self) -> None:
         # One process that was asked to stop is enough; the collective call makes all of them stop at the same step.
@@ -229,7 +230,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         self._stage(f"checkpoint at step {self.trainer.progress.step}")
-        if self._writes:
+        if self._is_rank0:
             checkpoint.save(self.trainer.state(), self.folder / checkpoint.CHECKPOINT)
         self._saved_at = time.monotonic()
 
@@ -237,7 +238,7 @@ class TrainingLoop:
         self._stage(f"validating {when}")
         validations = []
         for name in datasets:
-            sheet: list[Row] | None = [] if last and self._writes else None
+            sheet: list[Row] | None = [] if last and self._is_rank0 else None
             validation, skipped = validate(self.trainer, self.splits[name].val, self.stopping, sheet)
             self._raise_if_stopping()  # a stopped validation is cut short, so its result must not be used
             if sheet:
@@ -255,12 +256,9 @@ class TrainingLoop:
             and not (mean > self.trainer.progress.best)
         ):
             self.trainer.progress.best = mean
-            if self._writes:
-                self._keep_best()
-
-    def _keep_best(self) -> None:
-        content = {"fingerprint": self.config.fingerprint, "model": self.trainer.eval_model.state_dict()}
-        checkpoint.save(content, self.folder / checkpoint.BEST)
+            if self._is_rank0:
+                content = {"fingerprint": self.config.fingerprint, "model": self.trainer.eval_model.state_dict()}
+                checkpoint.save(content, self.folder / checkpoint.BEST)
 
     def _measure_data_stall(self) -> None:
         """Measure the data stall: the share of a step's time that a step on a cached batch saves.
@@ -269,7 +267,7 @@ class TrainingLoop:
         pays for one-off set-up (kernel choice, allocator) and is left out. The real steps are averaged, not their
         median taken, because with W loader processes only one step in W may have to wait.
         """
-        if self._batch is None or len(self._timed) < 3:
+        if self._batch is None or len(self._step_times) < 3:
             return
         self._stage("repeating a batch")
         seconds = []
@@ -278,7 +276,7 @@ class TrainingLoop:
             self.trainer.step(self._batch)
             seconds.append(time.perf_counter() - clock)
         cached = statistics.median(seconds) / self._batch_samples
-        total_seconds, samples = (sum(column) for column in zip(*self._timed[1:], strict=True))
+        samples, total_seconds = (sum(column) for column in zip(*self._step_times[1:], strict=True))
         metrics = {
             "speed/data_stall": max(0.0, 1 - cached * samples / total_seconds),
             "speed/cached_seconds_per_sample": cached,

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from roofscale.config import RunConfig, affecting
 from roofscale.measurement import Measurement
-from roofscale.phases.expectation import Expectation
+from roofscale.runners.build_measurement import without_first_steps
 from roofscale.stats.curves import Finding, Verdict, combine
-from roofscale.stats.intervals import MAX_OTHER_LOAD
+from roofscale.stats.intervals import MAX_OTHER_LOAD, Estimate, log_pace
 
 MAX_PACE_DRIFT = 1.2  # slowest over fastest pace: 10 % either way, half a shipped phase file's tightest tolerance
 
@@ -41,7 +41,6 @@ class Evidence:
     previous: tuple[Measurement, ...] = ()  # the step before, under all seeds
     base: tuple[Measurement, ...] = ()  # the first step of the phase, likewise
     repeats: tuple[Measurement, ...] = ()  # the same step under other seeds
-    expect: tuple[Expectation, ...] = ()
     config: RunConfig | None = None  # of the measurement; None if unknown
     history: tuple[EarlierStep, ...] = ()  # the earlier steps of the phase, in order
 
@@ -151,3 +150,11 @@ def pace_drift(evidence: Evidence, runs: Sequence[Measurement]) -> str:
     return (
         f"a cached batch took {drift:.2f} x as long in one run as in another (over {MAX_PACE_DRIFT:g} proves nothing)"
     )
+
+
+def log_seconds_per_sample(runs: Sequence[Measurement]) -> Estimate | None:
+    """Return the logarithm of the seconds per sample of one config's runs; None if too few steps were timed.
+
+    The first step of each epoch is left out; see ``log_pace``.
+    """
+    return log_pace([without_first_steps(run.steps) for run in runs])

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roofscale.measurement import Measurement
-from roofscale.phases.criteria.evidence import Evidence, disturbed, insufficient
-from roofscale.phases.expectation import Expectation, is_timed, log_seconds_per_sample
+from roofscale.phases.criteria import resources
+from roofscale.phases.criteria.evidence import Evidence, disturbed, insufficient, log_seconds_per_sample
 from roofscale.stats.curves import Finding, Verdict
 from roofscale.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, compare_to_band, difference, interval
+
+REFERENCES = ("previous", "base", "absolute")
+
+_TIMED = ("speed/seconds_per_epoch", "speed/seconds_per_sample", "speed/samples_per_s")  # computed from step times
 
 COMPARED = {
     Verdict.PASSED: "borne out",
@@ -20,8 +24,23 @@ COMPARED = {
     Verdict.INSUFFICIENT_EVIDENCE: "undecided",
 }
 _EXACT = Estimate(0.0, 0.0, math.inf)  # reference of an absolute value
-_WAITING = 0.20  # share of the steps' time spent waiting for the loader; as in the criterion data_stall
+_WAITING = resources.CRITERIA["data_stall"].limits["max_share"].default  # share of the steps' time
 _BUSY_CPU = 0.85  # share of the cores above which a larger batch finds no idle time to use
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Expected value of a metric, absolute or as a ratio to another step's value."""
+
+    metric: str
+    of: str  # of REFERENCES: ratio to the previous or the base step, or absolute
+    value: float
+    tolerance: float  # share of the value, above and below
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Smallest and largest value within the tolerance."""
+        return self.value * (1 - self.tolerance), self.value * (1 + self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,7 @@ def compare(step: str, expected: Expectation, evidence: Evidence) -> Comparison:
     finding = _find(expected, evidence.runs, reference)
     reason = _likely_reason(expected, evidence, reference) if finding.verdict is not Verdict.PASSED else ""
     verdict = finding.verdict
-    if is_timed(expected.metric) and disturbed(evidence, reference) and verdict is Verdict.FAILED:
+    if _is_timed(expected.metric) and disturbed(evidence, reference) and verdict is Verdict.FAILED:
         verdict = Verdict.INSUFFICIENT_EVIDENCE
     measured, low, high = (finding.numbers.get(key, math.nan) for key in ("measured", "low", "high"))
     return Comparison(step, expected, measured, low, high, verdict, finding.evidence, reason)
@@ -87,7 +106,7 @@ def _relative_spread(
 
     They are (1, 1) for a metric without step noise.
     """
-    if not is_timed(name):
+    if not _is_timed(name):
         return 1.0, 1.0
     ours, theirs = log_seconds_per_sample(runs), log_seconds_per_sample(reference) if reference else _EXACT
     if ours is None or theirs is None:
@@ -96,11 +115,16 @@ def _relative_spread(
     return math.exp(log_ratio.low - log_ratio.centre), math.exp(log_ratio.high - log_ratio.centre)
 
 
+def _is_timed(metric: str) -> bool:
+    """Return whether a metric is computed from step times, which other work on the machine lengthens."""
+    return metric in _TIMED
+
+
 def _likely_reason(expected: Expectation, evidence: Evidence, reference: Sequence[Measurement]) -> str:
     """Return the first reason in the measurements that may explain a miss; empty if there is none."""
     run, config = evidence.measurement, evidence.config
     peak, each = (run.metric(f"memory/{name}") for name in ("peak_mib", "mib_per_sample"))
-    if is_timed(expected.metric):
+    if _is_timed(expected.metric):
         wait, busy = run.metric("speed/loader_wait"), run.metric("cpu/utilisation")
         before = evidence.config_of(reference[0]) if reference else None
         if why := disturbed(evidence, reference):

@@ -7,6 +7,7 @@ it includes the spread between runs of one config (see ``stats.intervals.interva
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
@@ -20,10 +21,10 @@ from roofscale.phases.criteria.evidence import (
     as_insufficient,
     insufficient,
     largest,
+    log_seconds_per_sample,
     pace_drift,
     unless_disturbed,
 )
-from roofscale.phases.expectation import log_seconds_per_sample
 from roofscale.stats.curves import Finding, Verdict
 from roofscale.stats.intervals import (
     MAX_OTHER_LOAD,
@@ -87,11 +88,9 @@ def knee(points: Sequence[BatchPoint], tolerance: float = 0.05, max_share: float
     """
     fitting = [p for p in points if p.memory_share < max_share and math.isfinite(p.samples_per_s)]
     best = max((p.samples_per_s for p in fitting), default=math.nan)
-    return min((p for p in fitting if p.samples_per_s >= (1 - tolerance) * best), key=_batch_size, default=None)
-
-
-def _batch_size(point: BatchPoint) -> int:
-    return point.batch_size
+    return min(
+        (p for p in fitting if p.samples_per_s >= (1 - tolerance) * best), key=attrgetter("batch_size"), default=None
+    )
 
 
 def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
@@ -117,7 +116,7 @@ def find_knee(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
     smaller = [size for size, ratio in to_best.items() if size < chosen.batch_size and ratio.high >= 1 - tolerance]
     at_least = to_best[chosen.batch_size].low if chosen is not best else 1.0
     unsure = smaller or at_least < 1 - 2 * tolerance
-    listed = ", ".join(f"{p.batch_size}: {p.samples_per_s:.3g}" for p in sorted(points, key=_batch_size))
+    listed = ", ".join(f"{p.batch_size}: {p.samples_per_s:.3g}" for p in sorted(points, key=attrgetter("batch_size")))
     return Finding(
         Verdict.INSUFFICIENT_EVIDENCE if unsure else Verdict.PASSED,
         f"batch {chosen.batch_size} is the smallest within {tolerance:.0%} of the best (samples/s by batch {listed})"

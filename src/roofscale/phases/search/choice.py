@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from roofscale.config import RunConfig
 from roofscale.phases.criteria import BatchPoint, knee
 from roofscale.phases.search.gaussian_process import GaussianProcess
-from roofscale.phases.search.space import KNOBS, SearchSpace
+from roofscale.phases.search.space import KNOBS, SearchSpec
 from roofscale.phases.search.trial_result import TrialResult
 from roofscale.stats.intervals import Interval, pooled
 
@@ -34,7 +34,7 @@ class Choice:
         )
 
 
-def choose(tried: Sequence[TrialResult], spec: SearchSpace, seed: int) -> Choice | None:
+def choose(tried: Sequence[TrialResult], spec: SearchSpec, seed: int) -> Choice | None:
     """Choose the smallest config that is certainly within the tolerance of the fastest; None if no trial was feasible.
 
     Certain means at the low end of the ratio's interval, given all trials. The runs of one config are pooled, as the

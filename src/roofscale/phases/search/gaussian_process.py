@@ -16,7 +16,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from roofscale.config import RunConfig
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.stats.intervals import CONFIDENCE, Interval
 
 Values = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class GaussianProcess:
         seed: of the restarts of the fit.
     """
 
-    def __init__(self, known: Sequence[Known], spec: SearchSpace, seed: int) -> None:
+    def __init__(self, known: Sequence[Known], spec: SearchSpec, seed: int) -> None:
         configs, values, variances = zip(*known, strict=True)
         self._spec = spec
         self._level = float(np.mean(values))
@@ -60,7 +60,7 @@ class GaussianProcess:
         return [Interval(c, c - h, c + h) for c, h in zip(centres, half_width.tolist(), strict=True)]
 
 
-def _features(configs: Sequence[RunConfig], spec: SearchSpace) -> Values:
+def _features(configs: Sequence[RunConfig], spec: SearchSpec) -> Values:
     """Return the logarithms of the knobs, scaled to 0 to 1 over their ranges, shape (configs, knobs)."""
     rows = []
     for config in configs:

@@ -36,7 +36,7 @@ class MemoryBudget:
 class MemoryGuard:
     """Memory of a trial before it runs: known from other trials that exceeded their margin, or forecast."""
 
-    room: MemoryBudget
+    budget: MemoryBudget
     tried: Sequence[TrialResult]
 
     def known_too_large(self, config: RunConfig) -> TrialResult | None:
@@ -48,14 +48,14 @@ class MemoryGuard:
         if self._model is None:
             return False
         try:
-            self._model.forecast(config, self.room.memory_mib)
+            self._model.forecast(config, self.budget.memory_mib)
         except ConfigError:
             return False
         return True
 
     def probability_within(self, config: RunConfig) -> float:
         """Return the forecast probability that a config stays within its memory margin; 1 without a forecast."""
-        return min(self._within_host(config), _within_gpu(config, self.room.max_share))
+        return min(self._within_host(config), _within_gpu(config, self.budget.max_share))
 
     def forecast_metrics(self, config: RunConfig) -> dict[str, float]:
         """Return the metrics ``forecast/...`` of a trial: the memory that a whole training would take."""
@@ -74,7 +74,7 @@ class MemoryGuard:
         peak = self._model.peak(config)
         # The interval is a Student's t, scaled (Draper and Smith, see ``forecast.host_memory``).
         scale = (peak.high_mib - peak.mib) / stats.t.ppf((1 + CONFIDENCE) / 2, self._model.freedom)
-        limit = self.room.max_share * self.room.memory_mib
+        limit = self.budget.max_share * self.budget.memory_mib
         return float(stats.t.cdf((limit - peak.mib) / scale, self._model.freedom))
 
     def _skip_by_trials(self, config: RunConfig) -> TrialResult | None:
@@ -89,43 +89,43 @@ class MemoryGuard:
     def _skip_by_host_forecast(self, config: RunConfig) -> TrialResult | None:
         if self._model is None:
             return None
-        room = self.room
+        budget = self.budget
         try:
-            forecast = self._model.forecast(config, room.memory_mib, room.shm_free_mib, room.max_share)
+            forecast = self._model.forecast(config, budget.memory_mib, budget.shm_free_mib, budget.max_share)
         except ConfigError:  # too far from the measured configs to be forecast, so it must be run
             return None
         if forecast.fit is not MemoryFit.TOO_LARGE:
             return None
         peak, shared = forecast.peak, forecast.parts.shared
-        if peak.low_mib > room.max_share * room.memory_mib or not room.shm_free_mib:
+        if peak.low_mib > budget.max_share * budget.memory_mib or not budget.shm_free_mib:
             why = (
                 f"forecast {peak.mib:,.0f} MiB ({peak.low_mib:,.0f} to {peak.high_mib:,.0f}), over "
-                f"{room.max_share:.0%} of {room.memory_mib:,.0f}"
+                f"{budget.max_share:.0%} of {budget.memory_mib:,.0f}"
             )
-            return self._skipped(config, peak.mib / room.memory_mib, why)
-        why = f"needs up to {shared:,.0f} MiB of shared memory, of which {room.shm_free_mib:,.0f} are free"
-        return self._skipped(config, shared / room.shm_free_mib, why)
+            return self._skipped(config, peak.mib / budget.memory_mib, why)
+        why = f"needs up to {shared:,.0f} MiB of shared memory, of which {budget.shm_free_mib:,.0f} are free"
+        return self._skipped(config, shared / budget.shm_free_mib, why)
 
     def _skip_by_gpu_forecast(self, config: RunConfig) -> TrialResult | None:
         forecast = _gpu_forecast(config)
-        if forecast is None or forecast.fit(self.room.max_share) is not MemoryFit.TOO_LARGE:
+        if forecast is None or forecast.fit(self.budget.max_share) is not MemoryFit.TOO_LARGE:
             return None
         why = (
             f"forecast {forecast.total_mib:,.0f} MiB of GPU memory ({forecast.low_mib:,.0f} to "
-            f"{forecast.high_mib:,.0f}), over {self.room.max_share:.0%} of {forecast.usable_mib:,.0f}"
+            f"{forecast.high_mib:,.0f}), over {self.budget.max_share:.0%} of {forecast.usable_mib:,.0f}"
         )
         return self._skipped(config, forecast.share, why)
 
     def _skipped(self, config: RunConfig, share: float, why: str) -> TrialResult:
-        return TrialResult(config, SKIPPED, share, why=why, max_share=self.room.max_share)
+        return TrialResult(config, SKIPPED, share, why=why, max_share=self.budget.max_share)
 
     @cached_property
     def _model(self) -> HostModel | None:
-        kind = self.room.kind
+        kind = self.budget.kind
         if kind is None:
             return None
         try:
-            return host_memory.fit_host_model(kind, [*self.room.points, *_points(kind, self.tried)])
+            return host_memory.fit_host_model(kind, [*self.budget.points, *_points(kind, self.tried)])
         except ConfigError:  # too few peaks were measured so far
             return None
 

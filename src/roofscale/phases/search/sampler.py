@@ -22,7 +22,7 @@ from roofscale.forecast.probes import initial_probes
 from roofscale.phases.search.choice import choose, size_key
 from roofscale.phases.search.gaussian_process import GaussianProcess, Values
 from roofscale.phases.search.memory_guard import MemoryBudget, MemoryGuard
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult
 
 RESULT = "result"  # user attribute of a finished trial: its TrialResult
@@ -54,13 +54,13 @@ class KneeSampler(optuna.samplers.BaseSampler):
     Args:
         spec: the space.
         base: the config that every trial changes, and the first to be tried.
-        room: the memory of the compute.
+        budget: the memory of the compute.
     """
 
-    def __init__(self, spec: SearchSpace, base: RunConfig, room: MemoryBudget) -> None:
+    def __init__(self, spec: SearchSpec, base: RunConfig, budget: MemoryBudget) -> None:
         self.spec = spec
         self.base = base
-        self.room = room
+        self.budget = budget
         self.distributions = {knob: IntDistribution(low, high) for knob, (low, high) in spec.space.items()}
         self.reasons: dict[int, str] = {}  # why a config was proposed, by the number of its trial
         self.failed: set[int] = set()  # numbers of the trials that failed in this process, and are not repeated
@@ -100,11 +100,11 @@ class KneeSampler(optuna.samplers.BaseSampler):
         running = sum(trial.state is TrialState.RUNNING and trial.number < number for trial in trials)
         if ran + running >= self.spec.max_trials:
             return None
-        results, taken = trial_results(study, self.spec, self.base), self.configs(trials)
-        state = (len(results), taken)
+        results, tried_configs = trial_results(study, self.spec, self.base), self.configs(trials)
+        state = (len(results), tried_configs)
         newest_state, proposal = self._newest
         if newest_state != state:
-            proposal = self._propose(results, taken)
+            proposal = self._propose(results, tried_configs)
             self._newest = (state, proposal)
         return proposal
 
@@ -121,19 +121,19 @@ class KneeSampler(optuna.samplers.BaseSampler):
             and (RESULT in trial.user_attrs or trial.state in open_states or trial.number in self.failed)
         }
 
-    def _propose(self, results: Sequence[TrialResult], taken: Set[RunConfig]) -> Proposal | None:
-        guard, largest = MemoryGuard(self.room, results), self.spec.largest(self.base)
+    def _propose(self, results: Sequence[TrialResult], tried_configs: Set[RunConfig]) -> Proposal | None:
+        guard, largest = MemoryGuard(self.budget, results), self.spec.largest(self.base)
         starts = {self.base: "the config of the step"}
         # On a GPU, whose memory is forecast without probes, they give the Gaussian process its first observations.
-        enough = guard.can_forecast(largest) if self.room.kind else _feasible(results) >= MIN_OBSERVATIONS
+        enough = guard.can_forecast(largest) if self.budget.kind else _feasible(results) >= MIN_OBSERVATIONS
         if not enough:
             starts |= dict.fromkeys(initial_probes(largest), "needed for a forecast of memory")
         for start, why in starts.items():
             sizes = {"batch_size": start.batch_size, "num_workers": start.num_workers}
             config = self.spec.config_at(self.base, self.spec.values(self.base.with_overrides(sizes)))
-            if config not in taken and not guard.known_too_large(config):
+            if config not in tried_configs and not guard.known_too_large(config):
                 return Proposal(config, why)
-        left = [config for config in self.spec.configs(self.base) if config not in taken]
+        left = [config for config in self.spec.configs(self.base) if config not in tried_configs]
         seed = self.base.seed + len(results)
         while proposal := propose(results, left, self.spec, guard.probability_within, seed):
             if not guard.known_too_large(proposal.config):
@@ -145,7 +145,7 @@ class KneeSampler(optuna.samplers.BaseSampler):
 def propose(
     tried: Sequence[TrialResult],
     left: Sequence[RunConfig],
-    spec: SearchSpace,
+    spec: SearchSpec,
     within: Callable[[RunConfig], float],
     seed: int,
 ) -> Proposal | None:
@@ -179,7 +179,7 @@ def propose(
     return None
 
 
-def _within_by_trials(tried: Sequence[TrialResult], left: Sequence[RunConfig], spec: SearchSpace, seed: int) -> Values:
+def _within_by_trials(tried: Sequence[TrialResult], left: Sequence[RunConfig], spec: SearchSpec, seed: int) -> Values:
     """Return each config's probability of staying within its memory margin, from the trials alone."""
     shares = [
         (t.config, math.log(t.share / t.max_share), _PEAK_SPREAD**2)
@@ -197,7 +197,7 @@ def _expected_improvement(mean: Values, deviation: Values, best: float) -> Value
     return improvement
 
 
-def trial_results(study: optuna.Study, spec: SearchSpace, base: RunConfig) -> list[TrialResult]:
+def trial_results(study: optuna.Study, spec: SearchSpec, base: RunConfig) -> list[TrialResult]:
     """Return the results of all finished trials, in their order."""
     finished = (t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and RESULT in t.user_attrs)
     return [TrialResult.from_dict(spec.config_at(base, trial.params), trial.user_attrs[RESULT]) for trial in finished]

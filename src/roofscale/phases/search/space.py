@@ -1,4 +1,4 @@
-"""Search space of a step, as read from the phase file."""
+"""Search of a step, as read from the phase file: its space and its limits."""
 
 import dataclasses
 import itertools
@@ -16,8 +16,8 @@ _KEYS = ("space", "max_trials", "precision", "tolerance")
 
 
 @dataclass(frozen=True)
-class SearchSpace:
-    """Space of integer knobs, with the limits that end its search and its trials."""
+class SearchSpec:
+    """Space of integer knobs to search, with the limits that end the search and its trials."""
 
     space: Mapping[str, tuple[int, int]]  # knob -> smallest and largest value
     max_trials: int = 24  # trials that are run; skipped ones do not count
@@ -56,7 +56,7 @@ class SearchSpace:
         yield from dict.fromkeys(self.config_at(config, dict(values)) for values in itertools.product(*ranges))
 
 
-def read_search(node: YamlNode | None, over: YamlNode | None = None) -> SearchSpace | None:
+def read_search(node: YamlNode | None, over: YamlNode | None = None) -> SearchSpec | None:
     """Read the search of a step; None if it has none. An overlay's values take precedence.
 
     Raises:
@@ -76,7 +76,7 @@ def read_search(node: YamlNode | None, over: YamlNode | None = None) -> SearchSp
     for key in ("precision", "tolerance"):
         if key in content:
             fields[key] = _share(key, content[key])
-    return SearchSpace(**fields)
+    return SearchSpec(**fields)
 
 
 def _share(key: str, node: YamlNode) -> float:

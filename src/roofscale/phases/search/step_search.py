@@ -20,10 +20,10 @@ from roofscale.measurement import Outcome
 from roofscale.phases.search.choice import Choice
 from roofscale.phases.search.memory_guard import MemoryBudget
 from roofscale.phases.search.sampler import trial_results
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.study import Search, open_study
 from roofscale.phases.search.trial_result import TrialResult
-from roofscale.phases.search.trial_runner import TrialObserver, Trials
+from roofscale.phases.search.trial_runner import TrackedTrialRunner, TrialObserver
 from roofscale.runners import RunInterrupted, Runner
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
@@ -41,20 +41,20 @@ _ORDER = "roofscale"  # user attribute of a study: what another worker needs to 
 class SearchResult:
     """Result of a search."""
 
-    spec: SearchSpace
+    spec: SearchSpec
     study: optuna.Study
     tried: tuple[TrialResult, ...]
     choice: Choice | None  # None: no trial stayed within its memory margin
 
 
-class Audience(TrialObserver, Protocol):
+class SearchObserver(TrialObserver, Protocol):
     """Observer of a search."""
 
-    def sharing(self, study_name: str) -> None:
+    def announce_study(self, study_name: str) -> None:
         """Report that other workers can join this study from now on."""
         ...
 
-    def searched(self, found: SearchResult, run: TrackedRun) -> None:
+    def end_search(self, found: SearchResult, run: TrackedRun) -> None:
         """Report that the search is finished, while its MLflow run is still open for figures."""
         ...
 
@@ -65,15 +65,15 @@ class StepSearch:
 
     tracker: Tracker
     make_runner: Callable[[Path, Listener], Runner]
-    audience: Audience
+    observer: SearchObserver
     tags: Mapping[str, str]  # of every run
-    room_of: Callable[[RunConfig], MemoryBudget]
-    known: Callable[[SearchSpace, RunConfig], list[TrialResult]]  # returns the results of earlier runs of the same work
+    budget_of: Callable[[RunConfig], MemoryBudget]
+    known: Callable[[SearchSpec, RunConfig], list[TrialResult]]  # returns the results of earlier runs of the same work
     pool: JobPool = field(default_factory=JobPool)  # limits the number of concurrent trials
     storage_url: str = ""  # of an Optuna RDB storage shared by several workers; empty: a file
 
     def choose(
-        self, spec: SearchSpace, config: RunConfig, folder: Path, parent: TrackedRun, max_share: float
+        self, spec: SearchSpec, config: RunConfig, folder: Path, parent: TrackedRun, max_share: float
     ) -> dict[str, int]:
         """Search, or read the choice of an earlier process; return the chosen overrides, empty if no config fits.
 
@@ -95,14 +95,14 @@ class StepSearch:
         study = study_in(self.storage_url, folder, f"roofscale-{parent.run_id}-{folder.name}")
         run = self._open(study, spec, config, parent, folder.name, max_share)
         if self.storage_url:
-            self.audience.sharing(study.study_name)
+            self.observer.announce_study(study.study_name)
         try:
             known = [replace(result, max_share=max_share) for result in self.known(spec, config)]
             choice = self._search(study, spec, config, folder, run, max_share, known).run()
         except RunInterrupted:
             run.finish(Outcome.INTERRUPTED)
             raise
-        self.audience.searched(SearchResult(spec, study, tuple(trial_results(study, spec, config)), choice), run)
+        self.observer.end_search(SearchResult(spec, study, tuple(trial_results(study, spec, config)), choice), run)
         values = {knob: getattr(choice.chosen.config, knob) for knob in spec.space} if choice else {}
         reason = str(choice or "no trial stayed within its memory")
         write_json(file, {"overrides": values, "why": reason})
@@ -125,7 +125,7 @@ class StepSearch:
             names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
             raise ConfigError(f"--join {study_name}: no such study of Roofscale there; there are: {names}.") from None
         config = RunConfig().with_overrides(order["config"])
-        spec = SearchSpace(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
+        spec = SearchSpec(**{**order["spec"], "space": {k: tuple(v) for k, v in order["spec"]["space"].items()}})
         study = open_study(storage, study_name)
         run = self.tracker.open(order["run_id"])
         self._search(study, spec, config, folder / f"worker-{os.getpid()}", run, order["max_share"]).run()
@@ -133,7 +133,7 @@ class StepSearch:
     def _search(
         self,
         study: optuna.Study,
-        spec: SearchSpace,
+        spec: SearchSpec,
         config: RunConfig,
         folder: Path,
         run: TrackedRun,
@@ -143,18 +143,18 @@ class StepSearch:
         return Search(
             spec=spec,
             base=config,
-            room=replace(self.room_of(config), max_share=max_share),
+            budget=replace(self.budget_of(config), max_share=max_share),
             usd_per_hour=compute.get(config.compute).usd_per_hour,
             study=study,
-            trials=Trials(self.tracker, run, folder, self.make_runner, self.audience, self.tags, max_share),
+            trials=TrackedTrialRunner(self.tracker, run, folder, self.make_runner, self.observer, self.tags, max_share),
             known=known or (),
-            leads=known is not None,
+            is_conductor=known is not None,
             shared=bool(self.storage_url),
             pool=self.pool,
         )
 
     def _open(
-        self, study: optuna.Study, spec: SearchSpace, config: RunConfig, parent: TrackedRun, name: str, max_share: float
+        self, study: optuna.Study, spec: SearchSpec, config: RunConfig, parent: TrackedRun, name: str, max_share: float
     ) -> TrackedRun:
         """Open the MLflow run of the search, the parent of its trials, or resume the one that the study names."""
         order: dict[str, Any] | None = study.user_attrs.get(_ORDER)

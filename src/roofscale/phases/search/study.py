@@ -21,7 +21,7 @@ from roofscale.errors import RoofscaleError
 from roofscale.phases.search.choice import Choice, choose
 from roofscale.phases.search.memory_guard import MemoryBudget, MemoryGuard
 from roofscale.phases.search.sampler import PRIOR_RUN, RESULT, KneeSampler, trial_results
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_result import SKIPPED, TrialResult, objective
 from roofscale.phases.search.trial_runner import TrialFailed, shorten_for_trial
 from roofscale.runners.job_pool import JobPool
@@ -36,13 +36,15 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 class TrialRunner(Protocol):
     """Runner of trials, which also tracks them."""
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
-        """Run the shortened config ``trial`` and return the result for ``config``.
+    def run(
+        self, number: int, config: RunConfig, trial_config: RunConfig, forecast: Mapping[str, float]
+    ) -> TrialResult:
+        """Run the shortened config ``trial_config`` and return the result for ``config``.
 
         Args:
             number: of the trial.
             config: of the whole training.
-            trial: the config that is run.
+            trial_config: the config that is run.
             forecast: metrics ``forecast/...`` to be logged before the run.
 
         Raises:
@@ -51,7 +53,7 @@ class TrialRunner(Protocol):
         """
         ...
 
-    def skip(self, number: int, tried: TrialResult) -> TrialResult:
+    def skip(self, number: int, result: TrialResult) -> TrialResult:
         """Record a trial that is not run; return its result with the id of its MLflow run."""
         ...
 
@@ -63,32 +65,32 @@ class Search:
     Args:
         spec: the space, with the limits that end the search.
         base: the config that every trial changes.
-        room: the memory of the compute.
+        budget: the memory of the compute.
         usd_per_hour: price of the compute; None if it has none.
         study: the Optuna study, from ``open_study``.
         trials: runner of the trials.
         known: results of runs of earlier phases, which are added to the study and not repeated.
         shared: whether other processes may run trials of the same study.
-        leads: whether this process conducts the search; otherwise it only runs trials.
+        is_conductor: whether this process conducts the search; otherwise it only runs trials.
         pool: limits the number of concurrent trials of this process.
     """
 
-    spec: SearchSpace
+    spec: SearchSpec
     base: RunConfig
-    room: MemoryBudget
+    budget: MemoryBudget
     usd_per_hour: float | None
     study: optuna.Study
     trials: TrialRunner
     known: Sequence[TrialResult] = ()
     shared: bool = False
-    leads: bool = True
+    is_conductor: bool = True
     pool: JobPool = field(default_factory=JobPool)
     _sampler: KneeSampler = field(init=False)
     _sampling: threading.Lock = field(default_factory=threading.Lock, init=False)
     _errors: list[BaseException] = field(default_factory=list, init=False)  # of trials
 
     def __post_init__(self) -> None:
-        self._sampler = self.study.sampler = KneeSampler(self.spec, self.base, self.room)
+        self._sampler = self.study.sampler = KneeSampler(self.spec, self.base, self.budget)
 
     def run(self) -> Choice | None:
         """Search to the end; return the choice, None if no trial stayed within its memory margin.
@@ -97,7 +99,7 @@ class Search:
             RunInterrupted: a trial was interrupted; the same study resumes there.
             RoofscaleError: several trials failed for other reasons than memory.
         """
-        if self.leads:
+        if self.is_conductor:
             self._add_prior_runs()
         if not self.shared:  # an earlier process was killed while it ran these
             for trial in self._trials(TrialState.RUNNING):
@@ -116,8 +118,8 @@ class Search:
                 if len(self._errors) >= _MAX_FAILURES:
                     failed = f"{len(self._errors)} trials failed, the search was given up: {self._errors[-1]}"
                     raise RoofscaleError(failed)
-        if self.leads:
-            self._record_memory_edge()
+        if self.is_conductor:
+            self._record_smallest_too_large()
         return self.choice()
 
     def choice(self) -> Choice | None:
@@ -156,7 +158,7 @@ class Search:
         except optuna.TrialPruned:
             raise
         except BaseException as error:
-            self._errors.append(error)  # as Optuna drops that of a thread which ends after a stop
+            self._errors.append(error)  # Optuna discards the errors of threads that end after study.stop()
             self._sampler.failed.add(trial.number)
             if not isinstance(error, TrialFailed) or len(self._errors) >= _MAX_FAILURES:
                 self.study.stop()
@@ -175,9 +177,9 @@ class Search:
         if config in self._sampler.configs(other for other in others if other.number != trial.number):
             raise optuna.TrialPruned("another worker has the same config")
         choice = self.choice()
-        short = shorten_for_trial(config, self.spec, choice.best.rate if choice else math.nan)
+        trial_config = shorten_for_trial(config, self.spec, choice.best.rate if choice else math.nan)
         result = self.trials.run(
-            trial.number, config, short, MemoryGuard(self.room, self._results()).forecast_metrics(config)
+            trial.number, config, trial_config, MemoryGuard(self.budget, self._results()).forecast_metrics(config)
         )
         if math.isnan(result.share):
             raise TrialFailed(f"trial {trial.number}: its memory was not measured")
@@ -193,17 +195,17 @@ class Search:
             if result.run_id not in added:
                 self._add(result, {PRIOR_RUN: result.run_id})
 
-    def _record_memory_edge(self) -> None:
+    def _record_smallest_too_large(self) -> None:
         """Record the smallest batch that is too large for each number of workers: why no larger one was tried.
 
         These trials are pruned, with the reason in their result.
         """
-        guard, taken = MemoryGuard(self.room, self._results()), self._sampler.configs(self._trials())
+        guard, tried_configs = MemoryGuard(self.budget, self._results()), self._sampler.configs(self._trials())
         recorded: set[int] = set()
         for config in self.spec.configs(self.base):
             if config.num_workers not in recorded and (too_large := guard.known_too_large(config)):
                 recorded.add(config.num_workers)
-                if config not in taken:
+                if config not in tried_configs:
                     skipped = self.trials.skip(len(self._trials()), too_large)
                     self._add(skipped, {"why": "the smallest batch that is too large for this number of workers"})
 

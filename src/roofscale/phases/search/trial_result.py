@@ -1,4 +1,4 @@
-"""Result of one trial as plain data, and the objective of a search."""
+"""Result of one trial as plain data, and the objective of a search with its out-of-memory penalty."""
 
 import dataclasses
 import math
@@ -59,8 +59,9 @@ class TrialResult:
 def objective(tried: TrialResult, usd_per_hour: float | None) -> float:
     """Return the value that a search maximises: samples per second, or per dollar if the compute has a price.
 
-    A config over its memory margin has a negative value, the lower the larger its excess. So it ranks below every
-    feasible one, and the sampler learns from it, unlike from a failed trial without a value.
+    The penalty: a config over its memory margin, or out of memory, has a negative value, the lower the larger its
+    excess. So it ranks below every feasible one, and the sampler learns from it, unlike from a failed trial without a
+    value.
     """
     if tried.over_margin > 0:
         return -tried.over_margin

@@ -13,7 +13,7 @@ from roofscale.forecast import host_memory
 from roofscale.measurement import FIRST_PASS_ONLY, Measurement, Outcome
 from roofscale.memory_margin import MEMORY_MARGIN
 from roofscale.phases.fallback import OUT_OF_MEMORY
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 from roofscale.phases.search.trial_result import TrialResult, from_measurement
 from roofscale.runners import RunInterrupted, Runner
 from roofscale.runners.supervise import Listener, Listeners
@@ -28,7 +28,7 @@ class TrialFailed(RoofscaleError):
     """A trial failed for another reason than memory."""
 
 
-def shorten_for_trial(config: RunConfig, spec: SearchSpace, best_rate: float = math.nan) -> RunConfig:
+def shorten_for_trial(config: RunConfig, spec: SearchSpec, best_rate: float = math.nan) -> RunConfig:
     """Return the config of a trial: the same training, stopped once its pace is known or certainly below the best.
 
     It has enough epochs for MOST_STEPS steps over the same samples, so that it loads data as the whole training does.
@@ -56,32 +56,34 @@ class TrialObserver(Protocol):
         """Report that a trial begins; return the listener for its events."""
         ...
 
-    def tried(self, name: str, tried: TrialResult) -> None:
+    def end_trial(self, name: str, result: TrialResult) -> None:
         """Report that a trial has ended or was skipped."""
         ...
 
 
 @dataclass
-class Trials:
+class TrackedTrialRunner:
     """Runner of the trials of a search, which tracks them in MLflow."""
 
     tracker: Tracker
     parent: TrackedRun  # the search's
     folder: Path  # of the search; each trial has a folder in it
     make_runner: Callable[[Path, Listener], Runner]
-    spectator: TrialObserver
+    observer: TrialObserver
     tags: Mapping[str, str]
     max_share: float = MEMORY_MARGIN  # the memory margin of each trial
 
-    def run(self, number: int, config: RunConfig, trial: RunConfig, forecast: Mapping[str, float]) -> TrialResult:
-        """Run the shortened config ``trial`` and return the result for ``config``; see ``study.TrialRunner``."""
+    def run(
+        self, number: int, config: RunConfig, trial_config: RunConfig, forecast: Mapping[str, float]
+    ) -> TrialResult:
+        """Run the shortened config ``trial_config`` and return the result for ``config``; see ``study.TrialRunner``."""
         name = f"trial {number}"
         run = self._open(name, config, {"trial": str(number)})
         run.log_forecast(forecast)
-        listener = self.spectator.begin_trial(name, config)
+        listener = self.observer.begin_trial(name, config)
         folder = self.folder / f"trial-{number:03d}"
         with run.system_metrics():
-            measurement = self.make_runner(folder, Listeners(run, listener))(trial)
+            measurement = self.make_runner(folder, Listeners(run, listener))(trial_config)
         run.log_summary(measurement)
         later_mib = later_pass_mib(config, measurement)
         if later_mib:
@@ -94,16 +96,16 @@ class Trials:
             raise RunInterrupted(measurement.detail)
         if measurement.outcome is not Outcome.OK and measurement.outcome not in OUT_OF_MEMORY:
             raise TrialFailed(f"{name} ended as {measurement.outcome}: {measurement.detail} See {folder}/stderr.log.")
-        tried = from_measurement(config, measurement, run.run_id, later_mib, TRIAL_SPREAD, self.max_share)
-        self.spectator.tried(name, tried)
-        return tried
+        result = from_measurement(config, measurement, run.run_id, later_mib, TRIAL_SPREAD, self.max_share)
+        self.observer.end_trial(name, result)
+        return result
 
-    def skip(self, number: int, tried: TrialResult) -> TrialResult:
+    def skip(self, number: int, result: TrialResult) -> TrialResult:
         """Record a trial that was not run in MLflow; return its result with the run's id."""
-        run = self._open(f"trial {number} (skipped)", tried.config, {"trial": str(number), "skipped": tried.why})
+        run = self._open(f"trial {number} (skipped)", result.config, {"trial": str(number), "skipped": result.why})
         run.finish(Outcome.OK)
-        self.spectator.tried(f"trial {number}", tried)
-        return dataclasses.replace(tried, run_id=run.run_id)
+        self.observer.end_trial(f"trial {number}", result)
+        return dataclasses.replace(result, run_id=run.run_id)
 
     def _open(self, name: str, config: RunConfig, tags: Mapping[str, str]) -> TrackedRun:
         run = self.tracker.start(name, {**self.tags, **tags, "fingerprint": config.fingerprint}, self.parent)
@@ -117,9 +119,8 @@ def later_pass_mib(config: RunConfig, measurement: Measurement) -> float:
     0 if the trial ran more than one epoch, if the whole training has only one, without loader processes, or if the copy
     was not measured.
     """
-    epochs = config.epochs * (1 if config.schedule == "mixed" else len(config.datasets))
     measured = {step.epoch for step in measurement.steps}
     copied = measurement.metric("memory/copied_mib")
-    if not config.num_workers or epochs < 2 or len(measured) > 1 or not math.isfinite(copied):
+    if not config.num_workers or config.passes < 2 or len(measured) > 1 or not math.isfinite(copied):
         return 0.0
     return (1 - host_memory.first_pass_copied_share(config)) * copied

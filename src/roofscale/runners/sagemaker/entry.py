@@ -51,18 +51,18 @@ def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
     parser.add_argument("--fingerprint", required=True, help="of the run config that was asked for")
     fingerprint = parser.parse_args(words).fingerprint
     os.chdir(tempfile.mkdtemp(prefix="roofscale-"))
-    machines = multi_node.read_resource_config(top / multi_node.RESOURCE_CONFIG)
+    nodes = multi_node.read_resource_config(top / multi_node.RESOURCE_CONFIG)
     try:
         config = read_config(top / "input/data", fingerprint)
         with InstanceMetrics() as machine:
-            measurement = _run(config, multi_node.node_folder(top / "checkpoints", machines.place), signals, machines)
+            measurement = _run(config, multi_node.node_folder(top / "checkpoints", nodes.rank), signals, nodes)
         measurement = machine.added_to(measurement)
     except RoofscaleError as error:
         measurement = Measurement(Outcome.CRASHED, str(error), fingerprint)
     except Exception as error:  # of any kind: FailureReason must contain the cause and not just an exit code
         traceback.print_exc()
         measurement = Measurement(Outcome.CRASHED, f"{type(error).__name__}: {error}", fingerprint)
-    write_results(measurement, top / "output", machines.place)
+    write_results(measurement, top / "output", nodes.rank)
     return 0 if measurement.outcome is Outcome.OK else 1
 
 
@@ -106,11 +106,11 @@ def _generate(specs: Mapping[str, Any]) -> Path:
     return root
 
 
-def _run(config: RunConfig, run_dir: Path, signals: Sequence[int], machines: Nodes) -> Measurement:
+def _run(config: RunConfig, run_dir: Path, signals: Sequence[int], nodes: Nodes) -> Measurement:
     from roofscale.runners.local import LocalRunner
     from roofscale.runners.supervise import StopRequest
 
-    return LocalRunner(run_dir, LogListener(), interrupt=StopRequest(len(signals)), machines=machines)(config)
+    return LocalRunner(run_dir, LogListener(), stop_request=StopRequest(len(signals)), nodes=nodes)(config)
 
 
 class InstanceMetrics:
@@ -146,13 +146,13 @@ class InstanceMetrics:
             self._over.wait()
 
 
-def write_results(measurement: Measurement, output: Path, place: int = 0) -> None:
+def write_results(measurement: Measurement, output: Path, rank: int = 0) -> None:
     """Write the measurement for the launcher, and the cause of a failure for the service's FailureReason.
 
     A machine that ended only because another one failed writes no cause: the reason is that of the machine that failed.
     """
     (output / "data").mkdir(parents=True, exist_ok=True)
-    measurement.save(output / "data" / multi_node.measurement_name(place))
+    measurement.save(output / "data" / multi_node.measurement_name(rank))
     cause = failure_text(measurement)
     print(cause, flush=True)
     if measurement.outcome is not Outcome.OK and not measurement.detail.startswith(PEER_FAILED):

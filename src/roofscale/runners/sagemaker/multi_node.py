@@ -23,16 +23,16 @@ def host_names(count: int) -> tuple[str, ...]:
     return tuple(f"algo-{number}" for number in range(1, count + 1))
 
 
-def resource_config(machines: Sequence[str], current: str, instance_type: str) -> dict[str, Any]:
+def resource_config(nodes: Sequence[str], current: str, instance_type: str) -> dict[str, Any]:
     """Return the content of resourceconfig.json on machine ``current``, as SageMaker writes it."""
     group = "homogeneousCluster"
     return {
         "current_host": current,
         "current_instance_type": instance_type,
         "current_group_name": group,
-        "hosts": [*machines],
+        "hosts": [*nodes],
         "instance_groups": [
-            {"instance_group_name": group, "instance_type": instance_type, "hosts": [*machines]},
+            {"instance_group_name": group, "instance_type": instance_type, "hosts": [*nodes]},
         ],
         "network_interface_name": "eth0",
     }
@@ -50,14 +50,14 @@ def read_resource_config(file: Path) -> Nodes:
     return Nodes(hosts, hosts.index(content["current_host"]), content.get("network_interface_name", ""))
 
 
-def node_folder(checkpoints: Path, place: int) -> Path:
+def node_folder(checkpoints: Path, rank: int) -> Path:
     """Return a machine's run folder; all machines share one prefix in S3, so their file paths must differ."""
-    return checkpoints / _node(place) if place else checkpoints
+    return checkpoints / _node(rank) if rank else checkpoints
 
 
-def measurement_name(place: int) -> str:
+def measurement_name(rank: int) -> str:
     """Return the file name of a machine's measurement; the service packs those of all machines into one archive."""
-    return f"measurement-{_node(place)}.json" if place else "measurement.json"
+    return f"measurement-{_node(rank)}.json" if rank else "measurement.json"
 
 
 def merge_measurements(measurements: Sequence[Measurement | None]) -> Measurement | None:

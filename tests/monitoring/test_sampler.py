@@ -132,7 +132,7 @@ class FakeTree(process_tree.PortableTree):
 def test_the_watchdog_believes_only_an_exact_reading(exact: float | None, killed: bool) -> None:
     calls: list[int] = []
     tree = FakeTree([(100, 0), (200, 0), (210, 0), (220, 0)], exact)
-    monitor = Monitor(1, limit_mib=150, on_over=lambda: calls.append(1), tree=tree)
+    monitor = Monitor(1, limit_mib=150, on_limit_exceeded=lambda: calls.append(1), tree=tree)
     monitor._exact._due = math.inf  # no regular exact look comes to its help
     for _ in range(4):
         monitor._sample()

@@ -65,7 +65,7 @@ def _steps(config: RunConfig) -> tuple[StepRecord, ...]:
 
 
 @dataclass
-class Audience:
+class SearchObserver:
     found: list[SearchResult] = field(default_factory=list)
 
     def begin(self, step: Step, config: RunConfig, note: str) -> Listener:
@@ -77,13 +77,13 @@ class Audience:
     def begin_trial(self, name: str, config: RunConfig) -> Listener:
         return SilentListener()
 
-    def tried(self, name: str, tried: TrialResult) -> None:
+    def end_trial(self, name: str, result: TrialResult) -> None:
         pass
 
-    def sharing(self, study_name: str) -> None:
+    def announce_study(self, study_name: str) -> None:
         pass
 
-    def searched(self, found: SearchResult, run: TrackedRun) -> None:
+    def end_search(self, found: SearchResult, run: TrackedRun) -> None:
         self.found.append(found)
 
 
@@ -96,28 +96,28 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 def climb(tmp_path: Path, tracking_store: None) -> Callable[..., PhaseResult]:
     tracker = Tracker("tried")
 
-    def climbed(machine: Machine, audience: Audience, text: str = PHASE) -> PhaseResult:
+    def climbed(machine: Machine, observer: SearchObserver, text: str = PHASE) -> PhaseResult:
         (tmp_path / "phase.yaml").write_text(text)
         phase = load_phase(tmp_path / "phase.yaml")
-        room = MemoryBudget(LIMIT_MIB, None, KIND)
-        conductor = StepSearch(tracker, machine, audience, {}, lambda _: room, lambda spec, config: [])
+        budget = MemoryBudget(LIMIT_MIB, None, KIND)
+        conductor = StepSearch(tracker, machine, observer, {}, lambda _: budget, lambda spec, config: [])
         attempts = Attempts(tmp_path / "runs", "tried")
         plan = phase.resolve(BASE)
-        return PhaseRunner(phase, plan, tracker, attempts, machine, audience, {}, search=conductor).run_phase()
+        return PhaseRunner(phase, plan, tracker, attempts, machine, observer, {}, search=conductor).run_phase()
 
     return climbed
 
 
 def test_a_search_chooses_and_a_whole_run_confirms(climb: Callable[..., PhaseResult], tmp_path: Path) -> None:
-    machine, audience = Machine(), Audience()
-    climbed = climb(machine, audience)
+    machine, observer = Machine(), SearchObserver()
+    climbed = climb(machine, observer)
     whole = machine.ran[-1]
     assert whole.stop_precision == 0
     assert all(trial.stop_precision > 0 for trial in machine.ran[:-1])
     (result,) = climbed.results
     assert result.config == whole
     assert climbed.last_good is result
-    (found,) = audience.found
+    (found,) = observer.found
     assert found.choice
     assert found.choice.chosen.config == whole
     good = json.loads((tmp_path / "runs/tried/last_good.json").read_text())
@@ -126,9 +126,9 @@ def test_a_search_chooses_and_a_whole_run_confirms(climb: Callable[..., PhaseRes
 
 
 def test_the_margin_of_the_phase_file_rules_the_search(climb: Callable[..., PhaseResult]) -> None:
-    machine, audience = Machine(), Audience()
-    climbed = climb(machine, audience, PHASE.replace("0.8", "0.9"))
-    (found,) = audience.found
+    machine, observer = Machine(), SearchObserver()
+    climbed = climb(machine, observer, PHASE.replace("0.8", "0.9"))
+    (found,) = observer.found
     assert found.choice
     assert 0.8 < found.choice.chosen.share <= 0.9  # which is the knee of this machine under 90 %
     assert climbed.verdict is Verdict.PASSED
@@ -141,14 +141,14 @@ def test_the_margin_of_the_phase_file_rules_the_search(climb: Callable[..., Phas
 def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
     climb: Callable[..., PhaseResult],
 ) -> None:
-    machine, audience = Machine(), Audience()
-    climbed = climb(machine, audience)
+    machine, observer = Machine(), SearchObserver()
+    climbed = climb(machine, observer)
     tracker = Tracker("tried")
-    searched, confirmed = tracker.children(climbed.run_id)
+    end_search, confirmed = tracker.children(climbed.run_id)
     assert confirmed.run_id == climbed.results[0].run_id
-    assert "batch_size=" in searched.tags["choice"]
-    trials = tracker.children(searched.run_id)
-    assert len(trials) == len(audience.found[0].tried)
+    assert "batch_size=" in end_search.tags["choice"]
+    trials = tracker.children(end_search.run_id)
+    assert len(trials) == len(observer.found[0].tried)
     skipped = [trial for trial in trials if "skipped" in trial.tags]
     assert skipped
     assert all("forecast" in t.tags["skipped"] or "at least as large" in t.tags["skipped"] for t in skipped)
@@ -158,11 +158,11 @@ def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
     assert [trial.run_id for trial in trials_of(tracker)] == [trial.run_id for trial in trials]
     assert {trial.status for trial in trials} == {"FINISHED"}
     assert not any("verdict" in trial.tags for trial in trials)  # no judged run: nothing else may take it for one
-    assert tracker.read_text(searched.run_id, CHOICE)
+    assert tracker.read_text(end_search.run_id, CHOICE)
 
 
 def test_what_is_foreseen_of_a_trial_stands_beside_what_it_took(climb: Callable[..., PhaseResult]) -> None:
-    climb(Machine(), Audience())
+    climb(Machine(), SearchObserver())
     trials = [trial for trial in trials_of(Tracker("tried")) if "skipped" not in trial.tags]
     foretold = list(forecast_outcomes(trials))
     assert 0 < len(foretold) < len(trials)  # the first ones are what a forecast is made of
@@ -171,16 +171,16 @@ def test_what_is_foreseen_of_a_trial_stands_beside_what_it_took(climb: Callable[
 
 def test_an_interrupted_search_goes_on_with_the_same_command(climb: Callable[..., PhaseResult]) -> None:
     first = Machine(stops_at=4)
-    assert climb(first, Audience()).interrupted
+    assert climb(first, SearchObserver()).interrupted
     second = Machine()
-    climbed = climb(second, Audience())
+    climbed = climb(second, SearchObserver())
     assert not climbed.interrupted
     assert second.ran[0].batch_size == 4
     done = {(c.batch_size, c.num_workers, c.prefetch_factor) for c in first.ran[:-1]}
     again = {(c.batch_size, c.num_workers, c.prefetch_factor) for c in second.ran[:-1]}
     assert not done & again
-    (searched,) = (run for run in Tracker("tried").children(climbed.run_id) if "search" in run.tags)
-    ends = {run.status for run in Tracker("tried").children(searched.run_id)}
+    (end_search,) = (run for run in Tracker("tried").children(climbed.run_id) if "search" in run.tags)
+    ends = {run.status for run in Tracker("tried").children(end_search.run_id)}
     assert ends == {"FINISHED", "KILLED"}
 
 
@@ -194,6 +194,8 @@ def test_a_storage_that_cannot_be_opened_is_said_without_its_password(tmp_path: 
 
 def test_joining_a_study_that_is_not_there_names_those_that_are(tmp_path: Path, tracking_store: None) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"
-    conductor = StepSearch(Tracker("tried"), Machine(), Audience(), {}, lambda _: MemoryBudget(1.0), lambda *_: [], url)
+    conductor = StepSearch(
+        Tracker("tried"), Machine(), SearchObserver(), {}, lambda _: MemoryBudget(1.0), lambda *_: [], url
+    )
     with pytest.raises(ConfigError, match="no such study of Roofscale there; there are: none"):
         conductor.join("nobody", tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.phases.phase_file import Phase, load_phase
-from roofscale.phases.search.space import SearchSpace
+from roofscale.phases.search.space import SearchSpec
 
 PHASE = """
 phase: 3
@@ -33,7 +33,7 @@ def load(folder: Path, more: str = "", overlay: str = "") -> Phase:
     return load_phase(file, over if overlay else None)
 
 
-def spec_of(phase: Phase) -> SearchSpace:
+def spec_of(phase: Phase) -> SearchSpec:
     spec = phase.steps[-1].search
     assert spec
     return spec
@@ -42,14 +42,14 @@ def spec_of(phase: Phase) -> SearchSpace:
 def test_a_step_may_search(tmp_path: Path) -> None:
     phase = load(tmp_path, "max_trials: 7")
     assert [bool(step.search) for step in phase.steps] == [False, False, True]
-    assert spec_of(phase) == SearchSpace(
+    assert spec_of(phase) == SearchSpec(
         {"batch_size": (1, 3), "num_workers": (0, 2), "prefetch_factor": (1, 2)}, max_trials=7
     )
 
 
 def test_an_overlay_shrinks_a_search_and_adds_none(tmp_path: Path) -> None:
     phase = load(tmp_path, "max_trials: 7", "search: {max_trials: 2, space: {batch_size: [1, 2]}}")
-    assert spec_of(phase) == SearchSpace({"batch_size": (1, 2)}, max_trials=2)
+    assert spec_of(phase) == SearchSpec({"batch_size": (1, 2)}, max_trials=2)
     assert phase.steps[0].search is None
 
 
