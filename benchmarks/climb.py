@@ -307,8 +307,8 @@ def table(climbs: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, A
     for fault in FAULTS:
         caught = [one["right"] for one in verdicts if one["fault"] == fault]
         yield _counted(f"planted fault: {fault}", "10 of 10", caught)
-    beside = [one["right"] for one in verdicts if one["fault"] == "none" and one.get("busy")]
-    yield _counted("healthy phase 1 beside one busy core", "9 of 10", beside)
+    busy = [one["right"] for one in verdicts if one["fault"] == "none" and one.get("busy")]
+    yield _counted("healthy phase 1 beside one busy core", "9 of 10", busy)
     for one in climbs:
         yield from _misses(one)
 

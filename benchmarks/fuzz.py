@@ -114,7 +114,7 @@ def _write_events(file: Path) -> None:
             "seconds": 1.0, "wait_seconds": 0.0}  # fmt: skip
     seen = {"step": 0, "epoch": 0, "dataset": "rid", "sample_ids": ["1"], "losses": [1.0], "constant_losses": [1.0],
             "metrics": {"loss": 1.0}, "seconds": 1.0}  # fmt: skip
-    told = [
+    events = [
         {"event": "start", "facts": {"device": "cpu"}, "inputs": [], "steps_planned": 2, "batch_size": 2},
         {"event": "validation", "validation": seen},
         {"event": "step", **step},
@@ -123,7 +123,7 @@ def _write_events(file: Path) -> None:
         {"event": "metrics", "metrics": {"speed/data_stall": 0.1}},
         {"event": "end", "outcome": "ok", "detail": "1 step"},
     ]
-    file.write_text("".join(json.dumps({"time": 1.0, **event}) + "\n" for event in told))
+    file.write_text("".join(json.dumps({"time": 1.0, **event}) + "\n" for event in events))
 
 
 def _read_step(file: Path) -> None:

@@ -105,9 +105,9 @@ def by_lightning(config: RunConfig, split: DataSplit, *, recipe: bool, skip: int
 
 
 def _recipe(config: RunConfig) -> dict[str, Any]:
-    beside = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    extras = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trained = {"precision": _PRECISIONS[select_device(config).precision], "gradient_clip_val": config.grad_clip or None}
-    return {**trained, **dict.fromkeys(beside, False)}
+    return {**trained, **dict.fromkeys(extras, False)}
 
 
 def by_us(config: RunConfig, split: DataSplit, *, skip: int = 0) -> Trained:

@@ -58,11 +58,11 @@ def real_samples(root: Path) -> dict[str, str]:
         "airs": lambda place: True,
     }
     config = RunConfig(datasets=DATASETS, max_samples=TRAIN, val_samples=VAL)
-    told = {}
+    shares = {}
     for name, split in open_sources(config, root).items():
         counts = []
         for verb, source in (("train", split.train), ("validate", split.val)):
             real = sum(is_real[name](source.sample_key(index)) for index in range(len(source)))
             counts.append(f"{real} of {len(source)} {verb}")
-        told[name] = ", ".join(counts)
-    return told
+        shares[name] = ", ".join(counts)
+    return shares

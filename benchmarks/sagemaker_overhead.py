@@ -20,7 +20,6 @@ from tests.sagemaker import simulator
 from benchmarks.measure import ROOT, Result, run_alone, scratch_folder
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
-from roofscale.monitoring import process_tree
 from roofscale.runners.sagemaker import request
 from roofscale.runners.sagemaker.job import Job, new_key, tags_of
 from roofscale.runners.sagemaker.jobs_api import SageMakerClient
@@ -37,24 +36,22 @@ PHASE = ("phase", "1", "--file", str(EXPERIMENTS / "phase1.yaml"), "--overlay", 
 
 def measure() -> list[Result]:
     """All of it, one after the other."""
-    targets: tuple[tuple[str, float | None, str], ...] = (
-        ("overhead of a job over the same run on this machine, beside the service's own start", 3.0, "s"),
+    targets = (
+        ("overhead of a job over the same run on this machine, without the service's own start", 3.0, "s"),
         (f"submission of {JOBS} jobs", 20.0, "s"),
-        ("launcher's memory, phase 1 as jobs", 500.0, "MiB"),
-        ("the same with the process beside it that traces, while that is there", None, "MiB"),
-        ("launcher's memory, phase 1 as 3 jobs at a time", 500.0, "MiB"),
-        ("the same with the process beside it that traces, while that is there, 3 jobs at a time", None, "MiB"),
+        ("launcher's memory, phase 1 as jobs", 1024.0, "MiB"),
+        ("launcher's memory, phase 1 as 3 jobs at a time", 1024.0, "MiB"),
     )
     if not simulator.SIMULATOR.is_dir():
         return [
             Result(name, None, target, unit, at_most=True, note="no simulator here") for name, target, unit in targets
         ]
     with scratch_folder() as folder, simulator.running(folder) as environment:
-        found = [_overheads(folder, environment), _submission(folder, environment)]
-        found += [one for most in (1, 3) for one in _memory(folder, environment, most)]
+        measured = [_overheads(folder, environment), _submission(folder, environment)]
+        measured += [_memory(folder, environment, max_jobs) for max_jobs in (1, 3)]
     return [
         Result(name, statistics.median(values), target, unit, True, (min(values), max(values)), note, {"all": values})
-        for (name, target, unit), (values, note) in zip(targets, found, strict=True)
+        for (name, target, unit), (values, note) in zip(targets, measured, strict=True)
     ]
 
 
@@ -102,28 +99,23 @@ def _submission(folder: Path, environment: Mapping[str, str]) -> tuple[list[floa
         return [time.monotonic() - began], f"{JOBS} threads, one connection; the service is a simulator on loopback"
 
 
-def _memory(folder: Path, environment: Mapping[str, str], most: int) -> list[tuple[list[float], str]]:
-    """The kernel's peak of the launcher's resident memory, and the most that it and its children took at once."""
+def _memory(folder: Path, environment: Mapping[str, str], max_jobs: int) -> tuple[list[float], str]:
+    """The kernel's peak of the launcher's resident memory, MiB."""
     command = subprocess.Popen(
         [sys.executable, "-m", "roofscale", *PHASE, "--fresh"],
         cwd=folder,
-        env={**environment, "ROOFSCALE_SAGEMAKER_MAX_PARALLEL_JOBS": str(most)},
+        env={**environment, "ROOFSCALE_SAGEMAKER_MAX_PARALLEL_JOBS": str(max_jobs)},
         stdout=subprocess.PIPE,
     )
-    peak = together = 0.0
-    tree = process_tree.open_tree(command.pid)
+    peak = 0.0
     watcher = threading.Thread(target=command.communicate)  # or its pipe fills
     watcher.start()
     while watcher.is_alive():
         peak = max(peak, _high_water_mib(command.pid))
-        tree.refresh()
-        proportional = tree.proportional()
-        together = max(together, proportional.total / 2**20 if proportional else 0.0)
         time.sleep(0.2)
     watcher.join()
     assert command.returncode in (0, 1, 3), command.returncode  # a verdict of phase 1; an error is 1 as well
-    what = "smoke overlay with ResNet-18, an MLflow store in SQLite"
-    return [([peak], f"VmHWM; {what}"), ([together], f"sum of proportional set sizes, five looks a second; {what}")]
+    return [peak], "VmHWM; smoke overlay with ResNet-18, an MLflow store in SQLite"
 
 
 def _high_water_mib(pid: int) -> float:

@@ -78,7 +78,7 @@ class Diary:
         self._events.emit("step", {**record, **unknown, "seconds": self._since - before})
 
 
-def lightning(config: RunConfig, folder: Path, told: Diary, mode: str) -> int:
+def lightning(config: RunConfig, folder: Path, diary: Diary, mode: str) -> int:
     """Lightning's BatchSizeFinder: the batch is doubled until it fails; ``binsearch`` then halves the difference."""
     import_torchvision()  # Lightning imports torchmetrics, and that torchvision
     import pytorch_lightning as pl
@@ -96,7 +96,7 @@ def lightning(config: RunConfig, folder: Path, told: Diary, mode: str) -> int:
             return mean_labelled(losses_NK, batch.labelled_NK)
 
         def on_train_batch_end(self, outputs: Any, batch: Batch, _index: int) -> None:
-            told.step(len(batch.ids), float(outputs["loss"]))
+            diary.step(len(batch.ids), float(outputs["loss"]))
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -117,7 +117,7 @@ def lightning(config: RunConfig, folder: Path, told: Diary, mode: str) -> int:
     return finder.optimal_batch_size
 
 
-def accelerate(config: RunConfig, told: Diary, first: int) -> int:
+def accelerate(config: RunConfig, diary: Diary, first: int) -> int:
     """accelerate's ``find_executable_batch_size``: from a large batch down, a tenth less at each failure."""
     from accelerate.utils import find_executable_batch_size
 
@@ -126,7 +126,7 @@ def accelerate(config: RunConfig, told: Diary, first: int) -> int:
         own = config.with_overrides({"batch_size": batch_size})
         trainer, loader = Trainer(own, STEPS), Samples(own).loader(own)
         for _, batch in zip(range(STEPS), loader, strict=False):
-            told.step(len(batch.ids), trainer.step(batch)[0])
+            diary.step(len(batch.ids), trainer.step(batch)[0])
         return batch_size
 
     return int(train())
@@ -137,12 +137,12 @@ def main(name: str, folder: Path) -> int:
     config = configs.load(overrides=json.loads((folder / "config.json").read_text(encoding="utf-8")))
     torch.set_num_threads(config.threads or torch.get_num_threads())
     events = EventFile(folder / "events.jsonl")
-    told = Diary(events)
+    diary = Diary(events)
     rivals: dict[str, Callable[[], int]] = {
-        "lightning-power": lambda: lightning(config, folder, told, "power"),
-        "lightning-binsearch": lambda: lightning(config, folder, told, "binsearch"),
-        "accelerate": lambda: accelerate(config, told, config.batch_size),
-        "accelerate-default": lambda: accelerate(config, told, 128),
+        "lightning-power": lambda: lightning(config, folder, diary, "power"),
+        "lightning-binsearch": lambda: lightning(config, folder, diary, "binsearch"),
+        "accelerate": lambda: accelerate(config, diary, config.batch_size),
+        "accelerate-default": lambda: accelerate(config, diary, 128),
     }
     events.emit("start", {"facts": {}, "inputs": [], "steps_planned": 0, "batch_size": config.batch_size})
     found = rivals[name]()
