@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,6 +62,32 @@ def test_bytes_are_those_read_and_written() -> None:
     assert found["empty"] is None
     assert found["mul"] == 400 + 2 * 4000, "an expanded row is read once"
     assert found["_fused_adamw_"] == 4 * 4000 + 4 + 4 * 4000, "reads a step count too, and returns nothing"
+
+
+@pytest.mark.parametrize(
+    ("query", "args"),
+    [
+        (torch.ops.prim.device.default, ()),
+        (torch.ops.prim.layout.default, ()),
+        (torch.ops.aten.is_pinned.default, ()),
+        (torch.ops.aten.is_same_size.default, (torch.ones(10),)),
+        (torch.ops.aten._local_scalar_dense.default, ()),
+        (torch.ops.aten.size.default, ()),
+        (torch.ops.aten.stride.default, ()),
+        (torch.ops.aten.is_contiguous.default, ()),
+    ],
+    ids=str,
+)
+def test_a_query_moves_no_bytes(query: torch._ops.OpOverload, args: tuple[object, ...]) -> None:
+    tensor = torch.ones(10)
+    assert op_cost(query, (tensor, *args), {}, "an answer that is no tensor", forward=True) is None
+
+
+def test_no_operation_of_a_traced_step_is_a_query() -> None:
+    with FakeTensorMode(), Noting() as noting:
+        image = torch.ones(2, 4, 8, 8)
+        torch.nn.functional.conv2d(image, torch.ones(3, 4, 1, 1)).to(image.device, image.dtype)
+    assert not [name for name, cost in noting.found.items() if cost and not name.startswith("aten::")]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

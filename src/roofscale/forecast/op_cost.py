@@ -32,9 +32,10 @@ class OpCost:
 
 
 def op_cost(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *, forward: bool) -> OpCost | None:
-    """Return the cost of one operation, None if it only makes a view or allocates memory.
+    """Return the cost of one operation, None if it makes a view, allocates memory or asks for a property of a tensor.
 
     It reads its inputs and writes its results, or if it returns no tensor the inputs that its schema declares mutable.
+    An operation that writes nothing is a query, such as ``prim::device``, and so is every other one of ``prim``.
 
     Args:
         func, args, kwargs, result: call as a dispatch mode receives it.
@@ -45,6 +46,8 @@ def op_cost(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *,
         return None
     read = _tensors((args, kwargs))
     written = _tensors(result) or _mutated(func, args)
+    if func.namespace == "prim" or not written:
+        return None
     formula = flop_registry.get(func.overloadpacket)
     floating = next((value for value in read if value.is_floating_point()), None)
     return OpCost(
