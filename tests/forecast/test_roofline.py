@@ -7,13 +7,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from roofscale import compute
-from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.gpu_memory import GpuForecaster
 from roofscale.forecast.op_cost import OpCost, op_cost
 from roofscale.forecast.roofline_model import GpuPeaks, estimate_step, peaks_of
-from roofscale.forecast.trace import trace_batch, trace_training
+from roofscale.forecast.trace import trace_batch, trace_run
+from roofscale.forecast.training_step import TrainingStep
 from roofscale.train.device import Execution
 from roofscale.train.trainer import Trainer
 
@@ -34,7 +34,7 @@ class Noting(TorchDispatchMode):
 
 
 def test_flops_are_those_that_torch_counts_in_a_real_step() -> None:
-    work = trace_batch(SMALL, "fp32", models.build(SMALL), 2).work
+    work = trace_batch(TrainingStep.of_run(SMALL), "fp32", 2).work
     trainer = Trainer(SMALL, 2, where=Execution(torch.device("cpu"), "fp32", "here"))
     image_NCHW = torch.zeros(2, 3, 64, 64)
     with FlopCounterMode(display=False) as forward:
@@ -93,8 +93,8 @@ def test_no_operation_of_a_traced_step_is_a_query() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_one_trace_has_the_work_of_every_batch_size(precision: str) -> None:
     any_batch, five = (
-        trace_training(SMALL, precision).at(5).work,
-        trace_batch(SMALL, precision, models.build(SMALL), 5).work,
+        trace_run(SMALL, precision).at(5).work,
+        trace_batch(TrainingStep.of_run(SMALL), precision, 5).work,
     )
     assert [(one.flops, one.nbytes) for one in any_batch] == [(one.flops, one.nbytes) for one in five]
     wide = [one for one in five if one.flops and one.is_fp32]

@@ -214,7 +214,8 @@ def _gpu_as_dict(step: Step, gpu: GpuForecast) -> dict[str, Any]:
 def _gpu_memory(step: Step, gpu: GpuForecast | None) -> str:
     if gpu is None:
         return ""
-    return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n(+-{gpu.spread:.0%}): {gpu.fit(step.memory_margin)}"
+    interval = f"{gpu.low_mib:,.0f} to {gpu.high_mib:,.0f}"
+    return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n({interval}): {gpu.fit(step.memory_margin)}"
 
 
 def _full_words(config: RunConfig, full: TimeForecast) -> str:

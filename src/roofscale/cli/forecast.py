@@ -32,13 +32,21 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @forecast.command()
 @forecast_options
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw memory over two steps into this .svg or .png.")
-def gpu(overrides: Sequence[str], more: Sequence[str], compute: str, figure: Path | None, as_json: bool) -> None:
+@click.option(
+    "--model", default="", help="package.module:function that returns the step of another model; runs its code."
+)
+@click.option("--batch-size", default="", help="The same as batch_size=.")
+def gpu(
+    overrides: Sequence[str], more: Sequence[str], compute: str, figure: Path | None, model: str, batch_size: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Forecast GPU memory, on a machine without a GPU: peak, verdict, largest batch, and the parts of the peak."""
     from roofscale import config
     from roofscale.cli.run_forecast_gpu import forecast_gpu
 
-    resolved = config.load(None, [*split_overrides(more, compute), *overrides])
-    sys.exit(forecast_gpu(resolved, figure, as_json))
+    batch = [f"batch_size={batch_size}"] if batch_size else []
+    resolved = config.load(None, [*split_overrides(more, compute), *overrides, *batch])
+    sys.exit(forecast_gpu(resolved, figure, as_json, model))
 
 
 @forecast.command()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from roofscale.forecast.roofline_model import MEAN_ERROR
+from roofscale.forecast.roofline_model import MEAN_ERROR, StepEstimate
 from roofscale.forecast.run_time import TimeForecast
 from roofscale.stats.intervals import CONFIDENCE, Interval
 
@@ -31,6 +31,14 @@ def cost(usd: Interval | None) -> str:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def step(estimate: StepEstimate) -> str:
+    """Format the estimated time of a step and its rate."""
+    return (
+        f"{estimate.seconds:.3g} s by a roofline estimate, {estimate.samples / estimate.seconds:.3g} samples/s; others "
+        f"find one {MEAN_ERROR:.0%} off on average"
+    )
 
 
 def notes(forecast: TimeForecast) -> Iterator[str]:
