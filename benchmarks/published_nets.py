@@ -5,6 +5,7 @@ it is a setting of this benchmark, because the measurements are of that time.
 """
 
 import contextlib
+import copy
 import importlib
 import itertools
 import sys
@@ -15,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from roofscale.forecast.trace import Recorder
+from roofscale.forecast.trace import Recorder, fake_copy, replace_tensors
 from roofscale.forecast.training_step import TrainingStep
 from roofscale.torch_compat import import_torchvision
 
@@ -289,11 +291,7 @@ def timm_step(row: Row) -> tuple[TrainingStep, int]:
     from timm.layers import set_fused_attn
 
     set_fused_attn(enable=False)  # explicit attention, as in 2022
-    try:
-        with without_initial_values():
-            net = timm.create_model(row["model"]).train()
-    except Exception as error:
-        raise LeftOut(f"net cannot be built: {type(error).__name__}: {str(error)[:150]}") from error
+    net = _timm_net(timm, row["model"]).train()
     count, published = sum(weight.numel() for weight in net.parameters()) / 1e6, float(row["params_m"])
     if abs(count - published) > 0.011 + 0.002 * count:
         raise LeftOut(f"another model by this name today: {count:.2f} M weights, {published:.2f} M published")
@@ -319,6 +317,19 @@ def timm_step(row: Row) -> tuple[TrainingStep, int]:
         name=row["model"],
     )
     return step, int(row["batch_per_gpu"])
+
+
+def _timm_net(timm: Any, name: str) -> nn.Module:
+    """Build a model of timm, without memory for its weights if it reads none of their values."""
+    try:
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name)  # type: ignore[no-any-return]
+        except (NotImplementedError, RuntimeError):
+            with without_initial_values():
+                return timm.create_model(name)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise LeftOut(f"net cannot be built: {type(error).__name__}: {str(error)[:150]}") from error
 
 
 # ---- NVIDIA's nnU-Net
@@ -375,3 +386,18 @@ def nnunet_step(row: Row) -> tuple[TrainingStep, int]:
         name="nnU-Net",
     )
     return step, int(row["batch_per_gpu"])
+
+
+# ---- inference
+
+
+def trace_forward(net: nn.Module, forward: Any) -> tuple[Any, ...]:
+    """Return the operations of a forward pass in evaluation mode."""
+    recorder = Recorder()
+    copied = copy.deepcopy(net).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        replace_tensors(copied, fake_copy)
+        with recorder:
+            recorder.phase = "activations"
+            forward(copied)
+        return recorder.trace().work

@@ -18,10 +18,10 @@ from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 
 GPU = compute.get("ml.g5.xlarge")
 EVIDENCE = {"fp32": "some rows", "half": "few rows"}
-NO_TERMS = Terms(0, 0, 0.0, {"fp32": (0.95, 1.05), "half": (0.9, 1.1)}, EVIDENCE)
+NO_TERMS = Terms(0, 0, 0.0, {"fp32": (0.95, 1.05), "half": (0.9, 1.1)}, EVIDENCE, {})
 WEIGHTS = Storage(100 * MIB, "parameters", "")
 GRADIENTS = Storage(100 * MIB, "gradients", "")
-WORKSPACE = Storage(0, "workspace", "net.encoder.model.layer1.0.conv1", per_sample=0)
+WORKSPACE = Storage(0, "workspace", "net.encoder.model.layer1.0.conv1", per_sample=0.0)
 ACTIVATIONS = Storage(0, "activations", "net.encoder.model.layer1.0.conv1", per_sample=1000 * MIB)
 
 

@@ -103,8 +103,12 @@ def test_one_trace_has_the_work_of_every_batch_size(precision: str) -> None:
 
 def test_each_operation_takes_the_longer_of_arithmetic_and_memory() -> None:
     peaks = peaks_of("A10G")
-    arithmetic = OpCost(flops=70e12, nbytes=6e9, is_fp32=False, is_convolution=True, forward=True)  # 1 s against 0.01
-    memory = OpCost(flops=0.0, nbytes=1200e9, is_fp32=True, is_convolution=False, forward=False)  # 2 s
+    arithmetic = OpCost(
+        flops=70e12, nbytes=6e9, is_fp32=False, is_convolution=True, is_grouped=False, forward=True
+    )  # 1 s against 0.01
+    memory = OpCost(
+        flops=0.0, nbytes=1200e9, is_fp32=True, is_convolution=False, is_grouped=False, forward=False
+    )  # 2 s
     found = estimate_step([arithmetic, memory], "A10G", "bf16", 2)
     assert peaks.memory == 600
     assert (found.seconds, found.forward_seconds) == pytest.approx((3.0, 1.0))

@@ -61,6 +61,18 @@ def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: boo
     sys.exit(forecast_host(resolved, RUNS, GENERATED, probe, as_json))
 
 
+@forecast.command()
+@forecast_options
+@click.option("--by", default="", help="Only instances that need so many hours at most, such as 24h.")
+@click.option("--budget", default="", help="Only instances that cost so many dollars at most.")
+def instances(overrides: Sequence[str], more: Sequence[str], compute: str, by: str, budget: str, as_json: bool) -> None:
+    """Compare every instance with a GPU and a price for a run on all samples: memory, time, dollars, data stall."""
+    from roofscale import config
+    from roofscale.cli.run_forecast_instances import forecast_instances
+
+    forecast_instances(config.load(None, [*split_overrides(more, compute), *overrides]), by, budget, as_json)
+
+
 @forecast.command("time")
 @forecast_options
 def time_of_run(overrides: Sequence[str], more: Sequence[str], compute: str, as_json: bool) -> None:

@@ -28,6 +28,7 @@ from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import StepEstimate, estimate_step
 from roofscale.forecast.trace import Trace, trace_run, trace_step
 from roofscale.forecast.training_step import TrainingStep
+from roofscale.forecast.workspace import TERMS
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.train.prefetch import BATCHES_ON_GPU
 
@@ -37,7 +38,6 @@ _BEFORE_AMPERE = ("K80", "M60", "P100", "V100", "T4")  # compute capability belo
 # Knobs that a trace depends on. It serves every batch size, split or not; the compute is an argument of its own, and
 # what a step holds on a GPU does not depend on CPU threads.
 _TRACED_KNOBS = affecting("step") - {"batch_size", "compute", "threads", "micro_batches"}
-_TERMS = Path(__file__).with_name("gpu_terms.yaml")
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Terms:
     gaps: float  # free memory between blocks that cannot be given back, as a share of what is allocated
     intervals: Mapping[str, tuple[float, float]]  # by fp32 or half: the ends, as shares of the centre
     evidence: Mapping[str, str]  # by fp32 or half: the measurements that the interval stands on
+    workspace_floor_mib: Mapping[str, float]  # by fp32 or half: least workspace of a convolution, see ``workspace``
 
     @classmethod
-    def load(cls, file: Path = _TERMS) -> "Terms":
+    def load(cls, file: Path = TERMS) -> "Terms":
         """Read the terms from a YAML file, by default the shipped one."""
         return cls(**yaml.safe_load(file.read_text(encoding="utf-8")))
 
@@ -336,7 +337,8 @@ def suggest_lighter_configs(forecaster: GpuForecaster, largest: int) -> Iterator
 
 def _of_the_same_trace(forecaster: GpuForecaster, largest: int) -> Iterator[tuple[str, GpuForecast]]:
     batch = forecaster.config.batch_size
-    yield from _smallest_split(forecaster)
+    for parts, forecast in smallest_split(forecaster):
+        yield f"micro_batches={parts}", forecast
     if 0 < largest < batch:
         yield f"batch_size={largest}", forecaster.forecast(largest)
     if not forecaster.settings.expandable_segments:
@@ -361,7 +363,7 @@ def _of_other_traces(forecaster: GpuForecaster) -> Iterator[tuple[str, GpuForeca
             yield setting, other.forecast(config.batch_size)
 
 
-def _smallest_split(forecaster: GpuForecaster) -> Iterator[tuple[str, GpuForecast]]:
+def smallest_split(forecaster: GpuForecaster) -> Iterator[tuple[int, GpuForecast]]:
     """Yield the fewest micro-batches that fit for sure, nothing if none do; the optimiser takes the same steps."""
     batch, now = forecaster.config.batch_size, forecaster.config.micro_batches
     most = batch // (forecaster.config.least_batch // now or 1)  # micro-batches
@@ -369,5 +371,5 @@ def _smallest_split(forecaster: GpuForecaster) -> Iterator[tuple[str, GpuForecas
     sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), most + 1))
     for parts in (math.ceil(batch / size) for size in sizes):
         if (forecast := forecaster.in_parts(parts).forecast(batch)).fit() is MemoryFit.FITS:
-            yield f"micro_batches={parts}", forecast
+            yield parts, forecast
             return

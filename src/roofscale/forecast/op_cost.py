@@ -20,6 +20,7 @@ class OpCost:
     nbytes: float  # read and written
     is_fp32: bool  # computes in float32; else in the run's precision
     is_convolution: bool
+    is_grouped: bool  # a convolution in groups, whose small products leave most of a tensor core idle
     forward: bool  # belongs to the forward pass or the loss
     per_sample: tuple[float, float] = (0.0, 0.0)  # flops and bytes
 
@@ -49,12 +50,17 @@ def op_cost(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *,
     if func.namespace == "prim" or not written:
         return None
     formula = flop_registry.get(func.overloadpacket)
+    is_convolution = "convolution" in name
+    nbytes = sum(map(_stored_bytes, (*read, *written)))
+    if "batch_norm" in name:  # cuDNN's and torch's kernels read their input for the sums, and again to normalise
+        nbytes += sum(_stored_bytes(value) for value in read if value.dim() > 1)
     floating = next((value for value in read if value.is_floating_point()), None)
     return OpCost(
         flops=float(formula(*args, **kwargs, out_val=result)) if formula else 0.0,
-        nbytes=sum(map(_stored_bytes, (*read, *written))),
+        nbytes=nbytes,
         is_fp32=floating is not None and floating.dtype == torch.float32,
-        is_convolution="convolution" in name,
+        is_convolution=is_convolution,
+        is_grouped=is_convolution and next(a for a in reversed(args) if type(a) is int) > 1,
         forward=forward,
     )
 

@@ -53,7 +53,7 @@ def peak_mib(trace: Trace, batch: int, largest_on_heap: float = _LARGEST_ON_HEAP
 @cache
 def _trace(config: RunConfig, precision: str) -> Trace:
     trace = trace_run(config, precision)
-    on_host = [replace(s, nbytes=0.0, per_sample=0.0) if s.kind == WORKSPACE else s for s in trace.storages]
+    on_host = [replace(s, nbytes=0.0, per_sample=0.0, least=0.0) if s.kind == WORKSPACE else s for s in trace.storages]
     return replace(trace, storages=tuple(on_host)).first_two_steps(in_parts=config.micro_batches > 1)
 
 

@@ -41,6 +41,11 @@ class Storage:
     kind: str  # parameters, gradients, optimizer, activations (the batch among them), temporary, workspace
     module: str  # name of the module whose forward pass allocated it; empty if none did
     per_sample: float = 0.0  # bytes that each further sample adds
+    least: float = 0.0  # bytes that it has with any batch
+
+    def at(self, batch: int) -> "Storage":
+        """Return the storage with ``batch`` samples."""
+        return replace(self, nbytes=max(self.nbytes + batch * self.per_sample, self.least), per_sample=0.0)
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,9 @@ class Trace:
 
     def at(self, batch: int) -> "Trace":
         """Return the trace of the same steps with ``batch`` samples a step, or a micro-batch if it is split."""
-        grown = (replace(s, nbytes=s.nbytes + batch * s.per_sample, per_sample=0.0) for s in self.storages)
-        return replace(self, storages=tuple(grown), work=tuple(cost.at(batch) for cost in self.work))
+        return replace(
+            self, storages=tuple(s.at(batch) for s in self.storages), work=tuple(cost.at(batch) for cost in self.work)
+        )
 
     def events_in_order(self) -> Iterator[tuple[int, bool]]:
         """Yield each event: the storage's index, and whether it is allocated (else released)."""
@@ -206,7 +212,7 @@ def trace_batch(
     recorder = recorder or Recorder()
     layout = torch.channels_last if step.channels_last else torch.contiguous_format
     with mode:
-        _replace_tensors(net, _fake_copy if fake else lambda tensor: tensor)
+        replace_tensors(net, fake_copy if fake else lambda tensor: tensor)
         inputs = step.inputs(batch) if step.on_host else None
         recorder.ignore(_tensors(inputs))
         for tensor in _tensors_of(net):
@@ -243,8 +249,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
             self._work.append(cost)
         for tensor in _tensors(result):
             self.record(tensor)
-        if (nbytes := workspace_bytes(func, args, result)) is not None:
-            self._storages.append(Storage(nbytes, WORKSPACE, self.module))
+        if scratch := workspace_bytes(func, args, result):
+            nbytes, least = scratch
+            self._storages.append(Storage(nbytes, WORKSPACE, self.module, least=least))
             self._events += 2 * [len(self._storages) - 1]
         return result
 
@@ -347,12 +354,13 @@ def _tensors_of(net: nn.Module) -> list[torch.Tensor]:
     return [*net.parameters(), *net.buffers(), *plain]
 
 
-def _fake_copy(tensor: torch.Tensor) -> torch.Tensor:
+def fake_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same kind, shape and strides in the active fake mode."""
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _replace_tensors(net: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def replace_tensors(net: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Replace every tensor of a net; a model cannot be built fake, because timm reads values."""
     replaced: dict[int, torch.Tensor] = {}  # a weight that two modules share stays shared
     for module in net.modules():

@@ -4,12 +4,19 @@ The terms and the published measurements that support each are in ``gpu_terms.ya
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch._ops import OpOverload
 
+TERMS = Path(__file__).with_name("gpu_terms.yaml")
 WORKSPACE = "workspace"  # kind of these storages
+_FLOOR_BYTES = {
+    name: 2.0**20 * mib
+    for name, mib in yaml.safe_load(TERMS.read_text(encoding="utf-8"))["workspace_floor_mib"].items()
+}
 _WINOGRAD_OUTPUT, _WINOGRAD_INPUT = 4, 6  # pixels of a tile's side: Winograd's F(4x4, 3x3) reads 6x6 to give 4x4
 
 
@@ -53,7 +60,7 @@ class Convolution:
 
     @property
     def workspace_bytes(self) -> float:
-        """Bytes of cuDNN's workspace."""
+        """Bytes of the transformed tiles, in proportion to the batch but for the weights; 0 without Winograd."""
         if not self.uses_winograd:
             return 0.0
         count, channels, _, _ = self.input
@@ -63,13 +70,17 @@ class Convolution:
         return float(self.dtype.itemsize * _WINOGRAD_INPUT**2 * transformed)
 
 
-def workspace_bytes(func: OpOverload, args: Any, result: Any) -> float | None:
+def workspace_bytes(func: OpOverload, args: Any, result: Any) -> tuple[float, float] | None:
     """Return the bytes that an operation's CUDA kernel allocates beyond its results; None if it needs none.
+
+    The first number is linear in the batch; the second is the least that is allocated, whatever the batch.
 
     Args:
         func, args, result: call as a dispatch mode receives it.
     """
     if func._schema.name == "aten::_softmax_backward_data":  # SoftMax.cu: ``Tensor tmp = grad * output``
-        return float(args[0].numel() * args[0].element_size())
+        return float(args[0].numel() * args[0].element_size()), 0.0
     convolution = Convolution.of(func, args, result)
-    return convolution.workspace_bytes if convolution else None
+    if convolution is None:
+        return None
+    return convolution.workspace_bytes, _FLOOR_BYTES["fp32" if convolution.dtype == torch.float32 else "half"]
