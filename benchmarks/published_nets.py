@@ -206,7 +206,8 @@ class _Samples(list[Any]):
 def _mmseg_loss(net: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     image, label = batch
     shape = {"img_shape": image.shape[2:], "pad_shape": image.shape[2:]}
-    samples = _Samples(types.SimpleNamespace(metainfo=shape) for _ in range(len(image)))
+    truths = ({name: types.SimpleNamespace(data=one) for name in ("gt_sem_seg", "gt_edge_map")} for one in label)
+    samples = _Samples(types.SimpleNamespace(metainfo=shape, **truth) for truth in truths)
     samples.label = label
     total = torch.zeros(())
     for name, value in net.loss(image, samples).items():

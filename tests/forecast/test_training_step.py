@@ -20,7 +20,7 @@ from roofscale.forecast.allocator import MIB
 from roofscale.forecast.cuda_autocast import CudaAutocast
 from roofscale.forecast.trace import Trace, trace_step
 from roofscale.forecast.training_step import TrainingStep
-from roofscale.forecast.workspace import WORKSPACE, Convolution, workspace_bytes
+from roofscale.forecast.workspace import WORKSPACE, workspace_bytes
 
 
 def sgd(weights: Any) -> torch.optim.Optimizer:
@@ -132,7 +132,6 @@ def test_a_softmax_needs_scratch_of_its_size_in_backward() -> None:
     grad = torch.zeros(2, 10)
     assert workspace_bytes(torch.ops.aten._softmax_backward_data.default, (grad, grad), grad) == (80, 0)
     assert workspace_bytes(torch.ops.aten.relu.default, (grad,), grad) is None
-    assert Convolution.of(torch.ops.aten.relu.default, (grad,), grad) is None
 
 
 @pytest.fixture

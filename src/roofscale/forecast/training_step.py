@@ -13,25 +13,23 @@ from roofscale.data.sample import CHANNELS, Batch
 from roofscale.train.device import Execution
 from roofscale.train.trainer import Trainer
 
+_Loss = Callable[[nn.Module, Any], torch.Tensor]
+_MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
 
 class Training(Protocol):
-    """State of a training, and its step in parts: ``begin``, ``loss``, ``backward``, ``update``."""
+    """State of a training, and its step in four parts, as ``train.trainer.Trainer`` has them."""
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer, which holds the trained weights."""
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
-    def begin(self) -> None:
-        """Zero or free the gradients of the step before."""
+    def begin(self) -> None: ...
 
-    def loss(self, batch: Any) -> torch.Tensor:
-        """Return the scalar loss of a batch with its autograd graph."""
+    def loss(self, batch: Any) -> torch.Tensor: ...
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Compute the gradients."""
+    def backward(self, loss: torch.Tensor) -> None: ...
 
-    def update(self) -> object:
-        """Update the weights."""
+    def update(self) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class TrainingStep:
         cls,
         net: nn.Module,
         inputs: Callable[[int], Any],
-        loss: Callable[[nn.Module, Any], torch.Tensor],
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        loss: _Loss,
+        optimizer: _MakeOptimizer,
         *,
         precision: str = "auto",
         keeps_gradients: bool = False,
@@ -102,18 +100,13 @@ class TrainingStep:
         )  # fmt: skip
 
 
-@dataclass
 class _PlainTraining:
-    net: nn.Module
-    compute_loss: Callable[[nn.Module, Any], torch.Tensor]
-    make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-    is_half: bool
-    keeps_gradients: bool
-    grad_clip: float
-
-    def __post_init__(self) -> None:
-        self.trained = [weight for weight in self.net.parameters() if weight.requires_grad]
-        self.optimizer = self.make_optimizer(self.trained)
+    def __init__(self, net: nn.Module, loss: _Loss, optimizer: _MakeOptimizer, is_half: bool, keeps_gradients: bool,
+                 grad_clip: float) -> None:  # fmt: skip
+        self.net, self.compute_loss, self.is_half = net, loss, is_half
+        self.keeps_gradients, self.grad_clip = keeps_gradients, grad_clip
+        self.trained = [weight for weight in net.parameters() if weight.requires_grad]
+        self.optimizer = optimizer(self.trained)
 
     def begin(self) -> None:
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
