@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,6 +63,28 @@ def test_bytes_are_those_read_and_written() -> None:
     assert found["empty"] is None
     assert found["mul"] == 400 + 2 * 4000, "an expanded row is read once"
     assert found["_fused_adamw_"] == 4 * 4000 + 4 + 4 * 4000, "reads a step count too, and returns nothing"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 16, 3, stride=2),
+        nn.Conv2d(8, 16, 3, groups=4),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.ConvTranspose2d(8, 16, 2, stride=2),
+    ],
+    ids=str,
+)
+def test_each_gradient_of_a_convolution_takes_the_flops_of_its_forward_pass(layer: nn.Module) -> None:
+    image = torch.ones(2, 8, 16, 16, requires_grad=True)
+    with Noting() as forward:
+        output = layer(image)
+    with Noting() as backward:
+        output.sum().backward()
+    one, both = forward.found["aten::convolution"], backward.found["aten::convolution_backward"]
+    assert one
+    assert both
+    assert both.flops == 2 * one.flops > 0
 
 
 @pytest.mark.parametrize(

@@ -49,20 +49,33 @@ def op_cost(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *,
     written = _tensors(result) or _mutated(func, args)
     if func.namespace == "prim" or not written:
         return None
-    formula = flop_registry.get(func.overloadpacket)
     is_convolution = "convolution" in name
     nbytes = sum(map(_stored_bytes, (*read, *written)))
     if "batch_norm" in name:  # cuDNN's and torch's kernels read their input for the sums, and again to normalise
         nbytes += sum(_stored_bytes(value) for value in read if value.dim() > 1)
     floating = next((value for value in read if value.is_floating_point()), None)
     return OpCost(
-        flops=float(formula(*args, **kwargs, out_val=result)) if formula else 0.0,
+        flops=_flops(func, args, kwargs, result),
         nbytes=nbytes,
         is_fp32=floating is not None and floating.dtype == torch.float32,
         is_convolution=is_convolution,
         is_grouped=is_convolution and next(a for a in reversed(args) if type(a) is int) > 1,
         forward=forward,
     )
+
+
+def _flops(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any) -> float:
+    """Return the FLOPs of a product or convolution by torch's formulas, 0 of other operations.
+
+    Its formula of a convolution's backward pass counts the weights' gradient once for each group: each gradient takes
+    what the forward pass takes, two for each output and each weight that it depends on.
+    """
+    if func._schema.name == "aten::convolution_backward":
+        grad, image, weight = args[:3]
+        is_transposed, gradients = args[7], sum(args[10][:2])
+        return 2.0 * (image if is_transposed else grad).numel() * weight[0].numel() * gradients
+    formula = flop_registry.get(func.overloadpacket)
+    return float(formula(*args, **kwargs, out_val=result)) if formula else 0.0
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
