@@ -99,8 +99,14 @@ def _mmseg(row: Row) -> Answer:
 def _mmseg_memory(row: Row, step: TrainingStep, trace: Trace, batch: int) -> Answer:
     gib = float(row["measured_gb"]) * (1000 / 1024 if row["family"] in DECIMAL_FAMILIES else 1)
     forecast = _old_forecast(step, trace, batch)
-    return {"batch": batch, "measured_mib": 1024 * gib, "allocated_mib": forecast.allocated_mib,
-            "interval": forecast.interval, "kinds": dict(forecast.kinds)}  # fmt: skip
+    return {
+        "precision": step.precision,
+        "batch": batch,
+        "measured_mib": 1024 * gib,
+        "allocated_mib": forecast.allocated_mib,
+        "interval": forecast.interval,
+        "kinds": dict(forecast.kinds),
+    }
 
 
 def _mmseg_forward(row: Row) -> Answer:
@@ -328,12 +334,16 @@ def rows_of(file: Path) -> list[Row]:
     return [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
 
 
-def answers_of(rows: Sequence[Row], folder: Path, say: Callable[[str], None]) -> list[Answer]:
-    """Return the answer of each row, from the folder if it is there."""
+def answers_of(
+    rows: Sequence[Row], folder: Path, say: Callable[[str], None], *, only_kept: bool = False
+) -> list[Answer]:
+    """Return the answer of each row, from the folder if it is there; if only kept ones are asked for, no other."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for number, row in enumerate(rows, 1):
         file = folder / f"{hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]}.json"
+        if only_kept and not file.exists():
+            continue
         if not file.exists():
             one = answer(row)
             file.with_suffix(".part").write_text(json.dumps(one), encoding="utf-8")
@@ -390,6 +400,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, default=0, help="forecast so many rows at most, families in turn")
     parser.add_argument("--only", default="", help="only rows of this source")
     parser.add_argument("--fresh", action="store_true", help="forget the answers that are kept")
+    parser.add_argument("--kept", action="store_true", help="compare the answers that are kept, forecast no others")
     asked = parser.parse_args(words)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -398,10 +409,12 @@ def main(words: Sequence[str]) -> int:
     if asked.fresh:
         for file in KEPT.glob("*.json"):
             file.unlink()
-    answers = answers_of(rows[: asked.limit or None], KEPT, lambda line: print(line, file=sys.stderr))
+    chosen, to_stderr = rows[: asked.limit or None], lambda line: print(line, file=sys.stderr)
+    answers = answers_of(chosen, KEPT, to_stderr, only_kept=asked.kept)
     found = summary(answers)
     slim = [{name: value for name, value in one.items() if name != "kinds"} for one in answers]
-    content = {"machine": machine(), "measurements": asked.measurements.name, "summary": found, "rows": slim}
+    content = {"machine": machine(), "measurements": asked.measurements.name, "of_rows": len(rows), "summary": found}
+    content["rows"] = slim
     asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     figure(answers, asked.out.with_suffix(".png"))
     print(table(found))

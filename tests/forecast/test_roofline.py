@@ -1,5 +1,7 @@
 """The work of a traced step against torch's own counter and against hand counts, and the roofline over it."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.gpu_memory import GpuForecaster
 from roofscale.forecast.op_cost import OpCost, op_cost
-from roofscale.forecast.roofline_model import GpuPeaks, estimate_step, peaks_of
+from roofscale.forecast.roofline_model import GpuPeaks, calibration_of, estimate_step, peaks_of
 from roofscale.forecast.trace import trace_batch, trace_run
 from roofscale.forecast.training_step import TrainingStep
 from roofscale.train.device import Execution
@@ -134,8 +136,22 @@ def test_each_operation_takes_the_longer_of_arithmetic_and_memory() -> None:
     )  # 2 s
     found = estimate_step([arithmetic, memory], "A10G", "bf16", 2)
     assert peaks.memory == 600
-    assert (found.seconds, found.forward_seconds) == pytest.approx((3.0, 1.0))
-    assert found.arithmetic_share == pytest.approx(1 / 3)
+    fitted = calibration_of("A10G")
+    first, second = fitted.launch + fitted.arithmetic, fitted.launch + 2 * fitted.memory
+    assert (found.seconds, found.forward_seconds) == pytest.approx((first + second, first))
+    assert found.arithmetic_share == pytest.approx(first / (first + second))
+    assert (found.deviation, found.evidence) == (fitted.deviation, fitted.evidence)
+    grouped = estimate_step([dataclasses.replace(arithmetic, is_grouped=True)], "A10G", "bf16", 2)
+    assert grouped.seconds == pytest.approx(fitted.launch + fitted.grouped)
+
+
+def test_every_gpu_has_a_calibration_and_says_what_it_stands_on() -> None:
+    for gpu in ("A10G", "RTX 3090", "T4", "no such GPU"):
+        fitted = calibration_of(gpu)
+        assert fitted.grouped >= fitted.arithmetic > 0
+        assert fitted.deviation > 0.1
+        assert fitted.evidence
+    assert calibration_of("A10G") == calibration_of("RTX 3090") != calibration_of("T4")
 
 
 def test_tf32_is_for_convolutions_and_where_there_is_any() -> None:

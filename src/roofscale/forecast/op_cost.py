@@ -73,7 +73,7 @@ def _flops(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any) -> 
     if func._schema.name == "aten::convolution_backward":
         grad, image, weight = args[:3]
         is_transposed, gradients = args[7], sum(args[10][:2])
-        return 2.0 * (image if is_transposed else grad).numel() * weight[0].numel() * gradients
+        return float(2 * (image if is_transposed else grad).numel() * weight[0].numel() * gradients)
     formula = flop_registry.get(func.overloadpacket)
     return float(formula(*args, **kwargs, out_val=result)) if formula else 0.0
 

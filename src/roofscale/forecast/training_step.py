@@ -37,7 +37,7 @@ class TrainingStep:
     """Training step to be traced; ``of`` describes one of any model, ``of_run`` that of the project's trainer."""
 
     net: nn.Module  # on the CPU, in the mode that it trains in; it is copied and not changed
-    inputs: Callable[[int], Any]  # the inputs of a batch of so many samples, of which only shapes and dtypes matter
+    inputs: Callable[[int], Any]  # of so many samples, on the GPU; only shapes, dtypes and memory format matter
     start: Callable[[nn.Module, str], Training]  # of a copy of the net, in fp32 or bf16
     precision: str  # fp32, bf16, fp16, or auto for bf16 where the GPU computes it natively and fp16 elsewhere
     ddp: bool  # DistributedDataParallel wraps the net: its buckets hold the gradients a second time
@@ -63,16 +63,11 @@ class TrainingStep:
         """Describe a step of any model.
 
         Args:
-            net: model on the CPU, in training mode; a SyncBatchNorm counts as a BatchNorm.
-            inputs: returns what lies on the GPU for a batch of so many samples.
-            loss: computes the scalar loss from the net and these inputs, under autocast unless the precision is fp32.
+            net, inputs, precision, ddp, channels_last, name: as the fields; a SyncBatchNorm counts as a BatchNorm.
+            loss: computes the scalar loss from the net and the inputs, under autocast unless the precision is fp32.
             optimizer: makes the optimizer of the trained weights.
-            precision: fp32, bf16, fp16 or auto.
             keeps_gradients: whether ``zero_grad`` keeps the gradients' memory (``set_to_none=False``).
-            ddp: whether DistributedDataParallel wraps the net.
-            channels_last: whether the weights are in ``torch.channels_last``; ``inputs`` chooses its own format.
             grad_clip: largest norm of the gradients; 0 does not clip.
-            name: of the model, in messages.
         """
 
         def start(copied: nn.Module, resolved: str) -> Training:
