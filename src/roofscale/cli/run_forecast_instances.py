@@ -19,11 +19,7 @@ from roofscale.report.format import as_json
 def forecast_instances(config: RunConfig, by: str, budget: str, to_json: bool) -> None:
     """Print memory, time and cost of a run on each instance that has a GPU and a price.
 
-    Args:
-        config: run config.
-        by: most hours, such as ``24h``; empty for no limit.
-        budget: most dollars; empty for no limit.
-        to_json: whether to print JSON instead of a table.
+    ``by`` is the most hours, such as ``24h``, and ``budget`` the most dollars; empty for no limit.
 
     Raises:
         ConfigError: a limit is no number, or the model cannot be traced.

@@ -50,7 +50,7 @@ class Terms:
     gaps: float  # free memory between blocks that cannot be given back, as a share of what is allocated
     intervals: Mapping[str, tuple[float, float]]  # by fp32 or half: the ends, as shares of the centre
     evidence: Mapping[str, str]  # by fp32 or half: the measurements that the interval stands on
-    workspace_floor_mib: Mapping[str, float]  # by fp32 or half: least workspace of a convolution, see ``workspace``
+    workspace_floor_mib: Mapping[str, float]  # see ``workspace``
 
     @classmethod
     def load(cls, file: Path = TERMS) -> "Terms":
@@ -147,21 +147,22 @@ class StepForecaster:
             for_sure: whether the upper end of the forecast's interval must stay within the margin; else its centre.
         """
         limit = MEMORY_MARGIN * self.where.gpu_memory_gib * 1024
-        sizes = {batch: self._size(batch, for_sure) for batch in (1, 2)}
-        slope = max(sizes[2] - sizes[1], 1.0)  # MiB a sample
-        low, high, guess, size = 0, LARGEST_BATCH + 1, 1, sizes[1]
+
+        def size_of(batch: int) -> float:
+            forecast = self.forecast(batch)
+            return forecast.high_mib if for_sure else forecast.total_mib
+
+        size = size_of(1)
+        slope = max(size_of(2) - size, 1.0)  # MiB a sample
+        low, high, guess = 0, LARGEST_BATCH + 1, 1
         for tries in itertools.count():
             low, high = (guess, high) if size <= limit else (low, guess)
             if high - low < 2:
                 return low
             guess = guess + math.floor((limit - size) / slope) if tries < _LINEAR_TRIES else (low + high) // 2
             guess = min(max(guess, low + 1), high - 1)
-            size = self._size(guess, for_sure)
+            size = size_of(guess)
         raise AssertionError("the interval has no batch left")
-
-    def _size(self, batch: int, for_sure: bool) -> float:
-        forecast = self.forecast(batch)
-        return forecast.high_mib if for_sure else forecast.total_mib
 
     @cached_property
     def _trace(self) -> Trace:
