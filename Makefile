@@ -60,6 +60,10 @@ bench: $(STAMP) ## measure speed against its targets; writes benchmarks/results/
 	$(PIP_INSTALL) --no-deps --upgrade --target .bench -r requirements-bench.txt
 	PYTHONPATH=.bench $(BIN)/python -m benchmarks.run
 
+.PHONY: gpu-check
+gpu-check: $(STAMP) ## the checks that only a GPU can make, in 8 minutes; without one, their stand-in on the CPU
+	PYTHONPATH=.bench $(BIN)/python -m benchmarks.gpu_check benchmarks/results/gpu_check.json
+
 .PHONY: clean
 clean: ## remove .venv and caches; data, runs and results stay
 	rm -rf .venv .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -34,10 +34,10 @@ from roofscale.data.sources import DataSplit, open_sources
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import Settings
-from roofscale.forecast.gpu_memory import FixedCosts, GpuForecaster
+from roofscale.forecast.gpu_memory import GpuForecaster, Terms
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import estimate_step, peaks_of
-from roofscale.forecast.trace import trace_training
+from roofscale.forecast.trace import trace_run
 from roofscale.train.device import select_device
 from roofscale.train.trainer import Trainer
 
@@ -123,7 +123,7 @@ def device(base: RunConfig) -> Part:
     gpu = this_gpu().gpu if where.device.type == "cuda" else ""
     with contextlib.suppress(ConfigError):  # a device without entered peaks
         known["data sheet"] = peaks_of(gpu)
-    work = trace_training(base, where.precision).at(base.batch_size).work
+    work = trace_run(base, where.precision).at(base.batch_size).work  # micro-batches do the work of the whole batch
     found: dict[str, Any] = {"precision": where.precision, "gpu": gpu, "peaks": {}}
     for whose, best in known.items():
         step = estimate_step(work, gpu, where.precision, base.batch_size, best)
@@ -219,7 +219,7 @@ def _memory_errors(part: Part) -> Iterator[Result]:
         errors = [abs(foreseen["reserved_mib"] / mib - 1) for mib in taken] if foreseen else []
         said = f"{foreseen['reserved_mib']:,.0f} MiB foreseen for {part['gpu']}" if foreseen else "no forecast"
         measure = f"error of the forecast of reserved GPU memory, {name}"
-        found = _ratio(measure, FixedCosts.load().spread, errors, f"{said}; none measured", said)
+        found = _ratio(measure, Terms.load().intervals["half"][1] - 1, errors, f"{said}; none measured", said)
         yield replace(found, at_most=True, unit="share")
 
 

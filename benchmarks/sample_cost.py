@@ -29,7 +29,6 @@ from roofscale.data.sample import Sample
 from roofscale.data.sources import FileSource
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.forecast.gpu_memory import estimate_step_time
-from roofscale.forecast.roofline_model import ERROR
 
 SIDE, WORKERS, BATCH = 1024, 4, 16  # of phase 5
 FEW, MANY, LOADED = 8, 40, 4  # samples of the two passes, and of a batch
@@ -91,7 +90,7 @@ def _wanted(instance: str) -> tuple[float, float]:
     config = RunConfig(image_size=SIDE, batch_size=BATCH, num_workers=WORKERS, compute=instance)
     step = estimate_step_time(config, compute.get(instance))
     rate = step.samples / step.seconds
-    return rate, rate * math.exp(1.645 * ERROR)  # of the 90 % interval
+    return rate, rate * math.exp(1.645 * step.deviation)  # of the 90 % interval
 
 
 def _sources(root: Path) -> Iterator[tuple[str, FileSource]]:

@@ -7,13 +7,13 @@ import pytest
 from roofscale.config import RunConfig
 from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.forecast.step_tensors import peak_mib, tensors_mib
-from roofscale.forecast.trace import CONVOLUTION, Storage, Trace
+from roofscale.forecast.trace import Storage, Trace
 
 MIB = 2**20
 WEIGHTS = Storage(100 * MIB, "parameters", "")
 SMALL = Storage(0, "activations", "", per_sample=8 * MIB)
 LARGE = Storage(0, "activations", "", per_sample=40 * MIB)
-TRACE = Trace((WEIGHTS, SMALL, LARGE, SMALL), (0, 1, CONVOLUTION, 2, 1, 3, 2, 3))
+TRACE = Trace((WEIGHTS, SMALL, LARGE, SMALL), (0, 1, 2, 1, 3, 2, 3))
 
 # Measured peaks, MiB, by batch, each the mean of one to four runs: U-Net at 512 px, channels_last, no workers.
 MEASURED = {

@@ -11,7 +11,7 @@ from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import run_time as t
-from roofscale.forecast.roofline_model import ERROR, StepEstimate
+from roofscale.forecast.roofline_model import StepEstimate
 from roofscale.forecast.run_time import forecast_time, training_samples, validated_samples
 from roofscale.forecast.time_scaling import (
     SD_PER_DOUBLING,
@@ -135,14 +135,14 @@ def test_what_a_cpu_took_says_nothing_of_a_gpu() -> None:
 
 
 def test_a_gpu_without_runs_has_its_estimated_step_and_its_error() -> None:
-    step = StepEstimate(2.0, 0.5, 1e12, 1e12, 0.5, "A10G", "bf16", 8)
+    step = StepEstimate(2.0, 0.5, 1e12, 1e12, 0.5, "A10G", "bf16", 8, deviation=0.3, evidence="rows")
     asked = config(compute="ml.g5.xlarge", batch_size=8, max_samples=800, val_samples=80)
     found = forecast_time(asked, A10G, [timed(max_samples=50)], estimate=step)
     assert found.estimate is step
     assert found.parts.training == pytest.approx(2.0 * 100)
     assert found.parts.validation == pytest.approx(0.5 * 20)
     assert found.parts.fixed == pytest.approx(6 + 3), "as the runs on record took"
-    assert found.epoch_seconds.high / found.epoch_seconds.centre == pytest.approx(math.exp(1.645 * ERROR), rel=1e-3)
+    assert found.epoch_seconds.high / found.epoch_seconds.centre == pytest.approx(math.exp(1.645 * 0.3), rel=1e-3)
     assert found.bound is Bound.UNKNOWN
     assert found.usd.centre == pytest.approx(found.run_seconds.centre * 4e-4)
     assert forecast_time(asked, A10G, [], estimate=step).parts.fixed == 0

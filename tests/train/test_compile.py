@@ -14,7 +14,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
 from roofscale.forecast.gpu_memory import GpuForecaster
-from roofscale.forecast.trace import trace_training
+from roofscale.forecast.trace import trace_run
 from roofscale.train import __main__ as process
 from roofscale.train.trainer import Trainer
 
@@ -51,7 +51,7 @@ def test_the_training_step_is_compiled_and_nothing_else(monkeypatch: pytest.Monk
 
 def test_a_compiled_step_is_not_foreseen() -> None:
     with pytest.raises(ConfigError, match=r"compile=true.*set compile=false, or measure"):
-        trace_training(SMALL, "bf16")
+        trace_run(SMALL, "bf16")
     with pytest.raises(ConfigError, match="compile=true"):
         GpuForecaster(SMALL, get("ml.g5.xlarge")).forecast(2)
 

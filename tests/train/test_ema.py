@@ -11,6 +11,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.forecast.host_memory import MemoryProfile
 from roofscale.forecast.trace import trace_batch
+from roofscale.forecast.training_step import TrainingStep
 from roofscale.train.trainer import Trainer
 
 SMALL = RunConfig(encoder="resnet18", image_size=64, precision="fp32", threads=1, ema=0.6)
@@ -83,7 +84,7 @@ def test_it_is_one_more_copy_of_the_model_in_what_is_foreseen() -> None:
     peaks = {}
     for config in (plain, SMALL):
         for fake in (True, False):
-            trace = trace_batch(config, "fp32", net, 2, fake=fake)
+            trace = trace_batch(TrainingStep.of_run(config), "fp32", 2, fake=fake)
             peaks[config.ema, fake] = max(held for *_, held in trace.live_bytes())
     copy = sum(value.nbytes for value in net.state_dict().values())
     assert peaks[0.6, True] - peaks[0.0, True] == pytest.approx(copy, rel=0.01)

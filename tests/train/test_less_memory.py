@@ -11,6 +11,7 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
 from roofscale.errors import ConfigError
 from roofscale.forecast.trace import trace_batch
+from roofscale.forecast.training_step import TrainingStep
 from roofscale.train.trainer import Trainer
 
 SMALL = RunConfig(encoder="resnet18", image_size=64, batch_size=6, precision="fp32", threads=1)
@@ -77,7 +78,8 @@ def test_recomputed_activations_change_no_loss_and_take_less_memory(encoder: str
     ]
     assert losses[0] == losses[1]
     large = [dataclasses.replace(config, image_size=256, batch_size=2) for config in (plain, saving)]
-    peaks = [max(held for *_, held in trace_batch(one, "fp32", models.build(one), 2).live_bytes()) for one in large]
+    traces = [trace_batch(TrainingStep.of_run(one), "fp32", 2) for one in large]
+    peaks = [max(held for *_, held in trace.live_bytes()) for trace in traces]
     assert peaks[1] < 0.95 * peaks[0]
 
 

@@ -120,7 +120,9 @@ def gate(dry_run: bool, **wishes: Any) -> None:
 
     options = _parse_options("gate", **wishes)
     stopped = None if dry_run else commands.climb_missing(options)
-    sys.exit(commands.exit_code(stopped) if stopped else int(not print_gate(options.to_json)))
+    if stopped:
+        sys.exit(commands.exit_code(stopped))
+    sys.exit(int(not print_gate(options.to_json, lambda: commands.last_step(options))))
 
 
 def _parse_options(

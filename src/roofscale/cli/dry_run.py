@@ -8,10 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
-from roofscale.cli import forecast_text
+from roofscale.cli import forecast_text, run_forecast_instances
 from roofscale.cli.console import console
 from roofscale.config import FIELDS, RunConfig
 from roofscale.forecast import history
+from roofscale.forecast.instances import Offer, offers
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.run_time import TimeForecast, sum_forecasts
 from roofscale.forecast.time_scaling import TimingRecord
@@ -78,7 +79,9 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Se
     """
     forecasts = _PlanForecast.of(plan)
     if to_json:
-        print(as_json({"phase": asdict(phase), "start": start, **forecasts.as_dict(plan), "requests": requests}))
+        found = [run_forecast_instances.as_dict(offer) for offer in forecasts.offers]
+        content = {"phase": asdict(phase), "start": start, **forecasts.as_dict(plan), "instances": found}
+        print(as_json({**content, "requests": requests}))
         return
     out = console()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
@@ -97,6 +100,8 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Se
     out.print(table)
     for line in forecasts.lines(plan):
         out.print(escape(line))
+    if forecasts.offers:
+        out.print(run_forecast_instances.table(forecasts.offers))
     _print_requests(requests)
 
 
@@ -118,15 +123,16 @@ class _PlanForecast:
     full: TimeForecast | None  # of the last step's config on all samples of its data sets
     gpus: list[GpuForecast | None]
     trials: list[Interval | None]  # upper bound of the seconds of all trials, of each step that searches
+    offers: list[Offer]  # instances for the last step's config, if its compute has a GPU
 
     @classmethod
     def of(cls, plan: Plan) -> "_PlanForecast":
         runs = history.timing_records()
         times = [history.forecast_time_of(config, runs) for _, config in plan]
         trials = [_trial_seconds(step, config, runs) for step, config in plan]
-        return cls(
-            times, history.forecast_time_of(history.with_all_samples(plan[-1][1]), runs), _gpu_forecasts(plan), trials
-        )
+        last = plan[-1][1]
+        full, gpus = history.forecast_time_of(history.with_all_samples(last), runs), _gpu_forecasts(plan)
+        return cls(times, full, gpus, trials, offers(last, runs) if compute.get(last.compute).gpu else [])
 
     @property
     def known(self) -> list[TimeForecast]:
@@ -215,7 +221,8 @@ def _gpu_as_dict(step: Step, gpu: GpuForecast) -> dict[str, Any]:
 def _gpu_memory(step: Step, gpu: GpuForecast | None) -> str:
     if gpu is None:
         return ""
-    return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n(+-{gpu.spread:.0%}): {gpu.fit(step.memory_margin)}"
+    interval = f"{gpu.low_mib:,.0f} to {gpu.high_mib:,.0f}"
+    return f"\nGPU {gpu.total_mib:,.0f} MiB, {gpu.share:.0%}\n({interval}): {gpu.fit(step.memory_margin)}"
 
 
 def _full_words(config: RunConfig, full: TimeForecast) -> str:

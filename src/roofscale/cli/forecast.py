@@ -32,13 +32,21 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @forecast.command()
 @forecast_options
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw memory over two steps into this .svg or .png.")
-def gpu(overrides: Sequence[str], more: Sequence[str], compute: str, figure: Path | None, as_json: bool) -> None:
+@click.option(
+    "--model", default="", help="package.module:function that returns the step of another model; runs its code."
+)
+@click.option("--batch-size", default="", help="The same as batch_size=.")
+def gpu(
+    overrides: Sequence[str], more: Sequence[str], compute: str, figure: Path | None, model: str, batch_size: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Forecast GPU memory, on a machine without a GPU: peak, verdict, largest batch, and the parts of the peak."""
     from roofscale import config
     from roofscale.cli.run_forecast_gpu import forecast_gpu
 
-    resolved = config.load(None, [*split_overrides(more, compute), *overrides])
-    sys.exit(forecast_gpu(resolved, figure, as_json))
+    batch = [f"batch_size={batch_size}"] if batch_size else []
+    resolved = config.load(None, [*split_overrides(more, compute), *overrides, *batch])
+    sys.exit(forecast_gpu(resolved, figure, as_json, model))
 
 
 @forecast.command()
@@ -51,6 +59,18 @@ def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: boo
 
     resolved = config.load(None, [*split_overrides(more, compute), *overrides])
     sys.exit(forecast_host(resolved, RUNS, GENERATED, probe, as_json))
+
+
+@forecast.command()
+@forecast_options
+@click.option("--by", default="", help="Only instances that need so many hours at most, such as 24h.")
+@click.option("--budget", default="", help="Only instances that cost so many dollars at most.")
+def instances(overrides: Sequence[str], more: Sequence[str], compute: str, by: str, budget: str, as_json: bool) -> None:
+    """Compare every instance with a GPU and a price for a run on all samples: memory, time, dollars, data stall."""
+    from roofscale import config
+    from roofscale.cli.run_forecast_instances import forecast_instances
+
+    forecast_instances(config.load(None, [*split_overrides(more, compute), *overrides]), by, budget, as_json)
 
 
 @forecast.command("time")

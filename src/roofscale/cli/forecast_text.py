@@ -1,10 +1,12 @@
 """Forecasts in words, for the terminal and for scripts."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from statistics import NormalDist
 from typing import Any
 
-from roofscale.forecast.roofline_model import MEAN_ERROR
+from roofscale.forecast.roofline_model import StepEstimate
 from roofscale.forecast.run_time import TimeForecast
 from roofscale.stats.intervals import CONFIDENCE, Interval
 
@@ -33,14 +35,23 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def step(estimate: StepEstimate) -> str:
+    """Format the estimated time of a step with its interval, and its rate."""
+    factor = math.exp(estimate.deviation * _REACH)
+    low, high = estimate.seconds / factor, estimate.seconds * factor
+    return f"{estimate.seconds:.3g} s ({low:.3g} to {high:.3g}), {estimate.samples / estimate.seconds:.3g} samples/s"
+
+
+_REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # standard deviations to either end of an interval
+
+
 def notes(forecast: TimeForecast) -> Iterator[str]:
     """Yield the notes that a forecast needs: what it is scaled from, over which knobs, how far to trust it."""
     if forecast.estimate:
-        step = forecast.estimate
+        estimate = forecast.estimate
         yield (
-            f"A roofline estimate, not validated on a GPU: {step.flops:.3g} FLOPs and {step.nbytes:.3g} bytes a step "
-            f"of {step.samples} over the data sheet's peaks of {step.gpu}. Others find a roofline {MEAN_ERROR:.0%} off "
-            "on average, which is what the interval stands on. It takes the loader to deliver "
+            f"An estimate, not a measurement: {estimate.flops:.3g} FLOPs and {estimate.nbytes:.3g} bytes a step of "
+            f"{estimate.samples} on a {estimate.gpu}. {estimate.evidence} It takes the loader to deliver "
             f"{1 / forecast.seconds_per_sample:.3g} samples/s; with a slower one the GPU waits."
         )
     if forecast.scaled:

@@ -1,5 +1,8 @@
-"""Forecast command for the GPU memory of a run."""
+"""Forecast command for the GPU memory of a run, or of the training step of any model."""
 
+import importlib
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,89 +12,114 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale import compute
+from roofscale.cli import forecast_text
 from roofscale.cli.console import console
 from roofscale.config import RunConfig
+from roofscale.errors import ConfigError
 from roofscale.files import require_output
-from roofscale.forecast.gpu_memory import GpuForecaster, suggest_lighter_configs
+from roofscale.forecast.gpu_memory import GpuForecaster, StepForecaster, suggest_lighter_configs
 from roofscale.forecast.results import GpuForecast
-from roofscale.forecast.roofline_model import MEAN_ERROR, StepEstimate
+from roofscale.forecast.training_step import TrainingStep
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.report.format import as_json
 
 _SHOWN_MODULES = 8
 
 
-def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool) -> int:
-    """Print the forecast GPU memory of a config; return 0 if it fits with confidence, else 1."""
+def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: str = "") -> int:
+    """Print the forecast GPU memory of a config; return 0 if it fits with confidence, else 1.
+
+    The answer is printed before the remedies are traced.
+
+    Args:
+        config: run config; with a model its ``batch_size`` and ``compute`` alone count.
+        figure: file to draw the memory over two steps into; None draws none.
+        to_json: whether to print JSON instead of tables.
+        model: ``package.module:function`` that returns the ``TrainingStep`` of another model; empty for the run's own.
+    """
     if figure is not None:
         from roofscale.report.figures import run  # imports matplotlib
 
         require_output("--figure", figure, (".svg", ".png"), {}, run.is_figure)
-    forecaster = GpuForecaster(config, compute.get(config.compute))
+    where = compute.get(config.compute)
+    forecaster = StepForecaster(_import_step(model), where) if model else GpuForecaster(config, where)
     found = forecaster.forecast(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
-    lighter = suggest_lighter_configs(forecaster, sure) if found.fit() is not MemoryFit.FITS else []
+    if not to_json:
+        _print(console(), forecaster, found, sure, expected)
     if figure is not None:
         drawn = run.gpu_memory_figure(found, forecaster.timeline(config.batch_size))
         run.write_figure(drawn, figure)
-    if to_json:
-        content = {"largest_batch": {"for_sure": sure, "expected": expected}, "step": asdict(_step(forecaster))}
-        print(as_json({**_as_dict(found), **content, "remedies": {words: _as_dict(f) for words, f in lighter}}))
-    else:
-        _print(console(), forecaster, found, sure, expected, lighter)
-        if figure is not None:
+        if not to_json:
             console().print(f"Memory over two training steps: {escape(str(figure))}")
+    lighter: list[tuple[str, GpuForecast]] = []
+    if isinstance(forecaster, GpuForecaster) and found.fit() is not MemoryFit.FITS:
+        lighter += suggest_lighter_configs(forecaster, sure)
+    if to_json:
+        step = asdict(forecaster.step(config.batch_size))
+        content = {"largest_batch": {"for_sure": sure, "expected": expected}, "step": step}
+        print(as_json({**_as_dict(found), **content, "remedies": {words: _as_dict(f) for words, f in lighter}}))
+    elif lighter:
+        console().print(_remedies(lighter))
     return 0 if found.fit() is MemoryFit.FITS else 1
 
 
-def _step(forecaster: GpuForecaster) -> StepEstimate:
-    return forecaster.step(forecaster.config.batch_size)
+def _import_step(path: str) -> TrainingStep:
+    """Import a function that returns a training step, and call it; both run the user's code.
+
+    Raises:
+        ConfigError: the module or the function cannot be imported, or it returns something else.
+    """
+    module, _, function = path.partition(":")
+    print(f"--model {path}: importing {module} runs its code on this machine.", file=sys.stderr)
+    sys.path.insert(0, os.getcwd())
+    try:
+        step = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(
+            f"--model {path}: expected a function without arguments, written package.module:function, and it cannot be "
+            f"imported or fails ({type(error).__name__}: {error}). Run from the folder that has the package."
+        ) from error
+    if not isinstance(step, TrainingStep):
+        raise ConfigError(
+            f"--model {path}: returned a {type(step).__name__}; expected a TrainingStep, which "
+            "roofscale.forecast.training_step.TrainingStep.of makes from net, inputs, loss and optimizer."
+        )
+    return step
 
 
 def _as_dict(found: GpuForecast) -> dict[str, Any]:
     derived = {name: getattr(found, name) for name in ("total_mib", "low_mib", "high_mib", "share")}
-    return {**asdict(found), "config": found.config.as_dict(), **derived, "fit": found.fit()}
+    return {**asdict(found), **derived, "fit": found.fit()}
 
 
-def _print(
-    out: Console,
-    forecaster: GpuForecaster,
-    found: GpuForecast,
-    sure: int,
-    expected: int,
-    lighter: list[tuple[str, GpuForecast]],
-) -> None:
-    config, where = found.config, forecaster.where
+def _print(out: Console, forecaster: StepForecaster, found: GpuForecast, sure: int, expected: int) -> None:
+    where = forecaster.where
     out.print(
-        f"[bold]{config.encoder} {config.decoder}, {config.image_size} px, batch {config.batch_size}, "
-        f"{found.precision}[/] on {where.name} ({where.gpu}, {found.usable_mib:,.0f} MiB usable)"
+        f"[bold]{escape(found.name)}, batch {found.batch}, {found.precision}[/] on {where.name} "
+        f"({where.gpu}, {found.usable_mib:,.0f} MiB usable)"
     )
     out.print(_totals(found))
     out.print(_parts(found))
     out.print(f"Largest batch under {MEMORY_MARGIN:.0%}: {sure} for sure, {expected} as expected.")
-    if lighter:
-        out.print(_remedies(lighter))
-    step = _step(forecaster)
-    out.print(
-        f"A step takes {step.seconds:.3g} s by a roofline estimate, {step.samples / step.seconds:.3g} samples/s; "
-        f"others find one {MEAN_ERROR:.0%} off on average. Time and cost of a run: roofscale forecast time"
-    )
-    if not found.calibrated_on:
-        out.print(
-            f"[bold yellow]Not validated on a GPU:[/] context and workspace are assumed, and the interval is "
-            f"+-{found.spread:.0%} until measured. Measure with: python -m benchmarks.gpu_memory"
-        )
+    step = forecaster.step(found.batch)
+    out.print(f"A step takes {forecast_text.step(step)}. Time and cost of a run: roofscale forecast time")
+    out.print(f"The memory's interval: {found.evidence} cudnn.benchmark is taken as off, as the trainer leaves it.")
 
 
 def _totals(found: GpuForecast) -> Table:
     styles = {MemoryFit.FITS: "green", MemoryFit.TOO_LARGE: "bold red", MemoryFit.UNCERTAIN: "yellow"}
     table = Table("what", "MiB", "interval", "of usable", title="GPU memory, forecast", title_justify="left")
     table.add_row("allocated, peak", f"{found.allocated_mib:,.0f}", "", f"{found.allocated_mib / found.usable_mib:.0%}")
-    table.add_row("reserved, peak", f"{found.reserved_mib:,.0f}", "", f"{found.reserved_mib / found.usable_mib:.0%}")
-    table.add_row("context (assumed)" if not found.calibrated_on else "context", f"{found.context_mib:,.0f}", "", "")
+    table.add_row("gaps between blocks", f"{found.gaps_mib:,.0f}", "", "")
+    table.add_row("CUDA context", f"{found.context_mib:,.0f}", "", "")
     interval = f"{found.low_mib:,.0f} to {found.high_mib:,.0f}"
-    table.add_row("[bold]total[/]", f"[bold]{found.total_mib:,.0f}[/]", interval, f"[bold]{found.share:.0%}[/]")
-    table.add_row(f"under {MEMORY_MARGIN:.0%}?", "", f"[{styles[found.fit()]}]{found.fit()}[/]", "")
+    table.add_row("[bold]held at once[/]", f"[bold]{found.total_mib:,.0f}[/]", interval, f"[bold]{found.share:.0%}[/]")
+    table.add_row(f"under {MEMORY_MARGIN:.0%}?", "", f"[{styles[found.fit()]}]{found.fit()}[/]", "", end_section=True)
+    reserved = "reserved, peak (its cache is given back)"
+    table.add_row(
+        reserved, f"{found.reserved_mib:,.0f}", "", f"{found.reserved_mib / found.usable_mib:.0%}", style="dim"
+    )
     return table
 
 

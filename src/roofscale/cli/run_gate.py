@@ -1,13 +1,17 @@
 """Gate command, and the requirements of a phase: the gate and a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from roofscale import compute, invocation
+from roofscale.cli import run_forecast_instances
 from roofscale.cli.console import console
+from roofscale.config import RunConfig
+from roofscale.forecast import history
+from roofscale.forecast.instances import offers
 from roofscale.monitoring.nvml import GpuMonitor
 from roofscale.phases.gate import CPU_PHASES, GateReport, gate_report
 from roofscale.phases.phase_file import Phase
@@ -24,14 +28,21 @@ def read_gate() -> GateReport:
     return gate_report({phase: judged_runs(phase) for phase in CPU_PHASES}, tracking_uri())
 
 
-def print_gate(to_json: bool) -> bool:
-    """Print every condition with its proof or its remedy; return whether the gate is open."""
+def print_gate(to_json: bool, last_step: Callable[[], RunConfig]) -> bool:
+    """Print every condition with its proof or its remedy; return whether the gate is open.
+
+    If it is, the instances for the last step of the GPU phase are compared.
+    """
     report = read_gate()
+    found = offers(last_step(), history.timing_records()) if report.open else []
     if to_json:
         conditions = [vars(condition) for condition in report.conditions]
-        print(as_json({"open": report.open, "tracking_uri": report.tracking_uri, "conditions": conditions}))
+        content = {"open": report.open, "tracking_uri": report.tracking_uri, "conditions": conditions}
+        print(as_json({**content, "instances": [run_forecast_instances.as_dict(offer) for offer in found]}))
     else:
         _print_report(console(), report)
+        if found:
+            console().print(run_forecast_instances.table(found))
     return report.open
 
 

@@ -79,6 +79,13 @@ def preview(phase: Phase, options: ClimbOptions) -> None:
     dry_run.print_plan(phase, plan, start, options.to_json, requests)
 
 
+def last_step(options: ClimbOptions) -> RunConfig:
+    """Return the config of the GPU phase's last step, from the last good config."""
+    phase = options.load(PHASES[-1])
+    good, _ = starting_config.starting_config(phase, options.runs, options.cache, options.from_defaults)
+    return phase.resolve(good, options.overrides_for(phase))[-1][1]
+
+
 def preview_all(options: ClimbOptions) -> None:
     """Print what all phases would run."""
     for number in PHASES:

@@ -20,6 +20,7 @@ class OpCost:
     nbytes: float  # read and written
     is_fp32: bool  # computes in float32; else in the run's precision
     is_convolution: bool
+    is_grouped: bool  # a convolution in groups, whose small products leave most of a tensor core idle
     forward: bool  # belongs to the forward pass or the loss
     per_sample: tuple[float, float] = (0.0, 0.0)  # flops and bytes
 
@@ -32,9 +33,10 @@ class OpCost:
 
 
 def op_cost(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *, forward: bool) -> OpCost | None:
-    """Return the cost of one operation, None if it only makes a view or allocates memory.
+    """Return the cost of one operation, None if it makes a view, allocates memory or asks for a property of a tensor.
 
     It reads its inputs and writes its results, or if it returns no tensor the inputs that its schema declares mutable.
+    An operation that writes nothing is a query, such as ``prim::device``, and so is every other one of ``prim``.
 
     Args:
         func, args, kwargs, result: call as a dispatch mode receives it.
@@ -45,15 +47,35 @@ def op_cost(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *,
         return None
     read = _tensors((args, kwargs))
     written = _tensors(result) or _mutated(func, args)
-    formula = flop_registry.get(func.overloadpacket)
+    if func.namespace == "prim" or not written:
+        return None
+    is_convolution = "convolution" in name
+    nbytes = sum(map(_stored_bytes, (*read, *written)))
+    if "batch_norm" in name:  # cuDNN's and torch's kernels read their input for the sums, and again to normalise
+        nbytes += sum(_stored_bytes(value) for value in read if value.dim() > 1)
     floating = next((value for value in read if value.is_floating_point()), None)
     return OpCost(
-        flops=float(formula(*args, **kwargs, out_val=result)) if formula else 0.0,
-        nbytes=sum(map(_stored_bytes, (*read, *written))),
+        flops=_flops(func, args, kwargs, result),
+        nbytes=nbytes,
         is_fp32=floating is not None and floating.dtype == torch.float32,
-        is_convolution="convolution" in name,
+        is_convolution=is_convolution,
+        is_grouped=is_convolution and next(a for a in reversed(args) if type(a) is int) > 1,
         forward=forward,
     )
+
+
+def _flops(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any) -> float:
+    """Return the FLOPs of a product or convolution by torch's formulas, 0 of other operations.
+
+    Its formula of a convolution's backward pass counts the weights' gradient once for each group: each gradient takes
+    what the forward pass takes, two for each output and each weight that it depends on.
+    """
+    if func._schema.name == "aten::convolution_backward":
+        grad, image, weight = args[:3]
+        is_transposed, gradients = args[7], sum(args[10][:2])
+        return float(2 * (image if is_transposed else grad).numel() * weight[0].numel() * gradients)
+    formula = flop_registry.get(func.overloadpacket)
+    return float(formula(*args, **kwargs, out_val=result)) if formula else 0.0
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

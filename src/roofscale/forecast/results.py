@@ -3,40 +3,48 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from roofscale.config import RunConfig
 from roofscale.measurement import forecast_metrics
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit, memory_fit
 
 
 @dataclass(frozen=True)
 class GpuForecast:
-    """Forecast GPU memory of one config; all sizes in MiB."""
+    """Forecast GPU memory of one training step; all sizes in MiB.
 
-    config: RunConfig
+    The verdict stands on what must be held at once. The allocator gives its cache back before it gives up, so reserved
+    memory may exceed the GPU's without harm.
+    """
+
+    name: str  # of the model
+    batch: int
     precision: str  # as resolved for this GPU
     usable_mib: float  # of one GPU
     allocated_mib: float  # peak of tensors and workspaces
-    reserved_mib: float  # peak of the allocator's segments; a run logs its own as gpu/memory_peak_mib
+    reserved_mib: float  # peak of the allocator's segments on a large GPU; a run logs its own as gpu/memory_peak_mib
     context_mib: float  # CUDA context and loaded kernels
-    spread: float  # half width of the interval, as a share of its centre
-    calibrated_on: str  # empty if never compared with a GPU
+    gaps_mib: float  # free memory between blocks that cannot be given back
+    interval: tuple[float, float]  # ends of the 90 % interval, as shares of the allocated peak
+    evidence: str  # measurements that the interval stands on
     kinds: Mapping[str, float]  # memory alive at the peak by kind; sums up to ``allocated_mib``
     modules: Mapping[str, float]  # activations among it, by the module that allocated them
 
     @property
     def total_mib(self) -> float:
-        """Reserved memory plus the CUDA context."""
-        return self.reserved_mib + self.context_mib
+        """Memory that must be held at once."""
+        return self._total(1.0)
 
     @property
     def low_mib(self) -> float:
-        """Lower end of the interval."""
-        return self.total_mib * (1 - self.spread)
+        """Lower end of the interval of ``total_mib``."""
+        return self._total(self.interval[0])
 
     @property
     def high_mib(self) -> float:
-        """Upper end of the interval."""
-        return self.total_mib * (1 + self.spread)
+        """Upper end of the interval of ``total_mib``."""
+        return self._total(self.interval[1])
+
+    def _total(self, factor: float) -> float:
+        return factor * (self.allocated_mib + self.gaps_mib) + self.context_mib
 
     @property
     def share(self) -> float:
@@ -48,6 +56,6 @@ class GpuForecast:
         return memory_fit(self.low_mib, self.high_mib, self.usable_mib, max_share)
 
     def metrics(self) -> dict[str, float]:
-        """Return the forecast metrics that a run logs before it starts, to compare with its measured peak."""
-        mib = self.reserved_mib
-        return forecast_metrics("gpu_peak_mib", mib, mib * (1 - self.spread), mib * (1 + self.spread))
+        """Return the forecast metrics that a run logs before it starts, to compare with its measured reserved peak."""
+        mib, (low, high) = self.reserved_mib, self.interval
+        return forecast_metrics("gpu_peak_mib", mib, mib * low, mib * high)

@@ -1,15 +1,14 @@
-"""Roofline estimate of the least time that a training step takes on a GPU, from its FLOPs and memory traffic.
+"""Estimate of the time of a training step on a GPU, from its FLOPs, memory traffic and number of operations.
 
-Each traced operation takes as long as its arithmetic at the GPU's peak, or its memory traffic at the GPU's bandwidth,
-whichever is longer (Williams, Waterman and Patterson 2009, Communications of the ACM 52:65). Costs beyond that
-(launches, kernels that do not reach the peak) are left out, and so are savings by caches and fused kernels. It has not
-been compared with a GPU here.
+Each traced operation is limited by its arithmetic at the GPU's peak or by its memory traffic at the GPU's bandwidth
+(roofline: Williams, Waterman and Patterson 2009, Communications of the ACM 52:65). The sums of both kinds and the
+number of operations, each of which is launched, have one coefficient each by device family, calibrated on published
+steps (``gpu_time.yaml``).
 """
 
-import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +20,7 @@ from roofscale.errors import ConfigError
 if TYPE_CHECKING:
     from roofscale.forecast.op_cost import OpCost
 
-# Published comparisons find a roofline 32 % off on average. ERROR is the standard deviation of a normal error of the
-# logarithm with that mean: 0.32 x sqrt(pi / 2).
-MEAN_ERROR = 0.32
-ERROR = MEAN_ERROR * math.sqrt(math.pi / 2)
-_PEAKS = Path(__file__).with_name("gpu_peaks.yaml")
+_PEAKS, _TIMES = (Path(__file__).with_name(f"gpu_{name}.yaml") for name in ("peaks", "time"))
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,20 @@ class StepEstimate:
     gpu: str
     precision: str
     samples: int
+    deviation: float  # standard deviation of the logarithm of the seconds
+    evidence: str  # measurements that the estimate stands on
 
-    def with_samples(self, samples: int) -> "StepEstimate":
-        """Scale the estimate in proportion to the samples."""
-        factor = samples / self.samples
-        scaled = {name: factor * getattr(self, name) for name in ("seconds", "forward_seconds", "flops", "nbytes")}
-        return replace(self, samples=samples, **scaled)
+
+@dataclass(frozen=True)
+class Calibration:
+    """Coefficients of a device family; ``gpu_time.yaml`` explains them."""
+
+    arithmetic: float  # seconds for each second at the GPU's peak FLOP/s
+    grouped: float  # the same of convolutions in groups
+    memory: float  # seconds for each second at its bandwidth
+    launch: float  # seconds an operation
+    deviation: float  # standard deviation of the logarithm of measured / estimated seconds
+    evidence: str
 
 
 def estimate_step(
@@ -83,17 +86,34 @@ def estimate_step(
     Raises:
         ConfigError: ``gpu_peaks.yaml`` has no entry for the GPU.
     """
-    peaks = peaks or peaks_of(gpu)
+    peaks, fitted = peaks or peaks_of(gpu), calibration_of(gpu)
     seconds = forward = arithmetic = flops = nbytes = 0.0
     for op in work:
-        peak = peaks.flops_per_second("fp32" if op.is_fp32 else precision, convolution=op.is_convolution)
-        computing = op.flops / peak
-        longer = max(computing, op.nbytes / (1e9 * peaks.memory))
-        seconds += longer
-        forward += longer if op.forward else 0.0
-        arithmetic += longer if computing == longer else 0.0
+        computing, moving = roofline_seconds(op, precision, peaks)
+        is_arithmetic = computing >= moving
+        slower = fitted.grouped if op.is_grouped else fitted.arithmetic
+        taken = fitted.launch + (slower * computing if is_arithmetic else fitted.memory * moving)
+        seconds += taken
+        forward += taken if op.forward else 0.0
+        arithmetic += taken if is_arithmetic else 0.0
         flops, nbytes = flops + op.flops, nbytes + op.nbytes
-    return StepEstimate(seconds, forward, flops, nbytes, arithmetic / seconds, gpu, precision, samples)
+    share = arithmetic / seconds
+    return StepEstimate(
+        seconds, forward, flops, nbytes, share, gpu, precision, samples, fitted.deviation, fitted.evidence
+    )
+
+
+def roofline_seconds(op: "OpCost", precision: str, peaks: GpuPeaks) -> tuple[float, float]:
+    """Return the least seconds of an operation's arithmetic and of its memory traffic."""
+    peak = peaks.flops_per_second("fp32" if op.is_fp32 else precision, convolution=op.is_convolution)
+    return op.flops / peak, op.nbytes / (1e9 * peaks.memory)
+
+
+def calibration_of(gpu: str) -> Calibration:
+    """Return the calibration of a GPU's family, or that of the others."""
+    families = yaml.safe_load(_TIMES.read_text(encoding="utf-8"))
+    entry = next((entry for entry in families.values() if gpu in entry["gpus"]), families["others"])
+    return Calibration(**{name: value for name, value in entry.items() if name != "gpus"})
 
 
 def peaks_of(gpu: str) -> GpuPeaks:

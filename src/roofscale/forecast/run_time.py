@@ -20,7 +20,7 @@ from roofscale.compute import Compute
 from roofscale.config import CACHED_STEPS, RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast import time_scaling
-from roofscale.forecast.roofline_model import ERROR, StepEstimate
+from roofscale.forecast.roofline_model import StepEstimate
 from roofscale.forecast.time_scaling import Bound, SampleTime, TimingRecord, area_ratio
 from roofscale.stats.intervals import MAX_OTHER_LOAD, Estimate, Interval, add_variance, interval
 
@@ -275,7 +275,7 @@ def _from_estimate(
         config,
         compute,
         parts,
-        Estimate(math.log(seconds), ERROR**2, math.inf),
+        Estimate(math.log(seconds), estimate.deviation**2, math.inf),
         amounts,
         bound=Bound.UNKNOWN,
         loader_share=math.nan,

@@ -1,10 +1,12 @@
 """Peak host memory of the tensors of a training step on a CPU, traced without computing them."""
 
 import re
+from dataclasses import replace
 from functools import cache
 
 from roofscale.config import RunConfig
-from roofscale.forecast.trace import Trace, trace_training
+from roofscale.forecast.trace import Trace, trace_run
+from roofscale.forecast.workspace import WORKSPACE
 
 _MIB = 2**20
 # Bytes from which glibc maps a block by itself and unmaps it once it is freed (mallopt(3): M_MMAP_THRESHOLD, which
@@ -50,7 +52,9 @@ def peak_mib(trace: Trace, batch: int, largest_on_heap: float = _LARGEST_ON_HEAP
 
 @cache
 def _trace(config: RunConfig, precision: str) -> Trace:
-    return trace_training(config, precision)
+    trace = trace_run(config, precision)
+    on_host = [replace(s, nbytes=0.0, per_sample=0.0, least=0.0) if s.kind == WORKSPACE else s for s in trace.storages]
+    return replace(trace, storages=tuple(on_host)).first_two_steps(in_parts=config.micro_batches > 1)
 
 
 def _largest_on_heap(malloc: str) -> float:

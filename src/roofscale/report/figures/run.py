@@ -139,8 +139,7 @@ _HEAD_BYTES = 4096  # the metadata of PNG and SVG is within them
 
 def gpu_memory_figure(found: GpuForecast, timeline: Sequence["MemoryState"]) -> Figure:
     """Plot allocated and reserved memory at each birth and death of a tensor in two training steps, with the margin."""
-    config = found.config
-    title = f"GPU memory, forecast: {config.encoder}, {config.image_size} px, batch {config.batch_size}"
+    title = f"GPU memory, forecast: {found.name}, batch {found.batch}"
     figure, axes = style.new_axes(title, "births and deaths of tensors over two training steps", "MiB")
     events = range(len(timeline))
     axes.fill_between(events, [p.allocated / MIB for p in timeline], color=style.MEASURED, lw=0, label="allocated")
