@@ -69,7 +69,7 @@ def test_the_same_run_takes_the_same_time() -> None:
 def test_each_part_goes_with_what_it_hangs_on(schedule: str) -> None:
     asked = config(max_samples=100, epochs=3, datasets="rid,airs", schedule=schedule, val_samples=10)
     found = forecast_time(asked, HERE, [timed(max_samples=50, datasets="rid,airs")])
-    rounds = sum(len(one.seen) for one in epoch_plans(asked))
+    rounds = sum(len(one.datasets_so_far) for one in epoch_plans(asked))
     assert found.parts.start == pytest.approx(6)
     assert found.parts.passes == pytest.approx(3 * len(epoch_plans(asked)))
     assert found.parts.training == pytest.approx(0.5 * 100 * 3 * 2)
@@ -80,7 +80,7 @@ def test_each_part_goes_with_what_it_hangs_on(schedule: str) -> None:
 @pytest.mark.parametrize("schedule", ["sequential", "mixed"])
 def test_validations_are_counted_as_the_loop_makes_them(schedule: str) -> None:
     ran = config(datasets="rid,roofline,airs", epochs=2, schedule=schedule, val_samples=7)
-    assert validated_samples(ran) == 7 * (3 + sum(len(one.seen) for one in epoch_plans(ran)))
+    assert validated_samples(ran) == 7 * (3 + sum(len(one.datasets_so_far) for one in epoch_plans(ran)))
 
 
 def test_all_samples_are_as_many_as_there_are() -> None:
