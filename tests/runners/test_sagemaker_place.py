@@ -106,6 +106,7 @@ def test_a_dry_run_shows_the_request_and_asks_for_nothing(monkeypatch: pytest.Mo
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     (request,) = found["requests"]
+    assert found["settings"]["bucket"] == {"value": "roofs", "from": "environment"}
     assert problems("CreateTrainingJob", request) == []
     assert request["ResourceConfig"]["InstanceType"] == "ml.m5.xlarge"
     assert request["AlgorithmSpecification"]["ContainerArguments"] == ["--fingerprint", found["fingerprint"]]

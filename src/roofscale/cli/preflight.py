@@ -53,14 +53,16 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
         _check_budget(wanted, configs, out)
 
 
-def job_requests(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[str, Any]]:
-    """Return the request to SageMaker for a run in each of these folders; none if runs stay on this machine.
+def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
+    """Return the requests to SageMaker for a run in each of these folders, and the settings with their origins.
+
+    There are no requests if runs stay on this machine.
 
     Raises:
         ConfigError: settings are missing, or SageMaker would refuse a request.
     """
     if runner == LOCAL:
-        return []
+        return {"requests": []}
     from roofscale.runners.sagemaker import request, settings
     from roofscale.runners.sagemaker.job import Job, new_key, tags_of
     from roofscale.runners.sagemaker.runner import instance_of
@@ -68,10 +70,11 @@ def job_requests(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[st
     wanted = settings.load()
     for config in configs.values():
         instance_of(config)
-    return [
+    requests = [
         request.build_request(config, wanted, Job(new_key(folder)), tags_of(folder))
         for folder, config in configs.items()
     ]
+    return {"requests": requests, "settings": wanted.described()}
 
 
 def _check_budget(wanted: "SageMakerSettings", configs: Sequence[RunConfig], out: Console) -> None:
