@@ -77,8 +77,14 @@ class FakeCloud:
         self.objects: dict[str, bytes] = {}
         self.requests: list[dict[str, Any]] = []
         self.stopped: list[str] = []
+        self.log: list[str] = []
         self.under_way: dict[str, dict[str, str]] = {}  # by name, the tags
         self._answers, self._known = list(answers), known
+
+    def check(self, request: dict[str, Any]) -> None: ...
+
+    def log_reader(self, name: str, hosts: int = 1) -> Callable[[], list[str]]:
+        return lambda: [self.log.pop(0) for _ in range(len(self.log))]
 
     def submit(self, request: dict[str, Any]) -> None:
         self.requests.append(request)

@@ -1,6 +1,7 @@
 """What is asked of AWS: S3 on moto, SageMaker's faults by botocore's own stub, nothing over any network."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,17 @@ def test_no_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="set region in sagemaker"):
         SageMakerClient(SETTINGS)
+
+
+def test_the_log_of_a_job_is_read_from_where_the_last_reading_ended(cloud: SageMakerClient) -> None:
+    logs = boto3.client("logs", region_name="eu-west-1")
+    read = cloud.log_reader("job")
+    assert read() == []
+    group, stream = {"logGroupName": "/aws/sagemaker/TrainingJobs"}, {"logStreamName": "job/algo-1-1"}
+    logs.create_log_group(**group)
+    logs.create_log_stream(**group, **stream)
+    for text in ("one", "two"):
+        now = int(time.time() * 1000)
+        logs.put_log_events(**group, **stream, logEvents=[{"timestamp": now, "message": text}])
+        assert read() == [text]
+    assert cloud.log_reader("job")() == ["one", "two"]

@@ -97,6 +97,11 @@ def with_enforcement(call: Callable[[], Any]) -> Any:
         ("job-role", "delete_object", {"Key": "data/rid/1.tif"}, False),
         ("job-role", "get_object", {"Key": "payroll/all.csv"}, False),
         ("job-role", "put_object", {"Key": "mlflow/1/a.png", "Body": b""}, False),
+        ("job-mlflow", "put_object", {"Key": "mlflow/1/a.png", "Body": b""}, True),
+        ("job-mlflow", "get_object", {"Key": "mlflow/1/a.png"}, False),
+        ("job-mlflow", "delete_object", {"Key": "mlflow/1/a.png"}, False),
+        ("job-mlflow", "put_object", {"Key": "roofscale/run/config/config.json", "Body": b""}, False),
+        ("job-mlflow", "get_object", {"Key": "data/rid/1.tif"}, False),
         ("uploader", "put_object", {"Key": "data/rid/1.tif", "Body": b""}, True),
         ("uploader", "create_multipart_upload", {"Key": "data/airs/1.tif"}, True),
         ("uploader", "head_object", {"Key": "data/rid/1.tif"}, True),
@@ -132,7 +137,10 @@ def test_the_launcher_touches_its_own_jobs_and_passes_one_role_to_one_service() 
         assert by_action[f"sagemaker:{action}"]["Resource"].endswith(":training-job/roofscale-*")
     assert by_action["iam:PassRole"]["Resource"] == "arn:aws:iam::123456789012:role/RoofscaleJob"
     assert by_action["iam:PassRole"]["Condition"]["StringEquals"]["iam:PassedToService"] == "sagemaker.amazonaws.com"
-    assert not [action for action in by_action if action.startswith("iam:") and action != "iam:PassRole"]
+    assert by_action["iam:GetRole"]["Resource"] == "arn:aws:iam::123456789012:role/RoofscaleJob"
+    assert {action for action in by_action if action.startswith("iam:")} == {"iam:PassRole", "iam:GetRole"}
+    for action in ("logs:DescribeLogStreams", "logs:GetLogEvents"):
+        assert by_action[action]["Resource"].endswith("log-group:/aws/sagemaker/TrainingJobs*")
 
 
 def test_the_launcher_may_all_that_it_asks_of_sagemaker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +169,11 @@ def test_who_tracks_may_neither_make_an_app_nor_delete_one() -> None:
     assert "sagemaker:CallMlflowAppApi" in actions
     assert not [action for action in actions if action.startswith(("sagemaker:Create", "sagemaker:Delete"))
                 and "Presigned" not in action]  # fmt: skip
+
+
+def test_a_job_may_log_to_an_app_and_neither_read_nor_make_one() -> None:
+    actions = {action for s in json.loads(policy("job-mlflow"))["Statement"] for action in listed(s["Action"])}
+    assert actions == {"sagemaker:CallMlflowAppApi", "s3:PutObject"}
 
 
 def test_only_the_service_for_this_account_may_be_a_role() -> None:

@@ -49,8 +49,19 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
         out.print(
             f"Runs as SageMaker training jobs on {computes}, with s3://{escape(wanted.bucket)}/{escape(wanted.prefix)}."
         )
+        out.print(_who_logs(wanted.logged_by))
     if wanted.budget_usd:
         _check_budget(wanted, configs, out)
+
+
+def _who_logs(logged_by: str) -> str:
+    from roofscale.tracking.server import job_environment, tracking_uri
+
+    if job_environment("", logged_by):
+        return escape(f"Each job logs to {tracking_uri()} itself, also while nobody watches it.")
+    return escape(
+        f"The launcher logs to {tracking_uri()}: a job cannot reach it. Runs are logged while this command runs."
+    )
 
 
 def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
@@ -66,12 +77,14 @@ def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
     from roofscale.runners.sagemaker import request, settings
     from roofscale.runners.sagemaker.job import Job, new_key, tags_of
     from roofscale.runners.sagemaker.runner import instance_of
+    from roofscale.tracking.server import job_environment
 
     wanted = settings.load()
     for config in configs.values():
         instance_of(config)
+    variables = job_environment("set at the launch", wanted.logged_by)
     requests = [
-        request.build_request(config, wanted, Job(new_key(folder)), tags_of(folder))
+        request.build_request(config, wanted, Job(new_key(folder)), tags_of(folder), environment=variables)
         for folder, config in configs.items()
     ]
     return {"requests": requests, "settings": wanted.described()}

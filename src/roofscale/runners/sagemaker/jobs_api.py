@@ -7,8 +7,10 @@ from typing import Any
 from botocore.exceptions import ClientError
 from sagemaker.core.resources import Tag, TrainingJob
 from sagemaker.core.utils import utils as sdk
+from sagemaker.core.utils.logs import CloudWatchLogsClient, MultiLogStreamHandler
 
 from roofscale.runners.sagemaker.aws_errors import Wait, code_of, is_transient, translating_errors
+from roofscale.runners.sagemaker.checks import check_request
 from roofscale.runners.sagemaker.job_outcome import RUNNING
 from roofscale.runners.sagemaker.s3 import S3Client
 from roofscale.runners.sagemaker.settings import SageMakerSettings
@@ -19,9 +21,17 @@ class SageMakerClient(S3Client):
 
     def __init__(self, settings: SageMakerSettings, wait: Wait = time.sleep) -> None:
         super().__init__(settings.region, settings.kms_key, wait)
+        self._checked: set[str] = set()  # instance types
         self._at: dict[str, Any] = {"session": self._session, "region": self._session.region_name}
         with translating_errors("to reach AWS"):  # the client that the SDK's classes share; made here, by one thread
             sdk.SageMakerClient(session=self._session, region_name=self._session.region_name)
+
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Check role, bucket and image of a request, once for each instance; see ``checks``."""
+        kind = request["ResourceConfig"]["InstanceType"]
+        if kind not in self._checked:
+            check_request(self._client, request, str(self._session.region_name))
+            self._checked.add(kind)
 
     def submit(self, request: Mapping[str, Any]) -> None:
         """Create a training job; waits while other jobs hold all instances of the account's quota.
@@ -80,6 +90,21 @@ class SageMakerClient(S3Client):
             "ValidationException", f"to describe the job {name}", describe, "not found"
         )
         return answer
+
+    def log_reader(self, name: str, hosts: int = 1) -> Callable[[], list[str]]:
+        """Return a function that returns the lines of a job's log since its last call.
+
+        Args:
+            hosts: number of machines whose logs must have begun before anything is returned.
+        """
+        CloudWatchLogsClient.client = self._client("logs")  # the SDK's own knows neither our region nor our retries
+        streams = MultiLogStreamHandler("/aws/sagemaker/TrainingJobs", name, hosts)
+
+        def read() -> list[str]:
+            with translating_errors(f"to read the log of the job {name}"):
+                return [event["message"] for _, event in streams.get_latest_log_events()]
+
+        return read
 
     def stop(self, name: str) -> None:
         """Ask a job to stop; no error if it is over already."""

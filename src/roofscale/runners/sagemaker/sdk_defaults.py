@@ -1,10 +1,14 @@
 """Settings that a user of the SageMaker SDK has made already: its defaults files; role and bucket of a notebook."""
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from roofscale.errors import ConfigError, one_line
+
+# It would tell on stderr, at each reading, which files it has read.
+logging.getLogger("sagemaker.config").setLevel(logging.WARNING)
 
 SOURCE = "defaults file of the SageMaker SDK"
 MACHINE = "this SageMaker notebook"

@@ -77,6 +77,11 @@ class SageMakerSettings:
         "ask",
         choices=("ask", "stop", "detach"),
     )
+    logged_by: str = setting(
+        "who logs to MLflow: the job, or launcher; auto: the job if it can reach the server (ARN, https, no password)",
+        "auto",
+        choices=("auto", "job", "launcher"),
+    )
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)  # by setting, unless default
 
     def __post_init__(self) -> None:
@@ -117,7 +122,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(SageMakerSettings) i
 REQUIRED = ("role", "bucket", "image")
 # In local mode: fillers for what a request must contain, and settings that mean nothing without an account.
 _IN_LOCAL_MODE = {"role": "arn:aws:iam::000000000000:role/nobody", "bucket": HERE, "spot": False, "budget_usd": 0.0,
-                  "keep_alive_seconds": 0, "kms_key": ""}  # fmt: skip
+                  "keep_alive_seconds": 0, "kms_key": "", "logged_by": "launcher"}  # fmt: skip
 _TYPES = typing.get_type_hints(SageMakerSettings)
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
