@@ -23,4 +23,4 @@ COPY src /opt/roofscale/src
 RUN python -m compileall -q /opt/roofscale/src
 ENV PYTHONPATH=/opt/roofscale/src NO_ALBUMENTATIONS_UPDATE=1
 # Exec form: Python is process 1, and a stop reaches the training. The request names it too, for images without it.
-ENTRYPOINT ["python", "-m", "roofscale.runners.sagemaker.entry"]
+ENTRYPOINT ["python", "-m", "roofscale.training_job"]

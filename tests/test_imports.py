@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "roofscale"
 # Left to right: a module imports from its own unit and from those to its left, nothing else.
 ORDER = ("errors", "addresses", "files", "invocation", "torch_compat", "cgroup", "memory_margin", "provenance",
          "config", "measurement", "compute", "stats", "data", "model", "monitoring", "train", "predict", "tracking",
-         "runners", "forecast", "phases", "report", "cli", "api", "__main__")  # fmt: skip
+         "runners", "forecast", "phases", "report", "training_job", "cli", "api", "__main__")  # fmt: skip
 LONGEST_FILE = 600  # lines
 HEAVY = {"albumentations", "matplotlib", "mlflow", "numpy", "scipy", "segmentation_models_pytorch", "timm", "torch"}
 

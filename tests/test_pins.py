@@ -64,7 +64,7 @@ def imported_packages(*folders: str) -> set[str]:
     """Names of the distributions that the files of these folders import, standard library and our own left out."""
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     names = set().union(*map(imported_names, files))
-    own = {"roofscale", "tests", "benchmarks"} | {path.stem for path in (ROOT / "tests").rglob("*")}
+    own = {"roofscale", "tests", "benchmarks"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
     where = importlib.metadata.packages_distributions()
     outside = names - own - set(sys.stdlib_module_names)
     return {

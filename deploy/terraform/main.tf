@@ -105,6 +105,14 @@ resource "aws_iam_role_policy" "job" {
   policy = templatefile("${path.module}/../iam/job-role.json", local.filled_in)
 }
 
+# A job logs its run to the MLflow App itself.
+resource "aws_iam_role_policy" "job_mlflow" {
+  count  = var.mlflow ? 1 : 0
+  name   = "roofscale-mlflow"
+  role   = aws_iam_role.job.id
+  policy = templatefile("${path.module}/../iam/job-mlflow.json", local.filled_in)
+}
+
 resource "aws_iam_policy" "people" {
   for_each = local.for_people
   name     = "roofscale-${each.key}"

@@ -11,6 +11,7 @@ from roofscale.errors import ConfigError
 
 HIDDEN = "***"
 S3 = "s3://"  # prefix of an address in S3
+DATA_SOURCE = "ROOFSCALE_DATA_SOURCE"  # variable of a job: where its data sets come from; {name} is a data set's name
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _ENDS = re.compile(r"[/?#\s]")  # characters that end the authority, and so the credentials, of an address (RFC 3986)
 _SHORTEST = 3  # characters; masking a shorter secret would hit parts of ordinary words

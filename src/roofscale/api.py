@@ -32,6 +32,7 @@ __all__ = [
     "forecast_time",
     "load_config",
     "predict_image",
+    "prepare_job",
     "read_runs",
     "read_steps",
     "run_phase",
@@ -106,6 +107,50 @@ def run_phase(
         return None
     climbed = commands.climb_phase(number, options)
     return commands.climb_json(climbed) if climbed else None
+
+
+def prepare_job(config: RunConfig) -> dict[str, Any]:
+    """Write the config of a training job to S3, and open its MLflow run; the job itself is not created.
+
+    Args:
+        config: with a ``compute`` of SageMaker, such as ``ml.m5.xlarge``.
+
+    Returns:
+        The request for the job, in the snake_case that the classes of the SageMaker SDK take. It has no entrypoint, so
+        that the image's own is used, as by the SDK's ``ModelTrainer``. If its ``environment`` names an MLflow run, the
+        job logs itself there.
+
+    Raises:
+        ConfigError: the settings, the config or the data do not allow a job, or AWS refuses.
+        TrackingError: the tracking server does not answer.
+    """
+    from roofscale.data.sources import resolve_data
+    from roofscale.runners.sagemaker import job as jobs
+    from roofscale.runners.sagemaker import request as requests
+    from roofscale.runners.sagemaker import runner, settings
+    from roofscale.runners.sagemaker.jobs_api import SageMakerClient, to_snake_case
+    from roofscale.tracking import Tracker
+    from roofscale.tracking.history import TRAIN_EXPERIMENT
+    from roofscale.tracking.server import job_environment
+
+    wanted, size = settings.load(), runner.instance_of(config)
+    config = resolve_data([config], GENERATED, print)[0]
+    folder = RUNS / TRAIN_EXPERIMENT / f"{config.fingerprint}-notebook"
+    job, environment = jobs.Job(jobs.new_key(folder)), {}
+    if job_environment("", wanted.logged_by):
+        run = Tracker(TRAIN_EXPERIMENT).start(config.fingerprint, {"fingerprint": config.fingerprint})
+        run.log_params(config)
+        environment = job_environment(run.run_id, wanted.logged_by)
+    seconds = runner.budget_seconds(wanted, size, jobs.Spending())
+    request = requests.build_request(
+        config, wanted, job, jobs.tags_of(folder), most_seconds=seconds, environment=environment
+    )
+    cloud = SageMakerClient(wanted)
+    cloud.check(request)
+    runner.write_config(cloud, config, requests.config_uri(wanted, job))
+    algorithm = {key: request["AlgorithmSpecification"][key] for key in ("TrainingImage", "TrainingInputMode")}
+    snake: dict[str, Any] = to_snake_case({**request, "AlgorithmSpecification": algorithm})
+    return snake
 
 
 def read_steps(phases: Iterable[int] = PHASES) -> "pandas.DataFrame":

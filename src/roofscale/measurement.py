@@ -97,6 +97,11 @@ class Measurement:
         """Return a metric's value, NaN if the run has none."""
         return float(self.metrics.get(name, math.nan))
 
+    @property
+    def ended(self) -> float | None:
+        """Return when the run was last measured, epoch seconds; None if it never was."""
+        return max((row.time for rows in (self.steps, self.memory, self.resources) for row in rows), default=None)
+
     def save(self, file: Path) -> None:
         """Write as JSON, atomically: a reader finds the old file or the complete new one."""
         write_json(file, dataclasses.asdict(self))
@@ -139,6 +144,7 @@ class MetricInfo:
     meaning: str
 
 
+LOGGED_BY = "logged_by"  # fact of a job's measurement: the job itself, if the tracking server has all of its run
 FORECAST = "forecast/"
 # Quantities that are forecast before a run: the unit, and the metric that the forecast is compared with. Each is logged
 # as centre, lower and upper end of its 90 % interval.

@@ -64,7 +64,7 @@ def ok(events: Events, folder: Path) -> None:
         "sample_ids": ["a", "b"],
         "losses": [0.2, 0.4],
         "constant_losses": [0.6, 0.6],
-        "metrics": {"iou_roof": 0.5},
+        "metrics": {"loss": 0.3, "iou_roof": 0.5},
         "seconds": 0.1,
     }
     events.emit("validation", validation=validation)

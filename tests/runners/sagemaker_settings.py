@@ -18,6 +18,24 @@ CONFIG = RunConfig(compute="ml.m5.xlarge", data_root="s3://roofs/data", datasets
 BEGUN = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
 
 
+ARN = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/"
+
+
+def full_description(name: str, status: str = "InProgress") -> dict[str, Any]:
+    """An answer of DescribeTrainingJob with all that the service always tells."""
+    return {
+        "TrainingJobName": name,
+        "TrainingJobArn": ARN + name,
+        "CreationTime": BEGUN,
+        "TrainingJobStatus": status,
+        "SecondaryStatus": status,
+        "ModelArtifacts": {"S3ModelArtifacts": "s3://x/y"},
+        "AlgorithmSpecification": {"TrainingInputMode": "File"},
+        "ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 9},
+    }
+
+
 def described(status: str = "Completed", secondary: str = "", **more: Any) -> dict[str, Any]:
     """An answer of DescribeTrainingJob; a job that is over ran for 60 s and began after 30."""
     found: dict[str, Any] = {
@@ -59,8 +77,14 @@ class FakeCloud:
         self.objects: dict[str, bytes] = {}
         self.requests: list[dict[str, Any]] = []
         self.stopped: list[str] = []
+        self.log: list[str] = []
         self.under_way: dict[str, dict[str, str]] = {}  # by name, the tags
         self._answers, self._known = list(answers), known
+
+    def check(self, request: dict[str, Any]) -> None: ...
+
+    def log_reader(self, name: str, hosts: int = 1) -> Callable[[], list[str]]:
+        return lambda: [self.log.pop(0) for _ in range(len(self.log))]
 
     def submit(self, request: dict[str, Any]) -> None:
         self.requests.append(request)

@@ -125,6 +125,15 @@ def test_the_plain_commands_do_what_they_say(aws: dict[str, str], tmp_path: Path
     assert policies == {"roofscale-launcher", "roofscale-uploader"}
     calls = (tmp_path / "docker-calls").read_text().splitlines()
     assert calls[-2:] == [f"build -t {made.image} .", f"push {made.image}"]
+    setup = commands("By plain commands").split("aws s3api create-bucket")[0]
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{setup}\n{commands('What to delete afterwards')}"],
+        cwd=DEPLOY.parent, env=aws, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not s3.list_buckets()["Buckets"]
+    assert not iam.list_roles()["Roles"]
+    assert not iam.list_policies(Scope="Local")["Policies"]
 
 
 def test_the_command_for_an_mlflow_app_is_one_that_the_service_takes() -> None:

@@ -1,19 +1,24 @@
 """What is asked of AWS: S3 on moto, SageMaker's faults by botocore's own stub, nothing over any network."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from botocore.stub import Stubber
 from moto import mock_aws
-from tests.runners.sagemaker_settings import BEGUN, SETTINGS, packed
+from sagemaker.core.utils.utils import SageMakerClient as SdkClient
+from tests.runners.sagemaker_settings import ARN, BEGUN, CONFIG, SETTINGS, full_description, packed
 
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker.aws_errors import CloudError, is_transient, retry_transient, to_aws_user_error
+from roofscale.runners.sagemaker.job import Job
 from roofscale.runners.sagemaker.jobs_api import SageMakerClient
+from roofscale.runners.sagemaker.request import build_request
 
 HERE = dataclasses.replace(SETTINGS, region="eu-west-1")
 
@@ -83,8 +88,20 @@ def test_a_wrong_bucket_is_named(cloud: SageMakerClient) -> None:
         cloud.write("s3://none/x", b"")
 
 
+def sdk_client(cloud: SageMakerClient) -> Any:
+    """The boto3 client that the SDK's classes use for this session."""
+    region = cloud._session.region_name
+    return SdkClient(session=cloud._session, region_name=region).get_client("sagemaker")
+
+
+def job(name: str) -> dict[str, Any]:
+    """A job as AWS lists it."""
+    return {"TrainingJobName": name, "TrainingJobArn": ARN + name, "CreationTime": BEGUN,
+            "TrainingJobStatus": "InProgress"}  # fmt: skip
+
+
 def stubbed(cloud: SageMakerClient, operation: str, *codes: tuple[str, int]) -> Stubber:
-    stub = Stubber(cloud._sagemaker)
+    stub = Stubber(sdk_client(cloud))
     for code, status in codes:
         stub.add_client_error(operation, code, "what AWS says", status)
     stub.activate()
@@ -144,12 +161,12 @@ HELD = "The account-level service limit 'ml.m5.xlarge for training job usage' is
 def test_instances_that_other_jobs_hold_are_waited_for_and_a_quota_of_zero_is_not(
     cloud: SageMakerClient, waited: list[float]
 ) -> None:
-    stub = Stubber(cloud._sagemaker)
+    stub = Stubber(sdk_client(cloud))
     for held in (2, 2):
         said = f"{HELD} of {held} Instances and a request delta of 1 Instances."
         stub.add_client_error("create_training_job", "ResourceLimitExceeded", said, 400)
-    arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/job"
-    stub.add_response("create_training_job", {"TrainingJobArn": arn})
+    stub.add_response("create_training_job", {"TrainingJobArn": f"{ARN}job"})
+    stub.add_response("describe_training_job", full_description("job"))
     stub.add_client_error("create_training_job", "ResourceLimitExceeded", f"{HELD} of 0 Instances.", 400)
     stub.activate()
     create(cloud)
@@ -159,32 +176,61 @@ def test_instances_that_other_jobs_hold_are_waited_for_and_a_quota_of_zero_is_no
 
 
 def test_running_jobs_are_found_with_their_tags(cloud: SageMakerClient) -> None:
-    arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/"
-    stub = Stubber(cloud._sagemaker)
-    names = ("roofscale-a-1", "roofscale-a-2", "other-roofscale-a")
-    jobs = [
-        {"TrainingJobName": name, "TrainingJobArn": arn + name, "CreationTime": BEGUN, "TrainingJobStatus": status}
-        for name, status in zip(names, ("InProgress", "Completed", "InProgress"), strict=True)
-    ]
-    stub.add_response("list_training_jobs", {"TrainingJobSummaries": jobs[:1], "NextToken": "more"})
-    stub.add_response("list_training_jobs", {"TrainingJobSummaries": jobs[1:]})
-    stub.add_response("list_tags", {"Tags": [{"Key": "roofscale:run", "Value": "a"}]}, {"ResourceArn": arn + names[0]})
+    stub = Stubber(sdk_client(cloud))
+    names = ("roofscale-a-1", "of-another-user-roofscale-a", "roofscale-a-2", "other-roofscale-a")
+    listed = [job(name) for name in names]
+    stub.add_response("list_training_jobs", {"TrainingJobSummaries": listed[:2], "NextToken": "more"})
+    stub.add_response("describe_training_job", full_description(names[0]))
+    stub.add_client_error("describe_training_job", "AccessDeniedException", "what AWS says", 400)
+    stub.add_response("list_training_jobs", {"TrainingJobSummaries": listed[2:]})
+    stub.add_response("describe_training_job", full_description(names[2], "Completed"))
+    stub.add_response("describe_training_job", full_description(names[3]))
+    stub.add_response("list_tags", {"Tags": [{"Key": "roofscale:run", "Value": "a"}]}, {"ResourceArn": ARN + names[0]})
     stub.activate()
     assert cloud.running("roofscale-a") == {"roofscale-a-1": {"roofscale:run": "a"}}
     stub.assert_no_pending_responses()
+
+
+def test_who_may_not_list_jobs_is_told(cloud: SageMakerClient) -> None:
+    stubbed(cloud, "list_training_jobs", ("AccessDeniedException", 400))
+    with pytest.raises(ConfigError, match=r"launcher\.json"):
+        cloud.running("roofscale-a")
 
 
 def test_a_running_job_is_found_whose_tags_nobody_tells(
     cloud: SageMakerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cloud, "_wait", lambda _: True)
-    arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/roofscale-a-1"
-    stub = Stubber(cloud._sagemaker)
-    job = {"TrainingJobName": "roofscale-a-1", "TrainingJobArn": arn, "CreationTime": BEGUN}
-    stub.add_response("list_training_jobs", {"TrainingJobSummaries": [{**job, "TrainingJobStatus": "InProgress"}]})
+    stub = Stubber(sdk_client(cloud))
+    stub.add_response("list_training_jobs", {"TrainingJobSummaries": [job("roofscale-a-1")]})
+    stub.add_response("describe_training_job", full_description("roofscale-a-1"))
     stub.add_client_error("list_tags", "InternalFailure", http_status_code=500)
     stub.activate()
     assert cloud.running("roofscale-a") == {"roofscale-a-1": {}}
+
+
+def test_the_sdk_sends_the_request_as_it_was_built(cloud: SageMakerClient) -> None:
+    """With all that a request may hold; an attribute whose value counts as false must not be lost on the way."""
+    settings = dataclasses.replace(HERE, spot=True, kms_key="key-1", subnets=("subnet-1",), security_groups=("sg-1",),
+                                   tags={"team": "roofs"})  # fmt: skip
+    for chosen in (settings, dataclasses.replace(HERE, keep_alive_seconds=60)):
+        request = build_request(CONFIG, chosen, Job("roofscale-a"), {"step": "one"})
+        stub = Stubber(sdk_client(cloud))
+        stub.add_response("create_training_job", {"TrainingJobArn": f"{ARN}roofscale-a-1"}, request)
+        stub.add_response("describe_training_job", full_description("roofscale-a-1"))
+        with stub:
+            cloud.submit(request)
+        stub.assert_no_pending_responses()
+
+
+def test_a_description_has_the_names_of_the_api(cloud: SageMakerClient) -> None:
+    ran = {"BillableTimeInSeconds": 60, "TrainingTimeInSeconds": 70, "EnableManagedSpotTraining": True,
+           "FailureReason": "why", "TrainingStartTime": BEGUN, "Environment": {"MLFLOW_RUN_ID": "abc"}}  # fmt: skip
+    stub = Stubber(sdk_client(cloud))
+    stub.add_response("describe_training_job", {**full_description("job", "Failed"), **ran})
+    stub.activate()
+    found = cloud.describe("job")
+    assert found == {**full_description("job", "Failed"), **ran}
 
 
 def test_who_does_not_want_to_wait_any_longer_is_told_at_once() -> None:
@@ -240,3 +286,17 @@ def test_no_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="set region in sagemaker"):
         SageMakerClient(SETTINGS)
+
+
+def test_the_log_of_a_job_is_read_from_where_the_last_reading_ended(cloud: SageMakerClient) -> None:
+    logs = boto3.client("logs", region_name="eu-west-1")
+    read = cloud.log_reader("job")
+    assert read() == []
+    group, stream = {"logGroupName": "/aws/sagemaker/TrainingJobs"}, {"logStreamName": "job/algo-1-1"}
+    logs.create_log_group(**group)
+    logs.create_log_stream(**group, **stream)
+    for text in ("one", "two"):
+        now = int(time.time() * 1000)
+        logs.put_log_events(**group, **stream, logEvents=[{"timestamp": now, "message": text}])
+        assert read() == [text]
+    assert cloud.log_reader("job")() == ["one", "two"]

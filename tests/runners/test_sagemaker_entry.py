@@ -3,13 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.runners.job_folder import AWKWARD, hand_over, left, start
 
 from roofscale.config import RunConfig
 from roofscale.data.locate import describe_origin, find_dataset
@@ -17,50 +15,6 @@ from roofscale.data.synthetic import GenerateSpec
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome
 from roofscale.runners.sagemaker import entry
-
-CHILD = Path(__file__).with_name("child.py")
-# A path that a shell, or JSON put together by hand, would break; what the launcher's own data root may look like.
-AWKWARD = RunConfig(compute="local", data_root='s3://roofs/it\'s "a" $HOME `x`\n;ü 屋根')
-# The same process as in a job, but for what trains.
-STANDING_IN = f"""
-import sys
-from pathlib import Path
-from roofscale.runners.local import LocalRunner
-from roofscale.runners.sagemaker import entry
-from roofscale.runners.supervise import StopRequest
-how, top, *words = sys.argv[1:]
-entry._run = lambda config, folder, asked, machines: LocalRunner(
-    folder,
-    entry.LogListener(),
-    command=(sys.executable, {str(CHILD)!r}, how),
-    stop_request=StopRequest(len(asked)),
-    use_cgroup=False,
-)(config)
-sys.exit(entry.main(words, Path(top)))
-"""
-
-
-@pytest.fixture
-def top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """/opt/ml as the service makes it, with the channel of the config."""
-    monkeypatch.chdir(tmp_path)  # and back, as a job goes to a folder of its own
-    (tmp_path / "ml/input/data/config").mkdir(parents=True)
-    (tmp_path / "ml/checkpoints").mkdir()
-    hand_over(tmp_path / "ml", AWKWARD.as_dict())
-    return tmp_path / "ml"
-
-
-def hand_over(top: Path, config: dict[str, Any]) -> None:
-    (top / "input/data/config/config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
-def start(how: str, top: Path) -> "subprocess.Popen[str]":
-    words = [how, str(top), "--fingerprint", AWKWARD.fingerprint]
-    return subprocess.Popen([sys.executable, "-c", STANDING_IN, *words], stdout=subprocess.PIPE, text=True)
-
-
-def left(top: Path) -> Measurement:
-    return Measurement.load(top / "output/data/measurement.json")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +24,7 @@ def test_the_measurement_and_its_cause_are_left_where_they_are_looked_for(
     how: str, outcome: Outcome, top: Path
 ) -> None:
     job = start(how, top)
-    said, _ = job.communicate(timeout=60)
+    said, _ = job.communicate(timeout=300)
     assert left(top).outcome is outcome
     assert left(top).fingerprint == AWKWARD.fingerprint
     assert job.returncode == (0 if outcome is Outcome.OK else 1)
@@ -83,14 +37,23 @@ def test_the_measurement_and_its_cause_are_left_where_they_are_looked_for(
     assert (top / "checkpoints/events.jsonl").exists(), "the run folder is what the service keeps"
 
 
+def test_the_image_may_be_called_as_sagemaker_calls_it(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the word train and without a fingerprint, as ModelTrainer leaves the entrypoint to the image."""
+    monkeypatch.setattr(entry, "_run", lambda config, *_: Measurement(Outcome.OK, "ran", config.fingerprint))
+    assert entry.main(["train"], top) == 0
+    assert left(top).fingerprint == AWKWARD.fingerprint
+    with pytest.raises(SystemExit):
+        entry.main(["serve"], top)
+
+
 def test_a_stop_reaches_the_training(top: Path) -> None:
     job = start("wait", top)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not (top / "checkpoints/events.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.05)
     time.sleep(0.3)
     job.send_signal(signal.SIGTERM)
-    job.communicate(timeout=60)
+    job.communicate(timeout=300)
     assert left(top).outcome is Outcome.INTERRUPTED
 
 

@@ -1,6 +1,7 @@
 """Several machines of one job: who each is, and one measurement of what they have left."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker import entry, multi_node
 from roofscale.runners.torchrun import Nodes
+from roofscale.tracking.system_metrics import system_metrics
 
 ROW = ResourceSample(2.0, {"cpu/utilisation": 0.5})
 FIRST = Measurement(
@@ -43,6 +45,18 @@ def test_what_a_stand_in_for_the_service_tells_a_machine_is_what_the_machine_rea
     nodes = multi_node.host_names(3)
     file.write_text(json.dumps(multi_node.resource_config(nodes, "algo-3", "ml.m5.xlarge")))
     assert multi_node.read_resource_config(file) == Nodes(("algo-1", "algo-2", "algo-3"), 2, "eth0")
+
+
+def test_the_system_metrics_of_several_machines_have_mlflows_names() -> None:
+    assert multi_node.node_name(Nodes(("algo-1", "algo-2"), 1)) == "node_1"
+    assert multi_node.node_name(Nodes()) == ""
+    sampled: list[Mapping[str, float]] = []
+    with system_metrics(sampled.append, "node_1"):
+        pass
+    names = set(sampled[-1])
+    assert "system/node_1/cpu_utilization_percentage" in names
+    assert all(name.startswith("system/node_1/") for name in names)
+    assert set(multi_node.of_node(1, sampled[-1])) == names
 
 
 def test_no_two_machines_leave_a_file_of_the_same_name() -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 from tests.runners.aws_schema import problems
-from tests.runners.sagemaker_settings import ROLE, FakeCloud
+from tests.runners.sagemaker_settings import ROLE, FakeCloud, described
 
 from roofscale import cli
 from roofscale.cli import preflight, run_gate
@@ -106,6 +106,7 @@ def test_a_dry_run_shows_the_request_and_asks_for_nothing(monkeypatch: pytest.Mo
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     (request,) = found["requests"]
+    assert found["settings"]["bucket"] == {"value": "roofs", "from": "environment"}
     assert problems("CreateTrainingJob", request) == []
     assert request["ResourceConfig"]["InstanceType"] == "ml.m5.xlarge"
     assert request["AlgorithmSpecification"]["ContainerArguments"] == ["--fingerprint", found["fingerprint"]]
@@ -167,3 +168,27 @@ def test_the_option_wins_over_the_variable(
     done = CliRunner().invoke(cli.main, ["train", *words], env={"ROOFSCALE_RUNNER": variable} if variable else {})
     assert done.exit_code == 0, done.output
     assert asked == [runner]
+
+
+@pytest.mark.usefixtures("_settings")
+def test_the_log_of_a_job_is_printed_and_followed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roofscale.cli.run_records._SECONDS_BETWEEN_READS", 0.0)
+
+    def printed(*words: str) -> str:
+        def end() -> dict[str, Any]:
+            cloud.log.append("last")
+            return described()
+
+        cloud = FakeCloud(described("InProgress"), end, known=True)
+        cloud.log = ["first"]
+        monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: cloud)
+        done = CliRunner().invoke(cli.main, ["logs", "roofscale-a-1", *words])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert printed() == "first\n"
+    assert printed("--follow") == "first\nlast\n"
+    monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: FakeCloud())
+    missing = CliRunner().invoke(cli.main, ["logs", "roofscale-b-1"])
+    assert missing.exit_code == 2
+    assert "roofscale-b-1: there is no such job" in missing.output

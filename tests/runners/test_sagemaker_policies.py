@@ -1,10 +1,11 @@
 """The policies in deploy/iam, enforced by moto: they allow what the launcher and a job need, and deny the rest."""
 
+import dataclasses
 import json
-import re
 import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -12,13 +13,19 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.core import set_initial_no_auth_action_count
+from sagemaker.core.utils.utils import SageMakerClient as SdkClient
+from tests.runners.sagemaker_settings import CONFIG, SETTINGS, full_description
 
 from roofscale.runners.sagemaker import jobs_api
+from roofscale.runners.sagemaker.job import Job
+from roofscale.runners.sagemaker.request import build_request
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/iam"
 FILLED_IN = {"ACCOUNT": "123456789012", "REGION": "eu-west-1", "BUCKET": "roofs", "ROLE": "RoofscaleJob"}
 # What AWS lets no one restrict to a resource: https://docs.aws.amazon.com/service-authorization/latest/reference/
 ANYWHERE = {"cloudwatch:PutMetricData", "ecr:GetAuthorizationToken", "sagemaker:ListTrainingJobs"}
+JOB = full_description("roofscale-a-1")
+ANSWERS = {"DescribeTrainingJob": JOB, "ListTrainingJobs": {"TrainingJobSummaries": [JOB]}, "ListTags": {"Tags": []}}
 # The documents that say what somebody may do; the other one says who may be a role.
 NAMES = sorted({file.stem for file in FOLDER.glob("*.json")} - {"trust"})
 
@@ -90,6 +97,11 @@ def with_enforcement(call: Callable[[], Any]) -> Any:
         ("job-role", "delete_object", {"Key": "data/rid/1.tif"}, False),
         ("job-role", "get_object", {"Key": "payroll/all.csv"}, False),
         ("job-role", "put_object", {"Key": "mlflow/1/a.png", "Body": b""}, False),
+        ("job-mlflow", "put_object", {"Key": "mlflow/1/a.png", "Body": b""}, True),
+        ("job-mlflow", "get_object", {"Key": "mlflow/1/a.png"}, False),
+        ("job-mlflow", "delete_object", {"Key": "mlflow/1/a.png"}, False),
+        ("job-mlflow", "put_object", {"Key": "roofscale/run/config/config.json", "Body": b""}, False),
+        ("job-mlflow", "get_object", {"Key": "data/rid/1.tif"}, False),
         ("uploader", "put_object", {"Key": "data/rid/1.tif", "Body": b""}, True),
         ("uploader", "create_multipart_upload", {"Key": "data/airs/1.tif"}, True),
         ("uploader", "head_object", {"Key": "data/rid/1.tif"}, True),
@@ -125,16 +137,31 @@ def test_the_launcher_touches_its_own_jobs_and_passes_one_role_to_one_service() 
         assert by_action[f"sagemaker:{action}"]["Resource"].endswith(":training-job/roofscale-*")
     assert by_action["iam:PassRole"]["Resource"] == "arn:aws:iam::123456789012:role/RoofscaleJob"
     assert by_action["iam:PassRole"]["Condition"]["StringEquals"]["iam:PassedToService"] == "sagemaker.amazonaws.com"
-    assert not [action for action in by_action if action.startswith("iam:") and action != "iam:PassRole"]
+    assert by_action["iam:GetRole"]["Resource"] == "arn:aws:iam::123456789012:role/RoofscaleJob"
+    assert {action for action in by_action if action.startswith("iam:")} == {"iam:PassRole", "iam:GetRole"}
+    for action in ("logs:DescribeLogStreams", "logs:GetLogEvents"):
+        assert by_action[action]["Resource"].endswith("log-group:/aws/sagemaker/TrainingJobs*")
 
 
-def test_the_launcher_may_all_that_it_asks_of_sagemaker() -> None:
-    source = Path(jobs_api.__file__).read_text(encoding="utf-8")
-    asked = set(re.findall(r'_sagemaker\.get_paginator\("(\w+)"', source))
-    asked |= set(re.findall(r"_sagemaker\.(\w+)\(", source)) - {"get_paginator"}
-    assert {"create_training_job", "stop_training_job"} <= asked
+def test_the_launcher_may_all_that_it_asks_of_sagemaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the SDK's classes really send, its own further requests included."""
+    asked: set[str] = set()
+
+    def answer(model: Any, **_: Any) -> tuple[Any, dict[str, Any]]:
+        asked.add(f"sagemaker:{model.name}")
+        return SimpleNamespace(status_code=200), ANSWERS.get(model.name, {})
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    cloud = jobs_api.SageMakerClient(dataclasses.replace(SETTINGS, region="eu-west-1"))
+    client = SdkClient(session=cloud._session, region_name="eu-west-1").get_client("sagemaker")
+    client.meta.events.register("before-call.sagemaker.*", answer)
+    cloud.submit(build_request(CONFIG, SETTINGS, Job("roofscale-a"), {}))
+    assert cloud.running("roofscale-a") == {"roofscale-a-1": {}}
+    cloud.stop("roofscale-a-1")
+    assert {f"sagemaker:{name}TrainingJob" for name in ("Create", "Describe", "Stop")} < asked
     allowed = {action for s in json.loads(policy("launcher"))["Statement"] for action in listed(s["Action"])}
-    assert {f"sagemaker:{''.join(map(str.capitalize, name.split('_')))}" for name in asked} <= allowed
+    assert asked <= allowed
 
 
 def test_who_tracks_may_neither_make_an_app_nor_delete_one() -> None:
@@ -142,6 +169,11 @@ def test_who_tracks_may_neither_make_an_app_nor_delete_one() -> None:
     assert "sagemaker:CallMlflowAppApi" in actions
     assert not [action for action in actions if action.startswith(("sagemaker:Create", "sagemaker:Delete"))
                 and "Presigned" not in action]  # fmt: skip
+
+
+def test_a_job_may_log_to_an_app_and_neither_read_nor_make_one() -> None:
+    actions = {action for s in json.loads(policy("job-mlflow"))["Statement"] for action in listed(s["Action"])}
+    assert actions == {"sagemaker:CallMlflowAppApi", "s3:PutObject"}
 
 
 def test_only_the_service_for_this_account_may_be_a_role() -> None:

@@ -45,7 +45,7 @@ def test_python_is_process_1_and_nothing_is_a_hyperparameter() -> None:
     assert not any(word == "sh" or word.endswith("/sh") or "bash" in word for word in entrypoint)
     assert built["AlgorithmSpecification"]["ContainerArguments"] == ["--fingerprint", CONFIG.fingerprint]
     assert "HyperParameters" not in built
-    assert "Environment" not in built
+    assert built["Environment"] == {"ROOFSCALE_DATA_SOURCE": "s3://roofs/data/{name}/"}
 
 
 def test_each_data_set_is_a_channel_and_so_is_the_config() -> None:
@@ -155,12 +155,6 @@ def test_any_folder_gives_a_name_that_the_service_takes(step: str, number: int) 
     job = Job(new_key(Path("/runs/roofscale-phase1/001") / step.replace("/", "-").replace("\0", "-")), number % 1000)
     assert len(job.name) <= 63
     assert build(job=job, tags={"step": step})["TrainingJobName"] == job.name  # build checks it against the model
-
-
-def test_what_the_service_would_refuse_is_refused_before() -> None:
-    reasons = r"RoleArn, value: 5, valid min length: 20; .* Tags\[0\].Key, value: 0, .*\. Correct the settings"
-    with pytest.raises(ConfigError, match=rf"refuse the job {JOB.name}: .* {reasons}"):
-        request.build_request(CONFIG, dataclasses.replace(SETTINGS, role="Train", tags={"": "v"}), JOB, {})
 
 
 def test_an_instance_that_is_none_is_refused() -> None:

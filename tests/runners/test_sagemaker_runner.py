@@ -134,6 +134,14 @@ def test_a_job_that_died_without_a_word_is_measured_by_its_events(folder: Path) 
     assert found.metric("train/steps") == 1
 
 
+def test_the_last_lines_of_its_log_are_told_of_a_job_that_crashed_without_a_measurement(folder: Path) -> None:
+    cloud = FakeCloud(described("Failed", FailureReason="AlgorithmError: , exit code: 1"))
+    cloud.log = [*map(str, range(9)), "", "exec /opt/venv/bin/python: exec format error"]
+    found = runner(folder, cloud)(CONFIG)
+    assert found.outcome is Outcome.CRASHED
+    assert found.detail.endswith("Its log ends: 5 | 6 | 7 | 8 | exec /opt/venv/bin/python: exec format error")
+
+
 def test_a_job_whose_image_is_not_there_says_what_to_do_and_costs_nothing(folder: Path) -> None:
     reason = "ClientError: Cannot pull algorithm container. Either the image does not exist or its permissions are bad."
     never_began = {"TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": reason}

@@ -1,8 +1,10 @@
 """Settings of SageMaker: precedence, strictness, and messages that name the remedy."""
 
+import json
 from pathlib import Path
 
 import pytest
+from moto import mock_aws
 
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker.settings import FIELDS, VARIABLE_PREFIX, SageMakerSettings, load
@@ -73,3 +75,81 @@ def test_what_is_lacking_is_named_with_every_way_to_give_it(tmp_path: Path) -> N
 
 def test_no_setting_asks_for_a_secret() -> None:
     assert not [name for name in FIELDS if any(word in name for word in ("secret", "token", "password", "access"))]
+
+
+SDK = """
+SchemaVersion: '1.0'
+SageMaker:
+  TrainingJob:
+    RoleArn: arn:aws:iam::123456789012:role/FromSdk
+    VpcConfig: {Subnets: [subnet-1], SecurityGroupIds: [sg-1]}
+    OutputDataConfig: {KmsKeyId: key-1}
+    Tags: [{Key: cost-centre, Value: "7"}, {Key: team, Value: sdk}]
+  PythonSDK:
+    Modules:
+      Session: {DefaultS3Bucket: sdk-bucket, DefaultS3ObjectKeyPrefix: mine/}
+      ModelTrainer: {TrainingImage: "sdk-image:1"}
+"""
+
+
+@pytest.fixture
+def sdk_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's defaults file of the SageMaker SDK."""
+    file = tmp_path / "sdk.yaml"
+    file.write_text(SDK)
+    monkeypatch.setenv("SAGEMAKER_USER_CONFIG_OVERRIDE", str(file))
+    return file
+
+
+@pytest.mark.usefixtures("sdk_file")
+def test_what_the_sdk_has_as_defaults_is_taken_and_named(tmp_path: Path) -> None:
+    found = load({f"{VARIABLE_PREFIX}SPOT": "true"}, tmp_path)
+    assert (found.role, found.bucket, found.image) == (
+        "arn:aws:iam::123456789012:role/FromSdk", "sdk-bucket", "sdk-image:1",
+    )  # fmt: skip
+    assert (found.subnets, found.security_groups, found.kms_key) == (("subnet-1",), ("sg-1",), "key-1")
+    assert found.prefix == "mine/roofscale"
+    described = found.described()
+    assert described["role"] == {"value": found.role, "from": "defaults file of the SageMaker SDK"}
+    assert described["spot"] == {"value": True, "from": "environment"}
+    assert described["volume_gb"] == {"value": 30, "from": "default"}
+    assert described.keys() == FIELDS.keys()
+
+
+@pytest.mark.usefixtures("sdk_file")
+def test_our_settings_win_over_the_sdks_and_its_tags_are_added(tmp_path: Path) -> None:
+    found = load({}, write(tmp_path, "tags: {team: ours}\nkms_key: ours\n"))
+    assert (found.role, found.bucket, found.image) == ("arn:aws:iam::123456789012:role/R", "roofs", "roofscale")
+    assert (found.kms_key, found.subnets) == ("ours", ("subnet-1",))
+    assert found.tags == {"cost-centre": "7", "team": "ours"}
+    assert found.prefix == "roofscale", "the SDK's prefix belongs to its own bucket"
+    assert found.origins["role"] == str(tmp_path / "sagemaker.yaml")
+
+
+@pytest.mark.parametrize("content", ["- no mapping\n", "SageMaker: {TrainingJob: {RoleArn: none}}\n", "{", None])
+def test_a_defaults_file_that_the_sdk_refuses_is_an_error_with_a_remedy(
+    content: str | None, sdk_file: Path, tmp_path: Path
+) -> None:
+    if content is None:
+        sdk_file.unlink()
+    else:
+        sdk_file.write_text(content)
+    with pytest.raises(ConfigError, match=r"cannot read its defaults file .* unset SAGEMAKER_USER_CONFIG_OVERRIDE"):
+        load({}, write(tmp_path))
+
+
+def test_on_a_notebook_the_role_and_the_bucket_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = tmp_path / "metadata.json"
+    role = "arn:aws:iam::123456789012:role/Notebook"
+    metadata.write_text(json.dumps({"ResourceName": "mine", "ExecutionRoleArn": role}))
+    monkeypatch.setattr("sagemaker.core.helper.session_helper.NOTEBOOK_METADATA_FILE", str(metadata))
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    given = {f"{VARIABLE_PREFIX}IMAGE": "i", f"{VARIABLE_PREFIX}REGION": "eu-west-1"}
+    with mock_aws():
+        found = load(given, tmp_path)
+        assert load({**given, f"{VARIABLE_PREFIX}BUCKET": "mine"}, tmp_path).bucket == "mine"
+    assert (found.role, found.bucket) == (role, "sagemaker-eu-west-1-123456789012")
+    assert found.origins["bucket"] == "this SageMaker notebook"

@@ -122,9 +122,7 @@ def test_status_finds_a_running_job_and_a_dry_run_shows_its_request(place: Place
 
 
 def test_out_of_memory_at_8_gib(place: Place) -> None:
-    words = ("compute=ml.m5.large", "batch_size=24", "max_samples=48", "val_samples=1", "num_workers=0", "threads=2",
-             "precision=fp32", "channels_last=false")  # fmt: skip
-    found, code = place.train(*words)
+    found, code = place.train(*OUT_OF_MEMORY)
     assert (found.outcome, code) == (Outcome.HOST_OOM, 1)
     assert "lower batch_size" in found.detail
     assert found.metric("cost/billable_seconds") > 0
@@ -159,6 +157,56 @@ def interrupt(place: Place, job: str) -> None:
     """Take a spot job's instance away."""
     address = f"http://127.0.0.1:{int(place.environment['SIM_PORT']) + 1}/interrupt/{job}"
     urllib.request.urlopen(urllib.request.Request(address, method="POST"), timeout=30).read()
+
+
+OUT_OF_MEMORY = ("compute=ml.m5.large", "batch_size=24", "max_samples=48", "val_samples=1", "num_workers=0",
+                 "threads=2", "precision=fp32", "channels_last=false")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "outcome"),
+    [((*SMALL, "seed=21"), "FINISHED", "ok"), ((*OUT_OF_MEMORY, "seed=21"), "FAILED", "host_oom")],
+    ids=["ok", "host_oom"],
+)
+def test_a_job_whose_launcher_is_killed_logs_itself_to_its_end(
+    words: tuple[str, ...], status: str, outcome: str, simulated: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed as soon as the job is submitted; the same command judges the run later, and runs nothing again."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # artifacts lie in its S3
+        monkeypatch.setenv(name, simulated.environment[name])
+    client, service = MlflowClient(simulated.mlflow), boto3.client("sagemaker", region_name="eu-west-1")
+    command = simulated.start("train", "--json", "--runner", "sagemaker", *words)
+    fingerprint = config.load(None, words).fingerprint
+    prefix = f"roofscale-train-{fingerprint}"
+    jobs = lambda: service.list_training_jobs(NameContains=prefix)["TrainingJobSummaries"]  # noqa: E731
+    until = time.monotonic() + LONGEST_SECONDS
+    while not jobs() and time.monotonic() < until:
+        time.sleep(0.2)
+    command.kill()
+    command.communicate()
+    experiment = client.get_experiment_by_name("roofscale-train")
+    assert experiment
+    runs = lambda: client.search_runs([experiment.experiment_id], f"tags.fingerprint = '{fingerprint}'")  # noqa: E731
+    while runs()[0].info.status == "RUNNING" and time.monotonic() < until:
+        time.sleep(1)
+    (run,) = runs()
+    assert (run.info.status, run.data.tags["outcome"]) == (status, outcome)
+    assert run.data.tags["logged_by"] == "the job"
+    assert run.data.metrics["memory/peak_mib"] > 100
+    assert run.data.metrics["system/cpu_utilization_percentage"] > 0
+    if outcome == "ok":
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == run.data.metrics["train/steps"]
+        assert run.data.metrics["speed/samples_per_s"] > 0
+        assert run.data.metrics["memory/mib_per_sample"] > 0
+        assert {"measurement.json", "figures"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+        assert run.outputs.model_outputs
+    found, _ = simulated.train(*words)
+    (job,) = jobs()
+    assert (found.facts["job"], found.outcome) == (job["TrainingJobName"], outcome)
+    (judged,) = runs()
+    assert judged.info.end_time == run.info.end_time
+    assert judged.data.metrics.items() >= run.data.metrics.items()
+    assert len(client.get_metric_history(run.info.run_id, "memory/peak_mib")) == 1
 
 
 def test_who_lets_go_of_a_job_waits_for_the_same_one_later(place: Place) -> None:

@@ -1,7 +1,9 @@
 """What reaches MLflow: each point once, and nothing that was not measured."""
 
+import json
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,32 @@ def test_a_total_is_the_last_point_of_its_series(tracker: Tracker) -> None:
     run.log_summary(Measurement(Outcome.OK, "", "f", metrics={"cpu/utilisation": 0.5}))
     assert tracker.client.get_run(run.run_id).data.metrics["cpu/utilisation"] == 0.5
     assert len(history(tracker, run, "cpu/utilisation")) == 3
+
+
+def test_a_data_set_in_s3_is_named_by_its_address_and_not_by_a_path_in_a_container(tracker: Tracker) -> None:
+    run = tracker.start("run", {})
+    for name, source in (("rid", "s3://roofs/data/rid/"), ("airs", "/data/airs")):
+        dataset = {"name": name, "digest": "abc", "source": source, "samples": {"train": 1, "val": 1}}
+        run.event({"event": "start", "facts": {}, "steps_planned": 1, "inputs": [dataset]})
+    run.flush()
+    found = [entry.dataset for entry in tracker.client.get_run(run.run_id).inputs.dataset_inputs]
+    assert {(one.source_type, json.loads(one.source)["uri"]) for one in found} == {
+        ("s3", "s3://roofs/data/rid/"), ("local", "/data/airs")
+    }  # fmt: skip
+
+
+def test_the_same_summary_again_adds_no_point(tracker: Tracker) -> None:
+    run = tracker.start("run", {})
+    rows = tuple(ResourceSample(time.time() + second, {"cpu/utilisation": 0.9}) for second in (1, 3))
+    measured = Measurement(
+        Outcome.OK, "", "f", metrics={"cpu/utilisation": 0.5, "memory/peak_mib": 7.0}, resources=rows
+    )
+    run.log_summary(measured)
+    again = tracker.resume(run.run_id)
+    assert again
+    again.log_summary(measured)
+    for name in ("cpu/utilisation", "memory/peak_mib"):
+        assert len(history(tracker, run, name)) == 1
 
 
 def test_more_points_than_one_call_takes_all_arrive(tracker: Tracker) -> None:

@@ -25,6 +25,7 @@ for command in (
     models.register,
     records.report,
     records.status,
+    records.logs,
     records.sync,
     data.data,
 ):

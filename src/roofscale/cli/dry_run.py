@@ -1,6 +1,6 @@
 """Dry runs: the knobs, and what a command would run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from roofscale.phases.phase_file import Phase, Plan, Step
 from roofscale.report.format import as_json, expectation_words, limits_words
 from roofscale.stats.intervals import CONFIDENCE, Interval
 
+NO_JOBS: Mapping[str, Any] = {"requests": []}
+
 
 def print_knobs(to_json: bool) -> None:
     """Print every knob of the run config."""
@@ -35,11 +37,11 @@ def print_knobs(to_json: bool) -> None:
     console().print(table)
 
 
-def print_run(config: RunConfig, to_json: bool, requests: Sequence[Any] = ()) -> None:
+def print_run(config: RunConfig, to_json: bool, jobs: Mapping[str, Any] = NO_JOBS) -> None:
     """Print what a training would run, and the forecast of it and of the full data set.
 
     Args:
-        requests: the requests to SageMaker, if it would run there.
+        jobs: see ``preflight.plan_jobs``.
     """
     compute.get(config.compute)  # refuses an unknown one
     config.require_batch()
@@ -48,16 +50,14 @@ def print_run(config: RunConfig, to_json: bool, requests: Sequence[Any] = ()) ->
     full = history.forecast_time_of(history.with_all_samples(config), runs)
     if to_json:
         forecasts = {"forecast": forecast_text.as_dict(found), "full_data": forecast_text.as_dict(full)}
-        print(
-            as_json({"config": config.as_dict(), "fingerprint": config.fingerprint, **forecasts, "requests": requests})
-        )
+        print(as_json({"config": config.as_dict(), "fingerprint": config.fingerprint, **forecasts, **jobs}))
         return
     _print_config(config)
     words = f"Forecast, {CONFIDENCE:.0%} interval: " + "; ".join(_time_and_cost(found).splitlines())
     console().print(f"{words}. More: roofscale forecast time" if found else words)
     if full:
         console().print(escape(_full_words(config, full)))
-    _print_requests(requests)
+    _print_jobs(jobs)
 
 
 def _print_config(config: RunConfig) -> None:
@@ -68,20 +68,20 @@ def _print_config(config: RunConfig) -> None:
     console().print(table)
 
 
-def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Sequence[Any] = ()) -> None:
+def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, jobs: Mapping[str, Any] = NO_JOBS) -> None:
     """Print the steps, expectations and criteria of a phase, and the forecast of its time, cost and GPU memory.
 
     Args:
         phase: the phase.
         plan: its steps with the configs they would run.
         start: a sentence that says what the phase starts from.
-        requests: the requests to SageMaker, if it would run there.
+        jobs: see ``preflight.plan_jobs``.
     """
     forecasts = _PlanForecast.of(plan)
     if to_json:
         found = [run_forecast_instances.as_dict(offer) for offer in forecasts.offers]
         content = {"phase": asdict(phase), "start": start, **forecasts.as_dict(plan), "instances": found}
-        print(as_json({**content, "requests": requests}))
+        print(as_json({**content, **jobs}))
         return
     out = console()
     out.print(f"[bold]Phase {phase.number}: {phase.name}[/] {escape(phase.question)}")
@@ -102,16 +102,21 @@ def print_plan(phase: Phase, plan: Plan, start: str, to_json: bool, requests: Se
         out.print(escape(line))
     if forecasts.offers:
         out.print(run_forecast_instances.table(forecasts.offers))
-    _print_requests(requests)
+    _print_jobs(jobs)
 
 
-def _print_requests(requests: Sequence[Any]) -> None:
-    if requests:
-        console().print(
-            "Requests to SageMaker, each a CreateTrainingJob; the six hex digits of a name are drawn anew, and storage "
-            "for data in S3 comes on top:"
-        )
-    for request in requests:
+def _print_jobs(jobs: Mapping[str, Any]) -> None:
+    if not jobs["requests"]:
+        return
+    table = Table("setting", "value", "from", title="settings of SageMaker jobs", title_justify="left")
+    for name, setting in jobs["settings"].items():
+        table.add_row(name, escape(str(setting["value"])), escape(setting["from"]))
+    console().print(table)
+    console().print(
+        "Requests to SageMaker, each a CreateTrainingJob; the six hex digits of a name are drawn anew, and storage for "
+        "data in S3 comes on top:"
+    )
+    for request in jobs["requests"]:
         print(as_json(request))
 
 

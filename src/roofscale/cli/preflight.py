@@ -49,29 +49,45 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
         out.print(
             f"Runs as SageMaker training jobs on {computes}, with s3://{escape(wanted.bucket)}/{escape(wanted.prefix)}."
         )
+        out.print(_who_logs(wanted.logged_by))
     if wanted.budget_usd:
         _check_budget(wanted, configs, out)
 
 
-def job_requests(runner: str, configs: Mapping[Path, RunConfig]) -> list[dict[str, Any]]:
-    """Return the request to SageMaker for a run in each of these folders; none if runs stay on this machine.
+def _who_logs(logged_by: str) -> str:
+    from roofscale.tracking.server import job_environment, tracking_uri
+
+    if job_environment("", logged_by):
+        return escape(f"Each job logs to {tracking_uri()} itself, also while nobody watches it.")
+    return escape(
+        f"The launcher logs to {tracking_uri()}: a job cannot reach it. Runs are logged while this command runs."
+    )
+
+
+def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
+    """Return the requests to SageMaker for a run in each of these folders, and the settings with their origins.
+
+    There are no requests if runs stay on this machine.
 
     Raises:
         ConfigError: settings are missing, or SageMaker would refuse a request.
     """
     if runner == LOCAL:
-        return []
+        return {"requests": []}
     from roofscale.runners.sagemaker import request, settings
     from roofscale.runners.sagemaker.job import Job, new_key, tags_of
     from roofscale.runners.sagemaker.runner import instance_of
+    from roofscale.tracking.server import job_environment
 
     wanted = settings.load()
     for config in configs.values():
         instance_of(config)
-    return [
-        request.build_request(config, wanted, Job(new_key(folder)), tags_of(folder))
+    variables = job_environment("set at the launch", wanted.logged_by)
+    requests = [
+        request.build_request(config, wanted, Job(new_key(folder)), tags_of(folder), environment=variables)
         for folder, config in configs.items()
     ]
+    return {"requests": requests, "settings": wanted.described()}
 
 
 def _check_budget(wanted: "SageMakerSettings", configs: Sequence[RunConfig], out: Console) -> None:

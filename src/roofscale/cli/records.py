@@ -1,4 +1,4 @@
-"""Commands on the records in the tracking server and the run folders: report, status, sync."""
+"""Commands on the records in the tracking server and the run folders: report, status, logs, sync."""
 
 import sys
 
@@ -23,6 +23,16 @@ def status(as_json: bool) -> None:
     from roofscale.cli.run_records import print_status
 
     print_status(RUNS, as_json)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--follow", is_flag=True, help="Go on until the job is over.")
+def logs(job: str, follow: bool) -> None:
+    """Print the log of JOB, a SageMaker job that runs or is over."""
+    from roofscale.cli.run_records import print_logs
+
+    print_logs(job, follow)
 
 
 @click.command()

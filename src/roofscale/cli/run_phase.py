@@ -14,7 +14,7 @@ from roofscale import invocation
 from roofscale.cli import dry_run, prerequisites, run_gate
 from roofscale.cli.climb_options import ClimbOptions
 from roofscale.cli.console import ProgressBar, console, plain
-from roofscale.cli.preflight import job_requests, preflight
+from roofscale.cli.preflight import plan_jobs, preflight
 from roofscale.cli.run_records import promote_champion
 from roofscale.cli.run_report import STRATEGY, write_report
 from roofscale.cli.run_train import print_next_steps
@@ -75,8 +75,8 @@ def preview(phase: Phase, options: ClimbOptions) -> None:
     plan = phase.resolve(good, options.overrides_for(phase))
     attempts = Attempts(options.runs, experiment_name(phase.number))
     folders = [attempts.next_folder / f"{number:02d}-{step.name}" for number, (step, _) in enumerate(plan, 1)]
-    requests = job_requests(options.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
-    dry_run.print_plan(phase, plan, start, options.to_json, requests)
+    jobs = plan_jobs(options.runner, dict(zip(folders, (config for _, config in plan), strict=True)))
+    dry_run.print_plan(phase, plan, start, options.to_json, jobs)
 
 
 def last_step(options: ClimbOptions) -> RunConfig:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofscale.cli.console import console
-from roofscale.errors import ExitCode, RoofscaleError
+from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.files import read_json
 from roofscale.phases.attempt import StepFolder
 from roofscale.phases.judge import Verdict
@@ -18,6 +18,7 @@ from roofscale.phases.results import PhaseResult
 from roofscale.report.format import as_json
 from roofscale.runners.sagemaker import settings
 from roofscale.runners.sagemaker.job import PREFIX, running_job
+from roofscale.runners.sagemaker.job_outcome import RUNNING
 from roofscale.runners.sagemaker.request import TAG
 from roofscale.runners.sagemaker.session import Session
 from roofscale.tracking import (
@@ -32,6 +33,8 @@ from roofscale.tracking import (
     send_abandoned,
     tracking_uri,
 )
+
+_SECONDS_BETWEEN_READS = 2.0  # of a log that is followed
 
 
 def print_status(runs: Path, to_json: bool) -> None:
@@ -61,6 +64,31 @@ def _running_jobs() -> tuple[dict[str, dict[str, str]], str]:
     except RoofscaleError as error:
         return {}, str(error)
     return {name: {key.removeprefix(TAG): text for key, text in tags.items()} for name, tags in jobs.items()}, ""
+
+
+def print_logs(name: str, follow: bool) -> None:
+    """Print the log of a job; with ``follow`` until the job is over.
+
+    Raises:
+        ConfigError: there is no such job.
+    """
+    cloud = Session(settings.load(required=()), patient=False).cloud
+    described = cloud.describe(name)
+    if described is None:
+        raise ConfigError(
+            f"{name}: there is no such job; expected the name of one, as `roofscale status` shows it for a running job "
+            "and the tag job of an MLflow run for one that is over."
+        )
+    hosts = described.get("ResourceConfig", {}).get("InstanceCount", 1)
+    read = cloud.log_reader(name, hosts if described["TrainingJobStatus"] in RUNNING else 1)
+    while True:
+        is_over = described["TrainingJobStatus"] not in RUNNING
+        for line in read():
+            print(line, flush=True)
+        if is_over or not follow:
+            return
+        time.sleep(_SECONDS_BETWEEN_READS)
+        described = cloud.describe(name) or described
 
 
 def _jobs_table(jobs: Mapping[str, Mapping[str, str]]) -> Table:

@@ -54,7 +54,7 @@ def run_training(
         if measurement.outcome is not Outcome.INTERRUPTED:
             publish_run(run, config, measurement, folder.path)
     finally:
-        run.finish(measurement.outcome)
+        run.finish(measurement.outcome, measurement.ended)
     content = {
         "outcome": measurement.outcome,
         "detail": measurement.detail,

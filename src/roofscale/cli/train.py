@@ -45,11 +45,11 @@ def train(
     resolved = config.load(file, [*split_overrides(more, compute), *overrides])
     if dry_run:
         from roofscale.cli.dry_run import print_run
-        from roofscale.cli.preflight import job_requests
+        from roofscale.cli.preflight import plan_jobs
         from roofscale.tracking.history import TRAIN_EXPERIMENT
 
         folder = RUNS / TRAIN_EXPERIMENT / f"{resolved.fingerprint}-001"
-        print_run(resolved, as_json, job_requests(runner, {folder: resolved}))
+        print_run(resolved, as_json, plan_jobs(runner, {folder: resolved}))
         return
     from roofscale.cli import run_train
 

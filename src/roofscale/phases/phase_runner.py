@@ -258,7 +258,7 @@ class PhaseRunner:
         run, measurement = future.result()
         run.log_summary(measurement)
         if measurement.outcome is Outcome.INTERRUPTED:
-            run.finish(measurement.outcome)
+            run.finish(measurement.outcome, measurement.ended)
             raise RunInterrupted(f"{request.step.name}: {measurement.detail}")
         verdict = request.judge([*earlier_seeds, measurement])
         run.set_tags({"verdict": verdict.verdict, **{f"verdict.{c.name}": c.verdict for c in verdict.criteria}})
@@ -268,7 +268,7 @@ class PhaseRunner:
             request.step, request.config, measurement, verdict, run.run_id, folder.path, fallback=request.fallback
         )
         self.observer.judged(result, run)
-        run.finish(measurement.outcome)
+        run.finish(measurement.outcome, measurement.ended)
         folder.set_verdict(verdict)
         return result
 

@@ -52,10 +52,11 @@ def publish_run(
     measurement: Measurement,
     folder: Path,
     max_share: float = MEMORY_MARGIN,
+    keep_weights: bool = False,
 ) -> None:
     """Log figures, prediction sheets, the measurement and standard error of a run; if it ended well, its best model.
 
-    The local checkpoints are deleted once the model is logged.
+    The local checkpoints are deleted once the model is logged, unless they are kept.
 
     Args:
         run: its MLflow run.
@@ -63,6 +64,7 @@ def publish_run(
         measurement: of the run.
         folder: of the run.
         max_share: memory margin as a share of the limit, drawn as a line in the memory figure.
+        keep_weights: keep the local checkpoints.
     """
     for name, figure in run_figures(measurement, max_share).items():
         run.figure(figure, f"figures/{name}")
@@ -81,6 +83,6 @@ def publish_run(
         except RecordError as error:
             _log.warning(f"{error} The run has no model.")
             return
-        # The weights are in MLflow now, and the run is over: each step would leave a hundred megabytes behind.
-        best.unlink()
-        (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+        if not keep_weights:  # they are in MLflow now, and each step would leave a hundred megabytes behind
+            best.unlink()
+            (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)

@@ -79,6 +79,45 @@ if LAUNCH:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     print("exit code", subprocess.run(command, env={{**os.environ, "PATH": path}}).returncode)"""
 
+_JOB = """\
+# The last good configuration as one SageMaker job, by the SDK's own ModelTrainer. The job logs itself to MLflow, if it
+# can reach the tracking server. The settings are those of sagemaker.yaml, see deploy/README.md.
+from roofscale.api import RunConfig, prepare_job
+
+START = False  # True: running this cell starts a job, which costs money
+
+last_good = RunConfig().with_overrides({last_good})
+wanted = last_good.with_overrides({{knob: globals()[knob] for knob in last_good.as_dict() if knob in globals()}})
+if wanted.compute == "local":
+    wanted = wanted.with_overrides({{"compute": "ml.m5.xlarge"}})
+print(wanted.compute, wanted.fingerprint)
+if START:
+    os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")  # else the SDK simulates the role's rights
+    from sagemaker.core.shapes import Channel, Tag
+    from sagemaker.train import ModelTrainer
+    from sagemaker.train.configs import CheckpointConfig, Compute, Networking, OutputDataConfig, StoppingCondition
+
+    job = prepare_job(wanted)
+    vpc = job.get("vpc_config")
+    trainer = ModelTrainer(
+        training_image=job["algorithm_specification"]["training_image"],
+        training_input_mode=job["algorithm_specification"]["training_input_mode"],
+        role=job["role_arn"],
+        base_job_name=job["training_job_name"],
+        compute=Compute(
+            **job["resource_config"], enable_managed_spot_training=job["enable_managed_spot_training"]
+        ),
+        networking=Networking(subnets=vpc["subnets"], security_group_ids=vpc["security_group_ids"]) if vpc else None,
+        stopping_condition=StoppingCondition(**job["stopping_condition"]),
+        input_data_config=[Channel(**channel) for channel in job["input_data_config"]],
+        output_data_config=OutputDataConfig(**job["output_data_config"]),
+        checkpoint_config=CheckpointConfig(**job["checkpoint_config"]),
+        environment=job["environment"],
+        tags=[Tag(**tag) for tag in job["tags"]],
+    )
+    trainer.train(wait=False)  # the image's own entrypoint runs the configuration in the channel "config"
+    print(trainer._latest_training_job.training_job_name)"""
+
 _NO_LAUNCH = 'print("Every phase has been climbed; nothing is left to launch.")'
 
 _COMPARE = """\
@@ -123,6 +162,7 @@ def notebook_cells(climbs: Climbs, phases: Sequence[Phase], gate: GateReport | N
         Cell("roofscale-figures", "code", _FIGURES),
         Cell("roofscale-gate", "markdown", _gate(gate)),
         Cell("roofscale-launch", "code", _launch(climbs, phases)),
+        Cell("roofscale-job", "code", _JOB.format(last_good=_last_good(climbs))),
         Cell("roofscale-comparison", "code", _COMPARE),
     ]
 
@@ -190,9 +230,14 @@ def _gate(gate: GateReport | None) -> str:
 
 
 def _launch(climbs: Climbs, phases: Sequence[Phase]) -> str:
-    upcoming, best = next_phase(phases, climbs), current_best(climbs)
+    upcoming = next_phase(phases, climbs)
     if upcoming is None:
         return _NO_LAUNCH
+    return _LAUNCH.format(number=upcoming.number, name=upcoming.name, last_good=_last_good(climbs))
+
+
+def _last_good(climbs: Climbs) -> dict[str, object]:
+    """Return the knobs in which the last good config differs from the defaults, but for the place of the data."""
+    best = current_best(climbs)
     changed = best[1].config.diff(RunConfig()) if best else {}
-    changed.pop("data_root", None)
-    return _LAUNCH.format(number=upcoming.number, name=upcoming.name, last_good=changed)
+    return {knob: value for knob, value in changed.items() if knob != "data_root"}

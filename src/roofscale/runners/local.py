@@ -135,16 +135,7 @@ class LocalRunner:
         threads = str(config.threads or max(1, limits.cores // config.processes))
         group = str(limit.group.path) if limit.group else ""
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-S",
-                child_exec.__file__,
-                str(os.getpid()),
-                group,
-                str(limits.cores),
-                *command,
-            ],
+            [sys.executable, "-I", "-S", child_exec.__file__, str(os.getpid()), group, str(limits.cores), *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

@@ -49,6 +49,8 @@ class Listeners:
 
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
+        # Of the MLflow run that one of them logs to; empty if none does.
+        self.run_id: str = next(filter(None, (getattr(listener, "run_id", "") for listener in listeners)), "")
 
     def event(self, event: Event) -> None:
         """Forward an event to every listener."""

@@ -1,7 +1,7 @@
 """Tracking with MLflow: experiments, attempts and steps, and how a command finds them again after a kill.
 
 A phase is an MLflow experiment, an attempt a parent run, a step a child run. Only this package calls MLflow's client,
-and only in the launcher: the training process writes events, which the launcher logs.
+in the launcher and in process 1 of a job, never in the training process, which writes events.
 """
 
 from roofscale.tracking.mlflow_project import MlflowProjectRun

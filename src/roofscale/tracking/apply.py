@@ -10,6 +10,7 @@ from mlflow.models import Model
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from roofscale.addresses import S3
 from roofscale.errors import RecordError
 from roofscale.tracking.outbox import Operation
 from roofscale.tracking.server import lacks_endpoint
@@ -47,7 +48,7 @@ def _dataset(client: MlflowClient, operation: Operation) -> None:
     entity = Dataset(
         name=content["name"],
         digest=content["digest"][:36],  # MLflow's limit of characters
-        source_type="local",
+        source_type="s3" if content["source"].startswith(S3) else "local",
         source=json.dumps({"uri": content["source"]}),
         profile=json.dumps(content["samples"]),
     )

@@ -58,6 +58,7 @@ class TrackedRun:
         self._points: list[tuple[str, float, int, int]] = []  # name, value, epoch milliseconds, step
         self._posted = time.monotonic()
         self._elsewhere = False  # whether the run executes on another machine
+        self._logs_itself = False  # whether it runs there now, and logs itself
         self._lock = threading.RLock()  # the thread of the system metrics logs too
 
     def log_params(self, config: RunConfig) -> None:
@@ -82,9 +83,13 @@ class TrackedRun:
         self.set_tags({"mlflow.note.content": markdown})
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Log one event of the training process (see ``roofscale.measurement``)."""
+        """Log one event of the training process (see ``roofscale.measurement``), unless the run logs itself."""
         kind = event["event"]
-        if kind == "start":
+        if kind == "elsewhere":
+            self._elsewhere, self._logs_itself = True, event.get("logs_itself", False)
+        elif self._logs_itself:
+            return
+        elif kind == "start":
             self._post("batch", {"tags": _cut({**event["facts"], "steps_planned": str(event["steps_planned"])})})
             for dataset in event.get("inputs", ()):
                 self._post("dataset", dataset)
@@ -94,19 +99,27 @@ class TrackedRun:
             validation = event["validation"]
             metrics = {f"val/{validation['dataset']}/{name}": value for name, value in validation["metrics"].items()}
             self._log(metrics, validation["step"], event["time"])
-        elif kind == "elsewhere":
-            self._elsewhere = True
 
     def resources(self, sample: ResourceSample) -> None:
         """Log one sample of the process tree's resources; the x axis is seconds since the start, not training steps."""
-        self._log(sample.metrics, int(sample.time - self._started), sample.time)
+        if not self._logs_itself:
+            self._log(sample.metrics, int(sample.time - self._started), sample.time)
 
     def log_summary(self, measurement: Measurement) -> None:
         """Log the measurement's metrics, facts, outcome and detail.
 
         A metric that is also a series gets the total as its last point, which is the value that lists of runs show.
+        Steps and times follow from the measurement, so that a job and its launcher log the same points.
         """
-        self._add({name: value for name, value in measurement.metrics.items() if not name.startswith("val/")})
+        if self._logs_itself:
+            return
+        ended = measurement.ended or time.time()
+        series = {name for row in measurement.resources for name in row.metrics}
+        with self._lock:
+            for name, value in measurement.metrics.items():
+                if not name.startswith("val/") and math.isfinite(value):
+                    last = int(ended - self._started) if name in series else self._last_steps.get(name, 0)
+                    self._points.append((name, float(value), int(ended * 1000), last + 1 if last else 0))
         self.flush()
         self.set_tags({**measurement.facts, "outcome": measurement.outcome, "outcome_detail": measurement.detail})
 
@@ -130,11 +143,19 @@ class TrackedRun:
         """Register the run's model, if it has one, and point these aliases to it; idempotent."""
         self._send("promote", {"aliases": aliases})
 
-    def finish(self, outcome: Outcome) -> None:
-        """Close the run: FINISHED if it ended well, KILLED if it was interrupted, else FAILED."""
+    def finish(self, outcome: Outcome, ended: float | None = None) -> None:
+        """Close the run: FINISHED if it ended well, KILLED if it was interrupted, else FAILED.
+
+        A run that a job logs, and that the launcher leaves while it runs, is closed by its job.
+
+        Args:
+            ended: epoch seconds; None: now.
+        """
+        if self._logs_itself:
+            return
         self._post_points()
         status = {Outcome.OK: "FINISHED", Outcome.INTERRUPTED: "KILLED"}.get(outcome, "FAILED")
-        self._send("status", {"status": status, "ended": int(time.time() * 1000)})
+        self._send("status", {"status": status, "ended": int((ended or time.time()) * 1000)})
 
     def flush(self) -> None:
         """Send the buffered metrics, and wait until they are sent or in the outbox."""

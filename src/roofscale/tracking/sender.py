@@ -63,6 +63,11 @@ class Sender:
         self.flush_or_raise(patience)
         self._refused.leave()
 
+    @property
+    def has_refused(self) -> bool:
+        """Whether the server has refused an operation."""
+        return bool(self._reported)
+
     def _send(self) -> None:
         pause, longest = _PAUSES
         while (operation := self._next()) is not None:

@@ -13,7 +13,7 @@ import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 
-from roofscale.addresses import require_quoted, without_credentials, without_secrets
+from roofscale.addresses import credentials, require_quoted, without_credentials, without_secrets
 from roofscale.errors import ConfigError, EnvironmentFault
 
 # MLflow's own log would hide Roofscale's. The sender reports a server that does not answer once, where urllib3 would
@@ -35,6 +35,9 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
+# Authenticate the launcher at a server; a job must not get them.
+_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_ENDPOINT = "SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT"  # of sagemaker-mlflow: another address of the server behind an ARN
 PATIENCE = "ROOFSCALE_TRACKING_PATIENCE"
 _PATIENCE_SECONDS = 90.0  # a server needs a minute to restart
 _SQLITE = "sqlite:///"
@@ -95,6 +98,34 @@ def require_address() -> None:
         raise ConfigError(
             f"MLFLOW_TRACKING_URI={uri}: pip install sagemaker-mlflow, which signs requests to it."
         ) from None
+
+
+def job_environment(run_id: str, logged_by: str = "auto") -> dict[str, str]:
+    """Return the variables by which a job logs to a run of this server; empty if its launcher has to log.
+
+    A job has no secret: it reaches an ARN with the rights of its role, and an https address that asks for no password.
+
+    Args:
+        run_id: of the MLflow run.
+        logged_by: auto, launcher, or job for an address that is reached from the job's network only.
+
+    Raises:
+        ConfigError: the job has to log, and the server asks for a password.
+    """
+    uri = str(mlflow.get_tracking_uri())
+    by_role = uri.startswith("arn:")
+    is_local = (urlsplit(uri).hostname or "") in ("", "localhost", "127.0.0.1", "::1")
+    has_secret = not by_role and bool(credentials(uri) or any(map(os.environ.get, _SECRETS)))
+    is_reached = by_role or (uri.startswith("https://") and not is_local and not has_secret)
+    if logged_by == "launcher" or (logged_by == "auto" and not is_reached):
+        return {}
+    if has_secret:
+        raise ConfigError(
+            f"logged_by=job: {tracking_uri()} asks for a password or a token, which would be readable in the job's "
+            "environment. Set logged_by: launcher, or track with an MLflow App of SageMaker."
+        )
+    endpoint = {name: os.environ[name] for name in (_ENDPOINT,) if name in os.environ}
+    return {"MLFLOW_TRACKING_URI": uri, "MLFLOW_RUN_ID": run_id, **endpoint}
 
 
 def wait_seconds() -> float:

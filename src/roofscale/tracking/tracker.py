@@ -86,6 +86,18 @@ class Tracker:
             existing = MlflowClient().get_experiment_by_name(experiment) if store_exists() else None
         return cls(experiment) if existing and existing.lifecycle_stage != "deleted" else None
 
+    @classmethod
+    def of_run(cls, run_id: str) -> "Tracker":
+        """Return the tracker of the experiment that a run belongs to."""
+        with translate_errors():
+            client = MlflowClient()
+            return cls(client.get_experiment(client.get_run(run_id).info.experiment_id).name)
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether the server has refused anything that was logged."""
+        return self._sender.has_refused
+
     @property
     def uri(self) -> str:
         """The address of the tracking server, without a password."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from roofscale import config as configs
+from roofscale.addresses import DATA_SOURCE
 from roofscale.data.airs_prepare import CACHE, prepare_airs
 from roofscale.data.loader import uses_fork
 from roofscale.data.sources import data_fingerprint, data_notes, leak_warnings, open_sources, resolve_data_root
@@ -173,7 +174,7 @@ def prepare(folder: Path, events: EventFile, stopping: Callable[[], bool]) -> Tr
         {
             "name": name,
             "digest": data_fingerprint({name: split}),
-            "source": str(root.resolve()),
+            "source": os.environ.get(DATA_SOURCE, str(root.resolve())).replace("{name}", name),
             "samples": {"train": len(split.train), "val": len(split.val)},
         }
         for name, split in splits.items()

@@ -89,7 +89,7 @@ class TrackedTrialRunner:
         if later_mib:
             run.set_tags({FIRST_PASS_ONLY: f"{later_mib:.0f} MiB are added to its peak for later passes"})
         run.artifact(folder / "measurement.json")
-        run.finish(measurement.outcome)
+        run.finish(measurement.outcome, measurement.ended)
         for file in (*folder.glob("*.pt"), *folder.glob("*.npz")):  # large, and of no use after the trial
             file.unlink()
         if measurement.outcome is Outcome.INTERRUPTED:

@@ -75,7 +75,8 @@ def create_words(request: Mapping[str, Any], size: Compute, folder: Path, host: 
         # The job's files must belong to the user who started it. That uid has no name and no home in the image, which
         # Python's getpass and caches need, hence HOME and USER.
         "--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp", "--env", "USER=roofscale",
-        "--env", f"TRAINING_JOB_NAME={name}",
+        *(word for key, value in {**request["Environment"], "TRAINING_JOB_NAME": name}.items()
+          for word in ("--env", f"{key}={value}")),
         *(word for mount in _mounts(request, folder / host) for word in ("--mount", mount)),
         *(word for key, value in labels.items() for word in ("--label", f"{key}={value}")),
         "--entrypoint", command[0], algorithm["TrainingImage"], *command[1:],

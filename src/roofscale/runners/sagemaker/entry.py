@@ -1,4 +1,4 @@
-"""Process 1 of a training job: ``python -m roofscale.runners.sagemaker.entry --fingerprint ...``.
+"""The work of process 1 of a training job, see ``roofscale.training_job``.
 
 It reads the run config from the job's channel and runs it with the ``LocalRunner``, in /opt/ml/checkpoints. The service
 copies that folder to S3, where the next job of the run finds the checkpoint and the launcher finds the run's files.
@@ -11,12 +11,11 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +27,58 @@ from roofscale.monitoring.sampler import DownsampledSeries
 from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker.job_outcome import failure_text
-from roofscale.runners.sagemaker.request import CONFIG_CHANNEL
+from roofscale.runners.sagemaker.request import CONFIG, CONFIG_CHANNEL, GENERATED
+from roofscale.runners.supervise import Listener, Listeners, SilentListener, StopRequest
 from roofscale.runners.torchrun import Nodes
 
-CONFIG = "config.json"
-GENERATED = "generated.json"  # by data set: the spec of the images that the job has to generate
+RUN_ID = "MLFLOW_RUN_ID"  # variable of a job that logs itself: the MLflow run of its launcher
 ONLY = "only"  # key in such a spec: the images that the run reads; the others are not generated
 _SECONDS_BETWEEN_LINES = 10.0  # of the log, which CloudWatch keeps and bills; also between samples of the instance
 _MOST_ROWS = 1024  # samples of the instance; above it the series is thinned
 
 
-def main(words: Sequence[str], top: Path = Path("/opt/ml")) -> int:
+class RunLog(SilentListener):
+    """Listener that logs the run of a job; this one logs nothing, as the launcher does."""
+
+    def finish(self, measurement: Measurement, config: RunConfig | None, run_dir: Path) -> Measurement:
+        """Log the end of the run; return the measurement, with the fact ``LOGGED_BY`` if all is logged."""
+        return measurement
+
+
+def main(
+    words: Sequence[str], top: Path = Path("/opt/ml"), open_log: Callable[[int], RunLog] = lambda _: RunLog()
+) -> int:
     """Run the job and return its exit code: 0 if the outcome is ``ok``, else 1.
 
     Args:
+        words: ``--fingerprint`` with that of the wanted config, and SageMaker's own word ``train``; both can be absent.
         top: the service's folder, with input/, output/ and checkpoints/ as the service documents them.
+        open_log: makes the log of the run, given this machine's index among those of the job.
     """
     signals: list[int] = []  # received before the runner exists
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: signals.append(number))
     parser = argparse.ArgumentParser()
-    parser.add_argument("--fingerprint", required=True, help="of the run config that was asked for")
+    parser.add_argument("train", nargs="?", choices=["train"], help="what SageMaker calls an image with")
+    parser.add_argument("--fingerprint", default="", help="of the run config that was asked for")
     fingerprint = parser.parse_args(words).fingerprint
     os.chdir(tempfile.mkdtemp(prefix="roofscale-"))
     nodes = multi_node.read_resource_config(top / multi_node.RESOURCE_CONFIG)
+    run_dir = multi_node.node_folder(top / "checkpoints", nodes.rank)
+    log, config = open_log(nodes.rank), None
     try:
         config = read_config(top / "input/data", fingerprint)
-        with InstanceMetrics() as machine:
-            measurement = _run(config, multi_node.node_folder(top / "checkpoints", nodes.rank), signals, nodes)
+        with InstanceMetrics(log, multi_node.node_name(nodes)) as machine:
+            measurement = _run(config, run_dir, signals, nodes, log)
         measurement = machine.added_to(measurement)
     except RoofscaleError as error:
         measurement = Measurement(Outcome.CRASHED, str(error), fingerprint)
     except Exception as error:  # of any kind: FailureReason must contain the cause and not just an exit code
         traceback.print_exc()
         measurement = Measurement(Outcome.CRASHED, f"{type(error).__name__}: {error}", fingerprint)
-    write_results(measurement, top / "output", nodes.rank)
+    write_results(measurement, top / "output", nodes.rank)  # first, as the service may kill a job that still logs
+    if (logged := log.finish(measurement, config, run_dir)) is not measurement:
+        logged.save(top / "output/data" / multi_node.measurement_name(nodes.rank))
     return 0 if measurement.outcome is Outcome.OK else 1
 
 
@@ -74,7 +90,7 @@ def read_config(channels: Path, fingerprint: str) -> RunConfig:
     """
     folder = channels / CONFIG_CHANNEL
     config = configs.load(overrides=json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    if config.fingerprint != fingerprint:
+    if fingerprint and config.fingerprint != fingerprint:
         raise ConfigError(
             f"the image computes run config {config.fingerprint}, and {fingerprint} was asked for: it holds another "
             "version of Roofscale than the launcher; build and push it again."
@@ -106,11 +122,11 @@ def _generate(specs: Mapping[str, Any]) -> Path:
     return root
 
 
-def _run(config: RunConfig, run_dir: Path, signals: Sequence[int], nodes: Nodes) -> Measurement:
+def _run(config: RunConfig, run_dir: Path, signals: Sequence[int], nodes: Nodes, log: RunLog) -> Measurement:
     from roofscale.runners.local import LocalRunner
-    from roofscale.runners.supervise import StopRequest
 
-    return LocalRunner(run_dir, LogListener(), stop_request=StopRequest(len(signals)), nodes=nodes)(config)
+    listener = Listeners(LogListener(), log)
+    return LocalRunner(run_dir, listener, stop_request=StopRequest(len(signals)), nodes=nodes)(config)
 
 
 class InstanceMetrics:
@@ -120,7 +136,8 @@ class InstanceMetrics:
     and ``build_measurement``, so that these imports run while the training process starts and delay nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Listener, node: str) -> None:
+        self._listener, self._node = listener, node
         self.rows = DownsampledSeries[ResourceSample](_SECONDS_BETWEEN_LINES, _MOST_ROWS)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="machine", daemon=True)
@@ -142,8 +159,13 @@ class InstanceMetrics:
         from roofscale.runners import build_measurement  # noqa: F401  (imported early, see above)
         from roofscale.tracking.system_metrics import system_metrics
 
-        with system_metrics(lambda metrics: self.rows.add(ResourceSample(time.time(), dict(metrics)))):
+        with system_metrics(self._add, self._node):
             self._over.wait()
+
+    def _add(self, metrics: Mapping[str, float]) -> None:
+        row = ResourceSample(time.time(), dict(metrics))
+        self.rows.add(row)
+        self._listener.resources(row)
 
 
 def write_results(measurement: Measurement, output: Path, rank: int = 0) -> None:
@@ -179,7 +201,3 @@ class LogListener:
 
     def resources(self, sample: ResourceSample) -> None:
         """Ignore the sample: the measurement contains all of them."""
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,16 @@
-"""Client of the SageMaker API for training jobs."""
+"""Client of SageMaker for training jobs, through the resource classes of the SageMaker SDK; S3 through boto3."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from botocore.exceptions import ClientError
+from sagemaker.core.resources import Tag, TrainingJob
+from sagemaker.core.utils import utils as sdk
+from sagemaker.core.utils.logs import CloudWatchLogsClient, MultiLogStreamHandler
 
 from roofscale.runners.sagemaker.aws_errors import Wait, code_of, is_transient, translating_errors
+from roofscale.runners.sagemaker.checks import check_request
 from roofscale.runners.sagemaker.job_outcome import RUNNING
 from roofscale.runners.sagemaker.s3 import S3Client
 from roofscale.runners.sagemaker.settings import SageMakerSettings
@@ -17,7 +21,17 @@ class SageMakerClient(S3Client):
 
     def __init__(self, settings: SageMakerSettings, wait: Wait = time.sleep) -> None:
         super().__init__(settings.region, settings.kms_key, wait)
-        self._sagemaker = self._client("sagemaker")
+        self._checked: set[str] = set()  # instance types
+        self._at: dict[str, Any] = {"session": self._session, "region": self._session.region_name}
+        with translating_errors("to reach AWS"):  # the client that the SDK's classes share; made here, by one thread
+            sdk.SageMakerClient(session=self._session, region_name=self._session.region_name)
+
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Check role, bucket and image of a request, once for each instance; see ``checks``."""
+        kind = request["ResourceConfig"]["InstanceType"]
+        if kind not in self._checked:
+            check_request(self._client, request, str(self._session.region_name))
+            self._checked.add(kind)
 
     def submit(self, request: Mapping[str, Any]) -> None:
         """Create a training job; waits while other jobs hold all instances of the account's quota.
@@ -28,39 +42,42 @@ class SageMakerClient(S3Client):
             ConfigError: AWS refuses the request, or has had no instance within the quota for an hour.
             CloudError: no answer for an hour.
         """
-        with translating_errors(f"to create the job {request['TrainingJobName']}"):
-            try:
-                self._patiently(lambda: self._sagemaker.create_training_job(**request))
-            except ClientError as error:
-                if code_of(error) != "ResourceInUse":
-                    raise
+        create = lambda: TrainingJob.create(**to_snake_case(request), **self._at)  # noqa: E731
+        self._unless("ResourceInUse", f"to create the job {request['TrainingJobName']}", create)
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """Return the tags of each job under way, by its name, for names that begin with ``begins``."""
         with translating_errors("to look for running jobs"):
-            pages = self._patiently(lambda: list(self._pages(begins)))
-            jobs = [job for page in pages for job in page["TrainingJobSummaries"]]
-            return {
-                job["TrainingJobName"]: self._tags(job["TrainingJobArn"])
-                for job in jobs
-                if job["TrainingJobName"].startswith(begins) and job["TrainingJobStatus"] in RUNNING
-            }
+            jobs = self._patiently(lambda: list(self._jobs(begins)))
+            return {job.training_job_name: self._tags(job.training_job_arn) for job in jobs}
 
-    def _pages(self, begins: str) -> Iterable[Mapping[str, Any]]:
-        pages: Iterable[Mapping[str, Any]] = self._sagemaker.get_paginator("list_training_jobs").paginate(
-            NameContains=begins, StatusEquals=RUNNING[0]
-        )
-        return pages
+    def _jobs(self, begins: str) -> Iterator[Any]:
+        """Yield the jobs under way whose names begin with ``begins``.
+
+        The SDK lists names that contain it, and describes each: these credentials may not describe other users' jobs.
+        """
+        jobs = TrainingJob.get_all(name_contains=begins, status_equals=RUNNING[0], **self._at)
+        while True:
+            try:
+                job = next(jobs)
+            except StopIteration:
+                return
+            except ClientError as error:
+                if code_of(error) != "AccessDeniedException" or not jobs.summary_list:
+                    raise
+                continue
+            if job.training_job_name.startswith(begins) and job.training_job_status in RUNNING:
+                yield job
 
     def _tags(self, arn: str) -> dict[str, str]:
         """Return a job's tags; empty if the service does not know the job, or does not answer at once."""
         try:
-            tags = self._sagemaker.list_tags(ResourceArn=arn)["Tags"]  # not retried: not worth an hour of waiting
+            # not retried: not worth an hour of waiting
+            return {tag.key: tag.value for tag in Tag.get_all(resource_arn=arn, **self._at)}
         except ClientError as error:
             if code_of(error) not in ("ValidationException", "ResourceNotFound") and not is_transient(error):
                 raise
             return {}
-        return {tag["Key"]: tag["Value"] for tag in tags}
 
     def describe(self, name: str) -> dict[str, Any] | None:
         """Return the answer of DescribeTrainingJob; None if there is no such job. Retries transient errors.
@@ -68,22 +85,47 @@ class SageMakerClient(S3Client):
         Raises:
             CloudError: no answer for an hour.
         """
-        with translating_errors(f"to describe the job {name}"):
-            try:
-                answer: dict[str, Any] = self._patiently(
-                    lambda: self._sagemaker.describe_training_job(TrainingJobName=name)
-                )
-            except ClientError as error:
-                if code_of(error) == "ValidationException" and "not found" in str(error):
-                    return None
-                raise
+        describe = lambda: sdk.serialize(TrainingJob.get(training_job_name=name, **self._at))  # noqa: E731
+        answer: dict[str, Any] | None = self._unless(
+            "ValidationException", f"to describe the job {name}", describe, "not found"
+        )
         return answer
+
+    def log_reader(self, name: str, hosts: int = 1) -> Callable[[], list[str]]:
+        """Return a function that returns the lines of a job's log since its last call.
+
+        Args:
+            hosts: number of machines whose logs must have begun before anything is returned.
+        """
+        CloudWatchLogsClient.client = self._client("logs")  # the SDK's own knows neither our region nor our retries
+        streams = MultiLogStreamHandler("/aws/sagemaker/TrainingJobs", name, hosts)
+
+        def read() -> list[str]:
+            with translating_errors(f"to read the log of the job {name}"):
+                return [event["message"] for _, event in streams.get_latest_log_events()]
+
+        return read
 
     def stop(self, name: str) -> None:
         """Ask a job to stop; no error if it is over already."""
-        with translating_errors(f"to stop the job {name}"):
+        job = TrainingJob(training_job_name=name)._set_client_context(**self._at)
+        self._unless("ValidationException", f"to stop the job {name}", job.stop)
+
+    def _unless(self, code: str, doing: str, call: Callable[[], Any], words: str = "") -> Any:
+        """Return the answer of a call, with transient errors retried; None if AWS answers with this error code."""
+        with translating_errors(doing):
             try:
-                self._patiently(lambda: self._sagemaker.stop_training_job(TrainingJobName=name))
+                return self._patiently(call)
             except ClientError as error:
-                if code_of(error) != "ValidationException":
+                if code_of(error) != code or words not in str(error):
                     raise
+        return None
+
+
+def to_snake_case(request: Any, key: str = "") -> Any:
+    """Return a request with its keys as the SDK's classes name them; the names of environment variables stay."""
+    if isinstance(request, list):
+        return [to_snake_case(entry) for entry in request]
+    if isinstance(request, Mapping) and key != "Environment":
+        return {sdk.convert_to_snake_case(name): to_snake_case(value, name) for name, value in request.items()}
+    return request

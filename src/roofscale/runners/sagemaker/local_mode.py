@@ -13,7 +13,8 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 # Files in a job's folder: why it was stopped, and the final answer of ``describe``.
 _STOPPED, _ENDED = "stopped", "ended.json"
+_LOG = "log"  # in the folder of each host, once it has ended
 _FAILED = "Failed"  # reason of a stop: one host has failed, so the others were stopped
 _OOM = "ClientError: Please use an instance type with more memory"
 _TRAINING = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"}
@@ -46,6 +48,9 @@ class LocalModeClient:
 
     def __init__(self, settings: SageMakerSettings) -> None:
         self._output = folder_of(f"s3://{settings.bucket}/{settings.prefix.strip('/')}/output")
+
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Check nothing: Docker refuses at once what it cannot start."""
 
     def submit(self, request: Mapping[str, Any]) -> None:
         """Start a job's containers.
@@ -123,6 +128,26 @@ class LocalModeClient:
         containers = docker.list_containers(f"name=^/?{begins}", f"label={docker.JOB}", over=False)
         all_labels = [container["Config"]["Labels"] for container in containers]
         return {labels[docker.JOB]: labels for labels in all_labels}
+
+    def log_reader(self, name: str, hosts: int = 1) -> Callable[[], list[str]]:
+        """Return a function that returns the lines of a job's log since its last call."""
+        job, counts = self._output / name, Counter[str]()
+
+        def read() -> list[str]:
+            lines: list[str] = []
+            for host in _hosts(job):
+                file = job / host / _LOG
+                log = (
+                    file.read_text("utf-8")
+                    if file.exists()
+                    else docker.run_docker("logs", docker.container(name, host))
+                )
+                new = log.splitlines()[counts[host] :]
+                counts[host] += len(new)
+                lines += new
+            return lines
+
+        return read
 
     def write(self, uri: str, content: bytes) -> None:
         """Write a file, with the folders that lead to it."""
@@ -215,7 +240,7 @@ def _failure_cause(job: Path, container: Inspected) -> str:
     """Return the cause in the host's failure file, else the last line of its log; saves the log."""
     log = docker.run_docker("logs", container["Name"].removeprefix("/"))
     folder = job / str(container["Config"]["Hostname"])
-    (folder / "log").write_text(log, encoding="utf-8")
+    (folder / _LOG).write_text(log, encoding="utf-8")
     if (folder / "output/failure").exists():
         return (folder / "output/failure").read_text(encoding="utf-8")
     return (log.strip().splitlines() or [""])[-1]

@@ -50,6 +50,11 @@ def read_resource_config(file: Path) -> Nodes:
     return Nodes(hosts, hosts.index(content["current_host"]), content.get("network_interface_name", ""))
 
 
+def node_name(nodes: Nodes) -> str:
+    """Return this machine's name among MLflow's system metrics; empty if it is the only one."""
+    return f"node_{nodes.rank}" if len(nodes.names) > 1 else ""
+
+
 def node_folder(checkpoints: Path, rank: int) -> Path:
     """Return a machine's run folder; all machines share one prefix in S3, so their file paths must differ."""
     return checkpoints / _node(rank) if rank else checkpoints
@@ -74,12 +79,12 @@ def merge_measurements(measurements: Sequence[Measurement | None]) -> Measuremen
         return None
     first = by_index.get(0) or next(iter(by_index.values()))
     ending = min(by_index.values(), key=_follower_rank)
-    others = {_node(index): own for index, own in by_index.items() if index}
     resources = [*first.resources] if 0 in by_index else []
     metrics = dict(first.metrics)
-    for node, other in others.items():
-        metrics |= _prefixed(node, other.metrics)
-        resources += [ResourceSample(row.time, _prefixed(node, row.metrics)) for row in other.resources]
+    for index, other in by_index.items():
+        if index:
+            metrics |= of_node(index, other.metrics)
+            resources += [ResourceSample(row.time, of_node(index, row.metrics)) for row in other.resources]
     return dataclasses.replace(
         first,
         outcome=ending.outcome,
@@ -96,8 +101,13 @@ def _follower_rank(measurement: Measurement) -> int:
     return 1 if measurement.outcome is Outcome.INTERRUPTED else 0
 
 
-def _prefixed(node: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {f"{node}/{name}": value for name, value in metrics.items() if name.startswith(_PER_MACHINE)}
+def of_node(index: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of a further machine's resources under names of its own; its system metrics have them."""
+    return {
+        name if name.startswith("system/") else f"{_node(index)}/{name}": value
+        for name, value in metrics.items()
+        if name.startswith(_PER_MACHINE)
+    }
 
 
 def _node(index: int) -> str:

@@ -6,14 +6,12 @@ shell, where a quote breaks the job or runs as code.
 
 import math
 import re
-from functools import cache
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-import botocore.session
-from botocore.validate import ParamValidator
-
 from roofscale import compute
-from roofscale.addresses import S3
+from roofscale.addresses import DATA_SOURCE, S3
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker.job import Job
@@ -21,8 +19,10 @@ from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 TAG = "roofscale:"  # prefix of the keys of our own tags
 CONFIG_CHANNEL = "config"
+CONFIG = "config.json"  # in that channel
+GENERATED = "generated.json"  # in that channel, by data set: the spec of the images that the job has to generate
 # Exec form: Python is process 1. Behind a shell or the toolkit's `train`, SIGTERM would never reach Python.
-ENTRYPOINT = ("python", "-u", "-m", "roofscale.runners.sagemaker.entry")
+ENTRYPOINT = ("python", "-u", "-m", "roofscale.training_job")
 CHECKPOINTS = "/opt/ml/checkpoints"
 # The runner ends the run at timeout_seconds; the service's limit comes later, for a job whose runner hangs.
 _SLACK_SECONDS = 600
@@ -39,6 +39,7 @@ def build_request(
     *,
     data_bytes: int = 0,
     most_seconds: float = math.inf,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the arguments of CreateTrainingJob for one job.
 
@@ -46,11 +47,13 @@ def build_request(
         tags: location and owner of the run, see ``job.tags_of``.
         data_bytes: size of the data sets in S3, which File mode copies to the volume.
         most_seconds: runtime that the budget leaves for this job.
+        environment: variables of the job, see ``tracking.server.job_environment``.
 
     Raises:
-        ConfigError: the request violates names, types or minimum lengths of botocore's model; the message has every
-            reason. Patterns and maximum lengths are left to the service, which refuses before any cost.
+        ConfigError: the data does not fit the local disks of the instance.
     """
+    uris = data_uris(config)
+    source = f"{config.data_root.rstrip('/')}/{{name}}/" if uris else f"{config_uri(settings, job)}/{GENERATED}"
     own_tags = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
     request: dict[str, Any] = {
         "TrainingJobName": job.name,
@@ -67,24 +70,12 @@ def build_request(
         "ResourceConfig": _resources(config, settings, data_bytes),
         "StoppingCondition": _stopping(config, settings, most_seconds),
         "EnableManagedSpotTraining": settings.spot,
+        "Environment": {DATA_SOURCE: source, **environment},
         "Tags": _tags({**settings.tags, **{f"{TAG}{name}": text for name, text in own_tags.items()}}),
     }
     if settings.subnets:
         request["VpcConfig"] = {"Subnets": [*settings.subnets], "SecurityGroupIds": [*settings.security_groups]}
-    wrong = ParamValidator().validate(request, _request_shape())
-    if wrong.has_errors():
-        reasons = wrong.generate_report().replace("\n", "; ")
-        raise ConfigError(
-            f"SageMaker would refuse the job {job.name}: {reasons}. Correct the settings or the run config."
-        )
     return request
-
-
-@cache
-def _request_shape() -> Any:
-    """Return botocore's model of the request."""
-    model = botocore.session.get_session().get_service_model("sagemaker")
-    return model.operation_model("CreateTrainingJob").input_shape
 
 
 def config_uri(settings: SageMakerSettings, job: Job) -> str:

@@ -21,28 +21,19 @@ from roofscale.config import RunConfig
 from roofscale.data.locate import describe_origin, find_dataset
 from roofscale.data.sources import open_sources
 from roofscale.data.synthetic import NOTE
-from roofscale.errors import ConfigError
+from roofscale.errors import ConfigError, RoofscaleError
 from roofscale.files import read_json, write_json
-from roofscale.measurement import Measurement, Outcome
+from roofscale.measurement import LOGGED_BY, Measurement, Outcome
 from roofscale.runners.build_measurement import RunObservation, build_measurement
 from roofscale.runners.events import EventTail
 from roofscale.runners.local import EVENTS, MEASUREMENT
+from roofscale.runners.sagemaker import job as jobs
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker import request as requests
-from roofscale.runners.sagemaker.entry import CONFIG, GENERATED, ONLY
-from roofscale.runners.sagemaker.job import FILE as JOB_FILE
-from roofscale.runners.sagemaker.job import (
-    FOLDER_TAG,
-    Job,
-    Spending,
-    from_name,
-    key_prefix,
-    load_or_new,
-    owner_tag,
-    spending,
-    tags_of,
-)
+from roofscale.runners.sagemaker.entry import ONLY, RUN_ID
+from roofscale.runners.sagemaker.job import Job, Spending, load_or_new, spending
 from roofscale.runners.sagemaker.job_outcome import RUNNING, cost_metrics, job_outcome
+from roofscale.runners.sagemaker.request import CONFIG, GENERATED
 from roofscale.runners.sagemaker.session import Session
 from roofscale.runners.sagemaker.settings import SageMakerSettings
 from roofscale.runners.supervise import Listener, SilentListener
@@ -55,6 +46,7 @@ _POLLS_A_RUN = 60  # polls over a job's lifetime, until the longest interval is 
 _POLLS_A_SECOND = 2.0  # of all jobs together, so that the service does not throttle
 # The runner writes the first two itself, _Tail copies the third, and only jobs need the fourth.
 _NOT_FETCHED = (CONFIG, MEASUREMENT, EVENTS, "checkpoint.pt")
+_LAST_LINES = 5  # of the log of a job that crashed
 
 
 @dataclass
@@ -68,6 +60,7 @@ class SageMakerRunner:
     run_dir: Path  # config.json, job.json, events.jsonl, stderr.log, measurement.json, as of a local run
     listener: Listener = field(default_factory=SilentListener)
     session: Session = field(kw_only=True)
+    _logs_itself: bool = field(default=False, init=False)  # the job that runs: the launcher logs none of its points
 
     @property
     def settings(self) -> SageMakerSettings:
@@ -84,7 +77,7 @@ class SageMakerRunner:
         size = instance_of(config)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / CONFIG, config.as_dict())
-        self.listener.event({"event": "elsewhere", "time": time.time()})
+        self._announce()
         with self.session.interrupt.on_signals():
             cloud = self.session.cloud
             job, described = self._find(cloud, config)
@@ -109,41 +102,59 @@ class SageMakerRunner:
         If the run folder was lost, and job.json with it, a running job is found by its tags.
         """
         job = load_or_new(self.run_dir)
-        if not (self.run_dir / JOB_FILE).exists():
+        if not (self.run_dir / jobs.FILE).exists():
             ours = {
-                f"{requests.TAG}{FOLDER_TAG}": requests.tag_value(owner_tag(self.run_dir)),
+                f"{requests.TAG}{jobs.FOLDER_TAG}": requests.tag_value(jobs.owner_tag(self.run_dir)),
                 f"{requests.TAG}fingerprint": config.fingerprint,
             }
-            running = cloud.running(key_prefix(self.run_dir))
+            running = cloud.running(jobs.key_prefix(self.run_dir))
             lost = next((name for name, tags in running.items() if ours.items() <= tags.items()), None)
             if lost is None:
                 return job, None
-            job = from_name(lost)
+            job = jobs.from_name(lost)
             job.save(self.run_dir)
         return job, cloud.describe(job.name)
 
     def _submit(self, cloud: "Service", config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
         """Upload the config, create the job and return its first description."""
-        specs = synthetic_specs(config)
         data_bytes = sum(map(cloud.size, requests.data_uris(config).values()))
         with self.session.lock:  # no other thread may reserve the same part of the budget
             seconds = budget_seconds(self.settings, size, spending(self.run_dir))
-            tags = tags_of(self.run_dir)
             request = requests.build_request(
-                config, self.settings, job, tags, data_bytes=data_bytes, most_seconds=seconds
+                config,
+                self.settings,
+                job,
+                jobs.tags_of(self.run_dir),
+                data_bytes=data_bytes,
+                most_seconds=seconds,
+                environment=self._environment(),
             )
+            cloud.check(request)
             longest = request["StoppingCondition"]["MaxRuntimeInSeconds"]
             dataclasses.replace(job, at_most_usd=longest / 3600 * (size.usd_per_hour or 0.0)).save(self.run_dir)
-        top = requests.config_uri(self.settings, job)
-        cloud.write(f"{top}/{CONFIG}", json.dumps(config.as_dict(), indent=1).encode())
-        if specs:
-            cloud.write(f"{top}/{GENERATED}", json.dumps(specs).encode())
+        write_config(cloud, config, requests.config_uri(self.settings, job))
         cloud.submit(request)
-        return {"TrainingJobStatus": RUNNING[0]}
+        return {"TrainingJobStatus": RUNNING[0], "Environment": request["Environment"]}
+
+    def _environment(self) -> dict[str, str]:
+        """Return the variables by which the job logs to the run's MLflow run; empty if the launcher logs."""
+        run_id = getattr(self.listener, "run_id", "")
+        if not run_id or self.settings.logged_by == "launcher":
+            return {}
+        from roofscale.tracking.server import job_environment  # imports MLflow
+
+        return job_environment(run_id, self.settings.logged_by)
+
+    def _announce(self, logs_itself: bool = False) -> None:
+        """Tell the listener that the run executes on another machine, and whether it logs itself there."""
+        self._logs_itself = logs_itself
+        self.listener.event({"event": "elsewhere", "time": time.time(), "logs_itself": logs_itself})
 
     def _watch(self, cloud: "Service", job: Job, described: dict[str, Any]) -> dict[str, Any]:
         """Follow a job until it is over or the user ends the wait; return its last description."""
         started, stopping, status = time.monotonic(), False, ""
+        run_id = described.get("Environment", {}).get(RUN_ID)  # of another run if this one's folder was lost
+        self._announce(logs_itself=run_id is not None and run_id == getattr(self.listener, "run_id", ""))
         tail = self._tail(cloud, job)
         self.session.running.add(job.name)
         while described["TrainingJobStatus"] in RUNNING:
@@ -165,15 +176,29 @@ class SageMakerRunner:
         """Fetch the files of a job that is over, and return its measurement with outcome and cost."""
         by_machine = [self._machine_measurement(cloud, job, index) for index in range(config.instance_count)]
         self._tail(cloud, job).forward()
-        cloud.fetch(requests.folder_uri(self.settings, job), self.run_dir, _NOT_FETCHED)
         own = multi_node.merge_measurements(by_machine)
-        for sample in own.resources if own else ():
-            self.listener.resources(sample)
+        # With its model, which is not needed here then.
+        is_logged = all(machine is not None and LOGGED_BY in machine.facts for machine in by_machine)
+        not_fetched = (*_NOT_FETCHED, "best.pt") if is_logged else _NOT_FETCHED
+        cloud.fetch(requests.folder_uri(self.settings, job), self.run_dir, not_fetched)
+        has_watched = self._logs_itself
+        self._announce()  # the launcher logs from here on: the cost, and what the job has not logged
+        if not is_logged:
+            self._log_all(own, events_too=has_watched)
         outcome, detail = job_outcome(described, own)
+        if outcome is Outcome.CRASHED and own is None:
+            detail += _end_of_log(cloud, job)
         base = own or _from_events(config, size, self.run_dir, outcome, detail, described)
         costs = cost_metrics(described, size.usd_per_hour)
         facts = {**base.facts, "job": job.name, "image": self.settings.image}
         return dataclasses.replace(base, outcome=outcome, detail=detail, metrics={**base.metrics, **costs}, facts=facts)
+
+    def _log_all(self, own: Measurement | None, events_too: bool) -> None:
+        """Log what a job has not logged, or not to its end; a point that the server has already changes nothing."""
+        for event in EventTail(self.run_dir / EVENTS).read() if events_too else ():
+            self.listener.event(event)
+        for sample in own.resources if own else ():
+            self.listener.resources(sample)
 
     def _machine_measurement(self, cloud: "Service", job: Job, index: int) -> Measurement | None:
         """Return the measurement of one of a job's machines; None if it left none."""
@@ -210,6 +235,27 @@ class _Tail:
                 stream.write(fresh)
         for event in self._events.read():
             self._listener.event(event)
+
+
+def _end_of_log(cloud: "Service", job: Job) -> str:
+    """Return the last lines of a job's log, as a sentence; empty if there is no log, or it may not be read."""
+    try:
+        lines = [line for line in cloud.log_reader(job.name)() if line.strip()]
+    except RoofscaleError:
+        return ""
+    return f" Its log ends: {' | '.join(lines[-_LAST_LINES:])}" if lines else ""
+
+
+def write_config(cloud: "Service", config: RunConfig, uri: str) -> None:
+    """Write the run config and the spec of generated data where the job's channel ``config`` is.
+
+    Raises:
+        ConfigError: the data is on this machine and is not generated; or S3 refuses.
+    """
+    specs = synthetic_specs(config)
+    cloud.write(f"{uri}/{CONFIG}", json.dumps(config.as_dict(), indent=1).encode())
+    if specs:
+        cloud.write(f"{uri}/{GENERATED}", json.dumps(specs).encode())
 
 
 def instance_of(config: RunConfig) -> Compute:

@@ -48,11 +48,11 @@ class S3Client:
             ),
         )
 
-    def _client(self, service: str) -> Any:
+    def _client(self, service: str, region: str | None = None) -> Any:
         retries: Any = {"mode": "adaptive", "total_max_attempts": _ATTEMPTS}
         config = Config(retries=retries, max_pool_connections=2 * _CONNECTIONS)
         with translating_errors("to reach AWS"):
-            return self._session.client(service, config=config)
+            return self._session.client(service, region, config=config)
 
     def write(self, uri: str, content: bytes) -> None:
         """Write an object."""

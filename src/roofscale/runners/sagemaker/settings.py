@@ -1,4 +1,6 @@
-"""The settings of SageMaker jobs: one YAML file, and environment variables that override it.
+"""The settings of SageMaker jobs: the defaults of the SageMaker SDK, one YAML file, and environment variables.
+
+Each overrides the ones before.
 
 No secret belongs here: credentials come from boto3's own chain (profile, environment, SSO, instance role).
 """
@@ -15,6 +17,7 @@ from typing import Any
 from roofscale.addresses import S3
 from roofscale.errors import ConfigError, did_you_mean
 from roofscale.files import naming, read_yaml
+from roofscale.runners.sagemaker import sdk_defaults
 
 FILE = Path("sagemaker.yaml")
 FILE_VARIABLE = "ROOFSCALE_SAGEMAKER"  # names another file
@@ -74,6 +77,12 @@ class SageMakerSettings:
         "ask",
         choices=("ask", "stop", "detach"),
     )
+    logged_by: str = setting(
+        "who logs to MLflow: the job, or launcher; auto: the job if it can reach the server (ARN, https, no password)",
+        "auto",
+        choices=("auto", "job", "launcher"),
+    )
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)  # by setting, unless default
 
     def __post_init__(self) -> None:
         if self.bucket and self.bucket != HERE and not _BUCKET.fullmatch(self.bucket):
@@ -84,14 +93,12 @@ class SageMakerSettings:
                 f"without s3:// and without a folder. Set bucket: {bare[0].lower().replace('_', '-')}{folder}, if that "
                 "is its name."
             )
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
+        for name, field in FIELDS.items():
+            value, choices = getattr(self, name), field.metadata["choices"]
             if choices and value not in choices:
-                raise ConfigError(
-                    f"{field.name}={value}: expected {' or '.join(choices)}.{did_you_mean(value, choices)}"
-                )
+                raise ConfigError(f"{name}={value}: expected {' or '.join(choices)}.{did_you_mean(value, choices)}")
             if isinstance(value, int | float) and value < field.metadata["low"]:
-                raise ConfigError(f"{field.name}={value}: expected at least {field.metadata['low']:g}.")
+                raise ConfigError(f"{name}={value}: expected at least {field.metadata['low']:g}.")
         if bool(self.subnets) != bool(self.security_groups):
             raise ConfigError("subnets and security_groups: a VPC needs both; name both, or neither.")
         if "alias/" in self.kms_key:
@@ -106,12 +113,16 @@ class SageMakerSettings:
                 "spot and keep_alive_seconds: SageMaker keeps no warm pool of spot instances; choose one of the two."
             )
 
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Return by setting its value, and where that comes from."""
+        return {name: {"value": getattr(self, name), "from": self.origins.get(name, "default")} for name in FIELDS}
 
-FIELDS = {field.name: field for field in dataclasses.fields(SageMakerSettings)}
+
+FIELDS = {field.name: field for field in dataclasses.fields(SageMakerSettings) if field.metadata}
 REQUIRED = ("role", "bucket", "image")
 # In local mode: fillers for what a request must contain, and settings that mean nothing without an account.
 _IN_LOCAL_MODE = {"role": "arn:aws:iam::000000000000:role/nobody", "bucket": HERE, "spot": False, "budget_usd": 0.0,
-                  "keep_alive_seconds": 0, "kms_key": ""}  # fmt: skip
+                  "keep_alive_seconds": 0, "kms_key": "", "logged_by": "launcher"}  # fmt: skip
 _TYPES = typing.get_type_hints(SageMakerSettings)
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -124,7 +135,9 @@ def is_configured(environment: Mapping[str, str] = os.environ, folder: Path = Pa
 def load(
     environment: Mapping[str, str] = os.environ, folder: Path = Path(), required: Sequence[str] = REQUIRED
 ) -> SageMakerSettings:
-    """Read the settings: the defaults, then the file, then the environment.
+    """Read the settings: the defaults, those of the SageMaker SDK, the file, then the environment.
+
+    On a SageMaker notebook a missing role and bucket are those of the notebook. Local mode needs nothing of the SDK.
 
     Args:
         required: settings that must have a value; the rest of ``REQUIRED`` may be empty.
@@ -137,11 +150,15 @@ def load(
     from_environment = {key.removeprefix(VARIABLE_PREFIX).lower(): text for key, text in environment.items() if text
              and key.startswith(VARIABLE_PREFIX)}  # fmt: skip
     values: dict[str, Any] = {}
-    for given, source in ((from_file, file), (from_environment, None)):
-        with naming(source):
+    origins: dict[str, str] = {}
+    for given, source in ((from_file, str(file)), (from_environment, "environment")):
+        with naming(file if given is from_file else None):
             values |= {key: _convert(key, value) for key, value in given.items()}
+        origins |= dict.fromkeys(given, source)
     if values.get("local_mode"):
         values |= {**_IN_LOCAL_MODE, "prefix": str((folder / "runs/containers").absolute())}
+    else:
+        _add_sdk_defaults(values, origins, required)
     missing = [name for name in required if not values.get(name)]
     if missing:
         what = "; ".join(f"{name}: {FIELDS[name].metadata['meaning']}" for name in missing)
@@ -150,7 +167,25 @@ def load(
             f"or set {VARIABLE_PREFIX}{missing[0].upper()}; or run on this machine, without --runner sagemaker."
         )
     with naming(file if from_file and not from_environment else None):
-        return SageMakerSettings(**{**dict.fromkeys(REQUIRED, ""), **values})
+        return SageMakerSettings(**{**dict.fromkeys(REQUIRED, ""), **values}, origins=origins)
+
+
+def _add_sdk_defaults(values: dict[str, Any], origins: dict[str, str], required: Sequence[str]) -> None:
+    """Add what the SDK knows of the settings that have no value; its tags are added to ours."""
+    found = {key: _convert(key, value) for key, value in sdk_defaults.read_defaults().items()}
+    prefix = found.pop("prefix", "")
+    if "bucket" not in values and "prefix" not in values and prefix:  # it is that of the SDK's own bucket
+        found["prefix"] = f"{prefix.strip('/')}/roofscale"
+    if "tags" in found and "tags" in values:
+        values["tags"] = {**found["tags"], **values["tags"]}
+        origins["tags"] += f", {sdk_defaults.SOURCE}"
+    added = {key: value for key, value in found.items() if key not in values}
+    values |= added
+    origins |= dict.fromkeys(added, sdk_defaults.SOURCE)
+    if missing := [name for name in required if not values.get(name)]:
+        of_machine = sdk_defaults.of_this_machine(missing, values.get("region", ""))
+        values |= of_machine
+        origins |= dict.fromkeys(of_machine, sdk_defaults.MACHINE)
 
 
 def _convert(key: str, value: Any) -> Any:
