@@ -60,7 +60,7 @@ def trained(asked: RunConfig, folder: Path, stop_at: int = 0) -> dict[str, Any]:
     """Run a training as a phase does, in a process of its own; return its outcome, losses and metrics."""
     (asked,) = resolve_data([asked], GENERATED, lambda _: None)
     listener = _StopAt(stop_at)
-    measured = LocalRunner(folder, listener, interrupt=listener.request)(asked)
+    measured = LocalRunner(folder, listener, stop_request=listener.request)(asked)
     losses = {record.step: record.loss for record in measured.steps}
     found = {"outcome": str(measured.outcome), "detail": measured.detail, "metrics": dict(measured.metrics)}
     return {**found, "losses": losses}

@@ -20,18 +20,18 @@ def test_a_pool_of_one_works_in_the_thread_of_the_caller() -> None:
 
 def test_max_jobs_run_at_a_time_and_no_more() -> None:
     pool, together = JobPool(3), threading.Barrier(3)
-    now, most = [], []
+    now, counts = [], []
 
     def work() -> None:
         now.append(1)
-        most.append(len(now))
+        counts.append(len(now))
         together.wait(SOON)  # breaks unless three are here at once
         now.pop()
 
     with pool.running():
         for future in [pool.submit(work) for _ in range(6)]:
             future.result()
-    assert max(most) == 3
+    assert max(counts) == 3
 
 
 @pytest.mark.parametrize(("error", "asked"), [(ValueError("broken"), 1), (RunInterrupted("no instance free"), 0)])
@@ -41,9 +41,9 @@ def test_an_error_stops_the_others_and_a_run_that_was_stopped_does_not(error: Ex
 
     def long() -> None:
         until = time.monotonic() + (SOON if asked else 0.2)
-        while time.monotonic() < until and not pool.interrupt.count:
+        while time.monotonic() < until and not pool.stop_request.count:
             time.sleep(0.01)
-        ended.append(pool.interrupt.count)
+        ended.append(pool.stop_request.count)
 
     def block() -> None:
         with pool.running():
@@ -62,7 +62,7 @@ def test_ctrl_c_reaches_all() -> None:
     before = signal.getsignal(signal.SIGINT)  # ignored, where a shell has started this in the background
 
     def work() -> None:
-        while not pool.interrupt.count:
+        while not pool.stop_request.count:
             time.sleep(0.01)
         heard.wait(SOON)
 

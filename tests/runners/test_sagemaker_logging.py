@@ -152,7 +152,7 @@ def test_a_launcher_that_leaves_a_job_which_logs_itself_leaves_its_run_open(
     runner = SageMakerRunner(tmp_path / "launcher", Listeners(opened), session=session)
     (tmp_path / "launcher").mkdir()
     load_or_new(tmp_path / "launcher").save(tmp_path / "launcher")
-    session.interrupt.request()
+    session.stop_request.request()
     measured = runner(dataclasses.replace(AWKWARD, compute="ml.m5.xlarge", data_root="s3://roofs/data"))
     opened.log_summary(measured)
     opened.finish(measured.outcome)

@@ -175,7 +175,7 @@ def test_ctrl_c_stops_the_job_or_lets_go_of_it(folder: Path, on_interrupt: str, 
     running = runner(folder, cloud := FakeCloud(), on_interrupt=on_interrupt)
 
     def pressed() -> dict[str, Any]:
-        running.session.interrupt.request()
+        running.session.stop_request.request()
         return described("InProgress")
 
     cloud._answers = [pressed, described("Stopped") if stopped else described("InProgress")]
@@ -205,19 +205,19 @@ def test_at_a_terminal_a_person_is_asked(answer: str, stops: bool, monkeypatch: 
 def test_a_ctrl_c_that_came_while_a_service_was_asked_ends_the_wait_for_it() -> None:
     jobs = session(FakeCloud(), on_interrupt="stop")
     assert not jobs.wait(0.0)
-    jobs.interrupt.request()
+    jobs.stop_request.request()
     began = time.monotonic()
     assert jobs.wait(60.0)
     assert time.monotonic() - began < 30
     assert jobs.should_stop_jobs()
     assert not jobs.wait(0.0), "a stop under way is waited for"
-    jobs.interrupt.request()
+    jobs.stop_request.request()
     assert jobs.wait(60.0), "and a second one is not"
 
 
 def test_a_second_ctrl_c_lets_go_at_once(folder: Path) -> None:
     running = runner(folder, cloud := FakeCloud(), on_interrupt="stop")
-    ask = running.session.interrupt.request
+    ask = running.session.stop_request.request
     cloud._answers = [lambda: ask() or described("InProgress"), described("Stopping")]
     cloud.stop = lambda name: ask()  # type: ignore[method-assign]  # while it is being stopped
     assert "runs on" in running(CONFIG).detail
@@ -234,7 +234,7 @@ class ManyJobs(FakeCloud):
 @pytest.mark.parametrize(("on_interrupt", "stopped"), [("stop", 3), ("detach", 0)])
 def test_ctrl_c_stops_all_jobs_or_lets_go_of_them(folder: Path, on_interrupt: str, stopped: int) -> None:
     jobs = session(cloud := ManyJobs(), on_interrupt=on_interrupt)
-    pool = JobPool(3, jobs.interrupt)
+    pool = JobPool(3, jobs.stop_request)
     folders = [folder.with_name(f"0{number}-step") for number in (1, 2, 3)]
     with pool.running():
         found = [pool.submit(partial(SageMakerRunner(place, session=jobs), CONFIG)) for place in folders]
@@ -250,7 +250,7 @@ def test_ctrl_c_stops_all_jobs_or_lets_go_of_them(folder: Path, on_interrupt: st
 
 def test_who_has_pressed_ctrl_c_before_a_job_is_made_does_not_get_one(folder: Path) -> None:
     running = runner(folder, cloud := FakeCloud())
-    running.session.interrupt.request()
+    running.session.stop_request.request()
     found = running(CONFIG)
     assert (found.outcome, cloud.requests) == (Outcome.INTERRUPTED, [])
     assert "was not made" in found.detail
@@ -341,7 +341,7 @@ def test_only_the_images_that_a_run_reads_are_drawn_in_its_job(tmp_path: Path) -
 
 
 def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    assert (get_runner("local").make, get_runner("local").most) == (LocalRunner, 1)
+    assert (get_runner("local").make, get_runner("local").max_jobs) == (LocalRunner, 1)
     for name in ("ROLE", "BUCKET", "IMAGE"):
         monkeypatch.setenv(f"ROOFSCALE_SAGEMAKER_{name}", "xyz")
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_MAX_PARALLEL_JOBS", "4")
@@ -349,9 +349,9 @@ def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: P
     made, other = (where.make(folder, Heard()) for _ in range(2))
     assert isinstance(made, SageMakerRunner)
     assert isinstance(other, SageMakerRunner)
-    assert (made.settings.bucket, where.most) == ("xyz", 4)
+    assert (made.settings.bucket, where.max_jobs) == ("xyz", 4)
     assert made.session is other.session
-    assert made.session.interrupt is where.interrupt
+    assert made.session.stop_request is where.stop_request
 
 
 def test_jobs_side_by_side_are_looked_at_more_rarely() -> None:

@@ -188,7 +188,7 @@ def _climb(
 ) -> PhaseResult:
     tags, forecaster = git_state(Path.cwd()), RunForecaster(options.runs, plain(out), options.runner)
     factory = registry.get_runner(options.runner)
-    pool = JobPool(factory.most, factory.interrupt)
+    pool = JobPool(factory.max_jobs, factory.stop_request)
     project_run = options.project_run if options.requested else None
     phase_runner = PhaseRunner(
         phase=phase,
@@ -215,14 +215,14 @@ def _resolve_fallback_data(
     planned: Sequence[RunConfig], options: ClimbOptions, out: Console, config: RunConfig
 ) -> RunConfig | None:
     """Resolve the data of a fallback that needs more validation samples than planned; None if there are no more."""
-    most = max(config.val_samples for config in planned)
-    if config.val_samples <= most:
+    planned_most = max(config.val_samples for config in planned)
+    if config.val_samples <= planned_most:
         return config
     if Path(config.data_root).is_relative_to(options.cache):
         return resolve_data(
             [c.with_overrides({"data_root": ""}) for c in (config, *planned)], options.cache, plain(out)
         )[0]
-    return config if max(val for _, val in dataset_sizes_cached(config).samples.values()) > most else None
+    return config if max(val for _, val in dataset_sizes_cached(config).samples.values()) > planned_most else None
 
 
 def _step_search(

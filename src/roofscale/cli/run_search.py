@@ -141,6 +141,6 @@ def join_search(study: str, storage: str, runs: Path, to_json: bool, runner: str
     folder = runs / SEARCH_EXPERIMENT / "joined"
     folder.mkdir(parents=True, exist_ok=True)
     where = registry.get_runner(runner)
-    pool = JobPool(where.most, where.interrupt)
+    pool = JobPool(where.max_jobs, where.stop_request)
     make_step_search(tracker, where.make, out, git_state(Path.cwd()), storage, pool, runner).join(study, folder)
     tracker.close()

@@ -16,11 +16,11 @@ _T = TypeVar("_T")
 class JobPool:
     """Pool of up to ``max_jobs`` threads; with one, work runs at once in the caller's thread.
 
-    Ctrl-C and SIGTERM reach all jobs through ``interrupt``, which the runners share.
+    Ctrl-C and SIGTERM reach all jobs through ``stop_request``, which the runners share.
     """
 
     max_jobs: int = 1
-    interrupt: StopRequest = field(default_factory=StopRequest)
+    stop_request: StopRequest = field(default_factory=StopRequest)
     _executor: ThreadPoolExecutor | None = field(default=None, init=False)
 
     @contextmanager
@@ -33,14 +33,14 @@ class JobPool:
         if self.max_jobs == 1 or self._executor:
             yield
             return
-        with self.interrupt.on_signals(), ThreadPoolExecutor(self.max_jobs, "run") as executor:
+        with self.stop_request.on_signals(), ThreadPoolExecutor(self.max_jobs, "run") as executor:
             self._executor = executor
             try:
                 yield
             except RunInterrupted:
                 raise
             except BaseException:
-                self.interrupt.request()
+                self.stop_request.request()
                 raise
             finally:
                 self._executor = None

@@ -21,8 +21,8 @@ class RunnerFactory:
     """Factory of the runners for run folders and listeners, with the number of runs that may execute at a time."""
 
     make: MakeRunner
-    most: int = 1
-    interrupt: StopRequest = field(default_factory=StopRequest)  # shared by all runs at the same time
+    max_jobs: int = 1
+    stop_request: StopRequest = field(default_factory=StopRequest)  # shared by all runs at the same time
 
 
 def runs_on_this_machine(name: str) -> bool:
@@ -61,5 +61,5 @@ def get_runner(name: str) -> RunnerFactory:
 
     session = Session(settings.load())
     return RunnerFactory(
-        partial(SageMakerRunner, session=session), session.settings.max_parallel_jobs, session.interrupt
+        partial(SageMakerRunner, session=session), session.settings.max_parallel_jobs, session.stop_request
     )

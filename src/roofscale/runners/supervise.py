@@ -109,7 +109,7 @@ class Supervisor:
         limit: MemoryLimit,
         tail: EventTail,
         listener: Listener,
-        interrupt: StopRequest,
+        stop_request: StopRequest,
         *,
         timeout_seconds: float,
         grace_seconds: float,
@@ -118,7 +118,7 @@ class Supervisor:
         self.watchdog = self.timed_out = self.interrupted = False
         self.end: Event | None = None  # the child's own report of its outcome
         self._child, self._limit, self._tail, self._listener = child, limit, tail, listener
-        self._interrupt = interrupt
+        self._stop_request = stop_request
         self._deadline = time.monotonic() + timeout_seconds
         self._grace_seconds = grace_seconds
         self._is_torchrun = is_torchrun
@@ -168,12 +168,12 @@ class Supervisor:
         if self._limit.group and self._limit.oom_kills():
             self.kill()  # cgroup v1 kills one process only; the others would hang or report a misleading error
         if self._kill_at is None:
-            self.interrupted = self._interrupt.count > 0
+            self.interrupted = self._stop_request.count > 0
             self.timed_out = not self.interrupted and now > self._deadline
             if self.interrupted or self.timed_out:
                 self._kill_at = now + self._grace_seconds
                 self._ask_to_stop()
-        elif now > self._kill_at or self._interrupt.count > 1:
+        elif now > self._kill_at or self._stop_request.count > 1:
             self.kill()
 
     def _ask_to_stop(self) -> None:

@@ -78,10 +78,10 @@ class SageMakerRunner:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / CONFIG, config.as_dict())
         self._announce()
-        with self.session.interrupt.on_signals():
+        with self.session.stop_request.on_signals():
             cloud = self.session.cloud
             job, described = self._find(cloud, config)
-            if described is None and not self.session.interrupt.count:
+            if described is None and not self.session.stop_request.count:
                 described = self._submit(cloud, config, job, size)
             if described:
                 described = self._watch(cloud, job, described)
@@ -158,7 +158,7 @@ class SageMakerRunner:
         tail = self._tail(cloud, job)
         self.session.running.add(job.name)
         while described["TrainingJobStatus"] in RUNNING:
-            if self.session.interrupt.count > (1 if stopping else 0):
+            if self.session.stop_request.count > (1 if stopping else 0):
                 if stopping or not self.session.should_stop_jobs():
                     break
                 stopping = True

@@ -23,7 +23,7 @@ class Session:
     """The shared state of a command's jobs, each of which is followed by a thread of its own."""
 
     settings: SageMakerSettings
-    interrupt: StopRequest = field(default_factory=StopRequest)
+    stop_request: StopRequest = field(default_factory=StopRequest)
     connect: "Callable[[SageMakerSettings, Wait], Service] | None" = None  # replaced by tests
     ask: Callable[[str], str] = input
     patient: bool = True  # False: do not retry a service that does not answer
@@ -54,7 +54,7 @@ class Session:
         return self._interrupted()
 
     def _interrupted(self) -> bool:
-        return self.interrupt.count > (1 if self._stop else 0)
+        return self.stop_request.count > (1 if self._stop else 0)
 
     def should_stop_jobs(self) -> bool:
         """Whether Ctrl-C stops the running jobs (else they run on); decided once for all of them."""
