@@ -24,6 +24,7 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from benchmarks.measure import ROOT, machine
 from benchmarks.published_nets import LeftOut, Row
 from roofscale.compute import Compute
 from roofscale.forecast.allocator import Settings
-from roofscale.forecast.gpu_memory import StepForecaster, Terms
+from roofscale.forecast.gpu_memory import GpuForecaster, Terms
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import GpuPeaks, calibration_of, peaks_of, roofline_seconds
 from roofscale.forecast.trace import Trace, trace_batch
@@ -126,20 +127,19 @@ def _has_forward_time(row: Row) -> bool:
 def _old_forecast(step: TrainingStep, trace: Trace, batch: int) -> GpuForecast:
     """Forecast from a trace of one batch size, with cuBLAS's workspace outside the allocator as before torch 1.11."""
     where = Compute("V100", 0, 0.0, "V100", 1, 31.7)
-    terms = Terms.load()
-    forecaster = StepForecaster(step, where, Terms(**{**vars(terms), "cublas_mib": 0.0}), Settings())
-    vars(forecaster)["_trace"] = trace
-    return forecaster.forecast(batch)
+    terms = replace(Terms.load(), cublas_mib=0.0)
+    forecaster = GpuForecaster.of_step(step, where, terms=terms, settings=Settings())
+    return replace(forecaster, traced=lambda: trace).forecast(batch)
 
 
 def _timm(row: Row) -> Answer:
     step, batch = nets.timm_step(row)
-    forecaster = StepForecaster(step, CARD, settings=Settings())
+    forecaster = GpuForecaster.of_step(step, CARD, settings=Settings())
     found: Answer = {"batch": batch, "ran": _held(forecaster.forecast(batch))}
     if row["oom_batch"]:
         found["failed"] = _held(forecaster.forecast(int(row["oom_batch"])))
     if row["step_ms"]:
-        work = forecaster._trace.at(batch).work
+        work = forecaster.traced().at(batch).work
         found["time"] = _time(work, "RTX 3090", "fp16", float(row["step_ms"]) / 1000, "training")
     return found
 

@@ -17,7 +17,7 @@ from roofscale.cli.console import console
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.files import require_output
-from roofscale.forecast.gpu_memory import GpuForecaster, StepForecaster, suggest_lighter_configs
+from roofscale.forecast.gpu_memory import GpuForecaster, suggest_lighter_configs
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.training_step import TrainingStep
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
@@ -42,7 +42,7 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: s
 
         require_output("--figure", figure, (".svg", ".png"), {}, run.is_figure)
     where = compute.get(config.compute)
-    forecaster = StepForecaster(_import_step(model), where) if model else GpuForecaster(config, where)
+    forecaster = GpuForecaster.of_step(_import_step(model), where) if model else GpuForecaster.of_run(config, where)
     found = forecaster.forecast(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
     if not to_json:
@@ -53,8 +53,8 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: s
         if not to_json:
             console().print(f"Memory over two training steps: {escape(str(figure))}")
     lighter: list[tuple[str, GpuForecast]] = []
-    if isinstance(forecaster, GpuForecaster) and found.fit() is not MemoryFit.FITS:
-        lighter += suggest_lighter_configs(forecaster, sure)
+    if not model and found.fit() is not MemoryFit.FITS:
+        lighter += suggest_lighter_configs(config, forecaster, sure)
     if to_json:
         step = asdict(forecaster.step(config.batch_size))
         content = {"largest_batch": {"for_sure": sure, "expected": expected}, "step": step}
@@ -93,7 +93,7 @@ def _as_dict(found: GpuForecast) -> dict[str, Any]:
     return {**asdict(found), **derived, "fit": found.fit()}
 
 
-def _print(out: Console, forecaster: StepForecaster, found: GpuForecast, sure: int, expected: int) -> None:
+def _print(out: Console, forecaster: GpuForecaster, found: GpuForecast, sure: int, expected: int) -> None:
     where = forecaster.where
     out.print(
         f"[bold]{escape(found.name)}, batch {found.batch}, {found.precision}[/] on {where.name} "

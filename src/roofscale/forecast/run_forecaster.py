@@ -91,11 +91,9 @@ class RunForecaster:
         size = compute.get(config.compute)
         if not size.gpu:
             return {}
-        from roofscale.forecast.gpu_memory import forecast_gpu_memory  # imports PyTorch
+        from roofscale.forecast.gpu_memory import GpuForecaster  # imports PyTorch
 
-        forecast = forecast_gpu_memory(config, size)
-        assert forecast, "the compute has a GPU"
-        return forecast.metrics()
+        return GpuForecaster.of_run(config, size).forecast(config.batch_size).metrics()
 
 
 def _has_gpu() -> bool:

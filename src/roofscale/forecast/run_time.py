@@ -293,18 +293,14 @@ def _with_intervals(
     total = Estimate(math.log(parts.total), pace.variance * variable**2, pace.freedom)
     run = interval(add_variance(total, (FIXED_SPREAD * (1 - variable)) ** 2)).exp()
     samples_per_pass = training_samples(config, amounts) / config.passes
-    epoch = _scale(interval(pace).exp(), samples_per_pass)
+    epoch = interval(pace).exp().scaled(samples_per_pass)
     price = None if compute.usd_per_hour is None else config.instance_count * compute.usd_per_hour / 3600
     return TimeForecast(
         run_seconds=run,
         epoch_seconds=epoch,
-        usd=None if price is None else _scale(run, price),
-        epoch_usd=None if price is None else _scale(epoch, price),
+        usd=None if price is None else run.scaled(price),
+        epoch_usd=None if price is None else epoch.scaled(price),
         parts=parts,
         seconds_per_sample=math.exp(pace.value),
         **rest,
     )
-
-
-def _scale(seconds: Interval, factor: float) -> Interval:
-    return Interval(seconds.centre * factor, seconds.low * factor, seconds.high * factor)

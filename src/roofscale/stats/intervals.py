@@ -55,6 +55,10 @@ class Interval:
         """Return the interval of a ratio from that of its logarithm."""
         return Interval(math.exp(self.centre), math.exp(self.low), math.exp(self.high))
 
+    def scaled(self, factor: float) -> "Interval":
+        """Return the interval of the quantity times a positive factor."""
+        return Interval(self.centre * factor, self.low * factor, self.high * factor)
+
     def __format__(self, form: str) -> str:
         """Format as ``centre (90 % interval low to high)``, each number by the format spec."""
         low, high = format(self.low, form), format(self.high, form)
