@@ -29,13 +29,8 @@ _SHOWN_MODULES = 8
 def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: str = "") -> int:
     """Print the forecast GPU memory of a config; return 0 if it fits with confidence, else 1.
 
-    The answer is printed before the remedies are traced.
-
-    Args:
-        config: run config; with a model its ``batch_size`` and ``compute`` alone count.
-        figure: file to draw the memory over two steps into; None draws none.
-        to_json: whether to print JSON instead of tables.
-        model: ``package.module:function`` that returns the ``TrainingStep`` of another model; empty for the run's own.
+    The answer is printed before the remedies are traced. ``model`` names a function that returns the step of another
+    model, for which ``batch_size`` and ``compute`` alone count.
     """
     if figure is not None:
         from roofscale.report.figures import run  # imports matplotlib
@@ -52,16 +47,15 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: s
         run.write_figure(drawn, figure)
         if not to_json:
             console().print(f"Memory over two training steps: {escape(str(figure))}")
-    lighter: list[tuple[str, GpuForecast]] = []
-    if not model and found.fit() is not MemoryFit.FITS:
-        lighter += suggest_lighter_configs(config, forecaster, sure)
+    fits = found.fit() is MemoryFit.FITS
+    lighter = [] if model or fits else list(suggest_lighter_configs(config, forecaster, sure))
     if to_json:
         step = asdict(forecaster.step(config.batch_size))
         content = {"largest_batch": {"for_sure": sure, "expected": expected}, "step": step}
         print(as_json({**_as_dict(found), **content, "remedies": {words: _as_dict(f) for words, f in lighter}}))
     elif lighter:
         console().print(_remedies(lighter))
-    return 0 if found.fit() is MemoryFit.FITS else 1
+    return 0 if fits else 1
 
 
 def _import_step(path: str) -> TrainingStep:
@@ -116,10 +110,8 @@ def _totals(found: GpuForecast) -> Table:
     interval = f"{found.low_mib:,.0f} to {found.high_mib:,.0f}"
     table.add_row("[bold]held at once[/]", f"[bold]{found.total_mib:,.0f}[/]", interval, f"[bold]{found.share:.0%}[/]")
     table.add_row(f"under {MEMORY_MARGIN:.0%}?", "", f"[{styles[found.fit()]}]{found.fit()}[/]", "", end_section=True)
-    reserved = "reserved, peak (its cache is given back)"
-    table.add_row(
-        reserved, f"{found.reserved_mib:,.0f}", "", f"{found.reserved_mib / found.usable_mib:.0%}", style="dim"
-    )
+    reserved = f"{found.reserved_mib:,.0f}", "", f"{found.reserved_mib / found.usable_mib:.0%}"
+    table.add_row("reserved, peak (its cache is given back)", *reserved, style="dim")
     return table
 
 

@@ -154,13 +154,10 @@ class GpuForecaster:
         return timeline
 
     def largest_batch(self, *, for_sure: bool = True) -> int:
-        """Find the largest batch that stays within the memory margin, 0 if none does.
+        """Find the largest batch whose forecast stays within the memory margin, 0 if none does.
 
-        Memory grows nearly in proportion to the batch, so a step along its line finds it in a few tries; from the sixth
-        on the interval is halved.
-
-        Args:
-            for_sure: whether the upper end of the forecast's interval must stay within the margin; else its centre.
+        ``for_sure`` asks it of the interval's upper end, else of the centre. Memory grows nearly in proportion to the
+        batch, so a step along its line finds it in a few tries; from the sixth on the interval is halved.
         """
         limit = MEMORY_MARGIN * self.where.gpu_memory_gib * 1024
 
@@ -203,11 +200,7 @@ def _trace_of_run(config: RunConfig, precision: str) -> Trace:
 def _peak_breakdown(
     trace: Trace, peak: int, allocated_mib: float, untraced: Mapping[str, int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what is alive after event number ``peak``: MiB by kind, and of the activations MiB by module.
-
-    Args:
-        untraced: bytes by kind that are allocated before the first event.
-    """
+    """Return what is alive after event number ``peak``: MiB by kind, and of the activations MiB by module."""
     alive: set[int] = set()
     for index, born in itertools.islice(trace.events_in_order(), peak + 1):
         (alive.add if born else alive.remove)(index)
@@ -266,11 +259,8 @@ def suggest_lighter_configs(
 ) -> Iterator[tuple[str, GpuForecast]]:
     """Yield the changes of a config that would take less GPU memory: the setting as text, and its forecast.
 
-    Those that share the config's trace come first; each of the others takes a trace of its own.
-
-    Args:
-        config, forecaster: config and its forecaster.
-        largest: largest batch that fits for sure, from ``GpuForecaster.largest_batch``.
+    Those that share the config's trace come first; each of the others takes a trace of its own. ``largest`` is the
+    largest batch that fits for sure.
     """
     current = forecaster.forecast(config.batch_size)
     for setting, other, batch in _changes(config, forecaster, largest):
