@@ -48,9 +48,7 @@ class Offer:
 def offers(config: RunConfig, runs: Sequence[TimingRecord] = ()) -> list[Offer]:
     """Return an offer of each instance with a GPU and a price, those that fit first, the cheapest first.
 
-    Args:
-        config: run config; its ``batch_size`` is that of all GPUs together.
-        runs: timing of recorded runs, which a forecast of time prefers to its estimate.
+    The effective batch is the config's. A forecast of time prefers recorded runs to its estimate.
 
     Raises:
         ConfigError: the model cannot be built or traced.

@@ -207,13 +207,7 @@ def _parts_from_runs(
 def _time_parts(
     config: RunConfig, overheads: Sequence["_Overhead"], seconds: float, validated: float, amounts: Amounts | None
 ) -> TimeParts:
-    """Return the parts of a run's time.
-
-    Args:
-        overheads: of the source runs; their mean is taken.
-        seconds: of one training sample.
-        validated: seconds of one validated sample.
-    """
+    """Return the parts of a run's time, from seconds of a training and of a validated sample, and mean overheads."""
     samples = training_samples(config, amounts)
     cached = CACHED_STEPS * config.global_batch_size * seconds
     return TimeParts(
@@ -252,7 +246,7 @@ class _Overhead:
         validated, count = metrics["speed/seconds_per_validated"], metrics["train/validated_samples"]
         seconds_before = validated * count * before / (before + after)
         seconds_after = validated * count - seconds_before
-        return cls(max(0.0, setup - seconds_before), max(0.0, rest - seconds_after) / run.passes, validated)
+        return cls(max(0.0, setup - seconds_before), max(0.0, rest - seconds_after) / config.passes, validated)
 
 
 def _validations(config: RunConfig) -> tuple[int, int]:
