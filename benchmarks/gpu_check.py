@@ -105,7 +105,7 @@ def memory() -> dict[str, Any]:
             for precision in ("bf16", "fp32"):
                 asked = config(encoder=encoder, image_size=side, batch_size=batch, precision=precision)
                 measured = in_fresh_process(asked)
-                found = GpuForecaster(asked, where).forecast(batch)
+                found = GpuForecaster.of_run(asked, where).forecast(batch)
                 forecast = {"allocated_mib": found.allocated_mib, "reserved_mib": found.reserved_mib,
                             "low_mib": found.low_mib, "high_mib": found.high_mib}  # fmt: skip
                 cells.append({"encoder": encoder, "side": side, "batch": batch, "precision": precision,
@@ -137,7 +137,7 @@ def estimate() -> dict[str, Any]:
     asked = config(precision="bf16")
     measured = in_fresh_process(asked)
     where = this_gpu() if ON_GPU else compute.get("ml.g5.xlarge")
-    return {"measured": measured, "estimate": asdict(GpuForecaster(asked, where).step(asked.batch_size))}
+    return {"measured": measured, "estimate": asdict(GpuForecaster.of_run(asked, where).step(asked.batch_size))}
 
 
 PARTS: dict[str, Part] = {

@@ -61,7 +61,7 @@ def cell(config: RunConfig, where: Compute) -> Cell | None:
     measured = in_fresh_process(config)
     if measured is None:
         return None
-    found = GpuForecaster(config, where).forecast(config.batch_size)
+    found = GpuForecaster.of_run(config, where).forecast(config.batch_size)
     return Cell(config.as_dict(), measured["allocated_mib"], measured["peak_mib"], measured["context_mib"],
                 found.allocated_mib, found.reserved_mib)  # fmt: skip
 

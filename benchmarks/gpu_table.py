@@ -150,7 +150,7 @@ def _memory(base: RunConfig, switch: Switch, where: compute.Compute) -> dict[str
     """MiB by the forecast; None if there is none."""
     config = switch.config(base)
     try:
-        found: GpuForecast = GpuForecaster(config, where, settings=Settings.parse(switch.allocator)).forecast(
+        found: GpuForecast = GpuForecaster.of_run(config, where, settings=Settings.parse(switch.allocator)).forecast(
             config.batch_size
         )
     except ConfigError:  # a compiled step

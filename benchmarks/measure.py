@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 from roofscale.compute import GIB, Compute
 from roofscale.config import RunConfig
 from roofscale.data.sources import DataSplit, open_sources, resolve_data_root
-from roofscale.forecast.roofline_model import gpu_from_driver_name
+from roofscale.forecast.roofline_model import known_peaks
 
 T = TypeVar("T")
 
@@ -133,6 +134,15 @@ def in_own_process(module: str, *words: str, environment: Mapping[str, str] | No
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(words)}: exit {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout.strip().splitlines()[-1])  # libraries may print before it
+
+
+def gpu_from_driver_name(device: str) -> str:
+    """Return the GPU model of ``gpu_peaks.yaml`` in a driver's device name, such as V100 for "Tesla V100-SXM2-16GB".
+
+    The device name itself if no model matches.
+    """
+    words = re.split(r"[^A-Za-z0-9]+", device)
+    return next((model for model in known_peaks() if model in words), device)
 
 
 def this_gpu() -> Compute:

@@ -28,7 +28,7 @@ from roofscale.data.loader import make_loader
 from roofscale.data.sample import Sample
 from roofscale.data.sources import FileSource
 from roofscale.data.synthetic import GenerateSpec, generate
-from roofscale.forecast.gpu_memory import estimate_step_time
+from roofscale.forecast.gpu_memory import GpuForecaster
 
 SIDE, WORKERS, BATCH = 1024, 4, 16  # of phase 5
 FEW, MANY, LOADED = 8, 40, 4  # samples of the two passes, and of a batch
@@ -88,7 +88,7 @@ def _stalled(supplied: float, wanted: float) -> float:
 def _wanted(instance: str) -> tuple[float, float]:
     """Samples/s that phase 5 may train at: what a roofline foresees of its step, and the fast end of the interval."""
     config = RunConfig(image_size=SIDE, batch_size=BATCH, num_workers=WORKERS, compute=instance)
-    step = estimate_step_time(config, compute.get(instance))
+    step = GpuForecaster.of_run(config, compute.get(instance)).step(config.batch_size)
     rate = step.samples / step.seconds
     return rate, rate * math.exp(1.645 * step.deviation)  # of the 90 % interval
 

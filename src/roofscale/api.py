@@ -230,7 +230,7 @@ def forecast_gpu_memory(config: RunConfig) -> MemoryForecast:
     from roofscale import compute
     from roofscale.forecast.gpu_memory import GpuForecaster
 
-    forecaster = GpuForecaster(config, compute.get(config.compute))
+    forecaster = GpuForecaster.of_run(config, compute.get(config.compute))
     found, largest = forecaster.forecast(config.batch_size), forecaster.largest_batch()
     return MemoryForecast(found.total_mib, found.low_mib, found.high_mib, found.usable_mib, str(found.fit()), largest)
 

@@ -29,9 +29,9 @@ def forecaster(
     terms: Terms = NO_TERMS, workspace: Storage = WORKSPACE, weights: Storage = WEIGHTS, **overrides: object
 ) -> GpuForecaster:
     """One whose model holds 100 MiB of weights and 1000 MiB a sample."""
-    made = GpuForecaster(RunConfig().with_overrides(overrides), GPU, terms, Settings())
-    made.__dict__["_trace"] = Trace((weights, ACTIVATIONS, workspace), (0, 1, 2, 2, 1), start=1)
-    return made
+    made = GpuForecaster.of_run(RunConfig().with_overrides(overrides), GPU, terms=terms, settings=Settings())
+    trace = Trace((weights, ACTIVATIONS, workspace), (0, 1, 2, 2, 1), start=1)
+    return dataclasses.replace(made, traced=lambda: trace)
 
 
 def test_the_total_is_what_must_be_held_at_once() -> None:
@@ -55,9 +55,7 @@ def test_a_workspace_lies_on_top_of_what_is_alive_while_its_operation_runs() -> 
 
 
 def test_batches_are_copied_whole_however_many_parts_they_are_trained_in() -> None:
-    made = forecaster()
-    made.config = made.config.with_overrides({"micro_batches": 2})
-    assert made.forecast(4).kinds["batches ahead"] == 17.5, (
+    assert forecaster(micro_batches=2).forecast(4).kinds["batches ahead"] == 17.5, (
         "three batches of 7 MiB, less the part of 3.5 that is traced"
     )
 
@@ -66,8 +64,8 @@ def test_batches_are_copied_whole_however_many_parts_they_are_trained_in() -> No
 def test_several_processes_keep_the_gradients_in_buckets(knob: str) -> None:
     forecasts = []
     for made in (forecaster(), forecaster(**{knob: 2})):
-        made.__dict__["_trace"] = Trace((WEIGHTS, GRADIENTS, ACTIVATIONS), (0, 1, 2, 2), start=2)
-        forecasts.append(made.forecast(4))
+        trace = Trace((WEIGHTS, GRADIENTS, ACTIVATIONS), (0, 1, 2, 2), start=2)
+        forecasts.append(dataclasses.replace(made, traced=lambda trace=trace: trace).forecast(4))
     one, several = forecasts
     assert several.allocated_mib == pytest.approx(one.allocated_mib + 100, abs=0.01)
     assert several.kinds["gradient buckets"] == 100
@@ -119,7 +117,7 @@ def test_the_timeline_has_a_point_for_each_event() -> None:
 
 def test_a_compute_without_a_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no GPU to forecast.*ml\.g5\.xlarge"):
-        GpuForecaster(RunConfig(), compute.get("ml.m5.xlarge"))
+        GpuForecaster.of_run(RunConfig(), compute.get("ml.m5.xlarge"))
 
 
 @pytest.mark.parametrize(("gpu", "asked", "found"), [("A10G", "auto", "bf16"), ("T4", "auto", "fp16"),
@@ -143,10 +141,10 @@ def test_the_shipped_terms_name_what_their_intervals_stand_on() -> None:
 
 def test_each_remedy_takes_less_and_has_its_own_forecast() -> None:
     config = RunConfig(encoder="resnet18", image_size=64, batch_size=2000, channels_last=False, precision="fp32")
-    made = GpuForecaster(config, compute.get("ml.g4dn.xlarge"), settings=Settings())
+    made = GpuForecaster.of_run(config, compute.get("ml.g4dn.xlarge"), settings=Settings())
     asked = made.forecast(2000)
     largest = made.largest_batch()
-    found = dict(suggest_lighter_configs(made, largest))
+    found = dict(suggest_lighter_configs(config, made, largest))
     assert {"precision=auto", "decoder=linknet", f"batch_size={largest}"} <= set(found)
     assert all(forecast.total_mib < asked.total_mib for forecast in found.values())
     assert found["precision=auto"].precision == "fp16"
@@ -160,8 +158,8 @@ def test_a_step_that_cannot_be_traced_is_refused_with_a_remedy(monkeypatch: pyte
         raise RuntimeError("no values here")
 
     monkeypatch.setattr(trace, "trace_batch", fails)
-    made = GpuForecaster(RunConfig(encoder="resnet18", image_size=64), GPU, NO_TERMS, Settings())
-    with pytest.raises(ConfigError, match=r"encoder=resnet18 .*image_size=64: .*no values here.*choose another"):
+    made = GpuForecaster.of_run(RunConfig(encoder="resnet18", image_size=96), GPU)
+    with pytest.raises(ConfigError, match=r"encoder=resnet18 .*image_size=96: .*no values here.*choose another"):
         made.forecast(1)
 
 

@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks import gpu_published as published
-from benchmarks.gpu_published import DATA, answer, answers_of, calibrated, coverage, errors, fit_time, oom, rows_of
+from benchmarks.gpu_published import (
+    DATA,
+    answer,
+    answers_of,
+    calibrated,
+    coverage,
+    errors,
+    fit_time,
+    interval_of,
+    intervals,
+    oom,
+    rows_of,
+)
 
 ROWS = {row["config"]: row for row in rows_of(DATA) if row["source"] in ("mmseg", "timm-train")}
 BENCH = Path(__file__).resolve().parents[2] / ".bench"
@@ -63,8 +75,7 @@ def test_a_row_that_cannot_be_forecast_says_why(tmp_path: Path) -> None:
 
 
 def memory(family: str, ratio: float) -> dict[str, Any]:
-    return {"family": family, "precision": "fp32", "measured_mib": 1000 * ratio, "allocated_mib": 1000.0,
-            "interval": (0.9, 1.1)}  # fmt: skip
+    return {"family": family, "precision": "fp32", "measured_mib": 1000 * ratio, "allocated_mib": 1000.0}
 
 
 def test_errors_and_intervals() -> None:
@@ -73,18 +84,26 @@ def test_errors_and_intervals() -> None:
     assert (found["n"], found["median"]) == (5, 0)
     assert found["within"] == 0.6
     assert found["worst"] == pytest.approx(0.25)
-    assert coverage(rows, None)["covered"] == 0.6
+    covered = coverage([*rows, memory("b", 1.0)], (0.9, 1.1))
+    assert (covered["covered"], covered["covered_families"]) == pytest.approx((4 / 6, 0.8))
     assert errors([]) == {"n": 0}
 
 
-def test_an_interval_is_judged_on_families_that_it_was_not_calibrated_on() -> None:
-    sides = {side: [f for f in map(str, range(50)) if published.half(f) == side] for side in (0, 1)}
+def test_each_family_weighs_the_same_in_an_interval_and_one_weighs_for_the_family_to_come() -> None:
+    rows = [memory(str(number), 1 + number / 100) for number in range(1, 20)]
+    assert interval_of(rows) == pytest.approx((1 / 1.18, 1.18)), "18 of 20, of which one is to come"
+    assert interval_of([*rows, *(memory("1", 1.01) for _ in range(500))]) == pytest.approx((1 / 1.18, 1.18))
+    assert interval_of(rows[:8]) is None, "too few families"
+
+
+def test_an_interval_covers_families_that_it_was_not_calibrated_on() -> None:
     rng = np.random.default_rng(0)
-    rows = [memory(family, ratio) for side in (0, 1) for family in sides[side] for ratio in rng.normal(1, 0.02, 40)]
-    assert calibrated(rows, 0)["covered"] == pytest.approx(0.9, abs=0.03)
-    wide = [memory(family, ratio) for family in sides[1] for ratio in rng.normal(1, 0.2, 40)]
-    mixed = [row for row in rows if row["family"] in sides[0]] + wide
-    assert calibrated(mixed, 0)["covered"] < 0.3, "the other half is worse than it was calibrated for"
+    rows = [memory(str(f), float(r)) for f in range(60) for r in rng.normal(rng.normal(1, 0.02), 0.005, 1 + f % 20)]
+    found = intervals(rows, "fp32")
+    assert found["each family judged by the others"]["covered_families"] == pytest.approx(0.9, abs=0.03)
+    assert found["random halves"]["covered_families"]["mean"] == pytest.approx(0.91, abs=0.03)
+    wide = [memory(f"wide {one['family']}", 1 + 10 * (one["measured_mib"] / 1000 - 1)) for one in rows]
+    assert calibrated([*rows, *wide], {one["family"] for one in rows})["covered"] < 0.4, "the others are worse"
 
 
 def test_coefficients_of_the_time_are_found_again() -> None:

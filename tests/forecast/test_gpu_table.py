@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 from benchmarks import gpu_table, measure, switches
 from benchmarks.gpu_table import TARGETS, results
-from benchmarks.measure import Result, in_turns
+from benchmarks.measure import Result, gpu_from_driver_name, in_turns
 
 from roofscale.config import RunConfig
-from roofscale.forecast.roofline_model import gpu_from_driver_name
 
 BASE = RunConfig(image_size=1024, batch_size=16)
 

@@ -176,8 +176,8 @@ def test_every_gpu_that_can_be_named_has_its_peaks() -> None:
 @pytest.mark.parametrize(("parts", "batch"), [(2, 8), (3, 24), (8, 8), (4, 1)])
 def test_a_batch_in_parts_takes_the_work_of_the_whole(parts: int, batch: int) -> None:
     where = compute.get("ml.g5.xlarge")
-    whole = GpuForecaster(SMALL, where).step(batch)
-    cut = GpuForecaster(SMALL.with_overrides({"batch_size": batch, "micro_batches": parts}), where).step(batch)
+    whole = GpuForecaster.of_run(SMALL, where).step(batch)
+    cut = GpuForecaster.of_run(SMALL.with_overrides({"batch_size": batch, "micro_batches": parts}), where).step(batch)
     assert cut.samples == batch
     assert cut.flops == pytest.approx(whole.flops), "the optimiser has no products"
     assert cut.forward_seconds > 0.9 * whole.forward_seconds, "and the weights are read for each part"

@@ -53,7 +53,7 @@ def test_a_compiled_step_is_not_foreseen() -> None:
     with pytest.raises(ConfigError, match=r"compile=true.*set compile=false, or measure"):
         trace_run(SMALL, "bf16")
     with pytest.raises(ConfigError, match="compile=true"):
-        GpuForecaster(SMALL, get("ml.g5.xlarge")).forecast(2)
+        GpuForecaster.of_run(SMALL, get("ml.g5.xlarge")).forecast(2)
 
 
 def test_a_step_that_cannot_be_compiled_is_told_with_its_remedy(

@@ -1,14 +1,18 @@
 """Commands that forecast the memory and the time of a run."""
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from roofscale.cli.group import ErrorGroup
 from roofscale.cli.options import GENERATED, RUNS, json_option, split_overrides
+
+if TYPE_CHECKING:
+    from roofscale.config import RunConfig
 
 
 @click.group(cls=ErrorGroup)
@@ -17,7 +21,14 @@ def forecast() -> None:
 
 
 def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options shared by all forecasts."""
+    """Add the options shared by all forecasts; the command gets the run config that they resolve to."""
+
+    @functools.wraps(command)
+    def with_config(overrides: Sequence[str], more: Sequence[str], compute: str, **others: Any) -> None:
+        from roofscale import config
+
+        command(config.load(None, [*split_overrides(more, compute), *overrides]), **others)
+
     options = [
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
         click.option("--set", "more", multiple=True, help="Further KEY=VALUE words, several in one text."),
@@ -25,8 +36,8 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
         json_option,
     ]
     for option in reversed(options):
-        command = option(command)
-    return command
+        with_config = option(with_config)
+    return with_config
 
 
 @forecast.command()
@@ -36,48 +47,40 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--model", default="", help="package.module:function that returns the step of another model; runs its code."
 )
 @click.option("--batch-size", default="", help="The same as batch_size=.")
-def gpu(
-    overrides: Sequence[str], more: Sequence[str], compute: str, figure: Path | None, model: str, batch_size: str,
-    as_json: bool,
-) -> None:  # fmt: skip
+def gpu(config: "RunConfig", figure: Path | None, model: str, batch_size: str, as_json: bool) -> None:
     """Forecast GPU memory, on a machine without a GPU: peak, verdict, largest batch, and the parts of the peak."""
-    from roofscale import config
     from roofscale.cli.run_forecast_gpu import forecast_gpu
 
-    batch = [f"batch_size={batch_size}"] if batch_size else []
-    resolved = config.load(None, [*split_overrides(more, compute), *overrides, *batch])
-    sys.exit(forecast_gpu(resolved, figure, as_json, model))
+    if batch_size:
+        config = config.with_overrides([f"batch_size={batch_size}"])
+    sys.exit(forecast_gpu(config, figure, as_json, model))
 
 
 @forecast.command()
 @forecast_options
 @click.option("--probe", is_flag=True, help="Run a few small trainings if the records do not suffice.")
-def host(overrides: Sequence[str], more: Sequence[str], compute: str, probe: bool, as_json: bool) -> None:
+def host(config: "RunConfig", probe: bool, as_json: bool) -> None:
     """Forecast host memory from small runs: peak, verdict, largest batch, and the most informative next probe."""
-    from roofscale import config
     from roofscale.cli.run_forecast_host import forecast_host
 
-    resolved = config.load(None, [*split_overrides(more, compute), *overrides])
-    sys.exit(forecast_host(resolved, RUNS, GENERATED, probe, as_json))
+    sys.exit(forecast_host(config, RUNS, GENERATED, probe, as_json))
 
 
 @forecast.command()
 @forecast_options
 @click.option("--by", default="", help="Only instances that need so many hours at most, such as 24h.")
 @click.option("--budget", default="", help="Only instances that cost so many dollars at most.")
-def instances(overrides: Sequence[str], more: Sequence[str], compute: str, by: str, budget: str, as_json: bool) -> None:
+def instances(config: "RunConfig", by: str, budget: str, as_json: bool) -> None:
     """Compare every instance with a GPU and a price for a run on all samples: memory, time, dollars, data stall."""
-    from roofscale import config
     from roofscale.cli.run_forecast_instances import forecast_instances
 
-    forecast_instances(config.load(None, [*split_overrides(more, compute), *overrides]), by, budget, as_json)
+    forecast_instances(config, by, budget, as_json)
 
 
 @forecast.command("time")
 @forecast_options
-def time_of_run(overrides: Sequence[str], more: Sequence[str], compute: str, as_json: bool) -> None:
+def time_of_run(config: "RunConfig", as_json: bool) -> None:
     """Forecast seconds and dollars of a run, an epoch and the full data set, from runs on record or a GPU's peaks."""
-    from roofscale import config
     from roofscale.cli.run_forecast_time import forecast_time
 
-    forecast_time(config.load(None, [*split_overrides(more, compute), *overrides]), as_json)
+    forecast_time(config, as_json)

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from statistics import NormalDist
 from typing import Any
 
 from roofscale.forecast.roofline_model import StepEstimate
 from roofscale.forecast.run_time import TimeForecast
-from roofscale.stats.intervals import CONFIDENCE, Interval
+from roofscale.stats.intervals import CONFIDENCE, REACH, Interval
 
 
 def duration(seconds: Interval) -> str:
@@ -37,12 +36,9 @@ def _short(value: float) -> str:
 
 def step(estimate: StepEstimate) -> str:
     """Format the estimated time of a step with its interval, and its rate."""
-    factor = math.exp(estimate.deviation * _REACH)
+    factor = math.exp(estimate.deviation * REACH)
     low, high = estimate.seconds / factor, estimate.seconds * factor
     return f"{estimate.seconds:.3g} s ({low:.3g} to {high:.3g}), {estimate.samples / estimate.seconds:.3g} samples/s"
-
-
-_REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # standard deviations to either end of an interval
 
 
 def notes(forecast: TimeForecast) -> Iterator[str]:

@@ -17,7 +17,7 @@ from roofscale.cli.console import console
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.files import require_output
-from roofscale.forecast.gpu_memory import GpuForecaster, StepForecaster, suggest_lighter_configs
+from roofscale.forecast.gpu_memory import GpuForecaster, suggest_lighter_configs
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.training_step import TrainingStep
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
@@ -29,20 +29,15 @@ _SHOWN_MODULES = 8
 def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: str = "") -> int:
     """Print the forecast GPU memory of a config; return 0 if it fits with confidence, else 1.
 
-    The answer is printed before the remedies are traced.
-
-    Args:
-        config: run config; with a model its ``batch_size`` and ``compute`` alone count.
-        figure: file to draw the memory over two steps into; None draws none.
-        to_json: whether to print JSON instead of tables.
-        model: ``package.module:function`` that returns the ``TrainingStep`` of another model; empty for the run's own.
+    The answer is printed before the remedies are traced. ``model`` names a function that returns the step of another
+    model, for which ``batch_size`` and ``compute`` alone count.
     """
     if figure is not None:
         from roofscale.report.figures import run  # imports matplotlib
 
         require_output("--figure", figure, (".svg", ".png"), {}, run.is_figure)
     where = compute.get(config.compute)
-    forecaster = StepForecaster(_import_step(model), where) if model else GpuForecaster(config, where)
+    forecaster = GpuForecaster.of_step(_import_step(model), where) if model else GpuForecaster.of_run(config, where)
     found = forecaster.forecast(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
     if not to_json:
@@ -52,16 +47,15 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: s
         run.write_figure(drawn, figure)
         if not to_json:
             console().print(f"Memory over two training steps: {escape(str(figure))}")
-    lighter: list[tuple[str, GpuForecast]] = []
-    if isinstance(forecaster, GpuForecaster) and found.fit() is not MemoryFit.FITS:
-        lighter += suggest_lighter_configs(forecaster, sure)
+    fits = found.fit() is MemoryFit.FITS
+    lighter = [] if model or fits else list(suggest_lighter_configs(config, forecaster, sure))
     if to_json:
         step = asdict(forecaster.step(config.batch_size))
         content = {"largest_batch": {"for_sure": sure, "expected": expected}, "step": step}
         print(as_json({**_as_dict(found), **content, "remedies": {words: _as_dict(f) for words, f in lighter}}))
     elif lighter:
         console().print(_remedies(lighter))
-    return 0 if found.fit() is MemoryFit.FITS else 1
+    return 0 if fits else 1
 
 
 def _import_step(path: str) -> TrainingStep:
@@ -93,7 +87,7 @@ def _as_dict(found: GpuForecast) -> dict[str, Any]:
     return {**asdict(found), **derived, "fit": found.fit()}
 
 
-def _print(out: Console, forecaster: StepForecaster, found: GpuForecast, sure: int, expected: int) -> None:
+def _print(out: Console, forecaster: GpuForecaster, found: GpuForecast, sure: int, expected: int) -> None:
     where = forecaster.where
     out.print(
         f"[bold]{escape(found.name)}, batch {found.batch}, {found.precision}[/] on {where.name} "
@@ -116,10 +110,8 @@ def _totals(found: GpuForecast) -> Table:
     interval = f"{found.low_mib:,.0f} to {found.high_mib:,.0f}"
     table.add_row("[bold]held at once[/]", f"[bold]{found.total_mib:,.0f}[/]", interval, f"[bold]{found.share:.0%}[/]")
     table.add_row(f"under {MEMORY_MARGIN:.0%}?", "", f"[{styles[found.fit()]}]{found.fit()}[/]", "", end_section=True)
-    reserved = "reserved, peak (its cache is given back)"
-    table.add_row(
-        reserved, f"{found.reserved_mib:,.0f}", "", f"{found.reserved_mib / found.usable_mib:.0%}", style="dim"
-    )
+    reserved = f"{found.reserved_mib:,.0f}", "", f"{found.reserved_mib / found.usable_mib:.0%}"
+    table.add_row("reserved, peak (its cache is given back)", *reserved, style="dim")
     return table
 
 

@@ -25,17 +25,9 @@ _STYLE = {MemoryFit.FITS: "green", MemoryFit.TOO_LARGE: "bold red", MemoryFit.UN
 
 
 def forecast_host(config: RunConfig, runs: Path, cache: Path, probe: bool, to_json: bool) -> int:
-    """Print the forecast of a run's host memory, and whether it fits its compute.
+    """Print the forecast of a run's host memory, after the missing probes if asked for; return the exit code.
 
-    Args:
-        config: of the run.
-        runs: where the measurements of probes are kept, under ``probes/``.
-        cache: of generated data.
-        probe: run the missing probes.
-        to_json: for a script on standard output.
-
-    Returns:
-        0 if it fits, 1 if it does not or is uncertain, 130 if a probe was interrupted.
+    It is 0 if the run fits its compute, 1 if it does not or is uncertain, 130 if a probe was interrupted.
 
     Raises:
         ConfigError: too few runs are recorded, or the compute trains on a GPU.

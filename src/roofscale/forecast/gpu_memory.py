@@ -6,16 +6,15 @@ trace serves every batch size.
 """
 
 import contextlib
-import copy
 import itertools
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import yaml
 
@@ -35,10 +34,12 @@ from roofscale.train.prefetch import BATCHES_ON_GPU
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer spelling first
 LARGEST_BATCH = 4096  # upper end of the search for the largest batch that fits
 _LINEAR_TRIES = 6
+_LIGHTER_DECODERS = ("fpn", "linknet")
+_BATCHES = "batches ahead"  # on the GPU in addition to the one that the step computes
+_BUCKETS = "gradient buckets"  # of DistributedDataParallel
 _BEFORE_AMPERE = ("K80", "M60", "P100", "V100", "T4")  # compute capability below 8.0: no bf16
-# Knobs that a trace depends on. It serves every batch size, split or not; the compute is an argument of its own, and
-# what a step holds on a GPU does not depend on CPU threads.
-_TRACED_KNOBS = affecting("step") - {"batch_size", "compute", "threads", "micro_batches"}
+# Knobs that a trace depends on beside the precision. It serves every batch size, split or not, on any GPU.
+_TRACED_KNOBS = affecting("step") - {"batch_size", "compute", "precision", "threads", "micro_batches"}
 
 
 @dataclass(frozen=True)
@@ -58,52 +59,65 @@ class Terms:
         return cls(**yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-@dataclass(frozen=True)
-class MemoryState:
+class MemoryState(NamedTuple):
     """Allocator state after one event of the replay, in bytes."""
 
     allocated: int
     reserved: int
 
 
-class StepForecaster:
+@dataclass(frozen=True)
+class GpuForecaster:
     """Forecaster of GPU memory and time of a training step on one GPU, at any batch size, from one trace.
 
-    Args:
-        step: training step.
-        where: compute that it will be taken on.
-        terms: added to the traced tensors; None reads the shipped ones.
-        settings: allocator settings; None reads them from the environment.
-
-    Raises:
-        ConfigError: the compute has no GPU, or the GPU does not support the precision. The first forecast raises it
-            too if the step cannot be traced.
+    Copies made by ``replace`` share the trace.
     """
 
-    def __init__(
-        self, step: TrainingStep, where: Compute, terms: Terms | None = None, settings: Settings | None = None
-    ) -> None:
-        self.training_step, self.name = step, step.name
-        self._set(where, step.precision, terms, settings)
+    name: str  # of the model
+    where: Compute
+    precision: str  # fp32, bf16 or fp16
+    traced: Callable[[], Trace]  # cached; the first call raises a ConfigError if the step cannot be traced
+    ddp: bool = False
+    parts: int = 1  # micro-batches of a batch
+    waiting: int = 0  # bytes a sample of the batches that wait on the GPU, see ``train.prefetch``
+    terms: Terms = field(default_factory=lambda: Terms.load())
+    settings: Settings = field(default_factory=lambda: settings_from_environment())
 
-    def _set(self, where: Compute, precision: str, terms: Terms | None, settings: Settings | None) -> None:
-        if not where.gpu:
+    def __post_init__(self) -> None:
+        if not self.where.gpu:
             raise ConfigError(
-                f"compute={where.name}: it has no GPU to forecast; name one that has, such as --compute ml.g5.xlarge."
+                f"compute={self.where.name}: it has no GPU to forecast; name one that has, such as "
+                "--compute ml.g5.xlarge."
             )
-        self.where = where
-        self.terms = terms or Terms.load()
-        self.settings = settings or settings_from_environment()
-        self.precision = resolve_precision(precision, where.gpu)
+
+    @classmethod
+    def of_step(cls, step: TrainingStep, where: Compute, **settings: Any) -> Self:
+        """Forecast a step of any model; ``settings`` are fields.
+
+        Raises:
+            ConfigError: the compute has no GPU, or the GPU does not support the precision.
+        """
+        precision = resolve_precision(step.precision, where.gpu)
+        return cls(step.name, where, precision, cache(lambda: trace_step(step, precision)), step.ddp, **settings)
+
+    @classmethod
+    def of_run(cls, config: RunConfig, where: Compute, **settings: Any) -> Self:
+        """Forecast the step of a run, as ``of_step``; all runs with the same step share its trace."""
+        precision = resolve_precision(config.precision, where.gpu)
+        # All other knobs at their defaults, so that configs with the same trace share it.
+        same = RunConfig().with_overrides({knob: getattr(config, knob) for knob in _TRACED_KNOBS})
+        traced = partial(_trace_of_run, same, "fp32" if precision == "fp32" else "bf16")
+        name = f"{config.encoder} {config.decoder}, {config.image_size} px"
+        sample = (3 + len(CHANNELS)) * config.image_size**2  # bytes, see data.sample.Batch
+        return cls(name, where, precision, traced, config.world_size > 1, config.micro_batches, sample, **settings)
 
     def forecast(self, batch: int) -> GpuForecast:
         """Forecast the peak memory with ``batch`` samples a step."""
-        trace, untraced = self._trace_at(batch), self._untraced(batch)
         timeline = self.timeline(batch)
         peak = max(range(len(timeline)), key=lambda i: timeline[i].allocated)
-        kinds, modules = _peak_breakdown(trace, peak, timeline[peak].allocated, untraced)
-        kind = "fp32" if self.precision == "fp32" else "half"
         allocated = timeline[peak].allocated / MIB
+        kinds, modules = _peak_breakdown(self._two_steps(batch), peak, allocated, self._untraced(batch))
+        kind = "fp32" if self.precision == "fp32" else "half"
         return GpuForecast(
             name=self.name,
             batch=batch,
@@ -121,30 +135,29 @@ class StepForecaster:
 
     def step(self, batch: int) -> StepEstimate:
         """Estimate the time of one training step with ``batch`` samples, see ``roofline_model``."""
-        return estimate_step(self._trace.at(batch).work, self.where.gpu, self.precision, batch)
-
-    def with_settings(self, settings: Settings) -> Self:
-        """Return a forecaster of the same step under other allocator settings, which shares the trace."""
-        return self._copy(settings=settings)
-
-    def _copy(self, **changes: Any) -> Self:
-        assert self._trace, "made now, so that the copy has it"
-        other = copy.copy(self)
-        vars(other).update(changes)
-        return other
+        return estimate_step(self.traced().at(batch).work, self.where.gpu, self.precision, batch)
 
     def timeline(self, batch: int) -> list[MemoryState]:
         """Return the allocator's state after each event of the first two steps."""
-        return list(self._replay(self._trace_at(batch), self._untraced(batch)))
+        allocator = CachingAllocator(self.settings)
+        for name, (kind, nbytes) in enumerate(self._untraced(batch).items()):
+            # Batches are copied ahead on a stream of their own. The names of traced storages are 0 and above.
+            allocator.malloc(-2 - name, nbytes, stream="copies" if kind == _BATCHES else 0)
+        allocator.malloc(-1, math.ceil(self.terms.cublas_mib * MIB))
+        timeline, trace = [], self._two_steps(batch)
+        for index, born in trace.events_in_order():
+            if born:
+                allocator.malloc(index, math.ceil(trace.storages[index].nbytes))
+            else:
+                allocator.free(index)
+            timeline.append(MemoryState(allocator.allocated, allocator.reserved))
+        return timeline
 
     def largest_batch(self, *, for_sure: bool = True) -> int:
-        """Find the largest batch that stays within the memory margin, 0 if none does.
+        """Find the largest batch whose forecast stays within the memory margin, 0 if none does.
 
-        Memory grows nearly in proportion to the batch, so a step along its line finds it in a few tries; from the sixth
-        on the interval is halved.
-
-        Args:
-            for_sure: whether the upper end of the forecast's interval must stay within the margin; else its centre.
+        ``for_sure`` asks it of the interval's upper end, else of the centre. Memory grows nearly in proportion to the
+        batch, so a step along its line finds it in a few tries; from the sixth on the interval is halved.
         """
         limit = MEMORY_MARGIN * self.where.gpu_memory_gib * 1024
 
@@ -164,86 +177,30 @@ class StepForecaster:
             size = size_of(guess)
         raise AssertionError("the interval has no batch left")
 
-    @cached_property
-    def _trace(self) -> Trace:
-        """Trace of one training step, for every batch size."""
-        return trace_step(self.training_step, self.precision)
-
-    def _trace_at(self, batch: int) -> Trace:
-        """Return the first two steps with ``batch`` samples each."""
-        return self._trace.first_two_steps().at(batch)
+    def _two_steps(self, batch: int) -> Trace:
+        """Return the first two steps; the largest of a batch's parts decides the peak."""
+        return self.traced().first_two_steps(in_parts=self.parts > 1).at(math.ceil(batch / self.parts))
 
     def _untraced(self, batch: int) -> dict[str, int]:
-        """Return the bytes, by kind, that are on the GPU from before the first step and not in the trace."""
-        return {_BUCKETS: self._trace.gradient_bytes} if self.training_step.ddp else {}
+        """Return the bytes, by kind, that are on the GPU from before the first step and not in the trace.
 
-    def _replay(self, trace: Trace, untraced: Mapping[str, int]) -> Iterator[MemoryState]:
-        """Yield the allocator's state after each event."""
-        allocator = CachingAllocator(self.settings)
-        for name, (kind, nbytes) in enumerate(untraced.items()):
-            # Batches are copied ahead on a stream of their own. The names of traced storages are 0 and above.
-            allocator.malloc(-2 - name, nbytes, stream="copies" if kind == _BATCHES else 0)
-        allocator.malloc(-1, math.ceil(self.terms.cublas_mib * MIB))
-        for index, born in trace.events_in_order():
-            if born:
-                allocator.malloc(index, math.ceil(trace.storages[index].nbytes))
-            else:
-                allocator.free(index)
-            yield MemoryState(allocator.allocated, allocator.reserved)
-
-
-class GpuForecaster(StepForecaster):
-    """Forecaster of the GPU memory and step time of a run, with its micro-batches and the batches copied ahead.
-
-    Args:
-        config: run config; forecasts replace its ``batch_size``.
-        where, terms, settings: as of ``StepForecaster``.
-
-    Raises:
-        ConfigError: as ``StepForecaster`` does; the first forecast also if the model cannot be built.
-    """
-
-    def __init__(
-        self, config: RunConfig, where: Compute, terms: Terms | None = None, settings: Settings | None = None
-    ) -> None:
-        self.config, self.name = config, f"{config.encoder} {config.decoder}, {config.image_size} px"
-        self._set(where, config.precision, terms, settings)
-
-    def in_parts(self, parts: int) -> "GpuForecaster":
-        """Return a forecaster of the same run with ``parts`` micro-batches, which shares the trace."""
-        return self._copy(config=self.config.with_overrides({"micro_batches": parts}))
-
-    @cached_property
-    def _trace(self) -> Trace:
-        return trace_run(self.config, self.precision)
-
-    def _trace_at(self, batch: int) -> Trace:
-        parts = self.config.micro_batches  # the largest of them decides the peak
-        return self._trace.first_two_steps(in_parts=parts > 1).at(math.ceil(batch / parts))
-
-    def _untraced(self, batch: int) -> dict[str, int]:
-        """Return the bytes of the batches on the GPU (``train.prefetch``) beyond the traced one, and of DDP's buckets.
-
-        The buckets live through the whole step and gradients are views of them, so the traced gradients count twice; at
-        the peak they are few.
+        DDP's buckets live through the whole step and gradients are views of them, so the traced gradients count twice;
+        at the peak they are few.
         """
-        sample = (3 + len(CHANNELS)) * self.config.image_size**2  # bytes, see data.sample.Batch
-        ahead = (BATCHES_ON_GPU * batch - math.ceil(batch / self.config.micro_batches)) * sample
-        return {_BATCHES: ahead, **({_BUCKETS: self._trace.gradient_bytes} if self.config.world_size > 1 else {})}
+        ahead = (BATCHES_ON_GPU * batch - math.ceil(batch / self.parts)) * self.waiting
+        found = {_BATCHES: ahead, _BUCKETS: self.traced().gradient_bytes if self.ddp else 0}
+        return {kind: nbytes for kind, nbytes in found.items() if nbytes}
 
 
-_BATCHES = "batches ahead"  # on the GPU in addition to the one that the step computes
-_BUCKETS = "gradient buckets"  # of DistributedDataParallel
+@cache
+def _trace_of_run(config: RunConfig, precision: str) -> Trace:
+    return trace_run(config, precision)
 
 
 def _peak_breakdown(
-    trace: Trace, peak: int, allocated: int, untraced: Mapping[str, int]
+    trace: Trace, peak: int, allocated_mib: float, untraced: Mapping[str, int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what is alive after event number ``peak``: MiB by kind, and of the activations MiB by module.
-
-    Args:
-        untraced: bytes by kind that are allocated before the first event.
-    """
+    """Return what is alive after event number ``peak``: MiB by kind, and of the activations MiB by module."""
     alive: set[int] = set()
     for index, born in itertools.islice(trace.events_in_order(), peak + 1):
         (alive.add if born else alive.remove)(index)
@@ -253,8 +210,8 @@ def _peak_breakdown(
         kinds[storage.kind] += storage.nbytes / MIB
         if storage.kind == "activations":
             modules[_model_stage(storage.module)] += storage.nbytes / MIB
-    kinds.update({kind: nbytes / MIB for kind, nbytes in untraced.items() if nbytes})
-    kinds["cuBLAS and rounding"] = allocated / MIB - sum(kinds.values())
+    kinds.update({kind: nbytes / MIB for kind, nbytes in untraced.items()})
+    kinds["cuBLAS and rounding"] = allocated_mib - sum(kinds.values())
     return _largest_first(kinds), _largest_first(modules)
 
 
@@ -269,39 +226,12 @@ def _model_stage(module: str) -> str:
 
 
 def forecast_gpu_memory(config: RunConfig, where: Compute) -> GpuForecast | None:
-    """Forecast a config's GPU memory, None if its compute has no GPU; one trace serves every batch size.
+    """Forecast a config's GPU memory, None if its compute has no GPU.
 
     Raises:
-        ConfigError: as ``GpuForecaster`` does.
+        ConfigError: the GPU does not support the precision, or the step cannot be traced.
     """
-    return forecaster_of(config, where).forecast(config.batch_size) if where.gpu else None
-
-
-def estimate_step_time(config: RunConfig, where: Compute) -> StepEstimate:
-    """Estimate the time of a config's step, from the same trace as its memory.
-
-    Raises:
-        ConfigError: as ``GpuForecaster`` does, or the peaks of the GPU are not known.
-    """
-    return forecaster_of(config, where).step(config.batch_size)
-
-
-def forecaster_of(config: RunConfig, where: Compute) -> GpuForecaster:
-    """Return a forecaster of a run that shares its trace with those of all runs with the same step.
-
-    Raises:
-        ConfigError: as ``GpuForecaster`` does.
-    """
-    forecaster = GpuForecaster(config, where)
-    # All other knobs at their defaults, so that configs with the same trace share it.
-    traced = {knob: getattr(config, knob) for knob in _TRACED_KNOBS - {"precision"}}
-    vars(forecaster)["_trace"] = _shared_trace(RunConfig().with_overrides(traced), forecaster.precision == "fp32")
-    return forecaster
-
-
-@cache
-def _shared_trace(config: RunConfig, is_fp32: bool) -> Trace:
-    return trace_run(config, "fp32" if is_fp32 else "bf16")
+    return GpuForecaster.of_run(config, where).forecast(config.batch_size) if where.gpu else None
 
 
 def resolve_precision(precision: str, gpu: str) -> str:
@@ -324,59 +254,49 @@ def settings_from_environment() -> Settings:
     return Settings.parse(text)
 
 
-_LIGHTER_DECODERS = ("fpn", "linknet")
-
-
-def suggest_lighter_configs(forecaster: GpuForecaster, largest: int) -> Iterator[tuple[str, GpuForecast]]:
+def suggest_lighter_configs(
+    config: RunConfig, forecaster: GpuForecaster, largest: int
+) -> Iterator[tuple[str, GpuForecast]]:
     """Yield the changes of a config that would take less GPU memory: the setting as text, and its forecast.
 
-    Those that share the config's trace come first; each of the others takes a trace of its own.
-
-    Args:
-        forecaster: forecaster of the config.
-        largest: largest batch that fits for sure, from ``GpuForecaster.largest_batch``.
+    Those that share the config's trace come first; each of the others takes a trace of its own. ``largest`` is the
+    largest batch that fits for sure.
     """
-    current = forecaster.forecast(forecaster.config.batch_size)
-    for setting, forecast in itertools.chain(_of_the_same_trace(forecaster, largest), _of_other_traces(forecaster)):
-        if forecast.total_mib < current.total_mib:
-            yield setting, forecast
-
-
-def _of_the_same_trace(forecaster: GpuForecaster, largest: int) -> Iterator[tuple[str, GpuForecast]]:
-    batch = forecaster.config.batch_size
-    for parts, forecast in smallest_split(forecaster):
-        yield f"micro_batches={parts}", forecast
-    if 0 < largest < batch:
-        yield f"batch_size={largest}", forecaster.forecast(largest)
-    if not forecaster.settings.expandable_segments:
-        expandable = forecaster.with_settings(replace(forecaster.settings, expandable_segments=True))
-        yield f"{ALLOCATOR_VARIABLES[0]}=expandable_segments:True", expandable.forecast(batch)
-
-
-def _of_other_traces(forecaster: GpuForecaster) -> Iterator[tuple[str, GpuForecast]]:
-    config = forecaster.config
-    changes: list[dict[str, object]] = []
-    if forecaster.precision == "fp32":
-        changes.append({"precision": "auto"})
-    if not config.channels_last:
-        changes.append({"channels_last": True})
-    if not config.activation_checkpointing:
-        changes.append({"activation_checkpointing": True})
-    changes += [{"decoder": name} for name in _LIGHTER_DECODERS if name != config.decoder]
-    for change in changes:
-        other = GpuForecaster(config.with_overrides(change), forecaster.where, forecaster.terms, forecaster.settings)
-        setting = " ".join(f"{key}={other.config.to_strings()[key]}" for key in change)
+    current = forecaster.forecast(config.batch_size)
+    for setting, other, batch in _changes(config, forecaster, largest):
         with contextlib.suppress(ConfigError):  # the encoder does not support the change, or cannot be traced with it
-            yield setting, other.forecast(config.batch_size)
+            if (forecast := other.forecast(batch)).total_mib < current.total_mib:
+                yield setting, forecast
 
 
-def smallest_split(forecaster: GpuForecaster) -> Iterator[tuple[int, GpuForecast]]:
-    """Yield the fewest micro-batches that fit for sure, nothing if none do; the optimiser takes the same steps."""
-    batch, now = forecaster.config.batch_size, forecaster.config.micro_batches
-    most = batch // (forecaster.config.least_batch // now or 1)  # micro-batches
+def _changes(config: RunConfig, forecaster: GpuForecaster, largest: int) -> Iterator[tuple[str, GpuForecaster, int]]:
+    """Yield settings, each with its forecaster and its batch."""
+    batch, settings = config.batch_size, forecaster.settings
+    if split := smallest_split(config, forecaster):
+        yield f"micro_batches={split.parts}", split, batch
+    if 0 < largest < batch:
+        yield f"batch_size={largest}", forecaster, largest
+    if not settings.expandable_segments:
+        expandable = replace(forecaster, settings=replace(settings, expandable_segments=True))
+        yield f"{ALLOCATOR_VARIABLES[0]}=expandable_segments:True", expandable, batch
+    changes = [
+        *(["precision=auto"] if forecaster.precision == "fp32" else []),
+        *(f"{knob}=true" for knob in ("channels_last", "activation_checkpointing") if not getattr(config, knob)),
+        *(f"decoder={name}" for name in _LIGHTER_DECODERS if name != config.decoder),
+    ]
+    for change in changes:
+        changed = config.with_overrides([change])
+        yield change, GpuForecaster.of_run(changed, forecaster.where, terms=forecaster.terms, settings=settings), batch
+
+
+def smallest_split(config: RunConfig, forecaster: GpuForecaster) -> GpuForecaster | None:
+    """Return the forecaster with the fewest micro-batches that fit for sure, None if none do.
+
+    The optimiser takes the same steps.
+    """
+    batch, now = config.batch_size, config.micro_batches
+    most = batch // (config.least_batch // now or 1)  # micro-batches
     # Counts of micro-batches with the same largest one take the same memory: only the fewest of each size is tried.
     sizes = dict.fromkeys(math.ceil(batch / parts) for parts in range(max(2, now + 1), most + 1))
-    for parts in (math.ceil(batch / size) for size in sizes):
-        if (forecast := forecaster.in_parts(parts).forecast(batch)).fit() is MemoryFit.FITS:
-            yield parts, forecast
-            return
+    splits = (replace(forecaster, parts=math.ceil(batch / size)) for size in sizes)
+    return next((split for split in splits if split.forecast(batch).fit() is MemoryFit.FITS), None)

@@ -41,9 +41,10 @@ def forecast_time_of(config: RunConfig, runs: Sequence[TimingRecord]) -> TimeFor
     threads = 0 if size.gpu else config.threads or compute.resource_limits(size).cores
     forecast = forecast_time(config, size, runs, samples, threads=threads)
     if forecast is None and size.gpu:
-        from roofscale.forecast.gpu_memory import estimate_step_time  # imports PyTorch
+        from roofscale.forecast.gpu_memory import GpuForecaster  # imports PyTorch
 
-        forecast = forecast_time(config, size, runs, samples, estimate=estimate_step_time(config, size))
+        step = GpuForecaster.of_run(config, size).step(config.batch_size)
+        forecast = forecast_time(config, size, runs, samples, estimate=step)
     return forecast
 
 

@@ -230,13 +230,9 @@ class HostModel:
         shm_free_mib: float | None = None,
         max_share: float = MEMORY_MARGIN,
     ) -> HostForecast:
-        """Forecast a run's peak, and the largest batch that fits.
+        """Forecast a run's peak, and the largest batch that fits ``max_share`` of its compute's memory and /dev/shm.
 
-        Args:
-            config: run config of this memory profile.
-            memory_mib: memory of its compute.
-            shm_free_mib: free MiB of /dev/shm there; None if not known, and then it sets no limit.
-            max_share: share of the memory, and of /dev/shm, that the run may take.
+        If the free MiB of /dev/shm are not known, it sets no limit.
 
         Raises:
             ConfigError: batch size or workers are too far from the measured ones.

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roofscale import compute
@@ -48,49 +48,64 @@ class Offer:
 def offers(config: RunConfig, runs: Sequence[TimingRecord] = ()) -> list[Offer]:
     """Return an offer of each instance with a GPU and a price, those that fit first, the cheapest first.
 
-    Args:
-        config: run config; its ``batch_size`` is that of all GPUs together.
-        runs: timing of recorded runs, which a forecast of time prefers to its estimate.
+    The effective batch is the config's. A forecast of time prefers recorded runs to its estimate.
 
     Raises:
         ConfigError: the model cannot be built or traced.
     """
     sizes = (compute.get(name) for name in compute.names() if name != compute.LOCAL)
-    found = [offer for size in sizes if size.gpu and size.usd_per_hour for offer in _offer(config, size, runs)]
+    found = [_offer(config, size, runs) for size in sizes if size.gpu and size.usd_per_hour]
     return sorted(found, key=lambda offer: (not offer.fits, offer.usd.centre))
 
 
-def _offer(config: RunConfig, size: Compute, runs: Sequence[TimingRecord]) -> Iterator[Offer]:
-    from roofscale.forecast.gpu_memory import forecaster_of, smallest_split  # imports PyTorch
+def _offer(config: RunConfig, size: Compute, runs: Sequence[TimingRecord]) -> Offer:
+    from roofscale.forecast.gpu_memory import GpuForecaster, smallest_split  # imports PyTorch
 
-    each = math.ceil(config.batch_size * config.world_size / size.gpu_count)
-    if config.precision == "bf16" and size.gpu in ("T4", "V100"):
-        config = config.with_overrides({"precision": "auto"})  # their half precision is fp16
-    settings = {"compute": size.name, "batch_size": each, "processes": size.gpu_count, "instance_count": 1}
-    workers = max(1, (size.vcpus - size.gpu_count) // size.gpu_count)
-    config = history.with_all_samples(config.with_overrides({**settings, "num_workers": workers}))
-    forecaster = forecaster_of(config, size)
-    memory, largest = forecaster.forecast(each), forecaster.largest_batch()
-    if memory.fit() is not MemoryFit.FITS and (split := next(smallest_split(forecaster), None)):
-        parts, memory = split
-        config = config.with_overrides({"micro_batches": parts})
-    forecast = history.forecast_time_of(config, runs)
-    assert forecast, "a compute with a GPU has an estimate"
+    config = _on_all_gpus(config, size)
+    forecaster = GpuForecaster.of_run(config, size)
+    memory, largest = forecaster.forecast(config.batch_size), forecaster.largest_batch()
+    if memory.fit() is not MemoryFit.FITS and (split := smallest_split(config, forecaster)):
+        memory = split.forecast(config.batch_size)
+        config = config.with_overrides({"micro_batches": split.parts})
+    time = history.require_time_forecast(config, runs)
     samples = training_samples(config, history.dataset_sizes_cached(config).samples)
     fewest, most = (_supply(config, size, cores) for cores in (size.vcpus // 2, size.vcpus))
-    wanted = 1 / forecast.seconds_per_sample
-    run, loading = forecast.run_seconds, samples / math.sqrt(fewest * most)  # seconds
-    seconds = Interval(*(max(value, bound) for value, bound in (
-        (run.centre, loading), (run.low, samples / most), (run.high, samples / fewest))))  # fmt: skip
-    price = (size.usd_per_hour or 0.0) / 3600
+    run, wanted = time.run_seconds, 1 / time.seconds_per_sample
+    seconds = Interval(  # of computing or of loading, whichever is slower
+        max(run.centre, samples / math.sqrt(fewest * most)),
+        max(run.low, samples / most),
+        max(run.high, samples / fewest),
+    )
+    usd = seconds.scaled((size.usd_per_hour or 0.0) / 3600)
     saving = _spot_saving(size.name, runs)
-    yield Offer(
-        size.name, f"{size.gpu_count} x {size.gpu}", config, memory, largest, seconds,
-        Interval(seconds.centre * price, seconds.low * price, seconds.high * price),
-        None if saving is None else seconds.centre * price * (1 - saving),
-        (max(0.0, 1 - most / wanted), max(0.0, 1 - fewest / wanted)),
-        size.gpu_count * shared_mib(config), size.memory_gib * 1024,
-    )  # fmt: skip
+    return Offer(
+        compute=size.name,
+        gpu=f"{size.gpu_count} x {size.gpu}",
+        config=config,
+        memory=memory,
+        largest_batch=largest,
+        seconds=seconds,
+        usd=usd,
+        spot_usd=None if saving is None else usd.centre * (1 - saving),
+        stall=(max(0.0, 1 - most / wanted), max(0.0, 1 - fewest / wanted)),
+        shared_mib=size.gpu_count * shared_mib(config),
+        host_mib=size.memory_gib * 1024,
+    )
+
+
+def _on_all_gpus(config: RunConfig, size: Compute) -> RunConfig:
+    """Return the config on all samples with the same effective batch, on every GPU and vCPU of an instance."""
+    native = config.precision != "bf16" or size.gpu not in ("T4", "V100")
+    return history.with_all_samples(config).with_overrides(
+        {
+            "compute": size.name,
+            "batch_size": math.ceil(config.batch_size * config.world_size / size.gpu_count),
+            "processes": size.gpu_count,
+            "instance_count": 1,
+            "num_workers": max(1, (size.vcpus - size.gpu_count) // size.gpu_count),
+            "precision": config.precision if native else "auto",  # their half precision is fp16
+        }
+    )
 
 
 def _supply(config: RunConfig, size: Compute, cores: int) -> float:
@@ -101,9 +116,9 @@ def _supply(config: RunConfig, size: Compute, cores: int) -> float:
 
 def _spot_saving(name: str, runs: Sequence[TimingRecord]) -> float | None:
     """Return the median saving of the spot jobs on record on an instance; None if there are none."""
-    same = [run.metrics["cost/spot_saving"] for run in runs if run.config.compute == name
-            and "cost/spot_saving" in run.metrics]  # fmt: skip
-    return statistics.median(same) if same else None
+    known = [run.metrics.get("cost/spot_saving") for run in runs if run.config.compute == name]
+    savings = [saving for saving in known if saving is not None]
+    return statistics.median(savings) if savings else None
 
 
 def choose(found: Sequence[Offer], hours: float = math.inf, usd: float = math.inf) -> list[Offer]:

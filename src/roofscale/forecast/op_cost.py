@@ -37,16 +37,12 @@ def op_cost(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any, *,
 
     It reads its inputs and writes its results, or if it returns no tensor the inputs that its schema declares mutable.
     An operation that writes nothing is a query, such as ``prim::device``, and so is every other one of ``prim``.
-
-    Args:
-        func, args, kwargs, result: call as a dispatch mode receives it.
-        forward: whether it belongs to the forward pass or the loss.
     """
     name = str(func._schema.name).partition("::")[2]
     if func.is_view or name.startswith(_FREE):
         return None
-    read = _tensors((args, kwargs))
-    written = _tensors(result) or _mutated(func, args)
+    read = tensors_in((args, kwargs))
+    written = tensors_in(result) or _mutated(func, args)
     if func.namespace == "prim" or not written:
         return None
     is_convolution = "convolution" in name
@@ -78,14 +74,15 @@ def _flops(func: OpOverload, args: Any, kwargs: dict[str, Any], result: Any) -> 
     return float(formula(*args, **kwargs, out_val=result)) if formula else 0.0
 
 
-def _tensors(values: Any) -> list[torch.Tensor]:
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """Return the tensors in a nest of containers."""
     return [value for value in tree_iter(values) if isinstance(value, torch.Tensor)]
 
 
 def _mutated(func: OpOverload, args: Any) -> list[torch.Tensor]:
     """Return the inputs that an operation changes in place."""
     pairs = zip(func._schema.arguments, args, strict=False)  # arguments left at their defaults are missing in args
-    return _tensors([value for spec, value in pairs if spec.alias_info is not None and spec.alias_info.is_write])
+    return tensors_in([value for spec, value in pairs if spec.alias_info is not None and spec.alias_info.is_write])
 
 
 def _stored_bytes(tensor: torch.Tensor) -> float:

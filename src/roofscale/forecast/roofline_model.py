@@ -6,7 +6,6 @@ number of operations, each of which is launched, have one coefficient each by de
 steps (``gpu_time.yaml``).
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -74,14 +73,7 @@ class Calibration:
 def estimate_step(
     work: Iterable["OpCost"], gpu: str, precision: str, samples: int, peaks: GpuPeaks | None = None
 ) -> StepEstimate:
-    """Sum up the operations of one step.
-
-    Args:
-        work: operations of the step, see ``op_cost``.
-        gpu: GPU model of ``gpu_peaks.yaml``.
-        precision: fp32, bf16 or fp16, as resolved for the GPU.
-        samples: samples of the step.
-        peaks: measured peaks of the GPU; None takes those of ``gpu_peaks.yaml``.
+    """Sum up the operations of one step; ``peaks`` are those measured on the GPU, None takes its data sheet's.
 
     Raises:
         ConfigError: ``gpu_peaks.yaml`` has no entry for the GPU.
@@ -122,7 +114,7 @@ def peaks_of(gpu: str) -> GpuPeaks:
     Raises:
         ConfigError: ``gpu_peaks.yaml`` has no entry for it.
     """
-    known = _read(_PEAKS)
+    known = known_peaks()
     if gpu not in known:
         raise ConfigError(
             f"{gpu}: its peaks are not known, so its step's time cannot be estimated; known are {', '.join(known)}. "
@@ -131,15 +123,7 @@ def peaks_of(gpu: str) -> GpuPeaks:
     return known[gpu]
 
 
-def gpu_from_driver_name(device: str) -> str:
-    """Return the GPU model of ``gpu_peaks.yaml`` in a driver's device name, such as V100 for "Tesla V100-SXM2-16GB".
-
-    The device name itself if no model matches.
-    """
-    words = re.split(r"[^A-Za-z0-9]+", device)
-    return next((model for model in _read(_PEAKS) if model in words), device)
-
-
 @cache
-def _read(file: Path) -> dict[str, GpuPeaks]:
-    return {name: GpuPeaks(**entry) for name, entry in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
+def known_peaks() -> dict[str, GpuPeaks]:
+    """Return the peaks of every GPU model in ``gpu_peaks.yaml``."""
+    return {name: GpuPeaks(**entry) for name, entry in yaml.safe_load(_PEAKS.read_text(encoding="utf-8")).items()}

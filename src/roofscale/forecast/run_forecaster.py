@@ -19,12 +19,7 @@ Metrics = dict[str, float]
 class RunForecaster:
     """Forecaster of the runs of a phase: reads the tracking server once, then observes each run.
 
-    A forecast that fails is left out, so that it never stops a run.
-
-    Args:
-        runs: folder of the runs, with the probes among them.
-        say: prints the error of a forecast.
-        runner: name of the runner that makes the runs.
+    A forecast that fails is left out, so that it never stops a run; ``say`` prints its error.
     """
 
     def __init__(self, runs: Path, say: Callable[[str], None], runner: str = registry.LOCAL) -> None:
@@ -91,11 +86,9 @@ class RunForecaster:
         size = compute.get(config.compute)
         if not size.gpu:
             return {}
-        from roofscale.forecast.gpu_memory import forecast_gpu_memory  # imports PyTorch
+        from roofscale.forecast.gpu_memory import GpuForecaster  # imports PyTorch
 
-        forecast = forecast_gpu_memory(config, size)
-        assert forecast, "the compute has a GPU"
-        return forecast.metrics()
+        return GpuForecaster.of_run(config, size).forecast(config.batch_size).metrics()
 
 
 def _has_gpu() -> bool:

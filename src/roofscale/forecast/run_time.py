@@ -207,13 +207,7 @@ def _parts_from_runs(
 def _time_parts(
     config: RunConfig, overheads: Sequence["_Overhead"], seconds: float, validated: float, amounts: Amounts | None
 ) -> TimeParts:
-    """Return the parts of a run's time.
-
-    Args:
-        overheads: of the source runs; their mean is taken.
-        seconds: of one training sample.
-        validated: seconds of one validated sample.
-    """
+    """Return the parts of a run's time, from seconds of a training and of a validated sample, and mean overheads."""
     samples = training_samples(config, amounts)
     cached = CACHED_STEPS * config.global_batch_size * seconds
     return TimeParts(
@@ -252,7 +246,7 @@ class _Overhead:
         validated, count = metrics["speed/seconds_per_validated"], metrics["train/validated_samples"]
         seconds_before = validated * count * before / (before + after)
         seconds_after = validated * count - seconds_before
-        return cls(max(0.0, setup - seconds_before), max(0.0, rest - seconds_after) / run.passes, validated)
+        return cls(max(0.0, setup - seconds_before), max(0.0, rest - seconds_after) / config.passes, validated)
 
 
 def _validations(config: RunConfig) -> tuple[int, int]:
@@ -293,18 +287,14 @@ def _with_intervals(
     total = Estimate(math.log(parts.total), pace.variance * variable**2, pace.freedom)
     run = interval(add_variance(total, (FIXED_SPREAD * (1 - variable)) ** 2)).exp()
     samples_per_pass = training_samples(config, amounts) / config.passes
-    epoch = _scale(interval(pace).exp(), samples_per_pass)
+    epoch = interval(pace).exp().scaled(samples_per_pass)
     price = None if compute.usd_per_hour is None else config.instance_count * compute.usd_per_hour / 3600
     return TimeForecast(
         run_seconds=run,
         epoch_seconds=epoch,
-        usd=None if price is None else _scale(run, price),
-        epoch_usd=None if price is None else _scale(epoch, price),
+        usd=None if price is None else run.scaled(price),
+        epoch_usd=None if price is None else epoch.scaled(price),
         parts=parts,
         seconds_per_sample=math.exp(pace.value),
         **rest,
     )
-
-
-def _scale(seconds: Interval, factor: float) -> Interval:
-    return Interval(seconds.centre * factor, seconds.low * factor, seconds.high * factor)

@@ -23,14 +23,9 @@ _THRESHOLD = re.compile(r"(?:MALLOC_MMAP_THRESHOLD_|glibc\.malloc\.mmap_threshol
 
 @cache
 def tensors_mib(config: RunConfig, precision: str, malloc: str, batch: int) -> float:
-    """Return the peak MiB of a step's tensors, heap gaps included.
+    """Return the peak MiB of a step's tensors, heap gaps included, with ``batch`` samples in each micro-batch.
 
-    Args:
-        config: run config; knobs that do not change the tensors should have their defaults, so that the trace is
-            shared.
-        precision: fp32, bf16 or fp16, as it runs.
-        malloc: settings of the C library's allocator, from ``train.malloc``.
-        batch: samples a step, or a micro-batch if it is split.
+    Configs whose knobs beyond the tensors' have their defaults share a trace. ``malloc`` is that of ``train.malloc``.
 
     Raises:
         ConfigError: the model cannot be built or traced.

@@ -10,15 +10,13 @@ import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from roofscale.config import RunConfig, affecting
-from roofscale.stats.intervals import CONFIDENCE, RUN_SPREAD
+from roofscale.stats.intervals import REACH, RUN_SPREAD
 
 # Share of a step spent waiting for the loader above which the loader limits the pace. Below the 20 % at which the
 # criterion data_stall fails: a run can be loader-bound and still pass.
 LOADER_BOUND = 0.10
-_REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # standard deviations to either end of an interval
 
 # Standard deviation of log seconds a sample for each doubling of a knob, beyond the scaling by area and workers.
 SD_PER_DOUBLING: Mapping[str, float] = {
@@ -68,11 +66,6 @@ class TimingRecord:
     threads: int = 0  # as it ran; 0 if not known
     on_gpu: bool = False
     gpu: str = ""  # model, as compute.yaml names it
-
-    @property
-    def passes(self) -> int:
-        """Passes of the run over its data."""
-        return self.config.passes
 
     @property
     def is_timed(self) -> bool:
@@ -144,7 +137,7 @@ def core_speedup(threads: int, run: TimingRecord) -> tuple[float, float]:
     if not (threads and run.threads):
         return 1.0, 0.0
     half = math.log(threads / run.threads) / 2
-    return math.exp(-half), abs(half) / _REACH
+    return math.exp(-half), abs(half) / REACH
 
 
 def deviation(config: RunConfig, threads: int, run: TimingRecord) -> float:

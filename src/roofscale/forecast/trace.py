@@ -20,12 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.forecast.cuda_autocast import CudaAutocast
-from roofscale.forecast.op_cost import OpCost, op_cost
+from roofscale.forecast.op_cost import OpCost, op_cost, tensors_in
 from roofscale.forecast.training_step import Training, TrainingStep
 from roofscale.forecast.workspace import WORKSPACE, workspace_bytes
 from roofscale.torch_compat import TRACING
@@ -127,13 +126,7 @@ class Trace:
 
 
 def trace_run(config: RunConfig, precision: str) -> Trace:
-    """Trace the step of a run's trainer for every batch size.
-
-    If batches are split into micro-batches, the trace's batch is one micro-batch.
-
-    Args:
-        config: run config; its ``batch_size`` is not used.
-        precision: fp32, bf16 or fp16, as resolved for the GPU.
+    """Trace the step of a run's trainer for every batch size; the batch is one micro-batch if batches are split.
 
     Raises:
         ConfigError: as ``trace_step`` does, or the step is compiled, or the model cannot be built.
@@ -200,12 +193,7 @@ def trace_batch(
 ) -> Trace:
     """Trace one training step of one batch size, after steps that have allocated gradients and optimizer state.
 
-    Args:
-        step: training step.
-        precision: fp32, bf16 or fp16; fp16 is traced as bf16, which takes the same bytes.
-        batch: samples a step.
-        recorder: records the trace; None takes a new one.
-        fake: whether to use fake tensors; else the step is computed on the CPU.
+    fp16 is traced as bf16, which takes the same bytes. Without fake tensors the step is computed on the CPU.
     """
     mode = _FakeMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
     net = copy.deepcopy(step.net)
@@ -214,7 +202,7 @@ def trace_batch(
     with mode:
         replace_tensors(net, fake_copy if fake else lambda tensor: tensor)
         inputs = step.inputs(batch) if step.on_host else None
-        recorder.ignore(_tensors(inputs))
+        recorder.ignore(tensors_in(inputs))
         for tensor in _tensors_of(net):
             recorder.record(tensor)  # allocated before the recorder is active
         with recorder, CudaAutocast(), _naming_modules(net, recorder):
@@ -247,7 +235,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         result = func(*args, **(kwargs or {}))
         if cost := op_cost(func, args, kwargs or {}, result, forward=self.phase == "activations"):
             self._work.append(cost)
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self.record(tensor)
         if scratch := workspace_bytes(func, args, result):
             nbytes, least = scratch
@@ -314,7 +302,7 @@ def _allocate_state(training: Training, recorder: Recorder) -> None:
         weight.grad = torch.zeros_like(weight)
     recorder.phase = "temporary"
     training.update()
-    recorder.assign_kind("optimizer", _tensors([list(state.values()) for state in training.optimizer.state.values()]))
+    recorder.assign_kind("optimizer", tensors_in([list(state.values()) for state in training.optimizer.state.values()]))
 
 
 def _take_step(training: Training, recorder: Recorder, batch: Any) -> None:
@@ -342,10 +330,6 @@ class _AnyBatchNorm(_BatchNorm):
     """Batch norm of any number of dimensions, in place of SyncBatchNorm, which computes on GPUs only."""
 
     def _check_input_dim(self, _input: torch.Tensor) -> None: ...
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [value for value in tree_iter(values) if isinstance(value, torch.Tensor)]
 
 
 def _tensors_of(net: nn.Module) -> list[torch.Tensor]:

@@ -71,7 +71,8 @@ class TrainingStep:
         """
 
         def start(copied: nn.Module, resolved: str) -> Training:
-            return _PlainTraining(copied, loss, optimizer, resolved != "fp32", keeps_gradients, grad_clip)
+            made = optimizer([weight for weight in copied.parameters() if weight.requires_grad])
+            return _PlainTraining(copied, loss, made, resolved != "fp32", keeps_gradients, grad_clip)
 
         return cls(net, inputs, start, precision, ddp, channels_last, name)
 
@@ -95,13 +96,14 @@ class TrainingStep:
         )  # fmt: skip
 
 
+@dataclass
 class _PlainTraining:
-    def __init__(self, net: nn.Module, loss: _Loss, optimizer: _MakeOptimizer, is_half: bool, keeps_gradients: bool,
-                 grad_clip: float) -> None:  # fmt: skip
-        self.net, self.compute_loss, self.is_half = net, loss, is_half
-        self.keeps_gradients, self.grad_clip = keeps_gradients, grad_clip
-        self.trained = [weight for weight in net.parameters() if weight.requires_grad]
-        self.optimizer = optimizer(self.trained)
+    net: nn.Module
+    compute_loss: _Loss
+    optimizer: torch.optim.Optimizer
+    is_half: bool
+    keeps_gradients: bool
+    grad_clip: float
 
     def begin(self) -> None:
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
@@ -115,7 +117,8 @@ class _PlainTraining:
 
     def update(self) -> None:
         if self.grad_clip:
-            nn.utils.clip_grad_norm_(self.trained, self.grad_clip)
+            trained = (weight for group in self.optimizer.param_groups for weight in group["params"])
+            nn.utils.clip_grad_norm_(trained, self.grad_clip)
         self.optimizer.step()
 
 

@@ -20,9 +20,6 @@ def workspace_bytes(func: OpOverload, args: Any, result: Any) -> tuple[float, fl
     """Return the bytes that an operation's CUDA kernel allocates beyond its results; None if it needs none.
 
     The first number is linear in the batch; the second is the least that is allocated, whatever the batch.
-
-    Args:
-        func, args, result: call as a dispatch mode receives it.
     """
     match func._schema.name:
         case "aten::_softmax_backward_data":  # SoftMax.cu: ``Tensor tmp = grad * output``

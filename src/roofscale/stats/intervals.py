@@ -7,6 +7,7 @@ tests, Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ Values = npt.NDArray[np.float64]
 Sized = tuple[StepRecord, int]  # a step with the samples of its batch
 
 CONFIDENCE = 0.90  # of an interval: each of the two one-sided tests at 5 %
+REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # standard deviations to either end of a normal one
 MIN_WINDOWS = 3  # two degrees of freedom, the fewest at which the 90 % interval reaches less than 3 standard errors
 # In a long run a window spans several steps, so that correlated noise of neighbours does not count as independent.
 MAX_WINDOWS = 10
@@ -54,6 +56,10 @@ class Interval:
     def exp(self) -> "Interval":
         """Return the interval of a ratio from that of its logarithm."""
         return Interval(math.exp(self.centre), math.exp(self.low), math.exp(self.high))
+
+    def scaled(self, factor: float) -> "Interval":
+        """Return the interval of the quantity times a positive factor."""
+        return Interval(self.centre * factor, self.low * factor, self.high * factor)
 
     def __format__(self, form: str) -> str:
         """Format as ``centre (90 % interval low to high)``, each number by the format spec."""
