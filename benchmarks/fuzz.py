@@ -139,7 +139,7 @@ def _verdict(file: Path) -> None:
 
 
 def _attempt(file: Path) -> None:
-    write_json(file, {"plan": "abc", "run_id": "1", "created": "now", "steps": ["a"], "said": {}, "notes": []})
+    write_json(file, {"plan": "abc", "run_id": "1", "created": "now", "steps": ["a"], "source": {}, "notes": []})
 
 
 def _read_attempt(file: Path) -> None:
