@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.criteria_power [--trials 200] [--out FILE]`` from the top of the working tree prints a table and
 writes JSON. A false alarm is a failed verdict on a healthy or noise-only curve; ``undecided`` is insufficient evidence.
-The criteria that compare steps, or data sets within a run, are counted on ``tests/criteria_cases.py``; what they are
+The criteria that compare steps, or data sets within a run, are counted on ``tests/fault_cases.py``; what they are
 compared with has seen as many samples as the steps of the table at batch 16.
 """
 
@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from tests import criteria_cases
-from tests.criteria_cases import Case, Random
-from tests.curves import loss_curve, memory_curve, validation_losses
+from tests import fault_cases
+from tests.fault_cases import Case, Random
+from tests.synthetic_curves import loss_curve, memory_curve, validation_losses
 
 from roofscale.report.format import markdown
 from roofscale.stats import curves
@@ -60,7 +60,7 @@ HEALTHY: dict[str, Case] = {
     "no_leak, noise 40 MiB": lambda r, n: no_leak(memory_curve(r, n, sd=40.0)),
     "no_leak, one allocation": lambda r, n: no_leak(memory_curve(r, n, allocations=1)),
     "learning, far from the constant": lambda r, n: curves.learning(*validation_losses(r, gain=0.15)),
-    **criteria_cases.HEALTHY,
+    **fault_cases.HEALTHY,
 }
 FAULTY: dict[str, Case] = {
     "stable, rise x30 in the last third": lambda r, n: _stable(_explodes(r, n)),
@@ -69,7 +69,7 @@ FAULTY: dict[str, Case] = {
     "no_leak, 20 MiB a step, noise 15 MiB": lambda r, n: no_leak(memory_curve(r, n, leak=20.0)),
     "no_leak, 20 MiB a step, noise 40 MiB": lambda r, n: no_leak(memory_curve(r, n, sd=40.0, leak=20.0)),
     "learning, only how much roof": lambda r, n: curves.learning(*validation_losses(r, gain=0.0)),
-    **criteria_cases.FAULTY,
+    **fault_cases.FAULTY,
 }
 
 

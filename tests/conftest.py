@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tests.served import line, mlflow_server  # noqa: F401  # fixtures
+from tests.flaky_mlflow_server import line, mlflow_server  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 

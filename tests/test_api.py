@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.report.climbs import passed_samples, rolled_back
-from tests.report.seeded import seed
+from tests.report.seeded_tracking import seed
+from tests.report.synthetic_results import passed_samples, rolled_back
 
 from roofscale import api
 from roofscale.cli import run_phase as commands

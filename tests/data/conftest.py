@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.data.small import SMALL
+from tests.data.specs import SMALL
 
 from roofscale.data.synthetic import generate
 

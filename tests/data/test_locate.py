@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.data.small import SMALL
+from tests.data.specs import SMALL
 
 from roofscale.cli import main
 from roofscale.config import RunConfig

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from tests.data.small import SMALL
+from tests.data.specs import SMALL
 
 from roofscale.config import RunConfig
 from roofscale.data import airs, rid

@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
-from tests.served import Line
+from tests.flaky_mlflow_server import Line
 
 from roofscale.cli import main
 from roofscale.measurement import Measurement, Outcome

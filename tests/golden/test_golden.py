@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from tests.report.climbs import BATCHES, SAMPLES, passed_samples, rolled_back
-from tests.report.seeded import seed
+from tests.report.seeded_tracking import seed
+from tests.report.synthetic_results import BATCHES, SAMPLES, passed_samples, rolled_back
 from tests.runners.sagemaker_settings import CONFIG, SETTINGS
 
 from roofscale.cli import main

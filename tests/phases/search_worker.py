@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.phases.landscape import BASE, KIND, LIMIT_MIB, SPEC, Invented, tensors_mib
+from tests.phases.synthetic_machine import BASE, KIND, LIMIT_MIB, SPEC, Invented, tensors_mib
 
 from roofscale.config import RunConfig
 from roofscale.forecast.host_memory import MemoryProfile

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from tests.simulated import Part, ask, mixed, simulate
+from tests.synthetic_measurements import Part, ask, mixed, simulate
 
 from roofscale.measurement import Measurement
 from roofscale.phases.criteria import Evidence

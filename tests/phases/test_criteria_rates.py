@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.criteria_cases import FAULTY, HEALTHY, Case
-from tests.curves import most_events
+from tests.fault_cases import FAULTY, HEALTHY, Case
+from tests.synthetic_curves import most_events
 
 from roofscale.stats.curves import Verdict
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from tests.simulated import Part, against, ask, simulate
+from tests.synthetic_measurements import Part, against, ask, simulate
 
 from roofscale.measurement import Measurement, StepRecord
 from roofscale.phases.criteria import Evidence

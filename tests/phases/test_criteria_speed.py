@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.simulated import Part, against, ask, climb, simulate
+from tests.synthetic_measurements import Part, against, ask, climb, simulate
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome

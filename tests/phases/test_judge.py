@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from tests.curves import loss_curve, memory_curve, validation_losses
+from tests.synthetic_curves import loss_curve, memory_curve, validation_losses
 
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, StepRecord, Validation
 from roofscale.phases.criteria import CRITERIA

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from tests.phases.landscape import BASE, KIND, LIMIT_MIB, SPEC, peak_mib, tensors_mib
+from tests.phases.synthetic_machine import BASE, KIND, LIMIT_MIB, SPEC, peak_mib, tensors_mib
 
 from roofscale.config import RunConfig
 from roofscale.forecast.host_memory import MemoryProfile, PeakObservation

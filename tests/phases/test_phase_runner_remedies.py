@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.simulated import Part, mixed, simulate
+from tests.synthetic_measurements import Part, mixed, simulate
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, forecast_metrics

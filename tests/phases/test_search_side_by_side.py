@@ -10,7 +10,17 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from tests.phases.landscape import BASE, LIMIT_MIB, SPEC, Invented, best_rate, peak_mib, rate, search, tensors_mib
+from tests.phases.synthetic_machine import (
+    BASE,
+    LIMIT_MIB,
+    SPEC,
+    Invented,
+    best_rate,
+    peak_mib,
+    rate,
+    search,
+    tensors_mib,
+)
 
 from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.phases.landscape import BASE, KIND, LIMIT_MIB, peak_mib, rate, tensors_mib
+from tests.phases.synthetic_machine import BASE, KIND, LIMIT_MIB, peak_mib, rate, tensors_mib
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError

@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from rasterio.control import GroundControlPoint
 from rasterio.features import rasterize
 from rich.console import Console
-from tests.predict.pictures import PLACE, noise, read, write
-from tests.report import climbs
+from tests.predict.tiny_images import PLACE, noise, read, write
+from tests.report import synthetic_results
 
 from roofscale import api
 from roofscale import model as models
@@ -204,9 +204,9 @@ def test_a_last_phase_that_passed_names_the_champion(
     tracker = Tracker("trained")
     found(call("register", store[1], "--alias", "champion", "--json"))
     tracker.client.delete_registered_model_alias("roofscale", "champion")
-    plan = climbs.phase(climbs.GPU)
-    result = replace(climbs.run(plan, 0, climbs.measured(100), outcome=outcome), run_id=store[1])
-    promote_champion(climbs.climb(plan, result), tracker, Console(quiet=True))
+    plan = synthetic_results.phase(synthetic_results.GPU)
+    result = replace(synthetic_results.run(plan, 0, synthetic_results.measured(100), outcome=outcome), run_id=store[1])
+    promote_champion(synthetic_results.climb(plan, result), tracker, Console(quiet=True))
     aliases = set(tracker.client.get_registered_model("roofscale").aliases)
     assert aliases == ({"champion"} if named else set())
 

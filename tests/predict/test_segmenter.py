@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.predict.pictures import noise
+from tests.predict.tiny_images import noise
 
 from roofscale import model as models
 from roofscale.config import RunConfig

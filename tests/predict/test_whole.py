@@ -14,7 +14,7 @@ import torch
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from rasterio.warp import transform_geom
-from tests.predict.pictures import PLACE, Bright, noise, read, write
+from tests.predict.tiny_images import PLACE, Bright, noise, read, write
 
 from roofscale.errors import DataError
 from roofscale.predict.inference import InferenceSettings, MaskCoverage, predict_mask, whole_image_counts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from tests.report.climbs import BATCHES, climb, measured, passed_samples, phase, rolled_back, run
+from tests.report.synthetic_results import BATCHES, climb, measured, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, StepRecord, Validation
 from roofscale.phases.judge import Verdict

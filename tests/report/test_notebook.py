@@ -15,8 +15,8 @@ import pytest
 import yaml
 from ipykernel.kernelspec import KERNEL_NAME
 from nbclient import NotebookClient
-from tests.report.climbs import BATCHES, GPU, SAMPLES, passed_samples, phase, rolled_back
-from tests.report.seeded import seed
+from tests.report.seeded_tracking import seed
+from tests.report.synthetic_results import BATCHES, GPU, SAMPLES, passed_samples, phase, rolled_back
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.climbs import BATCHES, climb, passed_samples, phase, rolled_back, run
+from tests.report.synthetic_results import BATCHES, climb, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Outcome, StepRecord
 from roofscale.phases.results import PhaseResult

@@ -4,7 +4,17 @@ import math
 from dataclasses import replace
 
 import pytest
-from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_samples, phase, rolled_back, run
+from tests.report.synthetic_results import (
+    BATCHES,
+    GPU,
+    SAMPLES,
+    climb,
+    measured,
+    passed_samples,
+    phase,
+    rolled_back,
+    run,
+)
 
 from roofscale.measurement import Outcome
 from roofscale.phases.judge import CriterionResult, StepVerdict, Verdict

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from tests.report.climbs import BATCHES, GPU, SAMPLES, climb, measured, passed_samples, phase, rolled_back, run
+from tests.report.synthetic_results import (
+    BATCHES,
+    GPU,
+    SAMPLES,
+    climb,
+    measured,
+    passed_samples,
+    phase,
+    rolled_back,
+    run,
+)
 
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome

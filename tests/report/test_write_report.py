@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
-from tests.report.climbs import BATCHES, SAMPLES, passed_samples, rolled_back
-from tests.report.seeded import seed
+from tests.report.seeded_tracking import seed
+from tests.report.synthetic_results import BATCHES, SAMPLES, passed_samples, rolled_back
 
 from roofscale.cli import main
 from roofscale.cli.climb_options import ClimbOptions

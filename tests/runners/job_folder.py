@@ -9,7 +9,7 @@ from typing import Any
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 
-CHILD = Path(__file__).with_name("child.py")
+CHILD = Path(__file__).with_name("fake_training.py")
 # A path that a shell, or JSON put together by hand, would break; what the launcher's own data root may look like.
 AWKWARD = RunConfig(compute="local", data_root='s3://roofs/it\'s "a" $HOME `x`\n;ü 屋根')
 # The same process as in a job, but for what trains.

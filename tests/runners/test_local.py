@@ -22,7 +22,7 @@ from roofscale.runners.local import LocalRunner
 from roofscale.runners.memory_limit import MemoryLimit
 from roofscale.runners.supervise import SilentListener
 
-CHILD = Path(__file__).with_name("child.py")
+CHILD = Path(__file__).with_name("fake_training.py")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 Run = Callable[..., Measurement]
 

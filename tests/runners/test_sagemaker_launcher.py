@@ -29,7 +29,7 @@ def launch(*words: str, weights: str = "") -> dict[str, Any]:
     environment = {f"ROOFSCALE_SAGEMAKER_{name}": value for name, value in wanted.items()}
     tests = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.runners.launcher", *words, "--runner", "sagemaker", "--json"],
+        [sys.executable, "-m", "tests.runners.fake_sagemaker_cli", *words, "--runner", "sagemaker", "--json"],
         env={**os.environ, **environment, "WEIGHTS": weights,
              "PYTHONPATH": os.pathsep.join([str(tests), os.environ["PYTHONPATH"]])},
         capture_output=True, text=True, timeout=300,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from tests.flaky_mlflow_server import Line
 from tests.runners.job_folder import AWKWARD, left, start
 from tests.runners.sagemaker_settings import SETTINGS, FakeCloud, described, packed
-from tests.served import Line
 
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError

@@ -15,7 +15,7 @@ from roofscale.runners.outcome import PEER_FAILED, ExitEvidence, classify
 from roofscale.runners.supervise import SilentListener
 from roofscale.runners.torchrun import Nodes, torchrun_command, with_root_cause
 
-CHILD = Path(__file__).with_name("child.py")
+CHILD = Path(__file__).with_name("fake_training.py")
 TWO = RunConfig(processes=2)
 THREE = Nodes(("algo-1", "algo-2", "algo-3"), 1, "eth0")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")

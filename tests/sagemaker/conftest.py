@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.sagemaker import real, simulator
-from tests.sagemaker.place import LONG, Place, losses
-from tests.served import serving
+from tests.flaky_mlflow_server import serving
+from tests.sagemaker import real_account, simulator
+from tests.sagemaker.environment import LONG, Place, losses
 
 ARN = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-app/app-ROOFS1"
 
@@ -24,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         pytest.skip("starts Docker and a simulator of SageMaker; run `make test-sagemaker`")
     folder = tmp_path_factory.mktemp("launcher")
     if where == "real":
-        yield real.prepared(folder)
+        yield real_account.prepared(folder)
         return
     if not simulator.SIMULATOR.is_dir():
         pytest.skip("the simulator is not on this machine (../shared/sagemaker-sim)")

@@ -17,8 +17,8 @@ from typing import Any
 import boto3
 import pytest
 from mlflow import MlflowClient
-from tests.sagemaker.place import LONG, LONGEST_SECONDS, SMALL, TOP, Place, ended, losses
-from tests.served import Line
+from tests.flaky_mlflow_server import Line
+from tests.sagemaker.environment import LONG, LONGEST_SECONDS, SMALL, TOP, Place, ended, losses
 
 from roofscale import config
 from roofscale.measurement import Measurement, Outcome

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from tests.sagemaker.place import LONG, SMALL, Place, ended, losses
+from tests.sagemaker.environment import LONG, SMALL, Place, ended, losses
 
 from roofscale.measurement import Outcome
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tests.curves import loss_curve, memory_curve, most_events, validation_losses
+from tests.synthetic_curves import loss_curve, memory_curve, most_events, validation_losses
 
 from roofscale.stats import curves
 from roofscale.stats.curves import Verdict

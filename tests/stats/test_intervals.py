@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from tests.simulated import Part, simulate
+from tests.synthetic_measurements import Part, simulate
 
 from roofscale.runners.build_measurement import without_first_steps
 from roofscale.stats import intervals as i
@@ -67,7 +67,7 @@ def test_runs_of_one_config_differ_by_more_than_their_steps_show() -> None:
 
 @pytest.mark.parametrize("rows", [12, 40, 200])
 def test_a_level_of_lasting_noise_is_not_overconfident(rows: int) -> None:
-    from tests.curves import utilisation_curve
+    from tests.synthetic_curves import utilisation_curve
 
     random = np.random.default_rng(rows)
     held = 0

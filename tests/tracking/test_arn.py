@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.served import Line
+from tests.flaky_mlflow_server import Line
 
 from roofscale.errors import ConfigError
 from roofscale.tracking import TrackingError, check_server

@@ -8,7 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from tests.tracking.small import Tiny
+from tests.tracking.tiny_run import Tiny
 
 from roofscale import tracking
 from roofscale.config import RunConfig

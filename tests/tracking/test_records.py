@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tests.tracking.small import Tiny
+from tests.tracking.tiny_run import Tiny
 
 from roofscale import tracking
 from roofscale.config import RunConfig

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from tests.served import Line
-from tests.tracking.small import Tiny
+from tests.flaky_mlflow_server import Line
+from tests.tracking.tiny_run import Tiny
 
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from mlflow import MlflowClient
-from tests.served import Line
-from tests.tracking.small import Tiny, step
+from tests.flaky_mlflow_server import Line
+from tests.tracking.tiny_run import Tiny, step
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome

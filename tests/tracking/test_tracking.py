@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.tracking.small import step
+from tests.tracking.tiny_run import step
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome, ResourceSample

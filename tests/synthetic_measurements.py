@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from tests.curves import Values, autocorrelated, loss_curve, utilisation_curve
+from tests.synthetic_curves import Values, autocorrelated, loss_curve, utilisation_curve
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, ResourceSample, StepRecord, Validation

@@ -7,7 +7,7 @@ samples. Of the healthy ones at most one in twenty may fail, of the faulty ones 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from tests.simulated import Part, against, ask, climb, mixed, simulate
+from tests.synthetic_measurements import Part, against, ask, climb, mixed, simulate
 
 from roofscale.phases.criteria import Evidence
 from roofscale.stats.curves import Finding, Verdict

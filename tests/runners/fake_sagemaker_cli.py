@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from tests.runners.sagemaker_settings import FakeCloud, described, packed
-from tests.simulated import Part, simulate
+from tests.synthetic_measurements import Part, simulate
 
 from roofscale.config import RunConfig
 from roofscale.runners.sagemaker import session

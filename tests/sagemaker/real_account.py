@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.sagemaker.place import Place
+from tests.sagemaker.environment import Place
 
 from roofscale import compute
 from roofscale.runners.sagemaker import settings
