@@ -101,6 +101,11 @@ def test_a_role_that_sagemaker_cannot_assume_is_refused(client: Callable[..., An
         check(client)
 
 
+def test_a_name_in_place_of_a_role_is_refused(client: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="role=RoofscaleJob: expected the ARN of an IAM role"):
+        checks.check_request(client, {**REQUEST, "RoleArn": "RoofscaleJob"}, "eu-west-1")
+
+
 def test_a_bucket_elsewhere_or_nowhere_is_refused(client: Callable[..., Any]) -> None:
     push(client, "amd64")
     with pytest.raises(ConfigError, match=r"is in eu-west-1, and the jobs would run in us-east-1.*region: eu-west-1"):

@@ -287,7 +287,7 @@ def test_network_keys_and_a_warm_pool_reach_the_service(simulated: Place) -> Non
     ("settings", "words", "said"),
     [
         ({"bucket": "no-such-bucket"}, (), "there is no such bucket"),
-        ({"role": "RoofscaleJob"}, (), "RoleArn: 'RoofscaleJob' does not have the form"),
+        ({"role": "RoofscaleJob"}, (), "role=RoofscaleJob: expected the ARN of an IAM role"),
         ({}, ("compute=local",), "expected an instance of SageMaker"),
         ({}, ("compute=ml.c5.xlarge",), "refused to create the job"),  # whose size the simulator does not know
         ({"budget_usd": "0.0001"}, (), "budget_usd=0.0001"),

@@ -16,6 +16,7 @@ from roofscale.runners.sagemaker.aws_errors import code_of
 
 _SERVICE = "sagemaker.amazonaws.com"
 _ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com/([^:@]+)(?::([^@]+))?(?:@(.+))?")
+_ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/?[\w+=,.@/-]+", re.ASCII)  # botocore's model of RoleArn
 _MANIFESTS = [f"application/vnd.{kind}+json" for kind in (
     "oci.image.index.v1", "docker.distribution.manifest.list.v2",
     "oci.image.manifest.v1", "docker.distribution.manifest.v2",
@@ -59,6 +60,11 @@ def _ask(call: Callable[..., Any], missing: str, **what: Any) -> dict[str, Any]:
 
 
 def _check_role(iam: Any, arn: str) -> None:
+    if not _ROLE.fullmatch(arn):
+        raise ConfigError(
+            f"role={arn}: expected the ARN of an IAM role, such as arn:aws:iam::123456789012:role/Roofscale "
+            "(aws iam get-role shows it)."
+        )
     missing = f"role={arn}: there is no such role. Correct the setting role, or make it (deploy/README.md)."
     answer = _ask(iam.get_role, missing, RoleName=arn.rpartition("/")[2])
     trust = answer.get("Role", {}).get("AssumeRolePolicyDocument", {}).get("Statement")
