@@ -136,17 +136,15 @@ def prepare_job(config: RunConfig) -> dict[str, Any]:
     wanted, size = settings.load(), runner.instance_of(config)
     config = resolve_data([config], GENERATED, print)[0]
     folder = RUNS / TRAIN_EXPERIMENT / f"{config.fingerprint}-notebook"
-    job, environment = jobs.Job(jobs.new_key(folder)), {}
+    job, tags, environment = jobs.Job(jobs.new_key(folder)), jobs.tags_of(folder), {}
+    cloud = SageMakerClient(wanted)
+    cloud.check(requests.build_request(config, wanted, job, tags))  # before a run is opened that no job would close
     if job_environment("", wanted.logged_by):
         run = Tracker(TRAIN_EXPERIMENT).start(config.fingerprint, {"fingerprint": config.fingerprint})
         run.log_params(config)
         environment = job_environment(run.run_id, wanted.logged_by)
     seconds = runner.budget_seconds(wanted, size, jobs.Spending())
-    request = requests.build_request(
-        config, wanted, job, jobs.tags_of(folder), most_seconds=seconds, environment=environment
-    )
-    cloud = SageMakerClient(wanted)
-    cloud.check(request)
+    request = requests.build_request(config, wanted, job, tags, most_seconds=seconds, environment=environment)
     runner.write_config(cloud, config, requests.config_uri(wanted, job))
     algorithm = {key: request["AlgorithmSpecification"][key] for key in ("TrainingImage", "TrainingInputMode")}
     snake: dict[str, Any] = to_snake_case({**request, "AlgorithmSpecification": algorithm})

@@ -113,10 +113,11 @@ class GpuForecaster:
 
     def forecast(self, batch: int) -> GpuForecast:
         """Forecast the peak memory with ``batch`` samples a step."""
-        timeline = self.timeline(batch)
+        trace, untraced = self._two_steps(batch), self._untraced(batch)
+        timeline = self._replay(trace, untraced)
         peak = max(range(len(timeline)), key=lambda i: timeline[i].allocated)
         allocated = timeline[peak].allocated / MIB
-        kinds, modules = _peak_breakdown(self._two_steps(batch), peak, allocated, self._untraced(batch))
+        kinds, modules = _peak_breakdown(trace, peak, allocated, untraced)
         kind = "fp32" if self.precision == "fp32" else "half"
         return GpuForecast(
             name=self.name,
@@ -139,12 +140,15 @@ class GpuForecaster:
 
     def timeline(self, batch: int) -> list[MemoryState]:
         """Return the allocator's state after each event of the first two steps."""
+        return self._replay(self._two_steps(batch), self._untraced(batch))
+
+    def _replay(self, trace: Trace, untraced: Mapping[str, int]) -> list[MemoryState]:
         allocator = CachingAllocator(self.settings)
-        for name, (kind, nbytes) in enumerate(self._untraced(batch).items()):
+        for name, (kind, nbytes) in enumerate(untraced.items()):
             # Batches are copied ahead on a stream of their own. The names of traced storages are 0 and above.
             allocator.malloc(-2 - name, nbytes, stream="copies" if kind == _BATCHES else 0)
         allocator.malloc(-1, math.ceil(self.terms.cublas_mib * MIB))
-        timeline, trace = [], self._two_steps(batch)
+        timeline = []
         for index, born in trace.events_in_order():
             if born:
                 allocator.malloc(index, math.ceil(trace.storages[index].nbytes))
@@ -167,15 +171,14 @@ class GpuForecaster:
 
         size = size_of(1)
         slope = max(size_of(2) - size, 1.0)  # MiB a sample
-        low, high, guess = 0, LARGEST_BATCH + 1, 1
-        for tries in itertools.count():
-            low, high = (guess, high) if size <= limit else (low, guess)
-            if high - low < 2:
-                return low
+        guess, tries = 1, 0
+        low, high = (1, LARGEST_BATCH + 1) if size <= limit else (0, 1)
+        while high - low > 1:
             guess = guess + math.floor((limit - size) / slope) if tries < _LINEAR_TRIES else (low + high) // 2
             guess = min(max(guess, low + 1), high - 1)
-            size = size_of(guess)
-        raise AssertionError("the interval has no batch left")
+            size, tries = size_of(guess), tries + 1
+            low, high = (guess, high) if size <= limit else (low, guess)
+        return low
 
     def _two_steps(self, batch: int) -> Trace:
         """Return the first two steps; the largest of a batch's parts decides the peak."""

@@ -42,6 +42,7 @@ class Offer:
     @property
     def fits(self) -> bool:
         """Whether GPU and host memory suffice for sure."""
+        # Linux gives /dev/shm, which holds these batches, half of the memory.
         return self.memory.fit() is MemoryFit.FITS and self.shared_mib < self.host_mib / 2
 
 

@@ -101,6 +101,7 @@ def roofline_seconds(op: "OpCost", precision: str, peaks: GpuPeaks) -> tuple[flo
     return op.flops / peak, op.nbytes / (1e9 * peaks.memory)
 
 
+@cache
 def calibration_of(gpu: str) -> Calibration:
     """Return the calibration of a GPU's family, or that of the others."""
     families = yaml.safe_load(_TIMES.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ _TILE, _PATCH = 4, 6  # pixels of a side: Winograd's F(4x4, 3x3) reads a patch o
 def workspace_bytes(func: OpOverload, args: Any, result: Any) -> tuple[float, float] | None:
     """Return the bytes that an operation's CUDA kernel allocates beyond its results; None if it needs none.
 
-    The first number is linear in the batch; the second is the least that is allocated, whatever the batch.
+    The first number is linear in the batch; the second is the least that is allocated for any batch.
     """
     match func._schema.name:
         case "aten::_softmax_backward_data":  # SoftMax.cu: ``Tensor tmp = grad * output``

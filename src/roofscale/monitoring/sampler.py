@@ -73,12 +73,8 @@ class Monitor:
         self._group = group
         self._tree = tree or process_tree.open_tree(pid)
         self._gpus = GpuMonitor()
-        self._interval, self._row_seconds, self._limit_mib, self._on_limit_exceeded = (
-            interval,
-            row_seconds,
-            limit_mib,
-            on_limit_exceeded,
-        )
+        self._interval, self._row_seconds = interval, row_seconds
+        self._limit_mib, self._on_limit_exceeded = limit_mib, on_limit_exceeded
         self._exact = _PssCorrection(self._tree, _EXACT_SHARE["workers" if group else "total"])
         self._main_peak = 0
         self._shm_before = _Shm.now().used

@@ -140,11 +140,8 @@ def select_last_good(phase: Phase, results: Sequence[StepResult]) -> StepResult 
     knee = newest_knee(results)
     minimum = max(phase.least_batch, int(knee.numbers["batch_size"]) if knee else 0)
     large_enough = [result for result in passed if result.config.batch_size >= minimum]
-    return (
-        min(large_enough, key=attrgetter("config.batch_size"))
-        if large_enough
-        else max(passed, key=attrgetter("config.batch_size"))
-    )
+    by_batch = attrgetter("config.batch_size")
+    return min(large_enough, key=by_batch) if large_enough else max(passed, key=by_batch)
 
 
 def newest_knee(results: Sequence[StepResult]) -> CriterionResult | None:

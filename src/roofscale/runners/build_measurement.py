@@ -44,7 +44,7 @@ class RunObservation:
     resources: tuple[ResourceSample, ...] = ()
 
 
-def build_measurement(config: RunConfig, size: Compute, allowed: ResourceLimits, seen: RunObservation) -> Measurement:
+def build_measurement(config: RunConfig, size: Compute, limits: ResourceLimits, seen: RunObservation) -> Measurement:
     """Build the measurement of a run; all its fields are filled for every outcome."""
     events = event_log.drop_superseded(seen.events)
     steps = tuple(with_memory(event_log.steps(events), seen.memory))
@@ -65,7 +65,7 @@ def build_measurement(config: RunConfig, size: Compute, allowed: ResourceLimits,
     }
     if config.world_size > 1:
         metrics.pop("memory/workers_mib", None)  # it would include torchrun's training processes
-    metrics |= memory_shares(metrics, allowed.memory_bytes, size.gpu_memory_gib)
+    metrics |= memory_shares(metrics, limits.memory_bytes, size.gpu_memory_gib)
     return Measurement(
         outcome=seen.outcome,
         detail=seen.detail,
@@ -74,7 +74,7 @@ def build_measurement(config: RunConfig, size: Compute, allowed: ResourceLimits,
         validations=validations,
         memory=seen.memory,
         metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
-        facts=_facts(events, size, allowed, seen),
+        facts=_facts(events, size, limits, seen),
         resources=seen.resources,
     )
 
@@ -262,7 +262,7 @@ def _reported(events: Sequence[Event]) -> dict[str, float]:
     return metrics
 
 
-def _facts(events: Sequence[Event], size: Compute, allowed: ResourceLimits, seen: RunObservation) -> dict[str, str]:
+def _facts(events: Sequence[Event], size: Compute, limits: ResourceLimits, seen: RunObservation) -> dict[str, str]:
     facts: dict[str, str] = {}
     for event in events:
         if event["event"] == "start":
@@ -270,8 +270,8 @@ def _facts(events: Sequence[Event], size: Compute, allowed: ResourceLimits, seen
         elif event["event"] == "resumed":
             facts["resumed_at_step"] = str(event["step"])
     facts |= {
-        "compute": f"{size.name}, {allowed.cores} cores, {allowed.memory_bytes / GIB:.3g} GiB",
+        "compute": f"{size.name}, {limits.cores} cores, {limits.memory_bytes / GIB:.3g} GiB",
         "memory_limit": seen.limit,
         "memory_source": seen.source,
     }
-    return facts | ({"compute_note": allowed.note} if allowed.note else {})
+    return facts | ({"compute_note": limits.note} if limits.note else {})

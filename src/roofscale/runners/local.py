@@ -64,37 +64,37 @@ class LocalRunner:
             ConfigError: the compute is unknown, or ``instance_count`` differs from the number of machines.
             OSError: the run folder cannot be written, or the command cannot be started.
         """
-        instance = compute.get(config.compute)
-        limits = compute.resource_limits(instance)
+        size = compute.get(config.compute)
+        limits = compute.resource_limits(size)
         command = (*torchrun.torchrun_command(self.command, config, self.nodes, limits.cores), str(self.run_dir))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / "config.json", config.as_dict())
         parent = cgroup.own_memory() if self.use_cgroup else None
-        with MemoryLimit(limits.memory_bytes, parent) as limit, self.stop_request.on_signals():
-            observation = self._supervise(command, config, limits, limit)
+        with MemoryLimit(limits.memory_bytes, parent) as memory_limit, self.stop_request.on_signals():
+            observation = self._supervise(command, config, limits, memory_limit)
         # Not at the top: SciPy takes two seconds to import, and the training process can start meanwhile.
         from roofscale.runners.build_measurement import build_measurement
 
-        measurement = build_measurement(config, instance, limits, observation)
+        measurement = build_measurement(config, size, limits, observation)
         measurement.save(self.run_dir / MEASUREMENT)
         return measurement
 
     def _supervise(
-        self, command: Sequence[str], config: RunConfig, limits: ResourceLimits, limit: MemoryLimit
+        self, command: Sequence[str], config: RunConfig, limits: ResourceLimits, memory_limit: MemoryLimit
     ) -> "RunObservation":
         """Start the training process, supervise it until it ends, and classify its outcome."""
         events = EventTail(self.run_dir / EVENTS, from_end=True)
         started = time.time()
         with (self.run_dir / "stdout.log").open("ab") as out, (self.run_dir / "stderr.log").open("ab") as err:
             stderr_start = err.tell()  # a resumed run must not be judged by what an earlier process wrote
-            child = self._start(command, config, limits, limit, out, err)
+            child = self._start(command, config, limits, memory_limit, out, err)
         # Import it (and SciPy) while the child is busy with its own imports.
         threading.Thread(
             target=importlib.import_module, args=("roofscale.runners.build_measurement",), daemon=True
         ).start()
         supervisor = Supervisor(
             child,
-            limit,
+            memory_limit,
             events,
             self.listener,
             self.stop_request,
@@ -102,10 +102,10 @@ class LocalRunner:
             grace_seconds=self.grace_seconds,
             is_torchrun=config.world_size > 1,
         )
-        monitor = _watch(child, supervisor, limits, limit)
+        monitor = _watch(child, supervisor, limits, memory_limit)
         supervisor.forward(monitor)
         stderr = _tail(self.run_dir / "stderr.log", stderr_start)
-        evidence = _evidence(child.returncode, supervisor, limit, stderr, config.timeout_seconds)
+        evidence = _evidence(child.returncode, supervisor, memory_limit, stderr, config.timeout_seconds)
         outcome, detail = classify(torchrun.with_root_cause(evidence) if config.world_size > 1 else evidence)
         from roofscale.runners.build_measurement import RunObservation
 
@@ -118,7 +118,7 @@ class LocalRunner:
             memory=monitor.points,
             metrics=monitor.summary(),
             source=monitor.source,
-            limit=limit.description,
+            limit=memory_limit.description,
             resources=monitor.resources,
         )
 
@@ -127,13 +127,13 @@ class LocalRunner:
         command: Sequence[str],
         config: RunConfig,
         limits: ResourceLimits,
-        limit: MemoryLimit,
+        memory_limit: MemoryLimit,
         out: IO[bytes],
         err: IO[bytes],
     ) -> "subprocess.Popen[bytes]":
         """Start the training process (or torchrun) through ``child_exec``, as leader of a session of its own."""
         threads = str(config.threads or max(1, limits.cores // config.processes))
-        group = str(limit.group.path) if limit.group else ""
+        group = str(memory_limit.group.path) if memory_limit.group else ""
         return subprocess.Popen(
             [sys.executable, "-I", "-S", child_exec.__file__, str(os.getpid()), group, str(limits.cores), *command],
             stdin=subprocess.DEVNULL,
@@ -149,16 +149,16 @@ class LocalRunner:
 
 
 def _watch(
-    child: "subprocess.Popen[bytes]", supervisor: Supervisor, limits: ResourceLimits, limit: MemoryLimit
+    child: "subprocess.Popen[bytes]", supervisor: Supervisor, limits: ResourceLimits, memory_limit: MemoryLimit
 ) -> Monitor:
     """Monitor the child until it ends; kill all its processes, even if the monitoring fails."""
     try:
         monitor = Monitor(
             child.pid,
-            limit.group,
+            memory_limit.group,
             cores=limits.cores,
-            interval=_CGROUP_INTERVAL if limit.group else _WATCHDOG_INTERVAL,
-            limit_mib=limit.watchdog_mib,
+            interval=_CGROUP_INTERVAL if memory_limit.group else _WATCHDOG_INTERVAL,
+            limit_mib=memory_limit.watchdog_mib,
             on_limit_exceeded=supervisor.kill_over_limit,
         )
         with monitor:
@@ -169,17 +169,19 @@ def _watch(
     return monitor
 
 
-def _evidence(exit_code: int, supervisor: Supervisor, limit: MemoryLimit, stderr: str, timeout: float) -> ExitEvidence:
+def _evidence(
+    exit_code: int, supervisor: Supervisor, memory_limit: MemoryLimit, stderr: str, timeout: float
+) -> ExitEvidence:
     return ExitEvidence(
         exit_code=exit_code,
         watchdog=supervisor.watchdog,
         timed_out=supervisor.timed_out,
         interrupted=supervisor.interrupted,
         # Without a cgroup of the run's own the count includes other processes: ignore it if the run exited with 0.
-        oom_kills=limit.oom_kills() if limit.group or exit_code else 0,
+        oom_kills=memory_limit.oom_kills() if memory_limit.group or exit_code else 0,
         stderr=stderr,
         end=supervisor.end,
-        limit=limit.description,
+        limit=memory_limit.description,
         timeout_seconds=timeout,
     )
 

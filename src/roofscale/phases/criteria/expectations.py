@@ -16,7 +16,8 @@ from roofscale.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, compare
 
 REFERENCES = ("previous", "base", "absolute")
 
-_TIMED = ("speed/seconds_per_epoch", "speed/seconds_per_sample", "speed/samples_per_s")  # computed from step times
+# Computed from step times, which other work on the machine lengthens.
+_TIMED = ("speed/seconds_per_epoch", "speed/seconds_per_sample", "speed/samples_per_s")
 
 COMPARED = {
     Verdict.PASSED: "borne out",
@@ -68,7 +69,7 @@ def compare(step: str, expected: Expectation, evidence: Evidence) -> Comparison:
     finding = _find(expected, evidence.runs, reference)
     reason = _likely_reason(expected, evidence, reference) if finding.verdict is not Verdict.PASSED else ""
     verdict = finding.verdict
-    if _is_timed(expected.metric) and disturbed(evidence, reference) and verdict is Verdict.FAILED:
+    if expected.metric in _TIMED and disturbed(evidence, reference) and verdict is Verdict.FAILED:
         verdict = Verdict.INSUFFICIENT_EVIDENCE
     measured, low, high = (finding.numbers.get(key, math.nan) for key in ("measured", "low", "high"))
     return Comparison(step, expected, measured, low, high, verdict, finding.evidence, reason)
@@ -106,7 +107,7 @@ def _relative_spread(
 
     They are (1, 1) for a metric without step noise.
     """
-    if not _is_timed(name):
+    if name not in _TIMED:
         return 1.0, 1.0
     ours, theirs = log_seconds_per_sample(runs), log_seconds_per_sample(reference) if reference else _EXACT
     if ours is None or theirs is None:
@@ -115,16 +116,11 @@ def _relative_spread(
     return math.exp(log_ratio.low - log_ratio.centre), math.exp(log_ratio.high - log_ratio.centre)
 
 
-def _is_timed(metric: str) -> bool:
-    """Return whether a metric is computed from step times, which other work on the machine lengthens."""
-    return metric in _TIMED
-
-
 def _likely_reason(expected: Expectation, evidence: Evidence, reference: Sequence[Measurement]) -> str:
     """Return the first reason in the measurements that may explain a miss; empty if there is none."""
     run, config = evidence.measurement, evidence.config
     peak, each = (run.metric(f"memory/{name}") for name in ("peak_mib", "mib_per_sample"))
-    if _is_timed(expected.metric):
+    if expected.metric in _TIMED:
         wait, busy = run.metric("speed/loader_wait"), run.metric("cpu/utilisation")
         before = evidence.config_of(reference[0]) if reference else None
         if why := disturbed(evidence, reference):

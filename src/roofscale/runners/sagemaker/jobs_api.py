@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -42,7 +43,7 @@ class SageMakerClient(S3Client):
             ConfigError: AWS refuses the request, or has had no instance within the quota for an hour.
             CloudError: no answer for an hour.
         """
-        create = lambda: TrainingJob.create(**to_snake_case(request), **self._at)  # noqa: E731
+        create = partial(TrainingJob.create, **to_snake_case(request), **self._at)
         self._unless("ResourceInUse", f"to create the job {request['TrainingJobName']}", create)
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
@@ -85,10 +86,9 @@ class SageMakerClient(S3Client):
         Raises:
             CloudError: no answer for an hour.
         """
-        describe = lambda: sdk.serialize(TrainingJob.get(training_job_name=name, **self._at))  # noqa: E731
-        answer: dict[str, Any] | None = self._unless(
-            "ValidationException", f"to describe the job {name}", describe, "not found"
-        )
+        get = partial(TrainingJob.get, training_job_name=name, **self._at)
+        job = self._unless("ValidationException", f"to describe the job {name}", get, "not found")
+        answer: dict[str, Any] | None = sdk.serialize(job) if job else None
         return answer
 
     def log_reader(self, name: str, hosts: int = 1) -> Callable[[], list[str]]:
