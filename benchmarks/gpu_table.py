@@ -142,8 +142,8 @@ def effects(base: RunConfig) -> Part:
     where = this_gpu() if on_gpu else compute.get("ml.g5.xlarge")
     chosen = switches.ON_A_GPU if on_gpu else switches.SWITCHES
     measured = switches.rounds(base, chosen)
-    foreseen = {one.words(base): _memory(base, one, where) for one in (Switch(), *chosen)}
-    return {"gpu": where.gpu, "rounds": measured, "effects": switches.effects(measured), "foreseen": foreseen}
+    forecast = {one.words(base): _memory(base, one, where) for one in (Switch(), *chosen)}
+    return {"gpu": where.gpu, "rounds": measured, "effects": switches.effects(measured), "forecast": forecast}
 
 
 def _memory(base: RunConfig, switch: Switch, where: compute.Compute) -> dict[str, float] | None:
@@ -214,10 +214,10 @@ def _by_switch(part: Part) -> Iterator[Result]:
 
 def _memory_errors(part: Part) -> Iterator[Result]:
     """How far the forecast of what is reserved was off, as a share of what was measured."""
-    for name, foreseen in part["foreseen"].items():
+    for name, forecast in part["forecast"].items():
         taken = [one[name]["peak_mib"] for one in part["rounds"] if one[name] and "allocated_mib" in one[name]]
-        errors = [abs(foreseen["reserved_mib"] / mib - 1) for mib in taken] if foreseen else []
-        said = f"{foreseen['reserved_mib']:,.0f} MiB foreseen for {part['gpu']}" if foreseen else "no forecast"
+        errors = [abs(forecast["reserved_mib"] / mib - 1) for mib in taken] if forecast else []
+        said = f"{forecast['reserved_mib']:,.0f} MiB forecast for {part['gpu']}" if forecast else "no forecast"
         measure = f"error of the forecast of reserved GPU memory, {name}"
         found = _ratio(measure, Terms.load().intervals["half"][1] - 1, errors, f"{said}; none measured", said)
         yield replace(found, at_most=True, unit="share")

@@ -110,7 +110,7 @@ def main() -> int:
             {
                 "run": pair.run_id,
                 "quantity": pair.quantity,
-                "foreseen": round(pair.forecast, 2),
+                "forecast": round(pair.forecast, 2),
                 "interval": [round(pair.low, 2), round(pair.high, 2)],
                 "actual": round(pair.actual, 2),
                 "error": round(pair.error, 4),

@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-# Not those of whoever runs the tests: an empty file each.
+# Not those of the user who runs the tests: an empty file each.
 os.environ |= dict.fromkeys(("SAGEMAKER_USER_CONFIG_OVERRIDE", "SAGEMAKER_ADMIN_CONFIG_OVERRIDE"), os.devnull)
 
 import shutil

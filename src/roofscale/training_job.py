@@ -113,7 +113,7 @@ def _log_end(run: "TrackedRun", measurement: Measurement, config: RunConfig | No
 
 
 def _publish(run: "TrackedRun", measurement: Measurement, config: RunConfig, run_dir: Path) -> None:
-    if config.stop_precision:  # a trial of a search: there are thousands, and nobody looks at the figures of one
+    if config.stop_precision:  # a trial of a search: there are thousands, and a study has figures of its own
         run.artifact(run_dir / MEASUREMENT)
         return
     from roofscale.report.artifacts import publish_run

@@ -31,7 +31,7 @@ def parts() -> dict[str, Any]:
             "gpu": "A10G",
             "rounds": measured,
             "effects": switches.effects(measured),
-            "foreseen": {"base": {"reserved_mib": 16_200.0}, "micro_batches=2": {"reserved_mib": 12_000.0},
+            "forecast": {"base": {"reserved_mib": 16_200.0}, "micro_batches=2": {"reserved_mib": 12_000.0},
                          "ema=0.99": None, "compile=true": None},
         },
     }  # fmt: skip

@@ -71,8 +71,8 @@ def test_exact_points_give_their_own_formula_back() -> None:
     parts = model().forecast(config(8, 4), 16384).parts
     assert (parts.base, parts.tensors, parts.workers) == pytest.approx((800, 85 + 446 * 8, 46 * 4))
     assert model().peak(config(8, 4, prefetch_factor=3)).mib == pytest.approx(peak(8, 4, prefetch_factor=3))
-    foreseen = model().peak(config(8, 4))  # six runs that agree by chance do not make a sure forecast
-    assert foreseen.high_mib - foreseen.mib > 1.6 * MIN_SPREAD * foreseen.mib
+    forecast = model().peak(config(8, 4))  # six runs that agree by chance do not make a sure forecast
+    assert forecast.high_mib - forecast.mib > 1.6 * MIN_SPREAD * forecast.mib
 
 
 @pytest.mark.parametrize("scale", [0.9, 1.0, 1.1])
@@ -99,8 +99,8 @@ def test_the_interval_holds_a_new_run_as_often_as_it_says(noise: float, least: f
     asked, truth = config(12, 3), peak(12, 3)
     held = 0
     for _ in range(500):
-        foreseen = model(noise=noise * random.normal(size=len(SIZES))).peak(asked)
-        held += foreseen.low_mib <= truth * (1 + noise * random.normal()) <= foreseen.high_mib
+        forecast = model(noise=noise * random.normal(size=len(SIZES))).peak(asked)
+        held += forecast.low_mib <= truth * (1 + noise * random.normal()) <= forecast.high_mib
     assert least <= held / 500 <= most
 
 
@@ -188,7 +188,7 @@ def test_a_full_dev_shm_is_a_limit_of_its_own(times: float | None, fit: MemoryFi
 
 @pytest.mark.parametrize("asked", [(16, 0), (16, 4), (8, 3), (4, 4), (1, 1)])
 def test_no_other_cheap_probe_narrows_the_interval_more(asked: tuple[int, int]) -> None:
-    """By brute force: each candidate is added to the points as it is foreseen, and all is fitted again."""
+    """By brute force: each candidate is added to the points as it is forecast, and all is fitted again."""
     before, target = model(), config(*asked)
     leverage = {}
     for size in itertools.product((1, 2, 4, 8), (0, 2, 4)):

@@ -114,7 +114,7 @@ def points(config: RunConfig) -> list[PeakObservation]:
     return found
 
 
-def test_host_memory_is_foreseen_where_enough_was_measured(tmp_path: Path, nothing_on_record, monkeypatch) -> None:
+def test_host_memory_is_forecast_where_enough_was_measured(tmp_path: Path, nothing_on_record, monkeypatch) -> None:
     monkeypatch.setattr(commands, "peak_observations", lambda: points(BASE))
     found = RunForecaster(tmp_path, print)(BASE.with_overrides({"batch_size": 4, "num_workers": 2}))
     assert found["forecast/host_peak_mib_low"] < 1380 < found["forecast/host_peak_mib_high"]
@@ -154,7 +154,7 @@ def test_what_died_teaches_nothing_and_what_stops_by_itself_is_not_foreseen(tmp_
     assert forecaster(BASE.with_overrides({"stop_precision": 0.05})) == {}
 
 
-def test_gpu_memory_is_foreseen_for_a_compute_with_one(tmp_path: Path, nothing_on_record) -> None:
+def test_gpu_memory_is_forecast_for_a_compute_with_one(tmp_path: Path, nothing_on_record) -> None:
     found = RunForecaster(tmp_path, print)(BASE.with_overrides({"compute": "ml.g5.xlarge", "precision": "auto"}))
     assert {"forecast/gpu_peak_mib", "forecast/gpu_peak_mib_low", "forecast/gpu_peak_mib_high"} == set(found), (
         "and no time: this machine has no GPU to make the run on"

@@ -1,4 +1,4 @@
-"""The data stall foreseen of phase 5 from a sample's cost: cores and pace at their worst, and phase 5's settings."""
+"""The data stall forecast of phase 5 from a sample's cost: cores and pace at their worst, and phase 5's settings."""
 
 import pytest
 from benchmarks import gpu_table, measure, sample_cost
@@ -8,7 +8,7 @@ from roofscale.phases.phase_file import load_phase
 
 
 def stall(instance: str, ms: list[float], monkeypatch: pytest.MonkeyPatch) -> Result:
-    """On a GPU that is foreseen to take 25 samples/s, 50 at most."""
+    """On a GPU that is forecast to take 25 samples/s, 50 at most."""
     monkeypatch.setattr(sample_cost, "_wanted", lambda _: (25.0, 50.0))
     return sample_cost._stall(instance, "tiles", ms)
 

@@ -50,7 +50,7 @@ def test_the_probability_falls_as_the_peak_nears_the_limit(points: tuple[PeakObs
     assert likely[edge - 2] > 0.5 > likely[edge - 1]
 
 
-def test_without_enough_points_nothing_is_foreseen(points: tuple[PeakObservation, ...]) -> None:
+def test_without_enough_points_nothing_is_forecast(points: tuple[PeakObservation, ...]) -> None:
     sight = MemoryGuard(MemoryBudget(LIMIT_MIB, None, KIND, points[:1]), ())
     assert not sight.can_forecast(SPEC.largest(BASE))
     assert sight.known_too_large(at(16, 3)) is None
@@ -80,7 +80,7 @@ def test_what_is_as_large_as_one_that_left_its_memory_is_skipped(over: TrialResu
     assert sight.known_too_large(at(5, 3)) is None
 
 
-def test_a_full_dev_shm_is_foreseen(points: tuple[PeakObservation, ...]) -> None:
+def test_a_full_dev_shm_is_forecast(points: tuple[PeakObservation, ...]) -> None:
     sight = MemoryGuard(MemoryBudget(1e6, 0.5, KIND, points), ())
     skipped = sight.known_too_large(at(4, 2, prefetch_factor=2))
     assert skipped
@@ -89,7 +89,7 @@ def test_a_full_dev_shm_is_foreseen(points: tuple[PeakObservation, ...]) -> None
 
 
 @pytest.mark.slow
-def test_a_gpus_memory_is_foreseen_where_it_trains_on_one() -> None:
+def test_a_gpus_memory_is_forecast_where_it_trains_on_one() -> None:
     config = RunConfig(encoder="resnet18", image_size=512, compute="ml.g5.xlarge")
     sight = MemoryGuard(MemoryBudget(16384), ())
     small, large = (dataclasses.replace(config, batch_size=size) for size in (2, 256))

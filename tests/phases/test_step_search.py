@@ -161,7 +161,7 @@ def test_every_trial_is_a_run_under_the_search_which_is_one_under_the_attempt(
     assert tracker.read_text(end_search.run_id, CHOICE)
 
 
-def test_what_is_foreseen_of_a_trial_stands_beside_what_it_took(climb: Callable[..., PhaseResult]) -> None:
+def test_what_is_forecast_of_a_trial_stands_beside_what_it_took(climb: Callable[..., PhaseResult]) -> None:
     climb(Machine(), SearchObserver())
     trials = [trial for trial in trials_of(Tracker("tried")) if "skipped" not in trial.tags]
     foretold = list(forecast_outcomes(trials))

@@ -84,7 +84,7 @@ def test_a_run_without_both_does_not_count() -> None:
     assert list(forecast_outcomes([only_forecast, only_measured, run(1000, 900, 1100, outcome="interrupted")])) == []
 
 
-def test_a_run_out_of_memory_counts_where_it_had_more_than_was_foreseen() -> None:
+def test_a_run_out_of_memory_counts_where_it_had_more_than_was_forecast() -> None:
     """It was said to fit, and it died: that is a miss. Died below the forecast end, it proves nothing."""
     beyond, within = run(2000, 900, 1100, outcome="host_oom"), run(1000, 900, 1100, outcome="host_oom")
     assert [pair.held for pair in forecast_outcomes([beyond, within])] == [False]

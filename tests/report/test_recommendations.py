@@ -86,7 +86,7 @@ def test_runs_that_differ_in_other_knobs_say_nothing_about_workers() -> None:
     assert "num_workers" not in said(rolled_back())
 
 
-def test_what_twice_the_batch_would_take_is_foreseen_where_it_was_not_measured() -> None:
+def test_what_twice_the_batch_would_take_is_forecast_where_it_was_not_measured() -> None:
     assert "leaves room for `batch_size=4`: about 27%" in said(passed_samples())  # (2100 + 2 x 300) / 10000
     tight = climb(SAMPLE_PLAN, run(SAMPLE_PLAN, 0, measured(7800)))
     assert "does not allow `batch_size=4`: about 84%" in said(tight)

@@ -52,7 +52,7 @@ def test_all_documents_are_written_from_what_the_server_has(project: Path) -> No
         assert text in strategy
     assert "## Forecast and measured" in strategy
     calibration = json.loads(found["experiments/results/calibration.json"])
-    assert [one["runs"] for one in calibration["quantities"]] == [0] * 4, "none of these runs was foreseen"
+    assert [one["runs"] for one in calibration["quantities"]] == [0] * 4, "none of these runs was forecast"
     record = json.loads(found["experiments/results/phase2.json"])
     assert record["run_id"] == runs[1]
     assert record["last_good"]["config"] == {"max_samples": "100", "batch_size": "12"}

@@ -88,7 +88,7 @@ def test_the_upper_end_of_the_forecast_is_held_against_the_budget(
 
 
 @pytest.mark.usefixtures("_settings")
-def test_where_nothing_is_foreseen_the_jobs_are_held_to_the_budget(
+def test_where_nothing_is_forecast_the_jobs_are_held_to_the_budget(
     out: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreseen(monkeypatch, None)

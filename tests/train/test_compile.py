@@ -1,4 +1,4 @@
-"""The compile switch: what is compiled, what is not, and what is no longer foreseen."""
+"""The compile switch: what is compiled, what is not, and what is no longer forecast."""
 
 import dataclasses
 import json

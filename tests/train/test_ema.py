@@ -78,7 +78,7 @@ def test_a_state_taken_up_goes_on_bit_for_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-def test_it_is_one_more_copy_of_the_model_in_what_is_foreseen() -> None:
+def test_it_is_one_more_copy_of_the_model_in_what_is_forecast() -> None:
     plain = dataclasses.replace(SMALL, ema=0.0)
     net = models.build(plain)
     peaks = {}

@@ -58,7 +58,7 @@ def _who_logs(logged_by: str) -> str:
     from roofscale.tracking.server import job_environment, tracking_uri
 
     if job_environment("", logged_by):
-        return escape(f"Each job logs to {tracking_uri()} itself, also while nobody watches it.")
+        return escape(f"Each job logs to {tracking_uri()} itself, also while no launcher runs.")
     return escape(
         f"The launcher logs to {tracking_uri()}: a job cannot reach it. Runs are logged while this command runs."
     )
