@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from roofscale.cli.group import ErrorGroup
-from roofscale.cli.options import GENERATED, RUNS, json_option, split_overrides
+from roofscale.cli.options import GENERATED, RUNS, json_option, knob_options, split_overrides
 
 if TYPE_CHECKING:
     from roofscale.config import RunConfig
@@ -37,7 +37,7 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for option in reversed(options):
         with_config = option(with_config)
-    return with_config
+    return knob_options(with_config)
 
 
 @forecast.command()
@@ -46,13 +46,10 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--model", default="", help="package.module:function that returns the step of another model; runs its code."
 )
-@click.option("--batch-size", default="", help="The same as batch_size=.")
-def gpu(config: "RunConfig", figure: Path | None, model: str, batch_size: str, as_json: bool) -> None:
+def gpu(config: "RunConfig", figure: Path | None, model: str, as_json: bool) -> None:
     """Forecast GPU memory, on a machine without a GPU: peak, verdict, largest batch, and the parts of the peak."""
     from roofscale.cli.run_forecast_gpu import forecast_gpu
 
-    if batch_size:
-        config = config.with_overrides([f"batch_size={batch_size}"])
     sys.exit(forecast_gpu(config, figure, as_json, model))
 
 

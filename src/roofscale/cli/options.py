@@ -72,6 +72,7 @@ def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
             command(more=(*more, *given), **wishes)
 
     for name in names:
-        with_knobs = click.option(f"--{name}", default="", hidden=True)(with_knobs)
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        with_knobs = click.option(*spellings, name, default="", hidden=True)(with_knobs)
     text = "List every knob with its default and meaning; each is an option too, such as --batch_size 4."
     return click.option("--knobs", is_flag=True, help=text)(with_knobs)
