@@ -98,10 +98,10 @@ def test_every_knob_is_a_hidden_option(words: list[str]) -> None:
     assert listed.exit_code == 0
     assert "weight_decay" in listed.output
     known = {option for command in [main.commands[words[0]]] for p in command.params for option in p.opts}
-    assert {f"--{name}" for name in FIELDS} <= known
+    assert {spelling for name in FIELDS for spelling in (f"--{name}", f"--{name.replace('_', '-')}")} <= known
     wrong = CliRunner().invoke(main, [*words, "--batch_sizes", "4"])
     assert wrong.exit_code == 2
-    assert "Did you mean one of: '--batch_size'" in wrong.stderr
+    assert "Did you mean one of: '--batch-size', '--batch_size'" in wrong.stderr
 
 
 def test_a_knob_wins_over_set_and_loses_to_a_plain_override(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
