@@ -40,7 +40,7 @@ from benchmarks.real_sets import joined_root, real_samples
 from benchmarks.tile_formats import SAMPLES
 from roofscale.compute import GIB
 from roofscale.files import read_json, write_json
-from roofscale.phases.attempt import StepFolder
+from roofscale.phases.attempt import Attempts, StepFolder
 from roofscale.phases.gate import CPU_PHASES
 from roofscale.phases.judge import Verdict
 from roofscale.tracking.history import experiment_name
@@ -152,6 +152,7 @@ def climb(key: Key, folder: Path) -> dict[str, Any]:
     else:
         ended = [call(folder, "climb", *key.options())]
     phases = list(_phases(ended, folder))
+    phases = [*_climbed_first(folder, {phase["phase"] for phase in phases}), *phases]
     gate = _gate(call(folder, "gate", "--json", "--dry-run"))
     passed = {phase["phase"] for phase in phases if phase["verdict"] == Verdict.PASSED}
     climbed = {
@@ -197,6 +198,14 @@ def _phases(ended: Sequence[Ended], folder: Path) -> Iterator[dict[str, Any]]:
                 "steps": [_step(step, folder / document["folder"], n) for n, step in enumerate(document["steps"], 1)],
             }
             before = at
+
+
+def _climbed_first(folder: Path, printed: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yield the verdicts of the phases that a command ran on the way to its own, which it does not print."""
+    for number in set(CPU_PHASES).difference(printed):
+        for attempt in Attempts(folder / "runs", experiment_name(number)).all()[-1:]:
+            verdict = attempt.content.get("verdict")
+            yield {"phase": number, "verdict": verdict, "seconds": None, "notes": [], "steps": []}
 
 
 def _step(step: Mapping[str, Any], attempt: Path, number: int) -> dict[str, Any]:

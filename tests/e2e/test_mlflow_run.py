@@ -63,7 +63,8 @@ def test_mlflow_run_passes_knobs_on_and_its_run_points_to_the_results(project: P
 
     wrong = mlflow_run(project, "train", "batch_sizes=4")
     assert wrong.returncode != 0
-    assert "Did you mean" in wrong.stderr and "'--batch_size'" in wrong.stderr
+    assert "Did you mean" in wrong.stderr
+    assert "'--batch_size'" in wrong.stderr
 
 
 def test_the_run_around_a_phase_becomes_its_attempt_and_remedies_are_spelled_for_mlflow(project: Path) -> None:

@@ -169,12 +169,15 @@ def test_too_few_validation_samples_are_doubled_while_there_are_more():
 
 
 def test_a_bottleneck_that_is_the_loader_is_told_from_another():
-    def of(numbers):
+    def of(numbers, workers=0):
         found = CriterionResult("balanced", Verdict.FAILED, "", numbers)
-        return find_cause(StepVerdict(Verdict.FAILED, (found,)), Measurement(Outcome.OK, "", "0" * 12), config(), None)
+        measured, ours = Measurement(Outcome.OK, "", "0" * 12), config(num_workers=workers)
+        return find_cause(StepVerdict(Verdict.FAILED, (found,)), measured, ours, config(num_workers=0))
 
-    assert of({"bottleneck/data stall": 1.0}) is Cause.LOADER_BOUND
-    assert of({"bottleneck/step times": 1.0}) is Cause.CRITERIA
+    assert of({"bottleneck/data stall": 1.0}, workers=4) is Cause.LOADER_BOUND
+    assert of({"bottleneck/step times": 1.0}, workers=4) is Cause.UNEVEN_STEPS
+    assert of({"bottleneck/step times": 1.0}) is Cause.CRITERIA  # no process more than before
+    assert of({"bottleneck/I/O wait": 1.0}, workers=4) is Cause.CRITERIA
 
 
 sizes = st.fixed_dictionaries({

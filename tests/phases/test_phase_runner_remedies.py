@@ -102,6 +102,11 @@ def hardly_validated(config: RunConfig) -> Measurement:
     return simulate(np.random.default_rng(1), parts, samples=config.val_samples)
 
 
+def crowded(config: RunConfig) -> Measurement:
+    """Four loader processes on two cores: every fifth step or so is slow, and none of it helps utilisation."""
+    return simulate(np.random.default_rng(3), slow_steps=0.2 if config.num_workers >= 4 else 0.0)
+
+
 PLANTED: dict[str, tuple[Run, str, dict[str, Any], Cause, str]] = {
     "forgetting": (forgetful, "forgetting", {"datasets": ["rid", "airs"]}, Cause.FORGETTING, "schedule=mixed"),
     "not learning": (slow_learner, "learning", {}, Cause.NOT_LEARNING, "epochs=2"),
@@ -141,6 +146,33 @@ def test_a_remedy_that_does_not_help_fails_the_step_and_is_not_carried_on(climb:
     assert [[one.fallback.changed for one in result.tries] for result in found.results] == [["epochs=2"]] * 2
     assert found.verdict is Verdict.FAILED
     assert found.last_good is None
+
+
+CROWDED = """
+phase: 3
+name: crowded
+on_failure: continue
+base: {compute: ml.m5.xlarge}
+steps:
+  - name: workers-2
+    set: {num_workers: 2}
+    criteria: {completes: }
+  - name: workers-4
+    set: {num_workers: 4}
+    criteria: {completes: , utilisation_up: , balanced: }
+"""
+
+
+def test_uneven_steps_get_half_the_workers_and_the_run_that_is_sound_decides(climb: Callable[..., PhaseResult]) -> None:
+    found = climb(crowded, CROWDED)
+    step = found.results[-1]
+    assert [(run.cause, run.config.num_workers) for run in step.tries] == [(Cause.UNEVEN_STEPS, 4)]
+    assert (step.fallback.changed, step.config.num_workers) == ("num_workers=2", 2)
+    assert step.verdict.verdict is not Verdict.PASSED  # as many workers as before keep the cores no busier: a finding
+    assert step.verdict.without_findings is Verdict.PASSED
+    assert found.verdict is Verdict.PASSED
+    assert get_run(step.run_id).tags["verdict.balanced"] == "passed"  # what the gate reads
+    assert found.last_good.step.name == "workers-2"
 
 
 def test_samples_that_are_not_there_are_not_asked_for(climb: Callable[..., PhaseResult]) -> None:

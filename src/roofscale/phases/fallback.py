@@ -2,7 +2,7 @@
 
 A config that needs too much memory is bisected between what passed and what failed: after 8 passed and 16 failed, 12;
 then 14 or 10. A config at least as large in every dimension as one that ran out of memory is never tried. A run that
-trains badly gets a lower learning rate, mixed data sets, twice the epochs or more loader processes.
+trains badly gets a lower learning rate, mixed data sets, twice the epochs, or more or fewer loader processes.
 """
 
 from collections.abc import Sequence
@@ -62,6 +62,7 @@ ADVICE = {
     "(roofscale data check), and try another lr",
     Cause.LOADER_BOUND: "load with more processes (num_workers, then prefetch_factor); where that was tried, look at "
     "the disk, the file formats and augment",
+    Cause.UNEVEN_STEPS: "load with fewer processes (num_workers): more than there are free cores compete with training",
     Cause.FEW_STEPS: "train longer (epochs), or on more samples (max_samples)",
     Cause.FEW_VALIDATION_SAMPLES: "validate on more samples (val_samples)",
 }
@@ -101,9 +102,12 @@ def find_cause(
         (cause for name, cause in _BY_CRITERION.items() if name in failed), Cause.CRITERIA
     )
     bottlenecks = next((c.numbers for c in verdict.criteria if c.name == "balanced"), {})
-    if cause is Cause.CRITERIA and "bottleneck/data stall" in bottlenecks and "balanced" in failed:
-        return Cause.LOADER_BOUND
     raised = last_good and any(getattr(config, knob) > getattr(last_good, knob) for knob in _LOADER)
+    if cause is Cause.CRITERIA and "balanced" in failed:
+        if "bottleneck/data stall" in bottlenecks:
+            return Cause.LOADER_BOUND
+        if "bottleneck/step times" in bottlenecks and raised:
+            return Cause.UNEVEN_STEPS
     return Cause.WORKERS_MEMORY if raised and cause in _HOST_MEMORY else cause
 
 
@@ -142,6 +146,8 @@ def _training_change(cause: Cause, planned: RunConfig, newest: RunConfig) -> str
         if more > newest.num_workers:
             return f"num_workers={more}"
         return f"prefetch_factor={2 * newest.prefetch_factor}"
+    if cause is Cause.UNEVEN_STEPS and newest.num_workers:
+        return f"num_workers={newest.num_workers // 2}"
     if cause is Cause.FEW_VALIDATION_SAMPLES:
         return f"val_samples={2 * newest.val_samples}"
     return ""

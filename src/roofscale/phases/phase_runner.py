@@ -178,7 +178,7 @@ class PhaseRunner:
         """Bring a step to its verdict: search its config if it has a search, run it, fall back while it does not pass.
 
         The last run that passed decides the step; after an out-of-memory failure that is the largest config that fits.
-        If none passed, the run of the planned config decides.
+        If none passed, the last that is sound, and else the run of the planned config.
 
         Raises:
             RunInterrupted: a run or a trial was interrupted; it was not judged.
@@ -206,7 +206,9 @@ class PhaseRunner:
             if cause not in MEMORY_CAUSES and not newest.cause:  # memory is bisected further after a run that passed
                 break
         # the decision is tagged only now, so that a kill before this line leaves the step undecided
-        deciding = next((result for result in reversed(results) if result.verdict.verdict is Verdict.PASSED), planned)
+        passed_runs = [result for result in results if result.verdict.verdict is Verdict.PASSED]
+        sound_runs = [result for result in results if result.verdict.without_findings is Verdict.PASSED]
+        deciding = (passed_runs or sound_runs or [planned])[-1]
         self.tracker.open(deciding.run_id).set_tags({"decides": "true"})
         return replace(deciding, step=planned.step, tries=tuple(run for run in results if run is not deciding))
 

@@ -29,6 +29,7 @@ class Cause(enum.StrEnum):
     FORGETTING = "forgetting"
     NOT_LEARNING = "not_learning"
     LOADER_BOUND = "loader_bound"  # training waited for the loader
+    UNEVEN_STEPS = "uneven_steps"  # single slow steps after the step raised num_workers: they compete for the cores
     FEW_STEPS = "few_steps"  # too few to judge the loss; more seeds with as many steps do not help
     FEW_VALIDATION_SAMPLES = "few_validation_samples"  # too few to judge; more seeds on the same samples do not help
     CRITERIA = "criteria"  # it ran well and failed a criterion of speed or balance

@@ -47,6 +47,7 @@ _REMEDIES = {  # what ``phases.fallback`` tries, in words
     Cause.FORGETTING: "the data sets mixed in every pass: `schedule=mixed`",
     Cause.NOT_LEARNING: "twice the passes, once",
     Cause.LOADER_BOUND: "more loader processes, then more that each prepares ahead",
+    Cause.UNEVEN_STEPS: "half the loader processes",
     Cause.FEW_STEPS: "twice the passes",
     Cause.FEW_VALIDATION_SAMPLES: "twice the validation samples",
 }
