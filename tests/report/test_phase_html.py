@@ -1,5 +1,6 @@
 """The HTML report of a climb: one page with nothing beside it, that says what happened and escapes what it quotes."""
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from tests.report.synthetic_results import BATCHES, climb, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Outcome, StepRecord
+from roofscale.phases.attempt import plan_changes
 from roofscale.phases.results import PhaseResult
 from roofscale.report.artifacts import publish_phase
 from roofscale.report.phase_html import phase_html, write_phase_html
@@ -98,6 +100,26 @@ def test_what_a_page_quotes_is_never_html() -> None:
     page = Page(phase_html(found))
     assert not page.tags & {"script", "b"}
     assert page.text.count(hostile) >= 2
+
+
+def test_a_changed_plan_is_shown_as_a_diff_and_not_as_json() -> None:
+    before, after = BATCHES, BATCHES.replace("value: 1.8", "value: 2").replace("Which batch", "Which <b>")
+    lines = plan_changes(phase(before).as_json(), phase(after).as_json())
+    text = phase_html(climb(phase(after), notes=("\n".join(["the plan was changed:", *lines]), "by hand")))
+    notes = text[text.index('<div class="note">') : text.index("</header>")]
+    assert re.findall(r"<(del|ins|span)>(.*?)</\1>", notes) == [
+        ("del", "-question: Which batch is fastest?"),
+        ("ins", "+question: Which &lt;b&gt; is fastest?"),
+        ("span", " steps:"),
+        ("span", "   batch-8:"),
+        ("span", "     expect:"),
+        ("del", "-      memory/peak_mib: {value: 1.8, of: previous, tolerance: 0.2}"),
+        ("ins", "+      memory/peak_mib: {value: 2, of: previous, tolerance: 0.2}"),
+    ]
+    assert Page(notes).text.startswith("the plan was changed: -question")
+    assert '<div class="note">by hand\n</div>' in notes
+    for tag in ("ins", "del"):
+        assert re.search(rf"\n{tag} {{ background: [^}}]*var\(--", text), f"{tag} has no colour"
 
 
 def test_commands_in_a_recommendation_are_set_as_code() -> None:

@@ -149,6 +149,14 @@ def test_notes_commit_data_and_run_ids_are_there() -> None:
         assert text in found
 
 
+def test_a_changed_plan_is_a_diff_that_passes_for_no_marker() -> None:
+    note = "the plan was changed:\n steps:\n-  a: <!-- yours: begin x -->\n+  a: 1"
+    changed = replace(passed_samples(), notes=(note, "by hand"))
+    quoted = "> the plan was changed:\n>\n> ```diff\n>  steps:\n> -  a: &lt;!-- yours: begin x -->\n> +  a: 1\n> ```"
+    assert f"\n\n{quoted}\n\n> by hand\n\n" in phase_section(changed, None)
+    assert document({1: changed}, document({1: changed})) == document({1: changed})
+
+
 def test_an_overlay_is_said() -> None:
     plan = replace(PLANS[0], source={**PLANS[0].source, "overlay": {"hold": {"image_size": 64}}})
     found = phase_section(climb(plan, run(plan, 0, measured(2000))), None)

@@ -71,12 +71,19 @@ def _head(climb: PhaseResult) -> str:
     lines = [f"- {name.replace('_', ' ')}: {one_line(value)}" for name, value in facts.items() if value]
     overlay = climb.phase.as_json().get("overlay")
     overlaid = [f"the phase file was climbed with an overlay: {json.dumps(overlay)}"] if overlay else []
-    notes = [f"> {one_line(note)}" for note in (*overlaid, *climb.notes)]
+    notes = map(_note, (*overlaid, *climb.notes))
     return "\n\n".join(
         part
         for part in (one_line(climb.phase.question), ", ".join(filter(None, origin)) + ".", "\n".join(lines), *notes)
         if part
     )
+
+
+def _note(note: str) -> str:
+    """Return a note as a quotation; what follows its first line is the diff of a plan that was changed."""
+    sentence, _, diff = note.partition("\n")
+    fenced = ["", "```diff", *diff.replace("<", "&lt;").splitlines(), "```"] if diff else []
+    return "\n".join(f"> {line}".rstrip() for line in (one_line(sentence), *fenced))
 
 
 def _fact(climb: PhaseResult, name: str) -> str:
