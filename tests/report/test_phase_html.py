@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.synthetic_results import BATCHES, climb, passed_samples, phase, rolled_back, run
+from tests.report.synthetic_results import BATCHES, climb, measured, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Outcome, StepRecord
 from roofscale.phases.attempt import plan_changes
@@ -100,6 +100,37 @@ def test_what_a_page_quotes_is_never_html() -> None:
     page = Page(phase_html(found))
     assert not page.tags & {"script", "b"}
     assert page.text.count(hostile) >= 2
+
+
+def narrowest(page: str, kind: str, name: str, content: str) -> float:
+    """The px below which no browser can squeeze a cell: its CSS, else its longest piece without a place to break."""
+    if name in ("words", "run"):
+        return 16 * float(re.search(rf"\ntd\.{name} {{[^}}]* min-width: (\d+)rem", page)[1])
+    badges = re.sub(r'<span class="badge[^>]*>(.*?)</span>', lambda found: "xx" + found[1].replace(" ", "_"), content)
+    text = re.sub("<[^>]*>", "", badges).strip()
+    return 8 * max(map(len, [text] if (kind, name) == ("d", "number") else re.split(r"[\s-]+", text)))
+
+
+@pytest.mark.parametrize("heading", ["Plan and outcome", "Failures and remedies"])
+def test_the_tables_of_runs_fit_a_window_of_1200_px(heading: str) -> None:
+    text = BATCHES.replace("batch-16", "rid-roofline-airs-mixed")
+    plan = phase(text.replace("{batch_size: 16}", '{batch_size: 16, datasets: "rid,roofline,airs", augment: heavy}'))
+    large = {"memory/peak_mib": 123456.0, "speed/samples_per_s": 1234.5}  # without a share of memory: no verdict
+    unclear = run(plan, 2, large, repeats=[{**large, "speed/samples_per_s": 2345.6}])
+    burst = run(plan, 1, outcome=Outcome.HOST_OOM, detail="/a" * 200)
+    page = phase_html(climb(plan, run(plan, 0, measured(3000)), burst, unclear))
+    assert "\ncode { overflow-wrap: anywhere;" in page
+    assert not re.search(r"\n[^{]*\bth\b[^{]*{[^}]*nowrap", page)
+    table = page.split(f"<h2>{heading}</h2>\n")[1].split("</table>")[0]
+    assert table.startswith('<div class="wide">')
+    rows = [
+        [narrowest(page, *cell) for cell in re.findall(r'(?s)<t([hd])(?: class="(\w+)")?[^>]*>(.*?)</t[hd]>', row)]
+        for row in re.findall(r"(?s)<tr[^>]*>(.*?)</tr>", table)
+    ]
+    assert len(rows) >= 3
+    padding = 11.2 * len(rows[0])
+    width = min(1200, 16 * int(re.search(r"\nmain { max-width: (\d+)rem", page)[1])) - 2 * 16
+    assert sum(map(max, zip(*rows, strict=True))) + padding <= width
 
 
 def test_a_changed_plan_is_shown_as_a_diff_and_not_as_json() -> None:

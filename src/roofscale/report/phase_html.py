@@ -114,12 +114,12 @@ def _minutes(runs: Iterable[StepResult]) -> str:
 
 
 def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share:.0%}"
+    return "" if math.isnan(share) else f"{share:.0%}"
 
 
-def _worst(runs: Iterable[StepResult], metric: str) -> float:
+def _worst(run: StepResult, metric: str) -> float:
     """Return the largest value over all seeds; NaN if there is none."""
-    return max((m.metric(metric) for m in _measurements(runs) if metric in m.metrics), default=math.nan)
+    return max((m.metric(metric) for m in run.measurements if metric in m.metrics), default=math.nan)
 
 
 def _over_seeds(run: StepResult, metric: str) -> str:
