@@ -20,7 +20,7 @@ from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report import format
 from roofscale.report.figures import style
 from roofscale.report.figures.phase import CAPTIONS, phase_figures
-from roofscale.report.phase_status import config_words, format_changes, step_words, watched
+from roofscale.report.phase_status import config_words, format_changes, outcome_words, step_words, watched
 from roofscale.report.recommendations import recommend
 from roofscale.stats.intervals import CONFIDENCE
 
@@ -49,7 +49,7 @@ def phase_html(climb: PhaseResult, following: Phase | None = None, ui: str = UI)
         climb=climb,
         phase=climb.phase,
         runs=runs,
-        outcome="interrupted" if climb.interrupted else climb.verdict.label,
+        outcome=outcome_words(climb),
         headline=_headline(climb),
         left_out=climb.left_out,
         setbacks=[run for run in runs if run.fallback or run.verdict.verdict is not Verdict.PASSED],

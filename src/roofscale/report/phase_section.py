@@ -22,7 +22,7 @@ from roofscale.report.format import (
     metric_heading,
     one_line,
 )
-from roofscale.report.phase_status import config_words, format_changes, step_words, watched
+from roofscale.report.phase_status import config_words, format_changes, outcome_words, step_words, watched
 from roofscale.report.recommendations import recommend
 
 DESCRIPTION_LENGTH = 8000  # characters; MLflow keeps a run's description as a tag, and accepts no longer tag
@@ -57,11 +57,6 @@ def truncate_description(section: str, artifact: str) -> str:
         return section
     pointer = f"\n\n... The rest is in this run's artifact `{artifact}`.\n"
     return section[: section.rindex("\n", 0, DESCRIPTION_LENGTH - len(pointer))] + pointer
-
-
-def outcome_words(climb: PhaseResult) -> str:
-    """Return the outcome of a climb: its verdict, or 'interrupted'."""
-    return "interrupted" if climb.interrupted else climb.verdict.label
 
 
 def _head(climb: PhaseResult) -> str:

@@ -1,10 +1,13 @@
-"""State of all phases according to the tracking server: pure functions of the newest climbs."""
+"""State of all phases according to the tracking server: pure functions of the newest climbs and the gate."""
 
 from collections.abc import Mapping, Sequence
 
 from roofscale.config import RunConfig
+from roofscale.phases.gate import GateReport
+from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult, newest_knee
+from roofscale.report.format import code
 
 Climbs = Mapping[int, PhaseResult]  # the newest climb of each phase that the server has one of
 
@@ -33,6 +36,25 @@ def following(number: int, phases: Sequence[Phase]) -> Phase | None:
 def superseded_by(number: int, climbs: Climbs) -> int | None:
     """Return an earlier phase climbed again after this one, whose base is outdated by it; None if there is none."""
     return max((n for n in climbs if n < number and climbs[n].created > climbs[number].created), default=None)
+
+
+def outcome_words(climb: PhaseResult) -> str:
+    """Return the outcome of a climb: its verdict, or 'interrupted'."""
+    return "interrupted" if climb.interrupted else climb.verdict.label
+
+
+def unpassed_words(climb: PhaseResult) -> str:
+    """Return the steps that did not pass, each with its verdict; empty if all passed."""
+    unpassed = (result for result in climb.results if result.verdict.verdict is not Verdict.PASSED)
+    return "; ".join(f"{result.step.name} {result.verdict.verdict.label}" for result in unpassed)
+
+
+def gate_words(gate: GateReport | None) -> str:
+    """Return whether the gate is open; if not, each missing condition with the command that supplies it."""
+    if gate is None:
+        return "not asked yet (`roofscale gate`)."
+    missing = "; ".join(f"{c.name} ({code(c.remedy)})" for c in gate.conditions if not c.met)
+    return "open." if gate.open else f"closed. Missing: {missing}."
 
 
 def config_words(config: RunConfig) -> str:

@@ -11,7 +11,7 @@ from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult, newest_knee
 from roofscale.report.figures.scaling import group_by_value, mean, runs_by_knob
 from roofscale.report.format import cause_words, code, format_number
-from roofscale.report.phase_status import is_complete_base, step_words
+from roofscale.report.phase_status import is_complete_base, step_words, unpassed_words
 from roofscale.stats.intervals import MAX_OTHER_LOAD
 
 _NEAR = CRITERIA["knee"].limits["tolerance"].default
@@ -37,8 +37,7 @@ def recommend(climb: PhaseResult, following: Phase | None = None) -> tuple[Advic
 def _go_on(climb: PhaseResult, following: Phase | None) -> Advice:
     """Recommend the next command: the same phase again, or the one after it."""
     again = code(f"roofscale phase {climb.phase.number}")
-    stuck = [r for r in climb.results if r.verdict.verdict is not Verdict.PASSED]
-    why = "; ".join(f"{r.step.name} {r.verdict.verdict.label}" for r in stuck) or "all steps passed"
+    why = unpassed_words(climb) or "all steps passed"
     if climb.interrupted:
         done = f"{len(climb.results)} of {len(climb.phase.steps)} steps were judged"
         return Advice(f"Run {again} again; it goes on where it stopped.", done)
