@@ -12,6 +12,7 @@ from roofscale.phases.results import StepResult
 from roofscale.report.format import cause_words, code, format_number
 from roofscale.report.phase_status import (
     Climbs,
+    changed_knobs,
     config_words,
     current_best,
     format_changes,
@@ -233,8 +234,7 @@ def _launch(climbs: Climbs, phases: Sequence[Phase]) -> str:
     return _LAUNCH.format(number=upcoming.number, name=upcoming.name, last_good=_last_good(climbs))
 
 
-def _last_good(climbs: Climbs) -> dict[str, object]:
+def _last_good(climbs: Climbs) -> dict[str, str]:
     """Return the knobs in which the last good config differs from the defaults, but for the place of the data."""
     best = current_best(climbs)
-    changed = best[1].config.diff(RunConfig()) if best else {}
-    return {knob: value for knob, value in changed.items() if knob != "data_root"}
+    return changed_knobs(best[1].config) if best else {}

@@ -9,6 +9,8 @@ from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult, newest_knee
 from roofscale.report.format import code
 
+_FACTS = ("data", "data_fingerprint", "leaks", "compute", "compute_note", "device", "precision", "memory_limit",
+          "memory_source")  # fmt: skip
 Climbs = Mapping[int, PhaseResult]  # the newest climb of each phase that the server has one of
 
 
@@ -57,10 +59,20 @@ def gate_words(gate: GateReport | None) -> str:
     return "open." if gate.open else f"closed. Missing: {missing}."
 
 
-def config_words(config: RunConfig) -> str:
+def facts(climb: PhaseResult) -> dict[str, str]:
+    """Return what is known of the data and the machine that the runs of a climb were made on."""
+    values = {name: dict.fromkeys(run.measurement.facts.get(name, "") for run in climb.all_runs()) for name in _FACTS}
+    return {name: text for name, distinct in values.items() if (text := "; ".join(filter(None, distinct)))}
+
+
+def changed_knobs(config: RunConfig) -> dict[str, str]:
     """Return the overrides of the defaults, without ``data_root``, which only this machine knows."""
-    changed = config.diff(RunConfig())
-    return " ".join(f"{key}={value}" for key, value in changed.items() if key != "data_root") or "the defaults"
+    return {knob: value for knob, value in config.diff(RunConfig()).items() if knob != "data_root"}
+
+
+def config_words(config: RunConfig) -> str:
+    """Return the overrides of the defaults as a user writes them, without ``data_root``."""
+    return " ".join(f"{knob}={value}" for knob, value in changed_knobs(config).items()) or "the defaults"
 
 
 def format_changes(result: StepResult) -> str:

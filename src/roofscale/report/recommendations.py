@@ -79,7 +79,8 @@ def _workers(climb: PhaseResult) -> Iterator[Advice]:
         fewest = next(count for count, rate in rates.items() if rate >= (1 - _NEAR) * max(rates.values()))
         listed = ", ".join(f"{count}: {format_number(rate)}" for count, rate in rates.items())
         because = f"{fewest} is the smallest within {_NEAR:.0%} of the best (samples/s by workers {listed})"
-        yield _take(climb, "num_workers", fewest, because)
+        kept = climb.last_good is not None and climb.last_good.config.num_workers == fewest
+        yield Advice(f"{'Keep' if kept else 'Take'} `num_workers={fewest}` for what comes next.", because)
 
 
 def _starved(climb: PhaseResult) -> Iterator[Advice]:
@@ -93,11 +94,6 @@ def _starved(climb: PhaseResult) -> Iterator[Advice]:
             f"Raise `num_workers` (now {good.config.num_workers}).",
             f"step {good.step.name} spent {wait:.0%} of its time waiting, and a cached batch saves {stall:.0%}",
         )
-
-
-def _take(climb: PhaseResult, knob: str, value: int, because: str) -> Advice:
-    kept = climb.last_good is not None and getattr(climb.last_good.config, knob) == value
-    return Advice(f"{'Keep' if kept else 'Take'} {code(f'{knob}={value}')} for what comes next.", because)
 
 
 def _headroom(climb: PhaseResult) -> Iterator[Advice]:

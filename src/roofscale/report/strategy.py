@@ -80,7 +80,8 @@ def fallback_table() -> str:
 def phase_plan(phase: Phase) -> str:
     """Return the plan of a phase: the configuration it starts from, and its steps."""
     stands = f"the last good configuration of phase {phase.needs}" if phase.needs else "the defaults"
-    base = f", with {code(overrides_words(phase.base))}" if phase.base else ""
+    overrides = " ".join(f"{knob}={value}" for knob, value in _as_written(phase.base).items())
+    base = f", with {code(overrides)}" if overrides else ""
     requires = f"; requires: {', '.join(phase.requires)}" if phase.requires else ""
     table = markdown(
         ("step", "changes", "expects", "criteria", "on failure", "on insufficient evidence"),
@@ -90,10 +91,10 @@ def phase_plan(phase: Phase) -> str:
     return f"{title}\n\n{one_line(phase.question)}\n\nStands on {stands}{base}{requires}.\n\n{table}"
 
 
-def overrides_words(overrides: Mapping[str, Any]) -> str:
-    """Return overrides as words of the command line."""
+def _as_written(overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Return overrides with their values as a user writes them."""
     written = RunConfig().with_overrides(overrides).to_strings()
-    return " ".join(f"{key}={written[key]}" for key in overrides)
+    return {knob: written[knob] for knob in overrides}
 
 
 def _planned(step: Step) -> tuple[str, str, str, str, str]:
@@ -214,28 +215,16 @@ def _configuration(phases: Sequence[Phase], climbs: Climbs) -> str:
     origin = f"Now: {'the last good config' if best else 'the defaults, as no step has passed yet'}."
     target: dict[str, str] = {}
     for last in phases[-1:]:
-        asked = {**last.base, **last.steps[-1].set}
-        written = RunConfig().with_overrides(asked).to_strings()
-        target = {knob: written[knob] for knob in asked}
+        target = _as_written({**last.base, **last.steps[-1].set})
         origin += f" Target: what phase {last.number} asks for in its last step, {last.steps[-1].name}."
-    defaults = RunConfig().to_strings()
+    defaults, current = RunConfig().to_strings(), now.to_strings()
+    reached = {knob: "yes" if current[knob] == value else "no" for knob, value in target.items()}
     rows = [
-        (
-            knob,
-            defaults[knob],
-            value,
-            target.get(knob, ""),
-            _reached(value, target.get(knob)),
-            FIELDS[knob].metadata["meaning"],
-        )
-        for knob, value in now.to_strings().items()
+        (knob, defaults[knob], value, target.get(knob, ""), reached.get(knob, ""), FIELDS[knob].metadata["meaning"])
+        for knob, value in current.items()
         if knob != "data_root" and (knob in target or value != defaults[knob])
     ]
     return f"{origin}\n\n" + markdown(("knob", "default", "now", "target", "reached", "meaning"), rows)
-
-
-def _reached(now: str, target: str | None) -> str:
-    return "" if target is None else "yes" if now == target else "no"
 
 
 def _gate(gate: GateReport | None) -> str:
