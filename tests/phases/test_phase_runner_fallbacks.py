@@ -9,7 +9,7 @@ import pytest
 
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, Outcome
-from roofscale.phases.attempt import Attempts
+from roofscale.phases.attempt import Attempts, plan_changes
 from roofscale.phases.history import latest_result, out_of_memory
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import load_phase
@@ -173,6 +173,31 @@ def test_a_climb_is_read_back_from_the_server_as_it_was(climb: Callable[..., Pha
 def test_an_edited_plan_is_said_in_the_next_verdict(climb: Callable[..., PhaseResult]) -> None:
     assert climb(Machine(99)).notes == ()
     (note,) = climb(Machine(99), PHASE.replace("value: 2.0", "value: 1.9")).notes
-    assert "attempt 001" in note
-    assert "step larger, expect, memory/share, value: 2.0 became 1.9" in note
+    assert note.splitlines() == [
+        "the plan was changed after attempt 001 had results:",
+        " steps:",
+        "   larger:",
+        "     expect:",
+        "-      memory/share: {value: 2.0, of: previous, tolerance: 0.1}",
+        "+      memory/share: {value: 1.9, of: previous, tolerance: 0.1}",
+    ]
     assert latest_result(2).notes == (note,)
+
+
+def test_the_diff_of_a_plan_has_every_change_under_its_keys_and_an_end() -> None:
+    step, other = {"name": "base", "set": {"lr": "1e-4"}, "criteria": {"completes": None}}, {"name": "x", "set": {}}
+    before = {"phase": 2, "question": "Über?", "steps": [step]}
+    assert plan_changes(before, {**dict(reversed(before.items())), "steps": [dict(reversed(step.items()))]}) == []
+    after = {**before, "question": "Warum?", "steps": [{**step, "set": {"lr": "1e-5"}}, other]}
+    assert plan_changes(before, after) == [
+        "-question: Über?",
+        "+question: Warum?",
+        " steps:",
+        "   base:",
+        "-    set: {lr: 1e-4}",
+        "+    set: {lr: 1e-5}",
+        "+  x:",
+        "+    set: {}",
+    ]
+    long = plan_changes(before, {**before, **{f"key{number}": number for number in range(100)}})
+    assert (len(long), long[-1]) == (61, "... and 40 more lines")

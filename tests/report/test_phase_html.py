@@ -1,16 +1,17 @@
 """The HTML report of a climb: one page with nothing beside it, that says what happened and escapes what it quotes."""
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-from tests.report.synthetic_results import BATCHES, climb, passed_samples, phase, rolled_back, run
+from tests.report.synthetic_results import BATCHES, climb, measured, passed_samples, phase, rolled_back, run
 
 from roofscale.measurement import Outcome, StepRecord
+from roofscale.phases.attempt import plan_changes
 from roofscale.phases.results import PhaseResult
 from roofscale.report.artifacts import publish_phase
-from roofscale.report.phase_html import phase_html, write_phase_html
+from roofscale.report.phase_html import phase_html
 from roofscale.tracking import Tracker
 
 VOID = {"meta", "img", "br"}
@@ -100,11 +101,62 @@ def test_what_a_page_quotes_is_never_html() -> None:
     assert page.text.count(hostile) >= 2
 
 
+def narrowest(page: str, kind: str, name: str, content: str) -> float:
+    """The px below which no browser can squeeze a cell: its CSS, else its longest piece without a place to break."""
+    if name in ("words", "run"):
+        return 16 * float(re.search(rf"\ntd\.{name} {{[^}}]* min-width: (\d+)rem", page)[1])
+    badges = re.sub(r'<span class="badge[^>]*>(.*?)</span>', lambda found: "xx" + found[1].replace(" ", "_"), content)
+    text = re.sub("<[^>]*>", "", badges).strip()
+    return 8 * max(map(len, [text] if (kind, name) == ("d", "number") else re.split(r"[\s-]+", text)))
+
+
+@pytest.mark.parametrize("heading", ["Plan and outcome", "Failures and remedies"])
+def test_the_tables_of_runs_fit_a_window_of_1200_px(heading: str) -> None:
+    text = BATCHES.replace("batch-16", "rid-roofline-airs-mixed")
+    plan = phase(text.replace("{batch_size: 16}", '{batch_size: 16, datasets: "rid,roofline,airs", augment: heavy}'))
+    large = {"memory/peak_mib": 123456.0, "speed/samples_per_s": 1234.5}  # without a share of memory: no verdict
+    unclear = run(plan, 2, large, repeats=[{**large, "speed/samples_per_s": 2345.6}])
+    burst = run(plan, 1, outcome=Outcome.HOST_OOM, detail="/a" * 200)
+    page = phase_html(climb(plan, run(plan, 0, measured(3000)), burst, unclear))
+    assert "\ncode { overflow-wrap: anywhere;" in page
+    assert not re.search(r"\n[^{]*\bth\b[^{]*{[^}]*nowrap", page)
+    table = page.split(f"<h2>{heading}</h2>\n")[1].split("</table>")[0]
+    assert table.startswith('<div class="wide">')
+    rows = [
+        [narrowest(page, *cell) for cell in re.findall(r'(?s)<t([hd])(?: class="(\w+)")?[^>]*>(.*?)</t[hd]>', row)]
+        for row in re.findall(r"(?s)<tr[^>]*>(.*?)</tr>", table)
+    ]
+    assert len(rows) >= 3
+    padding = 11.2 * len(rows[0])
+    width = min(1200, 16 * int(re.search(r"\nmain { max-width: (\d+)rem", page)[1])) - 2 * 16
+    assert sum(map(max, zip(*rows, strict=True))) + padding <= width
+
+
+def test_a_changed_plan_is_shown_as_a_diff_and_not_as_json() -> None:
+    before, after = BATCHES, BATCHES.replace("value: 1.8", "value: 2").replace("Which batch", "Which <b>")
+    lines = plan_changes(phase(before).as_json(), phase(after).as_json())
+    text = phase_html(climb(phase(after), notes=("\n".join(["the plan was changed:", *lines]), "by hand")))
+    notes = text[text.index('<div class="note">') : text.index("</header>")]
+    assert re.findall(r"<(del|ins|span)>(.*?)</\1>", notes) == [
+        ("del", "-question: Which batch is fastest?"),
+        ("ins", "+question: Which &lt;b&gt; is fastest?"),
+        ("span", " steps:"),
+        ("span", "   batch-8:"),
+        ("span", "     expect:"),
+        ("del", "-      memory/peak_mib: {value: 1.8, of: previous, tolerance: 0.2}"),
+        ("ins", "+      memory/peak_mib: {value: 2, of: previous, tolerance: 0.2}"),
+    ]
+    assert Page(notes).text.startswith("the plan was changed: -question")
+    assert '<div class="note">by hand\n</div>' in notes
+    for tag in ("ins", "del"):
+        assert re.search(rf"\n{tag} {{ background: [^}}]*var\(--", text), f"{tag} has no colour"
+
+
 def test_commands_in_a_recommendation_are_set_as_code() -> None:
     assert "<code>roofscale phase 5</code>" in phase_html(passed_samples(), replace(phase(BATCHES), number=5))
 
 
-def test_a_page_stays_small_however_long_the_runs_were(tmp_path: Path) -> None:
+def test_a_page_stays_small_however_long_the_runs_were() -> None:
     plan = phase(BATCHES.replace("{batch_size: 4}", '{batch_size: 4, datasets: "rid,airs"}'))
     steps = tuple(
         StepRecord(i, 0, "rid" if i < 5000 else "airs", i, 1 / i, 1.0, 1e-3, 1.0, 0.0, float(i))
@@ -112,11 +164,9 @@ def test_a_page_stays_small_however_long_the_runs_were(tmp_path: Path) -> None:
     )
     four = run(plan, 0, {})
     long = replace(four, measurement=replace(four.measurement, steps=steps))
-    file = write_phase_html(climb(plan, long), tmp_path)
-    assert file.name == "phase2.html"
-    page = Page(file.read_text(encoding="utf-8"))
-    assert any(str(picture["src"]).startswith("data:image/png") for picture in page.pictures)
-    assert file.stat().st_size < LARGEST
+    text = phase_html(climb(plan, long))
+    assert any(str(picture["src"]).startswith("data:image/png") for picture in Page(text).pictures)
+    assert len(text.encode()) < LARGEST
 
 
 def test_the_same_climb_gives_the_same_page() -> None:

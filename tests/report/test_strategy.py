@@ -44,9 +44,41 @@ def rows(text: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
 
 
+def test_the_document_opens_with_the_state_and_the_next_command_before_any_table() -> None:
+    climbs = {1: passed_samples(), 2: rolled_back()}
+    lacking = Condition("the best batch is known", False, "no run shows it", remedy="roofscale phase 3")
+    opening = document(climbs, gate=GateReport((lacking,))).split("\n|")[0].splitlines()
+    assert opening[:4] == ["<!-- written by roofscale report -->", "# Scaling strategy", "", "## Where it stands"]
+    assert opening[5:11] == [
+        "- Phase 1, more-samples: passed, 2 of 2 steps, run `parent1`.",
+        "- Phase 2, larger-batches: failed, 3 of 3 steps (batch-8 failed), run `parent2`.",
+        "- Phase 5, gpu: not climbed yet.",
+        "- Last good config: `max_samples=100 batch_size=12` (phase 2, batch-16 at batch_size=12, run "
+        f"`{climbs[2].results[-1].run_id}`).",
+        "- Gate before the GPU: closed. Missing: the best batch is known (`roofscale phase 3`).",
+        "- Next: `roofscale phase 3`, as the gate requires: the best batch is known. Once it is open: "
+        "`roofscale phase 5`.",
+    ]
+    assert len(opening) < 25, "more than half a page"
+
+
+def test_the_next_command_follows_the_phases_and_the_gate() -> None:
+    def next_line(climbs: Mapping[int, PhaseResult], gate: GateReport | None = None) -> str:
+        return next(line for line in document(climbs, gate=gate).splitlines() if line.startswith("- Next: "))
+
+    both = {1: passed_samples(), 2: rolled_back()}
+    met = Condition("at least 100 samples", True, "100 of them", run_id="abc")
+    assert next_line({}) == "- Next: `roofscale phase 1`. Does it stay healthy with more samples?"
+    assert next_line(both, GateReport((met,))) == "- Next: `roofscale phase 5`. Does it run on the GPU?"
+    stopped = {1: replace(passed_samples(), interrupted=True)}
+    assert next_line(stopped) == "- Next: Run `roofscale phase 1` again; it goes on where it stopped."
+    gpu = climb(PLANS[2], run(PLANS[2], 0, measured(2000)))
+    assert next_line({**both, 5: gpu}) == "- Next: nothing is left to climb."
+
+
 def test_the_configuration_to_go_on_with_stands_beside_default_and_target() -> None:
     found = document({1: passed_samples(), 2: rolled_back()})
-    assert "`max_samples=100 batch_size=12`: phase 2, batch-16 at batch_size=12" in found
+    assert "`max_samples=100 batch_size=12` (phase 2, batch-16 at batch_size=12, run" in found
     knobs = {row[0]: row[1:5] for row in rows(found, "## Configuration and target")}
     assert knobs == {
         "max_samples": ["10", "100", "0", "no"],
@@ -59,8 +91,8 @@ def test_the_configuration_to_go_on_with_stands_beside_default_and_target() -> N
 def test_a_phase_that_stopped_is_the_next_and_leaves_the_base_of_the_one_before() -> None:
     four = run(PLANS[1], 0, outcome=Outcome.HOST_OOM, detail="no memory", cause=Cause.HOST_OOM)
     found = document({1: passed_samples(), 2: climb(PLANS[1], four)})
-    assert "`max_samples=100`: phase 1, many" in found
-    assert "Next: `roofscale phase 2`" in found
+    assert "`max_samples=100` (phase 1, many, run" in found
+    assert "Next: Do not go on: mend what the issues name, then run `roofscale phase 2`." in found
     assert "failed, 1 of 3 steps" in found
 
 
@@ -149,6 +181,14 @@ def test_notes_commit_data_and_run_ids_are_there() -> None:
         assert text in found
 
 
+def test_a_changed_plan_is_a_diff_that_passes_for_no_marker() -> None:
+    note = "the plan was changed:\n steps:\n-  a: <!-- yours: begin x -->\n+  a: 1"
+    changed = replace(passed_samples(), notes=(note, "by hand"))
+    quoted = "> the plan was changed:\n>\n> ```diff\n>  steps:\n> -  a: &lt;!-- yours: begin x -->\n> +  a: 1\n> ```"
+    assert f"\n\n{quoted}\n\n> by hand\n\n" in phase_section(changed, None)
+    assert document({1: changed}, document({1: changed})) == document({1: changed})
+
+
 def test_an_overlay_is_said() -> None:
     plan = replace(PLANS[0], source={**PLANS[0].source, "overlay": {"hold": {"image_size": 64}}})
     found = phase_section(climb(plan, run(plan, 0, measured(2000))), None)
@@ -188,7 +228,7 @@ def test_what_a_person_wrote_survives_in_its_place() -> None:
     assert edited != first
     again = document({1: passed_samples(), 2: rolled_back()}, edited)
     assert read_regions(again).yours["phase-2"] == mine
-    assert again.index(user_block("notes", "top")) < again.index("## Where it stands")
+    assert again.index("## Where it stands") < again.index(user_block("notes", "top")) < again.index("## Configuration")
     assert again.index("<!-- phase 2: end -->") < again.index(mine) < again.index("## Phase 5")
 
 

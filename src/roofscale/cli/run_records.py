@@ -12,7 +12,7 @@ from rich.table import Table
 from roofscale.cli.console import console
 from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.files import read_json
-from roofscale.phases.attempt import StepFolder
+from roofscale.phases.attempt import Attempt, StepFolder
 from roofscale.phases.judge import Verdict
 from roofscale.phases.results import PhaseResult
 from roofscale.report.format import as_json
@@ -112,11 +112,13 @@ def _attempts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _attempt_status(file: Path) -> dict[str, Any]:
-    content = read_json(file)
+    attempt, content = Attempt(file.parent), read_json(file)
     steps = {}
     for number, name in enumerate(content["steps"], 1):
-        folders = [StepFolder(folder) for folder in sorted(file.parent.glob(f"{number:02d}-{name}*"))]
-        steps[name] = _step_status(folders)
+        search = attempt.search(number, name)
+        runs = (path for path in sorted(attempt.path.glob(f"{search.stem}*")) if path != search)
+        # A folder's name is that of the step and, for a further run, "-fallback" or "-repeat" with its number.
+        steps[name] = _step_status({path.name.removeprefix(search.stem): StepFolder(path) for path in runs}, search)
     return {
         "experiment": file.parent.parent.name,
         "attempt": file.parent.name,
@@ -127,20 +129,28 @@ def _attempt_status(file: Path) -> dict[str, Any]:
     }
 
 
-def _step_status(folders: Sequence[StepFolder]) -> str:
-    """Return the status of a step, from the folders of its runs in the order in which they were begun."""
-    if not folders:
+def _step_status(runs: Mapping[str, StepFolder], search: Path) -> str:
+    """Return the status of a step.
+
+    Args:
+        runs: the folders of its runs, by what their names add to that of the step.
+        search: the folder of its search; it holds no verdict, so that it counts only until the step has a run.
+    """
+    if not runs and not search.exists():
         return "not begun"
-    if not folders[-1].verdict:
-        if job := running_job(folders[-1].path):
+    verdicts = {suffix: verdict.verdict for suffix, run in runs.items() if (verdict := run.verdict)}
+    under_way = [run.path for suffix, run in runs.items() if suffix not in verdicts] if runs else [search]
+    if under_way:
+        if job := running_job(under_way[0]):
             return f"job {job.name}, under way when last seen; the same command waits for it"
-        events = folders[-1].path / "events.jsonl"
-        idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""
+        seen = [events.stat().st_mtime for events in under_way[0].rglob("events.jsonl")]
+        idle = f", last sign of life {time.time() - max(seen):,.0f} s ago" if seen else ""
         return f"under way or stopped{idle}; the same command goes on with it"
-    passed = [folder for folder in folders if folder.verdict and folder.verdict.verdict is Verdict.PASSED]
-    if passed and "-fallback" in passed[-1].path.name:
-        return "passed with a fallback"
-    return (passed or folders)[-1].verdict.verdict.label  # type: ignore[union-attr]  # all are judged
+    passed = [suffix for suffix, verdict in verdicts.items() if verdict is Verdict.PASSED]
+    if passed:
+        return "passed with a fallback" if "-fallback" in passed[-1] else "passed"
+    # The planned config decides, by the verdict over all of its seeds.
+    return [verdict for suffix, verdict in verdicts.items() if "-fallback" not in suffix][-1].label
 
 
 def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:

@@ -15,7 +15,7 @@ from roofscale.phases.phase_file import Phase, load_phase
 from roofscale.report.calibration import ForecastOutcome, calibrate, calibration_record, forecast_outcomes
 from roofscale.report.format import as_json
 from roofscale.report.notebook import update_notebook
-from roofscale.report.phase_html import write_phase_html
+from roofscale.report.phase_html import phase_html
 from roofscale.report.phase_json import climb_record
 from roofscale.report.phase_status import Climbs, following
 from roofscale.report.strategy import strategy_document
@@ -77,7 +77,7 @@ def _write_results(
     write_text(folder / CALIBRATION, as_json(calibration_record(outcomes)) + "\n")
     yield folder / CALIBRATION
     for number, climb in climbs.items():
-        record = folder / f"phase{number}.json"
+        record, page = (folder / f"phase{number}.{ending}" for ending in ("json", "html"))
         write_text(record, as_json(climb_record(climb)) + "\n")
-        yield record
-        yield write_phase_html(climb, folder, following(number, phases))
+        write_text(page, phase_html(climb, following(number, phases)))
+        yield from (record, page)

@@ -5,13 +5,14 @@ the run folder's files, ``run.json`` (its MLflow run) and, once judged, ``verdic
 overwritten.
 """
 
-import json
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from roofscale.config import RunConfig
@@ -19,6 +20,8 @@ from roofscale.errors import EnvironmentFault
 from roofscale.files import read_record, write_json
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.judge import StepVerdict
+
+_LONGEST_DIFF = 60  # lines of up to about 80 characters; a longer change is as good as another plan
 
 
 class PhaseLocked(EnvironmentFault):
@@ -189,21 +192,27 @@ def _whole_attempt(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Describe how two phase files differ, one line for each key or step."""
-    steps = [{step["name"]: step for step in phase.get("steps", ())} for phase in (before, after)]
-    lines = _differences((), *({k: v for k, v in phase.items() if k != "steps"} for phase in (before, after)))
-    for name in dict.fromkeys([*steps[0], *steps[1]]):
-        old, new = (by_name.get(name) for by_name in steps)
-        if old is None or new is None:
-            lines.append(f"step {name} was {'added' if old is None else 'taken out'}")
-        else:
-            lines += _differences((f"step {name}",), old, new)
-    return lines
+    """Return the diff of two phase files: YAML lines behind '-' or '+', each under the keys that it belongs to.
+
+    It is empty if only the order of keys differs, and ends after ``_LONGEST_DIFF`` lines: it has to fit an MLflow tag.
+    """
+    if before == after:
+        return []
+    old, new = (_yaml_lines(phase) for phase in (before, after))
+    kept: list[str] = []
+    depth = 0  # indentation of the line kept last: from the end backwards, a line indented less is a key above it
+    for line in [*difflib.unified_diff(old, new, n=max(len(old), len(new)), lineterm="")][:2:-1]:  # without its heading
+        indentation = len(line[1:]) - len(line[1:].lstrip())
+        if line[0] != " " or indentation < depth:
+            kept.append(line)
+            depth = indentation
+    kept.reverse()
+    more = len(kept) - _LONGEST_DIFF
+    return [*kept[:_LONGEST_DIFF], f"... and {more} more lines"] if more > 0 else kept
 
 
-def _differences(path: tuple[str, ...], before: Any, after: Any) -> list[str]:
-    """Return one line for each value that differs, with its path in nested mappings."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = dict.fromkeys([*before, *after])
-        return [line for key in keys for line in _differences((*path, key), before.get(key), after.get(key))]
-    return [] if before == after else [f"{', '.join(path)}: {json.dumps(before)} became {json.dumps(after)}"]
+def _yaml_lines(phase: Mapping[str, Any]) -> list[str]:
+    """Return a phase file as YAML with its steps by name, so that each line of a step is under the step's name."""
+    steps = {step["name"]: {k: v for k, v in step.items() if k != "name"} for step in phase.get("steps", ())}
+    text = yaml.safe_dump({**phase, "steps": steps}, default_flow_style=None, sort_keys=False, allow_unicode=True)
+    return str(text).splitlines()

@@ -340,7 +340,7 @@ class PhaseRunner:
         for newest in self.attempts.all()[-1:]:
             before = newest.content.get("source")
             if before and newest.has_verdicts and (lines := plan_changes(before, self.phase.as_json())):
-                return [f"the plan was changed after attempt {newest.path.name} had results: {'; '.join(lines)}"]
+                return ["\n".join([f"the plan was changed after attempt {newest.path.name} had results:", *lines])]
         return []
 
     def _open_attempt(self, fresh: bool) -> tuple[Attempt, TrackedRun]:

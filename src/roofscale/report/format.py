@@ -13,18 +13,6 @@ from roofscale.phases.criteria.expectations import Expectation
 from roofscale.phases.judge import Verdict
 from roofscale.phases.results import Cause, StepResult
 
-# Facts of a measurement that reports show: on which data and on which machine a run was made.
-FACTS = (
-    "data",
-    "data_fingerprint",
-    "leaks",
-    "compute",
-    "compute_note",
-    "device",
-    "precision",
-    "memory_limit",
-    "memory_source",
-)
 _STYLE = {Verdict.PASSED: "green", Verdict.FAILED: "bold red", Verdict.INSUFFICIENT_EVIDENCE: "yellow"}
 
 
@@ -70,6 +58,12 @@ def format_number(value: float) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def over_seeds(run: StepResult, metric: str) -> str:
+    """Return a metric of a run, or over several seeds the smallest and the largest value; '-' if it is not known."""
+    finite = sorted(value for seed in run.measurements if math.isfinite(value := seed.metric(metric)))
+    return " to ".join(dict.fromkeys(format_number(value) for value in (finite[0], finite[-1]))) if finite else "-"
 
 
 def metric_heading(name: str) -> str:

@@ -28,7 +28,7 @@ def update_notebook(file: Path, climbs: Climbs, phases: Sequence[Phase], gate: G
     """
     text = read_text(file) if file.exists() else ""
     try:
-        book = _read(text) if file.exists() else _new_book()
+        book = _read(text) if file.exists() else nbformat.v4.new_notebook(metadata=_KERNEL)  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise ConfigError(
             f"{file}: cannot be read as a notebook ({error}); expected JSON of notebook format 4. Mend it, or move it "
@@ -50,11 +50,6 @@ def _read(text: str) -> dict[str, Any]:
         nbformat.validate(copy)  # on a copy, because it may repair what it validates
     except nbformat.ValidationError as error:
         raise ValueError(error.message) from error
-    return book
-
-
-def _new_book() -> dict[str, Any]:
-    book: dict[str, Any] = nbformat.v4.new_notebook(metadata=_KERNEL)  # type: ignore[no-untyped-call]
     return book
 
 

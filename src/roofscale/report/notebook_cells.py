@@ -10,7 +10,16 @@ from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import StepResult
 from roofscale.report.format import cause_words, code, format_number
-from roofscale.report.phase_status import Climbs, config_words, current_best, format_changes, next_phase, step_words
+from roofscale.report.phase_status import (
+    Climbs,
+    changed_knobs,
+    config_words,
+    current_best,
+    format_changes,
+    gate_words,
+    next_phase,
+    step_words,
+)
 
 Rows = Sequence[Sequence[str]]
 
@@ -160,7 +169,7 @@ def notebook_cells(climbs: Climbs, phases: Sequence[Phase], gate: GateReport | N
         _successes(climbs),
         _failures(climbs),
         Cell("roofscale-figures", "code", _FIGURES),
-        Cell("roofscale-gate", "markdown", _gate(gate)),
+        Cell("roofscale-gate", "markdown", f"## Next phase\n\nThe gate before the GPU: {gate_words(gate)}"),
         Cell("roofscale-launch", "code", _launch(climbs, phases)),
         Cell("roofscale-job", "code", _JOB.format(last_good=_last_good(climbs))),
         Cell("roofscale-comparison", "code", _COMPARE),
@@ -218,17 +227,6 @@ def _passed(run: StepResult) -> bool:
     return run.verdict.verdict is Verdict.PASSED
 
 
-def _gate(gate: GateReport | None) -> str:
-    if gate is None:
-        state = "not asked yet (`roofscale gate`)."
-    elif gate.open:
-        state = "open."
-    else:
-        missing = "; ".join(f"{c.name} ({code(c.remedy)})" for c in gate.conditions if not c.met)
-        state = f"closed. Missing: {missing}."
-    return f"## Next phase\n\nThe gate before the GPU: {state}"
-
-
 def _launch(climbs: Climbs, phases: Sequence[Phase]) -> str:
     upcoming = next_phase(phases, climbs)
     if upcoming is None:
@@ -236,8 +234,7 @@ def _launch(climbs: Climbs, phases: Sequence[Phase]) -> str:
     return _LAUNCH.format(number=upcoming.number, name=upcoming.name, last_good=_last_good(climbs))
 
 
-def _last_good(climbs: Climbs) -> dict[str, object]:
+def _last_good(climbs: Climbs) -> dict[str, str]:
     """Return the knobs in which the last good config differs from the defaults, but for the place of the data."""
     best = current_best(climbs)
-    changed = best[1].config.diff(RunConfig()) if best else {}
-    return {knob: value for knob, value in changed.items() if knob != "data_root"}
+    return changed_knobs(best[1].config) if best else {}

@@ -5,35 +5,25 @@ import io
 import math
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from roofscale.files import write_text
-from roofscale.measurement import Measurement
 from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report import format
 from roofscale.report.figures import style
 from roofscale.report.figures.phase import CAPTIONS, phase_figures
-from roofscale.report.phase_status import config_words, format_changes, step_words, watched
+from roofscale.report.phase_status import config_words, facts, format_changes, outcome_words, step_words, watched
 from roofscale.report.recommendations import recommend
 from roofscale.stats.intervals import CONFIDENCE
 
 REPORT = "report.html"  # in MLflow
 UI = "http://127.0.0.1:5000"  # where `make ui` serves MLflow
 _PNG_DPI = 150  # dots per inch: 1200 px wide
-
-
-def write_phase_html(climb: PhaseResult, folder: Path, following: Phase | None = None) -> Path:
-    """Write the report of a climb into a folder as ``phase<number>.html``; return the file."""
-    file = folder / f"phase{climb.phase.number}.html"
-    write_text(file, phase_html(climb, following))
-    return file
 
 
 def phase_html(climb: PhaseResult, following: Phase | None = None, ui: str = UI) -> str:
@@ -49,16 +39,14 @@ def phase_html(climb: PhaseResult, following: Phase | None = None, ui: str = UI)
         climb=climb,
         phase=climb.phase,
         runs=runs,
-        outcome="interrupted" if climb.interrupted else climb.verdict.label,
+        outcome=outcome_words(climb),
         headline=_headline(climb),
         left_out=climb.left_out,
         setbacks=[run for run in runs if run.fallback or run.verdict.verdict is not Verdict.PASSED],
         compared=climb.comparisons,
         advice=recommend(climb, following),
         watched=watched(climb),
-        facts={
-            name: ", ".join(_distinct(run.measurement.facts.get(name, "") for run in runs)) for name in format.FACTS
-        },
+        facts=facts(climb),
         figures={name: _data_uri(figure) for name, figure in phase_figures(climb).items()},
         captions=CAPTIONS,
         colours={verdict.value: colour for verdict, colour in style.VERDICT_COLOUR.items()},
@@ -88,7 +76,7 @@ def _template() -> Template:
         "minutes": _minutes,
         "percent": _percent,
         "worst": _worst,
-        "over_seeds": _over_seeds,
+        "over_seeds": format.over_seeds,
     }
     return environment.get_template("phase.html.jinja")
 
@@ -103,33 +91,18 @@ def _headline(climb: PhaseResult) -> str:
     return f"{summary}. It took {runs} run{'' if runs == 1 else 's'} and {_minutes(climb.all_runs())} min."
 
 
-def _measurements(runs: Iterable[StepResult]) -> list[Measurement]:
-    """Return the measurements of all seeds."""
-    return [measurement for run in runs for measurement in run.measurements]
-
-
 def _minutes(runs: Iterable[StepResult]) -> str:
-    seconds = (measurement.metric("speed/run_seconds") for measurement in _measurements(runs))
+    seconds = (seed.metric("speed/run_seconds") for run in runs for seed in run.measurements)
     return f"{math.fsum(filter(math.isfinite, seconds)) / 60:.1f}"
 
 
 def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share:.0%}"
+    return "" if math.isnan(share) else f"{share:.0%}"
 
 
-def _worst(runs: Iterable[StepResult], metric: str) -> float:
+def _worst(run: StepResult, metric: str) -> float:
     """Return the largest value over all seeds; NaN if there is none."""
-    return max((m.metric(metric) for m in _measurements(runs) if metric in m.metrics), default=math.nan)
-
-
-def _over_seeds(run: StepResult, metric: str) -> str:
-    """Return the value, or over several seeds the smallest and the largest."""
-    finite = sorted(m.metric(metric) for m in _measurements([run]) if math.isfinite(m.metric(metric)))
-    return " to ".join(_distinct(format.format_number(value) for value in (finite[0], finite[-1]))) if finite else "-"
-
-
-def _distinct(words: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(filter(None, words)))
+    return max((m.metric(metric) for m in run.measurements if metric in m.metrics), default=math.nan)
 
 
 def _data_uri(figure: Figure) -> str:

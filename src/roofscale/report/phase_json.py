@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from roofscale.config import RunConfig
 from roofscale.phases.results import PhaseResult, StepResult
+from roofscale.report.phase_status import changed_knobs
 
 
 def climb_record(climb: PhaseResult) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def climb_record(climb: PhaseResult) -> dict[str, Any]:
         "run_id": climb.run_id,
         "notes": climb.notes,
         "skipped": dict(climb.skipped),
-        "last_good": {"step": good.step.name, "config": _config(good), "run_id": good.run_id} if good else None,
+        "last_good": good and {"step": good.step.name, "config": changed_knobs(good.config), "run_id": good.run_id},
         "expectations": [
             {
                 "step": comparison.step,
@@ -47,7 +47,7 @@ def _run(run: StepResult, decides: bool) -> dict[str, Any]:
         "step": run.step.name,
         "decides": decides,
         "run_id": run.run_id,
-        "config": _config(run),
+        "config": changed_knobs(run.config),
         "retry_of": run.fallback.retry_of if run.fallback else None,
         "changed": run.fallback.changed if run.fallback else None,
         "outcome": run.measurement.outcome,
@@ -58,8 +58,3 @@ def _run(run: StepResult, decides: bool) -> dict[str, Any]:
         "facts": dict(run.measurement.facts),
         "repeats": [{"outcome": repeat.outcome, "metrics": dict(repeat.metrics)} for repeat in run.repeats],
     }
-
-
-def _config(run: StepResult) -> dict[str, str]:
-    """Return the overrides of the defaults, without ``data_root``, which only this machine knows."""
-    return {k: v for k, v in run.config.diff(RunConfig()).items() if k != "data_root"}

@@ -13,16 +13,15 @@ from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.report.format import (
-    FACTS,
     cause_words,
     code,
     expectation_words,
-    format_number,
     markdown,
     metric_heading,
     one_line,
+    over_seeds,
 )
-from roofscale.report.phase_status import config_words, format_changes, step_words, watched
+from roofscale.report.phase_status import config_words, facts, format_changes, outcome_words, step_words, watched
 from roofscale.report.recommendations import recommend
 
 DESCRIPTION_LENGTH = 8000  # characters; MLflow keeps a run's description as a tag, and accepts no longer tag
@@ -59,19 +58,13 @@ def truncate_description(section: str, artifact: str) -> str:
     return section[: section.rindex("\n", 0, DESCRIPTION_LENGTH - len(pointer))] + pointer
 
 
-def outcome_words(climb: PhaseResult) -> str:
-    """Return the outcome of a climb: its verdict, or 'interrupted'."""
-    return "interrupted" if climb.interrupted else climb.verdict.label
-
-
 def _head(climb: PhaseResult) -> str:
     origin = [f"Attempt of {climb.created}" if climb.created else "", f"MLflow experiment {code(climb.experiment)}"]
     origin += [f"run {code(climb.run_id)}", f"commit {code(climb.commit)}" if climb.commit else "commit not known"]
-    facts = {name: _fact(climb, name) for name in FACTS}
-    lines = [f"- {name.replace('_', ' ')}: {one_line(value)}" for name, value in facts.items() if value]
+    lines = [f"- {name.replace('_', ' ')}: {one_line(value)}" for name, value in facts(climb).items()]
     overlay = climb.phase.as_json().get("overlay")
     overlaid = [f"the phase file was climbed with an overlay: {json.dumps(overlay)}"] if overlay else []
-    notes = [f"> {one_line(note)}" for note in (*overlaid, *climb.notes)]
+    notes = map(_note, (*overlaid, *climb.notes))
     return "\n\n".join(
         part
         for part in (one_line(climb.phase.question), ", ".join(filter(None, origin)) + ".", "\n".join(lines), *notes)
@@ -79,9 +72,11 @@ def _head(climb: PhaseResult) -> str:
     )
 
 
-def _fact(climb: PhaseResult, name: str) -> str:
-    values = (run.measurement.facts.get(name, "") for run in climb.all_runs())
-    return "; ".join(dict.fromkeys(filter(None, values)))
+def _note(note: str) -> str:
+    """Return a note as a quotation; what follows its first line is the diff of a plan that was changed."""
+    sentence, _, diff = note.partition("\n")
+    fenced = ["", "```diff", *diff.replace("<", "&lt;").splitlines(), "```"] if diff else []
+    return "\n".join(f"> {line}".rstrip() for line in (one_line(sentence), *fenced))
 
 
 def _runs(climb: PhaseResult) -> str:
@@ -137,15 +132,9 @@ def _borne_out(compared: Comparison) -> str:
 
 def _measured(results: Sequence[StepResult], metrics: Sequence[str]) -> str:
     """Return a table of one row per metric and one column per step; of several seeds, the range of values."""
-    rows = [[metric_heading(name), *(_over_seeds(r, name) for r in results)] for name in metrics]
+    rows = [[metric_heading(name), *(over_seeds(r, name) for r in results)] for name in metrics]
     measured = [row for row in rows if any(cell != "-" for cell in row[1:])]
     return markdown(["metric", *map(step_words, results)], measured) if measured else ""
-
-
-def _over_seeds(result: StepResult, name: str) -> str:
-    values = [run.metric(name) for run in result.measurements]
-    finite = sorted(value for value in values if math.isfinite(value))
-    return " to ".join(dict.fromkeys(format_number(value) for value in (finite[0], finite[-1]))) if finite else "-"
 
 
 def _issues(climb: PhaseResult) -> str:
@@ -210,12 +199,7 @@ def _recommendation(climb: PhaseResult, following: Phase | None) -> str:
 
 def _evidence(climb: PhaseResult) -> str:
     rows = [
-        (
-            step_words(run) if index == 0 else "",
-            criterion.name,
-            criterion.verdict.label,
-            criterion.evidence,
-        )
+        (step_words(run) if index == 0 else "", criterion.name, criterion.verdict.label, criterion.evidence)
         for run in climb.all_runs()
         for index, criterion in enumerate(run.verdict.criteria)
     ]

@@ -1,11 +1,16 @@
-"""State of all phases according to the tracking server: pure functions of the newest climbs."""
+"""State of all phases according to the tracking server: pure functions of the newest climbs and the gate."""
 
 from collections.abc import Mapping, Sequence
 
 from roofscale.config import RunConfig
+from roofscale.phases.gate import GateReport
+from roofscale.phases.judge import Verdict
 from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult, newest_knee
+from roofscale.report.format import code
 
+_FACTS = ("data", "data_fingerprint", "leaks", "compute", "compute_note", "device", "precision", "memory_limit",
+          "memory_source")  # fmt: skip
 Climbs = Mapping[int, PhaseResult]  # the newest climb of each phase that the server has one of
 
 
@@ -35,10 +40,39 @@ def superseded_by(number: int, climbs: Climbs) -> int | None:
     return max((n for n in climbs if n < number and climbs[n].created > climbs[number].created), default=None)
 
 
-def config_words(config: RunConfig) -> str:
+def outcome_words(climb: PhaseResult) -> str:
+    """Return the outcome of a climb: its verdict, or 'interrupted'."""
+    return "interrupted" if climb.interrupted else climb.verdict.label
+
+
+def unpassed_words(climb: PhaseResult) -> str:
+    """Return the steps that did not pass, each with its verdict; empty if all passed."""
+    unpassed = (result for result in climb.results if result.verdict.verdict is not Verdict.PASSED)
+    return "; ".join(f"{result.step.name} {result.verdict.verdict.label}" for result in unpassed)
+
+
+def gate_words(gate: GateReport | None) -> str:
+    """Return whether the gate is open; if not, each missing condition with the command that supplies it."""
+    if gate is None:
+        return "not asked yet (`roofscale gate`)."
+    missing = "; ".join(f"{c.name} ({code(c.remedy)})" for c in gate.conditions if not c.met)
+    return "open." if gate.open else f"closed. Missing: {missing}."
+
+
+def facts(climb: PhaseResult) -> dict[str, str]:
+    """Return what is known of the data and the machine that the runs of a climb were made on."""
+    values = {name: dict.fromkeys(run.measurement.facts.get(name, "") for run in climb.all_runs()) for name in _FACTS}
+    return {name: text for name, distinct in values.items() if (text := "; ".join(filter(None, distinct)))}
+
+
+def changed_knobs(config: RunConfig) -> dict[str, str]:
     """Return the overrides of the defaults, without ``data_root``, which only this machine knows."""
-    changed = config.diff(RunConfig())
-    return " ".join(f"{key}={value}" for key, value in changed.items() if key != "data_root") or "the defaults"
+    return {knob: value for knob, value in config.diff(RunConfig()).items() if knob != "data_root"}
+
+
+def config_words(config: RunConfig) -> str:
+    """Return the overrides of the defaults as a user writes them, without ``data_root``."""
+    return " ".join(f"{knob}={value}" for knob, value in changed_knobs(config).items()) or "the defaults"
 
 
 def format_changes(result: StepResult) -> str:

@@ -11,7 +11,7 @@ from roofscale.phases.phase_file import Phase
 from roofscale.phases.results import PhaseResult, StepResult, newest_knee
 from roofscale.report.figures.scaling import group_by_value, mean, runs_by_knob
 from roofscale.report.format import cause_words, code, format_number
-from roofscale.report.phase_status import is_complete_base, step_words
+from roofscale.report.phase_status import is_complete_base, step_words, unpassed_words
 from roofscale.stats.intervals import MAX_OTHER_LOAD
 
 _NEAR = CRITERIA["knee"].limits["tolerance"].default
@@ -37,8 +37,7 @@ def recommend(climb: PhaseResult, following: Phase | None = None) -> tuple[Advic
 def _go_on(climb: PhaseResult, following: Phase | None) -> Advice:
     """Recommend the next command: the same phase again, or the one after it."""
     again = code(f"roofscale phase {climb.phase.number}")
-    stuck = [r for r in climb.results if r.verdict.verdict is not Verdict.PASSED]
-    why = "; ".join(f"{r.step.name} {r.verdict.verdict.label}" for r in stuck) or "all steps passed"
+    why = unpassed_words(climb) or "all steps passed"
     if climb.interrupted:
         done = f"{len(climb.results)} of {len(climb.phase.steps)} steps were judged"
         return Advice(f"Run {again} again; it goes on where it stopped.", done)
@@ -80,7 +79,8 @@ def _workers(climb: PhaseResult) -> Iterator[Advice]:
         fewest = next(count for count, rate in rates.items() if rate >= (1 - _NEAR) * max(rates.values()))
         listed = ", ".join(f"{count}: {format_number(rate)}" for count, rate in rates.items())
         because = f"{fewest} is the smallest within {_NEAR:.0%} of the best (samples/s by workers {listed})"
-        yield _take(climb, "num_workers", fewest, because)
+        kept = climb.last_good is not None and climb.last_good.config.num_workers == fewest
+        yield Advice(f"{'Keep' if kept else 'Take'} `num_workers={fewest}` for what comes next.", because)
 
 
 def _starved(climb: PhaseResult) -> Iterator[Advice]:
@@ -94,11 +94,6 @@ def _starved(climb: PhaseResult) -> Iterator[Advice]:
             f"Raise `num_workers` (now {good.config.num_workers}).",
             f"step {good.step.name} spent {wait:.0%} of its time waiting, and a cached batch saves {stall:.0%}",
         )
-
-
-def _take(climb: PhaseResult, knob: str, value: int, because: str) -> Advice:
-    kept = climb.last_good is not None and getattr(climb.last_good.config, knob) == value
-    return Advice(f"{'Keep' if kept else 'Take'} {code(f'{knob}={value}')} for what comes next.", because)
 
 
 def _headroom(climb: PhaseResult) -> Iterator[Advice]:

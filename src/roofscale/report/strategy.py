@@ -8,20 +8,24 @@ from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.fallback import ADVICE
 from roofscale.phases.gate import GateReport
 from roofscale.phases.phase_file import Phase, Step
-from roofscale.phases.results import Cause, PhaseResult
+from roofscale.phases.results import Cause
 from roofscale.report import user_blocks
 from roofscale.report.calibration import Calibration, calibration_table
 from roofscale.report.format import cause_words, code, expectation_words, limits_words, markdown, one_line
-from roofscale.report.phase_section import outcome_words, phase_section
+from roofscale.report.phase_section import phase_section
 from roofscale.report.phase_status import (
     Climbs,
     config_words,
     current_best,
     following,
+    gate_words,
     next_phase,
+    outcome_words,
     step_words,
     superseded_by,
+    unpassed_words,
 )
+from roofscale.report.recommendations import recommend
 
 _UP = (
     "A step passes when all of its criteria hold; then the next one is climbed. Evidence that is too thin passes "
@@ -77,7 +81,8 @@ def fallback_table() -> str:
 def phase_plan(phase: Phase) -> str:
     """Return the plan of a phase: the configuration it starts from, and its steps."""
     stands = f"the last good configuration of phase {phase.needs}" if phase.needs else "the defaults"
-    base = f", with {code(overrides_words(phase.base))}" if phase.base else ""
+    overrides = " ".join(f"{knob}={value}" for knob, value in _as_written(phase.base).items())
+    base = f", with {code(overrides)}" if overrides else ""
     requires = f"; requires: {', '.join(phase.requires)}" if phase.requires else ""
     table = markdown(
         ("step", "changes", "expects", "criteria", "on failure", "on insufficient evidence"),
@@ -87,10 +92,10 @@ def phase_plan(phase: Phase) -> str:
     return f"{title}\n\n{one_line(phase.question)}\n\nStands on {stands}{base}{requires}.\n\n{table}"
 
 
-def overrides_words(overrides: Mapping[str, Any]) -> str:
-    """Return overrides as words of the command line."""
+def _as_written(overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Return overrides with their values as a user writes them."""
     written = RunConfig().with_overrides(overrides).to_strings()
-    return " ".join(f"{key}={written[key]}" for key in overrides)
+    return {knob: written[knob] for knob in overrides}
 
 
 def _planned(step: Step) -> tuple[str, str, str, str, str]:
@@ -106,9 +111,7 @@ def _planned(step: Step) -> tuple[str, str, str, str, str]:
 
 
 _SIGNATURE = "<!-- written by roofscale report -->"
-_TITLE = f"""{_SIGNATURE}
-# Scaling strategy
-
+_ABOUT = """\
 `roofscale report` writes this page from the tracking server and the phase files, and so does every climb. What stands
 between lines marked *yours* is yours to write, and is kept as it is; the rest is written anew."""
 _NOTES = "notes"
@@ -135,9 +138,10 @@ def strategy_document(
     if kept.outside.strip() and _SIGNATURE not in kept.outside:
         yours[_NOTES] = f"\n{kept.outside.strip()}\n{yours.get(_NOTES, '')}"
     parts = [
-        _TITLE,
+        f"{_SIGNATURE}\n# Scaling strategy",
+        f"## Where it stands\n\n{_standing(phases, climbs, kept.phases, gate)}",
+        _ABOUT,
         _offer(_NOTES, yours),
-        f"## Where it stands\n\n{_standing(phases, climbs, kept.phases)}",
         f"## Configuration and target\n\n{_configuration(phases, climbs)}",
         f"## Going up\n\n{criteria_table(phases)}",
         f"## Coming down\n\n{fallback_table()}",
@@ -169,59 +173,59 @@ def _sections(phases: Sequence[Phase], climbs: Climbs, kept: Mapping[int, str], 
         yield _offer(f"phase-{number}", yours)
 
 
-def _standing(phases: Sequence[Phase], climbs: Climbs, kept: Mapping[int, str]) -> str:
-    rows = []
-    for phase in phases:
-        climb = climbs.get(phase.number)
-        if climb:
-            good = step_words(climb.last_good) if climb.last_good else "none"
-            rows.append((str(phase.number), phase.name, _state(climb, climbs), good, code(climb.run_id)))
-        else:
-            state = "not on this server; its section is kept" if phase.number in kept else "not climbed yet"
-            rows.append((str(phase.number), phase.name, state, "", ""))
-    upcoming = next_phase(phases, climbs)
-    command = f"\n\nNext: {code(f'roofscale phase {upcoming.number}')}. {upcoming.question}" if upcoming else ""
-    return markdown(("phase", "name", "stands at", "last good step", "MLflow run"), rows) + command
+def _standing(phases: Sequence[Phase], climbs: Climbs, kept: Mapping[int, str], gate: GateReport | None) -> str:
+    """Return the opening list: the state of each phase, the last good config, the gate, and the next command."""
+    lines = [f"Phase {phase.number}, {phase.name}: {_state(phase.number, climbs, kept)}." for phase in phases]
+    good = "none yet; the defaults are the start"
+    if best := current_best(climbs):
+        climb, step = best
+        origin = f"phase {climb.phase.number}, {step_words(step)}, run {code(step.run_id)}"
+        good = f"{code(config_words(step.config))} ({origin})"
+    lines += [f"Last good config: {good}.", f"Gate before the GPU: {gate_words(gate)}"]
+    lines += [f"Next: {_next_command(phases, climbs, gate)}"]
+    return "\n".join(f"- {one_line(line)}" for line in lines)
 
 
-def _state(climb: PhaseResult, climbs: Climbs) -> str:
+def _state(number: int, climbs: Climbs, kept: Mapping[int, str]) -> str:
+    if number not in climbs:
+        return "not on this server; its section is kept" if number in kept else "not climbed yet"
+    climb = climbs[number]
     state = f"{outcome_words(climb)}, {len(climb.results)} of {len(climb.phase.steps)} steps"
-    older = superseded_by(climb.phase.number, climbs)
-    return f"{state}; phase {older} was climbed again since" if older else state
+    if unpassed := unpassed_words(climb):
+        state += f" ({unpassed})"
+    older = superseded_by(number, climbs)
+    return f"{state}, run {code(climb.run_id)}" + (f"; phase {older} was climbed again since" if older else "")
+
+
+def _next_command(phases: Sequence[Phase], climbs: Climbs, gate: GateReport | None) -> str:
+    """Return the command to run next with its reason: for the gate if that bars the next phase, else that phase's."""
+    upcoming = next_phase(phases, climbs)
+    if upcoming is None:
+        return "nothing is left to climb."
+    command = code(f"roofscale phase {upcoming.number}")
+    missing = [c for c in gate.conditions if not c.met] if gate and "gate" in upcoming.requires else []
+    if missing:
+        return f"{code(missing[0].remedy)}, as the gate requires: {missing[0].name}. Once it is open: {command}."
+    return recommend(climbs[upcoming.number])[0].say if upcoming.number in climbs else f"{command}. {upcoming.question}"
 
 
 def _configuration(phases: Sequence[Phase], climbs: Climbs) -> str:
-    """Return the table of the current best configuration, the defaults and the target, the last phase's last step."""
+    """Return the table of the last good config, the defaults and the target, the last phase's last step."""
     best = current_best(climbs)
     now = best[1].config if best else RunConfig()
-    origin = "No step has passed yet: these are the defaults."
-    if best:
-        climb, good = best
-        origin = f"{code(config_words(now))}: phase {climb.phase.number}, {step_words(good)}, run {code(good.run_id)}."
+    origin = f"Now: {'the last good config' if best else 'the defaults, as no step has passed yet'}."
     target: dict[str, str] = {}
     for last in phases[-1:]:
-        asked = {**last.base, **last.steps[-1].set}
-        written = RunConfig().with_overrides(asked).to_strings()
-        target = {knob: written[knob] for knob in asked}
-        origin += f" The target is what phase {last.number} asks for in its last step, {last.steps[-1].name}."
-    defaults = RunConfig().to_strings()
+        target = _as_written({**last.base, **last.steps[-1].set})
+        origin += f" Target: what phase {last.number} asks for in its last step, {last.steps[-1].name}."
+    defaults, current = RunConfig().to_strings(), now.to_strings()
+    reached = {knob: "yes" if current[knob] == value else "no" for knob, value in target.items()}
     rows = [
-        (
-            knob,
-            defaults[knob],
-            value,
-            target.get(knob, ""),
-            _reached(value, target.get(knob)),
-            FIELDS[knob].metadata["meaning"],
-        )
-        for knob, value in now.to_strings().items()
+        (knob, defaults[knob], value, target.get(knob, ""), reached.get(knob, ""), FIELDS[knob].metadata["meaning"])
+        for knob, value in current.items()
         if knob != "data_root" and (knob in target or value != defaults[knob])
     ]
     return f"{origin}\n\n" + markdown(("knob", "default", "now", "target", "reached", "meaning"), rows)
-
-
-def _reached(now: str, target: str | None) -> str:
-    return "" if target is None else "yes" if now == target else "no"
 
 
 def _gate(gate: GateReport | None) -> str:
