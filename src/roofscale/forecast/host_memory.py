@@ -17,7 +17,6 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from roofscale.compute import MIB
 from roofscale.config import RunConfig, affecting
@@ -312,8 +311,11 @@ class HostModel:
 
     def _reach(self, mib: float, leverage: float, freedom: int) -> float:
         """Return the half width of the interval around a peak, MiB."""
+        from scipy import special  # SciPy's stats, whose ppf of t and norm call these two, take seconds to import
+
         share = (1 + CONFIDENCE) / 2
-        deviation = max(float(stats.t.ppf(share, freedom)) * self.spread, float(stats.norm.ppf(share)) * MIN_SPREAD)
+        student, normal = float(special.stdtrit(float(freedom), share)), float(special.ndtri(share))
+        deviation = max(student * self.spread, normal * MIN_SPREAD)
         return deviation * math.sqrt(mib**2 + leverage)
 
     def _row(self, config: RunConfig) -> Values:

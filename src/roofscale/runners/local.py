@@ -5,7 +5,6 @@ and CPU time are those of the run alone. The same runner works inside a containe
 """
 
 import contextlib
-import importlib
 import os
 import subprocess
 import sys
@@ -72,7 +71,7 @@ class LocalRunner:
         parent = cgroup.own_memory() if self.use_cgroup else None
         with MemoryLimit(limits.memory_bytes, parent) as memory_limit, self.stop_request.on_signals():
             observation = self._supervise(command, config, limits, memory_limit)
-        # Not at the top: SciPy takes two seconds to import, and the training process can start meanwhile.
+        # Not at the top: a job sets its signal handlers before it imports NumPy.
         from roofscale.runners.build_measurement import build_measurement
 
         measurement = build_measurement(config, size, limits, observation)
@@ -88,10 +87,8 @@ class LocalRunner:
         with (self.run_dir / "stdout.log").open("ab") as out, (self.run_dir / "stderr.log").open("ab") as err:
             stderr_start = err.tell()  # a resumed run must not be judged by what an earlier process wrote
             child = self._start(command, config, limits, memory_limit, out, err)
-        # Import it (and SciPy) while the child is busy with its own imports.
-        threading.Thread(
-            target=importlib.import_module, args=("roofscale.runners.build_measurement",), daemon=True
-        ).start()
+        # Import what the measurement needs while the child is busy with its own imports.
+        threading.Thread(target=_import_scipy, daemon=True).start()
         supervisor = Supervisor(
             child,
             memory_limit,
@@ -146,6 +143,10 @@ class LocalRunner:
             },
             start_new_session=True,
         )
+
+
+def _import_scipy() -> None:
+    import scipy.stats  # noqa: F401  # takes seconds
 
 
 def _watch(
