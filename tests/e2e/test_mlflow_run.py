@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from roofscale import invocation
-from roofscale.tracking import MlflowProjectRun
+from roofscale.cli.options import adopt_project_run
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "image_size=64 encoder=test_resnet max_samples=4 val_samples=2 threads=1 num_workers=0"
@@ -63,7 +63,8 @@ def test_mlflow_run_passes_knobs_on_and_its_run_points_to_the_results(project: P
 
     wrong = mlflow_run(project, "train", "batch_sizes=4")
     assert wrong.returncode != 0
-    assert "Did you mean" in wrong.stderr and "'--batch_size'" in wrong.stderr
+    assert "Did you mean" in wrong.stderr
+    assert "'--batch_size'" in wrong.stderr
 
 
 def test_the_run_around_a_phase_becomes_its_attempt_and_remedies_are_spelled_for_mlflow(project: Path) -> None:
@@ -114,7 +115,7 @@ def test_only_the_run_that_mlflow_run_has_just_opened_is_ours(
     run_id = client.create_run("0", tags=tags).info.run_id
     client.update_run(run_id, status=status)
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    found = MlflowProjectRun.adopt("phase1")
+    found = adopt_project_run("phase1")
     assert (found is not None) == bool(invocation.through_mlflow) == ours
     assert "MLFLOW_RUN_ID" not in os.environ
 

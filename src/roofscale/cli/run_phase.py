@@ -23,7 +23,7 @@ from roofscale.data.sources import resolve_data
 from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.forecast.history import dataset_sizes_cached
 from roofscale.forecast.run_forecaster import RunForecaster
-from roofscale.invocation import PHASES
+from roofscale.invocation import PHASES, SEARCHING
 from roofscale.measurement import Outcome
 from roofscale.phases import starting_config
 from roofscale.phases.attempt import Attempts
@@ -43,7 +43,7 @@ from roofscale.runners import registry
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker, check_server, get_run
-from roofscale.tracking.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name
+from roofscale.tracking.history import SEARCH_EXPERIMENT, experiment_name
 
 if TYPE_CHECKING:
     from roofscale.phases.search.step_search import StepSearch
@@ -398,7 +398,8 @@ def climb_json(climbed: PhaseResult) -> dict[str, object]:
 def climb_all(options: ClimbOptions) -> int:
     """Climb every phase in order; stop if one was interrupted, stopped early, or has no config for the next.
 
-    A phase that is complete at the same plan is skipped, unless ``fresh``.
+    The caller has checked the overrides of all phases (``ClimbOptions.require_valid``). A phase that is complete at the
+    same plan is skipped, unless ``fresh``.
 
     Returns:
         The exit code of the first phase that did not pass. A last phase that this machine cannot run is printed, and
@@ -406,9 +407,6 @@ def climb_all(options: ClimbOptions) -> int:
     """
     climbs: list[PhaseResult] = []
     by_phase = {phase.number: options.in_climb(phase) for phase in map(options.load, PHASES)}
-    for number, phase_options in by_phase.items():
-        phase = options.load(number)
-        phase.resolve(overrides=phase_options.overrides_for(phase))  # refuses wrong overrides before anything runs
     for number, phase_options in by_phase.items():
         climbed = climb_phase(number, phase_options)
         if climbed is None:
