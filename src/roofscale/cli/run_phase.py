@@ -16,7 +16,6 @@ from roofscale.cli.climb_options import ClimbOptions
 from roofscale.cli.console import ProgressBar, console, plain
 from roofscale.cli.preflight import plan_jobs, preflight
 from roofscale.cli.run_records import promote_champion
-from roofscale.cli.run_report import STRATEGY, write_report
 from roofscale.cli.run_train import print_next_steps
 from roofscale.config import RunConfig
 from roofscale.data.sources import resolve_data
@@ -35,7 +34,6 @@ from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint
 from roofscale.phases.phase_runner import PhaseRunner
 from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.provenance import git_state
-from roofscale.report.artifacts import publish_phase, publish_run
 from roofscale.report.format import as_json, verdict_table
 from roofscale.report.phase_section import phase_section, truncate_description
 from roofscale.report.phase_status import batch_words, is_complete_base
@@ -48,6 +46,7 @@ from roofscale.tracking.history import SEARCH_EXPERIMENT, experiment_name
 if TYPE_CHECKING:
     from roofscale.phases.search.step_search import StepSearch
 
+_NEEDED_AFTER = ("roofscale.report.artifacts", "roofscale.cli.run_report")  # import matplotlib, nbformat and Jinja
 _EXIT = {
     Verdict.PASSED: ExitCode.DONE,
     Verdict.FAILED: ExitCode.FAILED,
@@ -187,7 +186,7 @@ def _climb(
     notes: Sequence[str],
 ) -> PhaseResult:
     tags, forecaster = git_state(Path.cwd()), RunForecaster(options.runs, plain(out), options.runner)
-    factory = registry.get_runner(options.runner)
+    factory = registry.get_runner(options.runner, _NEEDED_AFTER)
     pool = JobPool(factory.max_jobs, factory.stop_request)
     project_run = options.project_run if options.requested else None
     phase_runner = PhaseRunner(
@@ -247,6 +246,9 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, options: ClimbOptions
     Raises:
         TrackingError: the server is away; the result was printed and is kept.
     """
+    from roofscale.cli.run_report import STRATEGY
+    from roofscale.report.artifacts import publish_phase
+
     parent = tracker.open(climbed.run_id)
     next_phase = _following(climbed.phase.number, options)
     try:
@@ -297,6 +299,8 @@ def _following(number: int, options: ClimbOptions) -> Phase | None:
 
 def _write_up(options: ClimbOptions, out: Console) -> list[Path]:
     """Write the documents; one that cannot be read or written must not stop the climb."""
+    from roofscale.cli.run_report import write_report
+
     try:
         return write_report(options.experiments, out)
     except (RoofscaleError, OSError) as error:
@@ -330,6 +334,8 @@ class _Reporter:
 
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """Publish the step, print its verdict, and add its measurement to the forecaster's records."""
+        from roofscale.report.artifacts import publish_run
+
         self._forecaster.observe(result.config, result.measurement, result.run_id)
         publish_run(run, result.config, result.measurement, result.folder, result.step.memory_margin)
         self._out.print(f"  {result.verdict.verdict.label}: {escape(prerequisites.unmet_criteria(result))}")

@@ -5,6 +5,7 @@ and CPU time are those of the run alone. The same runner works inside a containe
 """
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -55,6 +56,7 @@ class LocalRunner:
     use_cgroup: bool = True  # False: limit the memory by the watchdog even if a cgroup can be made
     stop_request: StopRequest = field(default_factory=StopRequest)  # call request() from another thread to stop the run
     nodes: Nodes = field(default_factory=Nodes)  # that train together; default: this one alone
+    needed_after: Sequence[str] = ()  # modules that the caller needs after the run, imported while the child starts
 
     def __call__(self, config: RunConfig) -> Measurement:
         """Run the config, and save the measurement in the run folder.
@@ -87,8 +89,7 @@ class LocalRunner:
         with (self.run_dir / "stdout.log").open("ab") as out, (self.run_dir / "stderr.log").open("ab") as err:
             stderr_start = err.tell()  # a resumed run must not be judged by what an earlier process wrote
             child = self._start(command, config, limits, memory_limit, out, err)
-        # Import what the measurement needs while the child is busy with its own imports.
-        threading.Thread(target=_import_scipy, daemon=True).start()
+        threading.Thread(target=self._import_needed, daemon=True).start()
         supervisor = Supervisor(
             child,
             memory_limit,
@@ -119,6 +120,11 @@ class LocalRunner:
             resources=monitor.resources,
         )
 
+    def _import_needed(self) -> None:
+        """Import what is needed after the run, while the child is busy with its own imports; takes seconds."""
+        for name in ("scipy.stats", *self.needed_after):  # SciPy for the measurement
+            importlib.import_module(name)
+
     def _start(
         self,
         command: Sequence[str],
@@ -143,10 +149,6 @@ class LocalRunner:
             },
             start_new_session=True,
         )
-
-
-def _import_scipy() -> None:
-    import scipy.stats  # noqa: F401  # takes seconds
 
 
 def _watch(
