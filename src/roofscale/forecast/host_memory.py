@@ -39,6 +39,7 @@ SCALE_SPREAD = 0.04
 FURTHEST_BATCH = 4  # times the largest batch measured
 FURTHEST_WORKERS = 2  # times the most workers measured, but at least 4 workers
 _MIN_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
+FEWEST_POINTS = 1 + _MIN_FREEDOM  # measured runs that a forecast needs if all have the same number of workers
 # Knobs that decide the tensors of one process, in addition to batch size and precision: fields of MemoryProfile.
 _PROFILE_KNOBS = affecting("step") - {"batch_size", "precision", "compute", "threads", "processes", "instance_count"}
 
