@@ -19,6 +19,7 @@ from roofscale import cgroup
 from roofscale.errors import ConfigError, did_you_mean
 
 LOCAL = "local"
+GPU_EXAMPLE = "ml.g5.xlarge"  # a compute with a GPU, for messages
 GIB = 2**30
 MIB = 2**20
 _FILE = Path(__file__).with_name("compute.yaml")

@@ -1,8 +1,21 @@
 """The way the user called this process, ``mlflow run`` or the command line, so that messages spell commands alike."""
 
+import os
+
 PHASES = (1, 2, 3, 4, 5)  # numbers of the phases, as commands take them
+SEARCHING = 3  # the phase with the search, which ``roofscale search`` runs alone
 
 through_mlflow: list[bool] = []  # not empty if `mlflow run` has started this process
+
+
+def take_mlflow_run() -> str:
+    """Remove the run that ``mlflow run`` has opened from the environment, so that nothing logs into it by accident.
+
+    Returns:
+        The id of the run; empty if the environment names none.
+    """
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    return os.environ.pop("MLFLOW_RUN_ID", "")
 
 
 def command(name: str, number: int | None = None, **options: str | bool) -> str:

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from roofscale import invocation
-from roofscale.tracking import MlflowProjectRun
+from roofscale.cli.options import adopt_project_run
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "image_size=64 encoder=test_resnet max_samples=4 val_samples=2 threads=1 num_workers=0"
@@ -115,7 +115,7 @@ def test_only_the_run_that_mlflow_run_has_just_opened_is_ours(
     run_id = client.create_run("0", tags=tags).info.run_id
     client.update_run(run_id, status=status)
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    found = MlflowProjectRun.adopt("phase1")
+    found = adopt_project_run("phase1")
     assert (found is not None) == bool(invocation.through_mlflow) == ours
     assert "MLFLOW_RUN_ID" not in os.environ
 

@@ -204,6 +204,15 @@ def test_interrupted_from_another_thread(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.pt").exists()
 
 
+def test_what_the_caller_needs_after_a_run_is_imported_in_the_meantime(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needed_after_a_run.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    run("ok", needed_after=("needed_after_a_run",))
+    wait_until(lambda: "needed_after_a_run" in sys.modules, seconds=120)  # SciPy is imported before it
+
+
 def test_a_second_interrupt_ends_it_at_once(run: Run, tmp_path: Path) -> None:
     runner = LocalRunner(tmp_path, command=[sys.executable, str(CHILD), "deaf"], use_cgroup=False)
     runner.listener = when_noted(lambda _: [runner.stop_request.request(), runner.stop_request.request()])

@@ -341,7 +341,10 @@ def test_only_the_images_that_a_run_reads_are_drawn_in_its_job(tmp_path: Path) -
 
 
 def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    assert (get_runner("local").make, get_runner("local").max_jobs) == (LocalRunner, 1)
+    here = get_runner("local", needed_after=("json",))
+    local = here.make(folder, Heard())
+    assert isinstance(local, LocalRunner)
+    assert (local.needed_after, here.max_jobs) == (("json",), 1)
     for name in ("ROLE", "BUCKET", "IMAGE"):
         monkeypatch.setenv(f"ROOFSCALE_SAGEMAKER_{name}", "xyz")
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_MAX_PARALLEL_JOBS", "4")

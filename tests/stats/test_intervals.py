@@ -28,6 +28,11 @@ def test_a_known_variance_only_widens() -> None:
     assert i.interval(i.Estimate(0.0, 0.04, math.inf)).high == pytest.approx(1.645 * 0.2, rel=1e-3)
 
 
+@pytest.mark.parametrize("freedom", [2.0, 3, 4.7, 29.0, 1e6, math.inf])
+def test_the_quantile_is_that_of_scipys_distribution_to_the_last_digit(freedom: float) -> None:
+    assert i.interval(i.Estimate(0.0, 1.0, freedom)).high == stats.t.ppf((1 + i.CONFIDENCE) / 2, freedom)
+
+
 def test_the_uncertainty_of_a_rate_is_that_of_resampling_it() -> None:
     random = np.random.default_rng(1)
     weights = np.array([16.0] * 9 + [4.0])

@@ -1,4 +1,7 @@
-"""Commands that climb: one phase, all phases, the search of phase 3, and the gate."""
+"""Commands that climb: one phase, all phases, the search of phase 3, and the gate.
+
+Phase files and overrides are checked before ``run_phase`` is imported, which takes seconds because of MLflow.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,13 +14,14 @@ from roofscale.cli.options import (
     EXPERIMENTS,
     GENERATED,
     RUNS,
+    adopt_project_run,
     dry_run_option,
     json_option,
     knob_options,
     runner_option,
     split_overrides,
 )
-from roofscale.invocation import PHASES
+from roofscale.invocation import PHASES, SEARCHING
 
 if TYPE_CHECKING:
     from roofscale.cli.climb_options import ClimbOptions
@@ -55,11 +59,12 @@ def bool_option(name: str, text: str) -> Callable[..., Any]:
 @climb_options
 def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
     """Climb a phase, after the phases it needs: run its steps, judge each, and record the results."""
-    from roofscale.cli import run_phase as commands
-
     options = _parse_options(f"phase{number}", **wishes)
     phase = options.load(number, file)
     options = options.for_gpu(phase)
+    options.require_valid(phase)
+    from roofscale.cli import run_phase as commands
+
     if dry_run:
         commands.preview(phase, options)
         return
@@ -71,9 +76,11 @@ def phase(number: int, file: Path | None, dry_run: bool, **wishes: Any) -> None:
 @climb_options
 def climb(dry_run: bool, **wishes: Any) -> None:
     """Climb all phases in order, each from the last good configuration of the one before."""
+    options = _parse_options("main", **wishes)
+    for phase in map(options.load, PHASES):
+        (options if dry_run else options.in_climb(phase)).require_valid(phase)
     from roofscale.cli import run_phase as commands
 
-    options = _parse_options("main", **wishes)
     if dry_run:
         commands.preview_all(options)
         return
@@ -97,12 +104,13 @@ def search(file: Path | None, storage: str, join: str, dry_run: bool, **wishes: 
 
         join_search(join, storage, RUNS, wishes["as_json"], wishes["runner"])
         return
-    from roofscale.cli import run_phase as commands
-    from roofscale.tracking.history import SEARCHING
-
     options = _parse_options("search", **wishes, storage=storage)
+    phase = options.load(SEARCHING, file).searching()
+    options.require_valid(phase)
+    from roofscale.cli import run_phase as commands
+
     if dry_run:
-        commands.preview(options.load(SEARCHING, file).searching(), options)
+        commands.preview(phase, options)
         return
     climbed = commands.climb_search(options, file)
     sys.exit(commands.exit_code(climbed) if climbed else 1)
@@ -115,10 +123,10 @@ def gate(dry_run: bool, **wishes: Any) -> None:
 
     With --dry-run nothing is climbed.
     """
+    options = _parse_options("gate", **wishes)
     from roofscale.cli import run_phase as commands
     from roofscale.cli.run_gate import print_gate
 
-    options = _parse_options("gate", **wishes)
     stopped = None if dry_run else commands.climb_missing(options)
     if stopped:
         sys.exit(commands.exit_code(stopped))
@@ -130,10 +138,9 @@ def _parse_options(
 ) -> "ClimbOptions":
     """Return the options of a climb, from the entry point of MLproject and the options of ``climb_options``."""
     from roofscale.cli.climb_options import ClimbOptions
-    from roofscale.tracking import MlflowProjectRun
 
     return ClimbOptions(
-        project_run=MlflowProjectRun.adopt(entry_point),
+        project_run=adopt_project_run(entry_point),
         overrides=split_overrides(more, compute),
         experiments=EXPERIMENTS,
         runs=RUNS,

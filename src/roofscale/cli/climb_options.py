@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from roofscale import compute, invocation
-from roofscale.cli import run_gate
 from roofscale.errors import ConfigError
 from roofscale.invocation import PHASES
 from roofscale.phases.phase_file import Phase, load_phase
 from roofscale.runners import registry
-from roofscale.tracking import MlflowProjectRun
+
+if TYPE_CHECKING:
+    from roofscale.tracking import MlflowProjectRun  # imports MLflow
 
 _COMPUTE = "compute="  # prefix of its override
 
@@ -31,7 +33,7 @@ class ClimbOptions:
     runner: str = registry.LOCAL  # on this machine, or as jobs elsewhere
     to_json: bool = False
     gpu_compute: str = ""  # of the phases that require a GPU; empty: as their files say
-    project_run: MlflowProjectRun | None = None  # the run that `mlflow run` opened
+    project_run: "MlflowProjectRun | None" = None  # the run that `mlflow run` opened
     requested: bool = True  # False for a phase that another one needs first
     skip_complete: bool = False  # skip a phase that is complete at this plan
 
@@ -40,7 +42,7 @@ class ClimbOptions:
         if name and not name.startswith(compute.LOCAL) and not compute.get(name).gpu:
             raise ConfigError(
                 f"gpu_compute={name} has no GPU, which phase {PHASES[-1]} requires; choose one that has, such as "
-                f"{run_gate.GPU_EXAMPLE}. For the other phases: {invocation.option('compute', name)}."
+                f"{compute.GPU_EXAMPLE}. For the other phases: {invocation.option('compute', name)}."
             )
 
     def overrides_for(self, phase: Phase) -> list[str]:
@@ -68,6 +70,15 @@ class ClimbOptions:
         """Return the options of a phase in a climb of all: the GPU phase keeps the sizes that its own steps set."""
         its = self.for_needed_phase(phase) if "gpu" in phase.requires else self
         return replace(its, requested=True, skip_complete=True)
+
+    def require_valid(self, phase: Phase) -> None:
+        """Check the overrides of a phase, before anything slow is imported.
+
+        Raises:
+            ConfigError: an invalid override, one of a knob that a step sets itself, or an unknown compute.
+        """
+        for _, config in phase.resolve(overrides=self.overrides_for(phase)):
+            compute.get(config.compute)
 
     def load(self, number: int, file: Path | None = None) -> Phase:
         """Read a phase file."""

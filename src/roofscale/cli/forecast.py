@@ -25,9 +25,12 @@ def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_config(overrides: Sequence[str], more: Sequence[str], compute: str, **others: Any) -> None:
+        from roofscale import compute as computes
         from roofscale import config
 
-        command(config.load(None, [*split_overrides(more, compute), *overrides]), **others)
+        resolved = config.load(None, [*split_overrides(more, compute), *overrides])
+        computes.get(resolved.compute)  # refused here, before a forecast imports MLflow or PyTorch, which takes seconds
+        command(resolved, **others)
 
     options = [
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),

@@ -1,15 +1,19 @@
-"""Folders, options and overrides shared by the commands."""
+"""Folders, options and overrides shared by the commands, and the run of ``mlflow run``."""
 
 import functools
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from roofscale import invocation
 from roofscale.config import FIELDS
 from roofscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from roofscale.tracking import MlflowProjectRun
 
 RUNS = Path("runs")
 GENERATED = Path("data/generated")
@@ -27,6 +31,19 @@ runner_option = click.option(
     envvar="ROOFSCALE_RUNNER",
     help="On this machine, held to the size of the compute; or as training jobs on SageMaker.",
 )
+
+
+def adopt_project_run(entry_point: str) -> "MlflowProjectRun | None":
+    """Return the run that ``mlflow run`` has opened for an entry point of MLproject; None if there is none.
+
+    MLflow, whose import takes seconds, is imported only if the environment names a run.
+    """
+    run_id = invocation.take_mlflow_run()
+    if not run_id:
+        return None
+    from roofscale.tracking import MlflowProjectRun
+
+    return MlflowProjectRun.adopt(run_id, entry_point)
 
 
 def split_overrides(more: Sequence[str], compute: str) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,11 +17,13 @@ from roofscale.cli.console import console
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.files import require_output
-from roofscale.forecast.gpu_memory import GpuForecaster, suggest_lighter_configs
-from roofscale.forecast.results import GpuForecast
-from roofscale.forecast.training_step import TrainingStep
+from roofscale.forecast.results import GpuForecast, require_gpu
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit
 from roofscale.report.format import as_json
+
+if TYPE_CHECKING:  # both import PyTorch
+    from roofscale.forecast.gpu_memory import GpuForecaster
+    from roofscale.forecast.training_step import TrainingStep
 
 _SHOWN_MODULES = 8
 
@@ -37,6 +39,9 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: s
 
         require_output("--figure", figure, (".svg", ".png"), {}, run.is_figure)
     where = compute.get(config.compute)
+    require_gpu(where)
+    from roofscale.forecast.gpu_memory import GpuForecaster, suggest_lighter_configs  # imports PyTorch
+
     forecaster = GpuForecaster.of_step(_import_step(model), where) if model else GpuForecaster.of_run(config, where)
     found = forecaster.forecast(config.batch_size)
     sure, expected = forecaster.largest_batch(), forecaster.largest_batch(for_sure=False)
@@ -58,12 +63,14 @@ def forecast_gpu(config: RunConfig, figure: Path | None, to_json: bool, model: s
     return 0 if fits else 1
 
 
-def _import_step(path: str) -> TrainingStep:
+def _import_step(path: str) -> "TrainingStep":
     """Import a function that returns a training step, and call it; both run the user's code.
 
     Raises:
         ConfigError: the module or the function cannot be imported, or it returns something else.
     """
+    from roofscale.forecast.training_step import TrainingStep
+
     module, _, function = path.partition(":")
     print(f"--model {path}: importing {module} runs its code on this machine.", file=sys.stderr)
     sys.path.insert(0, os.getcwd())
@@ -87,7 +94,7 @@ def _as_dict(found: GpuForecast) -> dict[str, Any]:
     return {**asdict(found), **derived, "fit": found.fit()}
 
 
-def _print(out: Console, forecaster: GpuForecaster, found: GpuForecast, sure: int, expected: int) -> None:
+def _print(out: Console, forecaster: "GpuForecaster", found: GpuForecast, sure: int, expected: int) -> None:
     where = forecaster.where
     out.print(
         f"[bold]{escape(found.name)}, batch {found.batch}, {found.precision}[/] on {where.name} "

@@ -20,8 +20,6 @@ from roofscale.runners import registry
 from roofscale.tracking import tracking_uri
 from roofscale.tracking.history import judged_runs
 
-GPU_EXAMPLE = "ml.g5.xlarge"
-
 
 def read_gate() -> GateReport:
     """Evaluate the gate on the runs of the tracking server."""
@@ -64,12 +62,12 @@ def lacks_gpu(phase: Phase, overrides: Sequence[str] = (), runner: str = registr
     without = [name for name in computes if not compute.get(name).gpu]
     again = invocation.command("phase", phase.number)
     if registry.runs_on_this_machine(runner):
-        such = GPU_EXAMPLE if without else computes[0]
+        such = compute.GPU_EXAMPLE if without else computes[0]
         return [] if GpuMonitor() else [
             f"this machine has no GPU. On a machine that has one, such as {such}, with the same tracking server "
             f"(MLFLOW_TRACKING_URI): {again}; or as SageMaker jobs: ROOFSCALE_RUNNER=sagemaker {again}"
         ]  # fmt: skip
-    choice = invocation.option("gpu_compute", GPU_EXAMPLE)
+    choice = invocation.option("gpu_compute", compute.GPU_EXAMPLE)
     return [f"compute={without[0]} has no GPU; choose one that has, such as {choice}"] if without else []
 
 

@@ -16,14 +16,13 @@ from roofscale.cli.climb_options import ClimbOptions
 from roofscale.cli.console import ProgressBar, console, plain
 from roofscale.cli.preflight import plan_jobs, preflight
 from roofscale.cli.run_records import promote_champion
-from roofscale.cli.run_report import STRATEGY, write_report
 from roofscale.cli.run_train import print_next_steps
 from roofscale.config import RunConfig
 from roofscale.data.sources import resolve_data
 from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.forecast.history import dataset_sizes_cached
 from roofscale.forecast.run_forecaster import RunForecaster
-from roofscale.invocation import PHASES
+from roofscale.invocation import PHASES, SEARCHING
 from roofscale.measurement import Outcome
 from roofscale.phases import starting_config
 from roofscale.phases.attempt import Attempts
@@ -35,7 +34,6 @@ from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint
 from roofscale.phases.phase_runner import PhaseRunner
 from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.provenance import git_state
-from roofscale.report.artifacts import publish_phase, publish_run
 from roofscale.report.format import as_json, verdict_table
 from roofscale.report.phase_section import phase_section, truncate_description
 from roofscale.report.phase_status import batch_words, is_complete_base
@@ -43,11 +41,12 @@ from roofscale.runners import registry
 from roofscale.runners.job_pool import JobPool
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import TrackedRun, Tracker, check_server, get_run
-from roofscale.tracking.history import SEARCH_EXPERIMENT, SEARCHING, experiment_name
+from roofscale.tracking.history import SEARCH_EXPERIMENT, experiment_name
 
 if TYPE_CHECKING:
     from roofscale.phases.search.step_search import StepSearch
 
+_NEEDED_AFTER = ("roofscale.report.artifacts", "roofscale.cli.run_report")  # import matplotlib, nbformat and Jinja
 _EXIT = {
     Verdict.PASSED: ExitCode.DONE,
     Verdict.FAILED: ExitCode.FAILED,
@@ -187,7 +186,7 @@ def _climb(
     notes: Sequence[str],
 ) -> PhaseResult:
     tags, forecaster = git_state(Path.cwd()), RunForecaster(options.runs, plain(out), options.runner)
-    factory = registry.get_runner(options.runner)
+    factory = registry.get_runner(options.runner, _NEEDED_AFTER)
     pool = JobPool(factory.max_jobs, factory.stop_request)
     project_run = options.project_run if options.requested else None
     phase_runner = PhaseRunner(
@@ -247,6 +246,9 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, options: ClimbOptions
     Raises:
         TrackingError: the server is away; the result was printed and is kept.
     """
+    from roofscale.cli.run_report import STRATEGY
+    from roofscale.report.artifacts import publish_phase
+
     parent = tracker.open(climbed.run_id)
     next_phase = _following(climbed.phase.number, options)
     try:
@@ -297,6 +299,8 @@ def _following(number: int, options: ClimbOptions) -> Phase | None:
 
 def _write_up(options: ClimbOptions, out: Console) -> list[Path]:
     """Write the documents; one that cannot be read or written must not stop the climb."""
+    from roofscale.cli.run_report import write_report
+
     try:
         return write_report(options.experiments, out)
     except (RoofscaleError, OSError) as error:
@@ -330,6 +334,8 @@ class _Reporter:
 
     def judged(self, result: StepResult, run: TrackedRun) -> None:
         """Publish the step, print its verdict, and add its measurement to the forecaster's records."""
+        from roofscale.report.artifacts import publish_run
+
         self._forecaster.observe(result.config, result.measurement, result.run_id)
         publish_run(run, result.config, result.measurement, result.folder, result.step.memory_margin)
         self._out.print(f"  {result.verdict.verdict.label}: {escape(prerequisites.unmet_criteria(result))}")
@@ -398,7 +404,8 @@ def climb_json(climbed: PhaseResult) -> dict[str, object]:
 def climb_all(options: ClimbOptions) -> int:
     """Climb every phase in order; stop if one was interrupted, stopped early, or has no config for the next.
 
-    A phase that is complete at the same plan is skipped, unless ``fresh``.
+    The caller has checked the overrides of all phases (``ClimbOptions.require_valid``). A phase that is complete at the
+    same plan is skipped, unless ``fresh``.
 
     Returns:
         The exit code of the first phase that did not pass. A last phase that this machine cannot run is printed, and
@@ -406,9 +413,6 @@ def climb_all(options: ClimbOptions) -> int:
     """
     climbs: list[PhaseResult] = []
     by_phase = {phase.number: options.in_climb(phase) for phase in map(options.load, PHASES)}
-    for number, phase_options in by_phase.items():
-        phase = options.load(number)
-        phase.resolve(overrides=phase_options.overrides_for(phase))  # refuses wrong overrides before anything runs
     for number, phase_options in by_phase.items():
         climbed = climb_phase(number, phase_options)
         if climbed is None:

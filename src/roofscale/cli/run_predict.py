@@ -4,9 +4,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,14 +18,14 @@ from roofscale.data.locate import find_dataset
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError, DataError
 from roofscale.files import require_output
-from roofscale.predict.inference import InferenceSettings, Segmenter, predict_mask, whole_image_counts
 from roofscale.predict.raster import is_mask, new_mask, open_image
 from roofscale.predict.sliding_window import Tiling, default_overlap
 from roofscale.predict.vectorize import is_outlines, require_ground, write_geojson
 from roofscale.report.format import as_json
-from roofscale.tracking import StoredModel, find_model, read_weights
-from roofscale.tracking.history import read_config
-from roofscale.train.scores import scores
+
+if TYPE_CHECKING:
+    from roofscale.predict.inference import InferenceSettings  # imports PyTorch
+    from roofscale.tracking import StoredModel  # imports MLflow
 
 _ROOF = CHANNELS[0]
 _LABELS = {  # of each data set
@@ -83,6 +82,8 @@ def segment_image(
         if geojson:
             require_ground(opened)
         model, inference = _load(wish, out)
+        from roofscale.predict.inference import predict_mask
+
         begun = time.perf_counter()
         windows = inference.tiling.count(opened.height, opened.width)
         with _bar(image.name, windows) as bar, new_mask(output, opened, wish.channel, _tags(model, wish)) as mask:
@@ -110,6 +111,11 @@ def evaluate_folder(folder: Path, part: str, wish: InferenceOptions, to_json: bo
     if not tiles:
         raise DataError(f"{folder}: AIRS has no tile in its split {part!r} here; expected images in {part}/image.")
     model, inference = _load(wish, out)
+    import torch
+
+    from roofscale.predict.inference import whole_image_counts
+    from roofscale.train.scores import scores
+
     with _bar(f"{part} of airs", _count_windows(tiles, inference.tiling)) as bar:
         counts = {tile.id: whole_image_counts(tile.image, tile.label, inference, bar.update) for tile in tiles}
     by_tile = {tile: scores(counts_4K, _LABELLED) for tile, counts_4K in counts.items()}
@@ -123,11 +129,19 @@ def evaluate_folder(folder: Path, part: str, wish: InferenceOptions, to_json: bo
     out.print(table)
 
 
-def _load(wish: InferenceOptions, out: Console) -> tuple[StoredModel, InferenceSettings]:
-    """Load the model and print it with its windows."""
+def _load(wish: InferenceOptions, out: Console) -> "tuple[StoredModel, InferenceSettings]":
+    """Load the model and print it with its windows.
+
+    MLflow and PyTorch, whose imports take seconds, are imported here: the image and the outputs were checked before.
+    """
+    from roofscale.tracking import find_model, read_weights
+    from roofscale.tracking.history import read_config
+
     model = find_model(wish.model)
     config = read_config(model.run)
     _check_channel(wish.channel, model, config)
+    from roofscale.predict.inference import InferenceSettings, Segmenter
+
     tiling = wish.tiling(config)
     window = wish.window or config.image_size
     segmenter = Segmenter(config, read_weights(model), [wish.channel], window)
@@ -139,7 +153,7 @@ def _load(wish: InferenceOptions, out: Console) -> tuple[StoredModel, InferenceS
     return model, InferenceSettings(segmenter, tiling, wish.threshold)
 
 
-def _check_channel(channel: str, model: StoredModel, config: RunConfig) -> None:
+def _check_channel(channel: str, model: "StoredModel", config: RunConfig) -> None:
     labelled = zip(*(_LABELS[name] for name in config.datasets), strict=True)
     known = [name for name, has in zip(CHANNELS, labelled, strict=True) if any(has)]
     if channel not in known:
@@ -169,12 +183,12 @@ def _bar(name: str, windows: int) -> "tqdm[None]":
     return tqdm(total=windows, desc=name, unit="window", mininterval=SECONDS_BETWEEN_LINES)
 
 
-def _tags(model: StoredModel, wish: InferenceOptions) -> dict[str, str]:
+def _tags(model: "StoredModel", wish: InferenceOptions) -> dict[str, str]:
     """Return the tags of a mask: its model and threshold."""
     return {"model": model.named, "run_id": model.run.run_id, "threshold": f"{wish.threshold:g}"}
 
 
-def _described(model: StoredModel, inference: InferenceSettings) -> dict[str, object]:
+def _described(model: "StoredModel", inference: "InferenceSettings") -> dict[str, object]:
     return {
         "model": model.named,
         "run_id": model.run.run_id,

@@ -1,9 +1,12 @@
-"""Commands about what is recorded: status of phases and jobs, sync of kept records, registered models."""
+"""Commands about what is recorded: status of phases and jobs, sync of kept records, registered models.
+
+Status and logs read folders and SageMaker; MLflow, whose import takes seconds, is left to the others.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,18 +24,9 @@ from roofscale.runners.sagemaker.job import PREFIX, running_job
 from roofscale.runners.sagemaker.job_outcome import RUNNING
 from roofscale.runners.sagemaker.request import TAG
 from roofscale.runners.sagemaker.session import Session
-from roofscale.tracking import (
-    CHAMPION,
-    OUTBOX,
-    SyncResult,
-    Tracker,
-    TrackingError,
-    active_outboxes,
-    pending,
-    register,
-    send_abandoned,
-    tracking_uri,
-)
+
+if TYPE_CHECKING:
+    from roofscale.tracking import SyncResult, Tracker
 
 _SECONDS_BETWEEN_READS = 2.0  # of a log that is followed
 
@@ -158,6 +152,8 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
 
     Records for another tracking server stay, as do those that a running command sends itself.
     """
+    from roofscale.tracking import OUTBOX, TrackingError, active_outboxes, pending, send_abandoned, tracking_uri
+
     out = console(quiet=to_json)
     sent: list[SyncResult] = []
     why = ""
@@ -183,7 +179,9 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
     return ExitCode.ENVIRONMENT if why else ExitCode.FAILED if refused else ExitCode.DONE
 
 
-def _print_rest(out: Console, kept: list[SyncResult], busy: list[Path], dry_run: bool) -> None:
+def _print_rest(out: Console, kept: "list[SyncResult]", busy: list[Path], dry_run: bool) -> None:
+    from roofscale.tracking import tracking_uri
+
     for one in kept:
         if one.server != tracking_uri():
             out.print(escape(f"Kept for another server, set MLFLOW_TRACKING_URI to {one.server}: {_words(one)}."))
@@ -193,16 +191,18 @@ def _print_rest(out: Console, kept: list[SyncResult], busy: list[Path], dry_run:
         out.print(escape(f"In use by a running command, which sends it itself: {folder}."))
 
 
-def _words(one: SyncResult) -> str:
+def _words(one: "SyncResult") -> str:
     return f"{one.operations} operations from {one.folder}, runs {', '.join(one.runs)}"
 
 
-def _as_dict(one: SyncResult) -> dict[str, object]:
+def _as_dict(one: "SyncResult") -> dict[str, object]:
     return {**vars(one), "folder": str(one.folder)}
 
 
 def register_run(run_id: str, alias: str, name: str, to_json: bool) -> None:
     """Register the model of a run, set an alias, and print both."""
+    from roofscale.tracking import register, tracking_uri
+
     model = register(run_id, alias, name)
     if to_json:
         print(as_json({"run_id": model.run.run_id, "version": model.named, "alias": alias}))
@@ -211,11 +211,13 @@ def register_run(run_id: str, alias: str, name: str, to_json: bool) -> None:
     console().print(f"{escape(named)} is {escape(model.named)}, of run {model.run.run_id} ({escape(tracking_uri())}).")
 
 
-def promote_champion(climbed: PhaseResult, tracker: Tracker, out: Console) -> None:
+def promote_champion(climbed: PhaseResult, tracker: "Tracker", out: Console) -> None:
     """Make the model of a phase's last step the champion if the phase passed.
 
     If the tracking server is away, the outbox keeps it like any other record.
     """
+    from roofscale.tracking import CHAMPION
+
     if climbed.verdict is Verdict.PASSED:
         best = climbed.results[-1]
         tracker.open(best.run_id).set_aliases(CHAMPION)

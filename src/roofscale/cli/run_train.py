@@ -16,13 +16,13 @@ from roofscale.forecast.run_forecaster import RunForecaster
 from roofscale.measurement import METRICS, Measurement, Outcome
 from roofscale.phases.attempt import StepFolder
 from roofscale.provenance import git_state
-from roofscale.report.artifacts import publish_run
 from roofscale.report.format import as_json, format_number
 from roofscale.runners import registry
 from roofscale.runners.supervise import Listeners
 from roofscale.tracking import Tracker, check_server
 from roofscale.tracking.history import TRAIN_EXPERIMENT
 
+_NEEDED_AFTER = ("roofscale.report.artifacts",)  # imports matplotlib
 _EXIT = {
     Outcome.OK: ExitCode.DONE,
     Outcome.INTERRUPTED: ExitCode.INTERRUPTED,
@@ -48,10 +48,12 @@ def run_training(
         folder.set_run(run.run_id, config)
     with run.system_metrics():
         listener = Listeners(run, ProgressBar("train"))
-        measurement = registry.get_runner(runner).make(folder.path, listener)(config)
+        measurement = registry.get_runner(runner, _NEEDED_AFTER).make(folder.path, listener)(config)
     run.log_summary(measurement)
     try:
         if measurement.outcome is not Outcome.INTERRUPTED:
+            from roofscale.report.artifacts import publish_run
+
             publish_run(run, config, measurement, folder.path)
     finally:
         run.finish(measurement.outcome, measurement.ended)

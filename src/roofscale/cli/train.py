@@ -9,6 +9,7 @@ import click
 from roofscale.cli.options import (
     GENERATED,
     RUNS,
+    adopt_project_run,
     dry_run_option,
     json_option,
     knob_options,
@@ -38,11 +39,13 @@ def train(
     as_json: bool,
 ) -> None:
     """Run one training under its compute's memory limit, measured and tracked."""
+    from roofscale import compute as computes
     from roofscale import config
-    from roofscale.tracking import MlflowProjectRun
 
-    project_run = MlflowProjectRun.adopt("train")
+    project_run = adopt_project_run("train")
     resolved = config.load(file, [*split_overrides(more, compute), *overrides])
+    computes.get(resolved.compute)  # refused here, before MLflow is imported, which takes seconds
+    resolved.require_batch()
     if dry_run:
         from roofscale.cli.dry_run import print_run
         from roofscale.cli.preflight import plan_jobs

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from roofscale.data import folders
@@ -94,6 +93,8 @@ class RooflineSource:
     def _opened(self) -> Any:
         """Return this process's handle of the file, opened at the first call."""
         if self._handle is None or self._owner != os.getpid():
+            import h5py  # not at the top: training on other data sets does without it
+
             self._handle, self._owner = h5py.File(self.file, "r"), os.getpid()
         return self._handle
 
@@ -122,6 +123,8 @@ def open_file(file: Path) -> RooflineSource:
     Raises:
         FileError: the file is not HDF5, or an array of the release is missing in it.
     """
+    import h5py
+
     try:
         with h5py.File(file, "r") as handle:
             images, elements = (_array(handle, name, file).shape for name in ("images", "elements"))
@@ -142,6 +145,8 @@ def _array(handle: Any, name: str, file: Path) -> Any:
     Raises:
         FileError: it is not an array but a group, or does not hold numbers.
     """
+    import h5py
+
     node = handle[f"imdb/{name}"]
     is_array = isinstance(node, h5py.Dataset)
     if is_array and node.dtype.kind in "biuf":  # boolean, signed or unsigned integer, float

@@ -23,7 +23,7 @@ from roofscale.config import RunConfig, affecting
 from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.forecast.allocator import MIB, CachingAllocator, Settings
-from roofscale.forecast.results import GpuForecast
+from roofscale.forecast.results import GpuForecast, require_gpu
 from roofscale.forecast.roofline_model import StepEstimate, estimate_step
 from roofscale.forecast.trace import Trace, trace_run, trace_step
 from roofscale.forecast.training_step import TrainingStep
@@ -84,11 +84,7 @@ class GpuForecaster:
     settings: Settings = field(default_factory=lambda: settings_from_environment())
 
     def __post_init__(self) -> None:
-        if not self.where.gpu:
-            raise ConfigError(
-                f"compute={self.where.name}: it has no GPU to forecast; name one that has, such as "
-                "--compute ml.g5.xlarge."
-            )
+        require_gpu(self.where)
 
     @classmethod
     def of_step(cls, step: TrainingStep, where: Compute, **settings: Any) -> Self:

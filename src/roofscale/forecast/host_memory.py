@@ -17,7 +17,6 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from roofscale.compute import MIB
 from roofscale.config import RunConfig, affecting
@@ -40,6 +39,7 @@ SCALE_SPREAD = 0.04
 FURTHEST_BATCH = 4  # times the largest batch measured
 FURTHEST_WORKERS = 2  # times the most workers measured, but at least 4 workers
 _MIN_FREEDOM = 2  # the fewest degrees of freedom whose 90 % interval is narrower than three standard errors
+FEWEST_POINTS = 1 + _MIN_FREEDOM  # measured runs that a forecast needs if all have the same number of workers
 # Knobs that decide the tensors of one process, in addition to batch size and precision: fields of MemoryProfile.
 _PROFILE_KNOBS = affecting("step") - {"batch_size", "precision", "compute", "threads", "processes", "instance_count"}
 
@@ -312,8 +312,11 @@ class HostModel:
 
     def _reach(self, mib: float, leverage: float, freedom: int) -> float:
         """Return the half width of the interval around a peak, MiB."""
+        from scipy import special  # SciPy's stats, whose ppf of t and norm call these two, take seconds to import
+
         share = (1 + CONFIDENCE) / 2
-        deviation = max(float(stats.t.ppf(share, freedom)) * self.spread, float(stats.norm.ppf(share)) * MIN_SPREAD)
+        student, normal = float(special.stdtrit(float(freedom), share)), float(special.ndtri(share))
+        deviation = max(student * self.spread, normal * MIN_SPREAD)
         return deviation * math.sqrt(mib**2 + leverage)
 
     def _row(self, config: RunConfig) -> Values:

@@ -70,7 +70,7 @@ def local_profile(config: RunConfig, size: Compute) -> MemoryProfile:
     Raises:
         ConfigError: it would train on a GPU, or in several processes.
     """
-    _require_one_cpu(config, size)
+    require_one_cpu(config, size)
     from roofscale.train import device  # imports PyTorch, which a launcher of jobs does not need
 
     where = device.select_device(config)
@@ -90,12 +90,17 @@ def instance_profile(config: RunConfig, size: Compute) -> MemoryProfile:
     Raises:
         ConfigError: it would train on a GPU, or in several processes.
     """
-    _require_one_cpu(config, size)
+    require_one_cpu(config, size)
     return MemoryProfile.of(config, _INSTANCE_PRECISION if config.precision == "auto" else config.precision,
                    config.threads or size.vcpus)  # fmt: skip
 
 
-def _require_one_cpu(config: RunConfig, size: Compute) -> None:
+def require_one_cpu(config: RunConfig, size: Compute) -> None:
+    """Check that a run trains on the CPU in one process, as all that is measured for a forecast of host memory.
+
+    Raises:
+        ConfigError: it trains on a GPU, or in several processes.
+    """
     if config.world_size > 1:
         raise ConfigError(
             f"processes={config.processes} instance_count={config.instance_count}: host memory is forecast for one "
@@ -118,6 +123,17 @@ def peak_observations() -> list[PeakObservation]:
         and "memory/peak_mib" in run.metrics
         and not _LEFT_OUT & run.tags.keys()
     ]
+
+
+def probe_observations(folder: Path) -> list[PeakObservation]:
+    """Return the peaks of the probes in a folder, of any memory profile; a probe that ran out of memory has none."""
+    observations = []
+    for file in sorted(folder.glob(f"*/{MEASUREMENT}")):
+        measured = _measured(file)
+        if measured and measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
+            config = RunConfig().with_overrides(read_json(file.with_name("config.json")))
+            observations.append(PeakObservation.of_run(config, measured.facts, measured.metrics, str(file.parent)))
+    return observations
 
 
 @dataclass(frozen=True)
@@ -151,15 +167,8 @@ class Probes:
             self._run(config, f"probe {number} of {len(configs)}", say, make_listener)
 
     def points(self) -> list[PeakObservation]:
-        """Return the peaks of the probes made so far; a probe that ran out of memory has none."""
-        observations = []
-        for file in sorted(self.folder.glob(f"*/{MEASUREMENT}")):
-            measured = _measured(file)
-            if measured and measured.outcome is Outcome.OK and measured.facts["device"] == "cpu":
-                config = RunConfig().with_overrides(read_json(file.with_name("config.json")))
-                source = str(file.parent)
-                observations.append(PeakObservation.of_run(config, measured.facts, measured.metrics, source))
-        return observations
+        """Return the peaks of the probes made so far, see ``probe_observations``."""
+        return probe_observations(self.folder)
 
     def out_of_memory(self, config: RunConfig) -> list[RunConfig]:
         """Return the probes for ``config`` that its compute had too little memory for."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from roofscale.compute import GPU_EXAMPLE, Compute
+from roofscale.errors import ConfigError
 from roofscale.measurement import forecast_metrics
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit, memory_fit
 
@@ -59,3 +61,15 @@ class GpuForecast:
         """Return the forecast metrics that a run logs before it starts, to compare with its measured reserved peak."""
         mib, (low, high) = self.reserved_mib, self.interval
         return forecast_metrics("gpu_peak_mib", mib, mib * low, mib * high)
+
+
+def require_gpu(where: Compute) -> None:
+    """Check that a compute has a GPU.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not where.gpu:
+        raise ConfigError(
+            f"compute={where.name}: it has no GPU to forecast; name one that has, such as --compute {GPU_EXAMPLE}."
+        )

@@ -8,7 +8,7 @@ from roofscale.config import RunConfig
 from roofscale.errors import RoofscaleError
 from roofscale.forecast import history, host_memory
 from roofscale.forecast.host_memory import PeakObservation
-from roofscale.forecast.probes import Probes, peak_observations, profile_for
+from roofscale.forecast.probes import peak_observations, probe_observations, profile_for, require_one_cpu
 from roofscale.forecast.time_scaling import TimingRecord
 from roofscale.measurement import Measurement, Outcome, forecast_metrics
 from roofscale.runners import registry
@@ -75,10 +75,12 @@ class RunForecaster:
 
     def _host_peak(self, config: RunConfig) -> Metrics:
         size = compute.get(config.compute)
-        profile = self._profile_of(config, size)
+        require_one_cpu(config, size)
         if self._points is None:
-            self._points = [*peak_observations(), *Probes(self._runs / "probes", profile).points()]
-        model = host_memory.fit_host_model(profile, self._points)
+            self._points = [*peak_observations(), *probe_observations(self._runs / "probes")]
+        if len(self._points) < host_memory.FEWEST_POINTS:
+            return {}  # before the profile is asked for, which imports PyTorch for the precision of this machine
+        model = host_memory.fit_host_model(self._profile_of(config, size), self._points)
         peak = model.forecast(config, size.memory_gib * 1024).peak
         return forecast_metrics("host_peak_mib", peak.mib, peak.low_mib, peak.high_mib)
 

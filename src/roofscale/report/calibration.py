@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy import stats
-
 from roofscale.measurement import FIRST_PASS_ONLY, FORECAST, FORECAST_QUANTITIES, Outcome
 from roofscale.report.format import markdown
 from roofscale.stats.intervals import CONFIDENCE, MAX_OTHER_LOAD
@@ -131,6 +129,8 @@ def calibration_record(found: Sequence[ForecastOutcome]) -> dict[str, Any]:
 
 
 def _calibration(quantity: str, found: Sequence[ForecastOutcome]) -> Calibration:
+    from scipy import stats
+
     if not found:
         return Calibration(quantity, 0, 0, 0, 0, *[math.nan] * 4)
     errors, held = [abs(pair.error) for pair in found], sum(pair.held for pair in found)

@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 from roofscale.compute import GIB, MIB, Compute, ResourceLimits
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement, MemoryPoint, Outcome, ResourceSample, StepRecord, Validation
@@ -126,6 +124,8 @@ def memory_slope(steps: Sequence[StepRecord]) -> float:
 
     Source: P. K. Sen, Estimates of the regression coefficient based on Kendall's tau, JASA 63 (1968).
     """
+    from scipy import stats  # takes seconds; a runner imports it while the training process starts
+
     points = [(step.step, step.memory_mib) for step in steps[_WARM_UP_STEPS:] if math.isfinite(step.memory_mib)]
     points = points[:: math.ceil(len(points) / _MAX_SLOPE_POINTS) or 1]
     if len(points) < 5:

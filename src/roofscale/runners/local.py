@@ -56,6 +56,7 @@ class LocalRunner:
     use_cgroup: bool = True  # False: limit the memory by the watchdog even if a cgroup can be made
     stop_request: StopRequest = field(default_factory=StopRequest)  # call request() from another thread to stop the run
     nodes: Nodes = field(default_factory=Nodes)  # that train together; default: this one alone
+    needed_after: Sequence[str] = ()  # modules that the caller needs after the run, imported while the child starts
 
     def __call__(self, config: RunConfig) -> Measurement:
         """Run the config, and save the measurement in the run folder.
@@ -72,7 +73,7 @@ class LocalRunner:
         parent = cgroup.own_memory() if self.use_cgroup else None
         with MemoryLimit(limits.memory_bytes, parent) as memory_limit, self.stop_request.on_signals():
             observation = self._supervise(command, config, limits, memory_limit)
-        # Not at the top: SciPy takes two seconds to import, and the training process can start meanwhile.
+        # Not at the top: a job sets its signal handlers before it imports NumPy.
         from roofscale.runners.build_measurement import build_measurement
 
         measurement = build_measurement(config, size, limits, observation)
@@ -88,10 +89,7 @@ class LocalRunner:
         with (self.run_dir / "stdout.log").open("ab") as out, (self.run_dir / "stderr.log").open("ab") as err:
             stderr_start = err.tell()  # a resumed run must not be judged by what an earlier process wrote
             child = self._start(command, config, limits, memory_limit, out, err)
-        # Import it (and SciPy) while the child is busy with its own imports.
-        threading.Thread(
-            target=importlib.import_module, args=("roofscale.runners.build_measurement",), daemon=True
-        ).start()
+        threading.Thread(target=self._import_needed, daemon=True).start()
         supervisor = Supervisor(
             child,
             memory_limit,
@@ -121,6 +119,11 @@ class LocalRunner:
             limit=memory_limit.description,
             resources=monitor.resources,
         )
+
+    def _import_needed(self) -> None:
+        """Import what is needed after the run, while the child is busy with its own imports; takes seconds."""
+        for name in ("scipy.stats", *self.needed_after):  # SciPy for the measurement
+            importlib.import_module(name)
 
     def _start(
         self,

@@ -1,6 +1,6 @@
 """Registry of the runners, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,14 +47,19 @@ def host_memory_mib(name: str, size: Compute) -> float:
     return resource_limits(size).memory_bytes / MIB if runs_on_this_machine(name) else size.memory_gib * GIB / MIB
 
 
-def get_runner(name: str) -> RunnerFactory:
+def get_runner(name: str, needed_after: Sequence[str] = ()) -> RunnerFactory:
     """Return the factory of the runner with this name.
+
+    Args:
+        name: of NAMES.
+        needed_after: modules that the caller needs after a run; the local runner imports them while the training
+            process starts. After a job, which takes minutes, the caller imports them itself.
 
     Raises:
         ConfigError: SageMaker's settings are missing or wrong.
     """
     if name == LOCAL:
-        return RunnerFactory(LocalRunner)
+        return RunnerFactory(partial(LocalRunner, needed_after=needed_after))
     from roofscale.runners.sagemaker import settings
     from roofscale.runners.sagemaker.runner import SageMakerRunner
     from roofscale.runners.sagemaker.session import Session

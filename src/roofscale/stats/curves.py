@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import pymannkendall
-from scipy import stats
 
 Values = npt.NDArray[np.float64]
 
@@ -237,6 +235,8 @@ def learning_min_samples(alpha: float, power: float = LEARNING_POWER, effect: fl
     n = (z_alpha + z_power)^2 / (3 (p' - 1/2)^2) with p' = P(X1 + X2 > 0) = Phi(sqrt(2) effect) for normal differences
     (Noether 1987, J. Am. Stat. Assoc. 82:645).
     """
+    from scipy import stats  # takes seconds, so only where a test is made
+
     above_half = stats.norm.cdf(math.sqrt(2) * effect) - 0.5
     z_sum = float(stats.norm.isf(alpha) + stats.norm.ppf(power))
     return math.ceil(z_sum**2 / (3 * float(above_half) ** 2))
@@ -244,6 +244,8 @@ def learning_min_samples(alpha: float, power: float = LEARNING_POWER, effect: fl
 
 def wilcoxon_p(differences: Values) -> float:
     """Compute the one-sided signed-rank p value of "the differences are above zero"; 1 if all are zero."""
+    from scipy import stats
+
     if not np.any(differences):
         return 1.0
     return float(stats.wilcoxon(differences, alternative="greater").pvalue)
@@ -258,6 +260,8 @@ def spikes(losses: Values) -> npt.NDArray[np.bool_]:
     Returns:
         One bool for each step from the fourth on.
     """
+    from scipy import stats
+
     if losses.size <= SPIKE_HISTORY:
         return np.zeros(0, dtype=np.bool_)
     logs = np.log(np.maximum(losses, np.finfo(float).tiny))
@@ -281,6 +285,8 @@ def late_rise(losses: Values) -> tuple[float, float]:
     From 28 steps on: Mann-Kendall on the last third (see ``trend``), size from its Theil-Sen slope. Below: exact
     Mann-Whitney of the last third against as many steps before it (at least six), size from their medians.
     """
+    from scipy import stats
+
     count = math.ceil(losses.size / 3)
     last = losses[-count:]
     scale = max(float(np.median(np.abs(last))), float(np.finfo(float).tiny))
@@ -322,6 +328,9 @@ def trend(values: Values) -> Trend:
     The larger of the plain and the autocorrelation-corrected p value counts: on few values the correction may shrink
     the variance by chance. NaN with fewer than ten values, or if one is not finite.
     """
+    import pymannkendall
+    from scipy import stats
+
     if values.size < KENDALL_MIN or not np.isfinite(values).all():
         return Trend(math.nan, math.nan, math.nan)
     with np.errstate(invalid="ignore"):  # a negative corrected variance gives NaN, filtered below

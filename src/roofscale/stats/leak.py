@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from roofscale.stats.curves import MAD_TO_SIGMA, Finding, Values, Verdict
 
@@ -30,6 +29,8 @@ def no_leak(memory_mib: Sequence[float], *, max_mib_per_step: float = 10.0, max_
         max_mib_per_step: largest lasting growth per step, MiB.
         max_growth_share: largest lasting growth over the run, as a share of the plateau.
     """
+    from scipy import stats  # takes seconds, so only where a test is made
+
     x, y = _plateau(np.asarray(memory_mib, dtype=np.float64))
     needed = next(
         n for n in range(2, 20) if 1 / math.factorial(n) < LEAK_ALPHA
@@ -55,6 +56,8 @@ def no_leak(memory_mib: Sequence[float], *, max_mib_per_step: float = 10.0, max_
 
 def _slope_of_flatter_half(x: Values, y: Values) -> float:
     """Return the smaller Theil-Sen slope of the two halves: a leak grows in both, a single allocation in one."""
+    from scipy import stats
+
     middle = y.size // 2
     return min(float(stats.theilslopes(y[part], x[part]).slope) for part in (slice(middle), slice(middle, None)))
 

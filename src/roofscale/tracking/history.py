@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 from roofscale.config import FIELDS, RunConfig
-from roofscale.invocation import PHASES
+from roofscale.invocation import PHASES, SEARCHING
 from roofscale.measurement import Outcome
 from roofscale.tracking.records import RunRecord
 from roofscale.tracking.tracker import Tracker
 
-SEARCHING = 3  # the phase with the search, which ``roofscale search`` runs alone
 SEARCH_EXPERIMENT = "roofscale-search"  # of ``roofscale search``
 TRAIN_EXPERIMENT = "roofscale-train"  # of ``roofscale train``
 

@@ -1,7 +1,6 @@
 """The run that ``mlflow run`` opens for an entry point: how to recognise it and log into it."""
 
 import contextlib
-import os
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -18,16 +17,14 @@ class MlflowProjectRun:
     experiment_id: str  # the experiment whose next attempt may adopt the run; empty if several phases are run
 
     @classmethod
-    def adopt(cls, entry_point: str) -> "MlflowProjectRun | None":
-        """Remove the run from the environment, so that nothing logs into it by accident, and return it.
+    def adopt(cls, run_id: str, entry_point: str) -> "MlflowProjectRun | None":
+        """Return the run that the environment named (``invocation.take_mlflow_run``).
 
         Returns:
-            The run; None if the environment names none, or it may not be the one that ``mlflow run`` has just opened
-            for this entry point: a pipeline may have opened a run of its own and called Roofscale as one of its steps.
+            The run; None if it may not be the one that ``mlflow run`` has just opened for this entry point: a pipeline
+            may have opened a run of its own and called Roofscale as one of its steps.
         """
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
-        run_id = os.environ.pop("MLFLOW_RUN_ID", "")
-        if run_id and store_exists():
+        if store_exists():
             # If the server is away, the command reports it as soon as it needs the server.
             with contextlib.suppress(TrackingError), translate_errors():
                 run = MlflowClient().get_run(run_id)

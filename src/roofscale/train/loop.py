@@ -20,6 +20,7 @@ from roofscale.data.sample import Batch, Source
 from roofscale.data.sources import DataSplit
 from roofscale.errors import RecordError
 from roofscale.train import checkpoint, distributed
+from roofscale.train.early_stop import stop_reason
 from roofscale.train.prefetch import PrefetchedBatch, prefetch
 from roofscale.train.trainer import Trainer
 from roofscale.train.validate import Row, sheet_arrays, validate
@@ -175,8 +176,6 @@ class TrainingLoop:
             clock = time.perf_counter()
 
     def _stop_if_pace_known(self, first: bool) -> None:
-        from roofscale.train.early_stop import stop_reason  # imports SciPy, two seconds that other runs are spared
-
         if not first:
             self._steady_step_times.append(self._step_times[-1])
         # Rank 0 decides for all: each process times its own steps, and all must stop at the same one.

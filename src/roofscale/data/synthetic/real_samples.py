@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from roofscale.data import roofline
 from roofscale.data.synthetic.spec import GenerateSpec
 from roofscale.errors import ConfigError
@@ -54,6 +52,8 @@ class RealSamples:
 
     def copy_into(self, imdb: Any, start: int) -> None:
         """Copy the samples unchanged into an open HDF5 group from row ``start`` on; depths too if there are any."""
+        import h5py
+
         with h5py.File(self.file, "r") as handle:
             for name in ("images", "elements", "depths"):
                 if name in handle["imdb"]:

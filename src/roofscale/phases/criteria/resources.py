@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from roofscale.measurement import Measurement
 from roofscale.memory_margin import MEMORY_MARGIN
@@ -219,6 +218,8 @@ def _outlier_part(evidence: Evidence, limits: Mapping[str, float]) -> Finding:
 
     Failed if it is significantly over ``max_outliers``; passed if a share of OUTLIERS_EXCLUDED can be excluded.
     """
+    from scipy import stats  # takes seconds, so only where a test is made
+
     flags = np.concatenate([_outliers(run) for run in evidence.runs])
     if not flags.size:
         return insufficient(f"fewer than {MIN_WINDOWS} timed steps")

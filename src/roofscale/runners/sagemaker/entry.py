@@ -132,8 +132,8 @@ def _run(config: RunConfig, run_dir: Path, signals: Sequence[int], nodes: Nodes,
 class InstanceMetrics:
     """MLflow's system metrics of the job's instance, sampled by a thread inside the ``with`` block.
 
-    The launcher cannot sample them: its own system metrics are those of another machine. The thread also imports MLflow
-    and ``build_measurement``, so that these imports run while the training process starts and delay nothing.
+    The launcher cannot sample them: its own system metrics are those of another machine. The thread also imports
+    MLflow, so that this import runs while the training process starts and delays nothing.
     """
 
     def __init__(self, listener: Listener, node: str) -> None:
@@ -156,7 +156,6 @@ class InstanceMetrics:
         return dataclasses.replace(measurement, resources=tuple(rows))
 
     def _sample(self) -> None:
-        from roofscale.runners import build_measurement  # noqa: F401  (imported early, see above)
         from roofscale.tracking.system_metrics import system_metrics
 
         with system_metrics(self._add, self._node):
