@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from roofscale.cli import main
 from roofscale.config import RunConfig
 from roofscale.phases.attempt import Attempt, Attempts
-from roofscale.phases.judge import StepVerdict, Verdict
+from roofscale.phases.judge import CriterionResult, Role, StepVerdict, Verdict
 
 PASSED, FAILED, INSUFFICIENT = Verdict.PASSED, Verdict.FAILED, Verdict.INSUFFICIENT_EVIDENCE
 
@@ -64,3 +64,12 @@ def test_the_last_run_that_passed_decides_else_the_planned_one_over_its_seeds(at
     assert status() == "failed"
     judged(attempt, PASSED, fallback=1, repeat=1)
     assert status() == "passed with a fallback"
+
+
+def test_a_fallback_that_only_findings_are_against_decides_where_none_passed(attempt: Attempt) -> None:
+    judged(attempt, FAILED)
+    sound = [CriterionResult("stable", PASSED, ""), CriterionResult("faster", FAILED, "", role=Role.FINDING)]
+    folder = attempt.step(1, "auto", 1)
+    folder.set_run("1" * 32, RunConfig())
+    folder.set_verdict(StepVerdict(FAILED, (*sound,)))
+    assert status() == "failed with a fallback"

@@ -35,7 +35,6 @@ from roofscale.phases.phase_runner import PhaseRunner
 from roofscale.phases.results import PhaseResult, StepResult
 from roofscale.provenance import git_state
 from roofscale.report.format import as_json, verdict_table
-from roofscale.report.phase_section import phase_section, truncate_description
 from roofscale.report.phase_status import batch_words, is_complete_base
 from roofscale.runners import registry
 from roofscale.runners.job_pool import JobPool
@@ -248,6 +247,7 @@ def publish_result(climbed: PhaseResult, tracker: Tracker, options: ClimbOptions
     """
     from roofscale.cli.run_report import STRATEGY
     from roofscale.report.artifacts import publish_phase
+    from roofscale.report.phase_section import phase_section, truncate_description
 
     parent = tracker.open(climbed.run_id)
     next_phase = _following(climbed.phase.number, options)

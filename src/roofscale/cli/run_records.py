@@ -16,7 +16,7 @@ from roofscale.cli.console import console
 from roofscale.errors import ConfigError, ExitCode, RoofscaleError
 from roofscale.files import read_json
 from roofscale.phases.attempt import Attempt, StepFolder
-from roofscale.phases.judge import Verdict
+from roofscale.phases.judge import Verdict, deciding_run
 from roofscale.phases.results import PhaseResult
 from roofscale.report.format import as_json
 from roofscale.runners.sagemaker import settings
@@ -132,19 +132,19 @@ def _step_status(runs: Mapping[str, StepFolder], search: Path) -> str:
     """
     if not runs and not search.exists():
         return "not begun"
-    verdicts = {suffix: verdict.verdict for suffix, run in runs.items() if (verdict := run.verdict)}
-    under_way = [run.path for suffix, run in runs.items() if suffix not in verdicts] if runs else [search]
+    verdicts = {suffix: run.verdict for suffix, run in runs.items()}
+    under_way = [runs[suffix].path for suffix, verdict in verdicts.items() if not verdict] if runs else [search]
     if under_way:
         if job := running_job(under_way[0]):
             return f"job {job.name}, under way when last seen; the same command waits for it"
         seen = [events.stat().st_mtime for events in under_way[0].rglob("events.jsonl")]
         idle = f", last sign of life {time.time() - max(seen):,.0f} s ago" if seen else ""
         return f"under way or stopped{idle}; the same command goes on with it"
-    passed = [suffix for suffix, verdict in verdicts.items() if verdict is Verdict.PASSED]
-    if passed:
-        return "passed with a fallback" if "-fallback" in passed[-1] else "passed"
-    # The planned config decides, by the verdict over all of its seeds.
-    return [verdict for suffix, verdict in verdicts.items() if "-fallback" not in suffix][-1].label
+    # The verdict of a config's last repeat is that of all its seeds; the planned config comes before its fallbacks.
+    by_config = {suffix.partition("-repeat")[0]: verdict for suffix, verdict in verdicts.items() if verdict}
+    of_configs = [*by_config.values()]
+    deciding = deciding_run(of_configs)
+    return of_configs[deciding].verdict.label + (" with a fallback" if deciding else "")
 
 
 def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:

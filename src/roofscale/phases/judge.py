@@ -76,6 +76,17 @@ class StepVerdict:
         return [r.name for r in self.criteria if r.verdict is verdict and r.role is not Role.SHOWN]
 
 
+def deciding_run(verdicts: Sequence[StepVerdict]) -> int:
+    """Return the index of the run that decides a step: the last that passed, else the last that is sound, else 0.
+
+    Args:
+        verdicts: of the planned config, then of its fallbacks.
+    """
+    passed = [index for index, verdict in enumerate(verdicts) if verdict.verdict is Verdict.PASSED]
+    sound = [index for index, verdict in enumerate(verdicts) if verdict.without_findings is Verdict.PASSED]
+    return (passed or sound or [0])[-1]
+
+
 def judge(
     step: Step,
     measurement: Measurement,

@@ -29,7 +29,7 @@ from roofscale.phases.fallback import (
     needs_at_least_memory_of,
     next_fallback,
 )
-from roofscale.phases.judge import StepVerdict, Verdict, judge
+from roofscale.phases.judge import StepVerdict, Verdict, deciding_run, judge
 from roofscale.phases.phase_file import Phase, Plan, Step, plan_fingerprint, repeat_config
 from roofscale.phases.results import Cause, Fallback, PhaseResult, StepResult, select_last_good
 from roofscale.runners import RunInterrupted, Runner
@@ -206,9 +206,7 @@ class PhaseRunner:
             if cause not in MEMORY_CAUSES and not newest.cause:  # memory is bisected further after a run that passed
                 break
         # the decision is tagged only now, so that a kill before this line leaves the step undecided
-        passed_runs = [result for result in results if result.verdict.verdict is Verdict.PASSED]
-        sound_runs = [result for result in results if result.verdict.without_findings is Verdict.PASSED]
-        deciding = (passed_runs or sound_runs or [planned])[-1]
+        deciding = results[deciding_run([result.verdict for result in results])]
         self.tracker.open(deciding.run_id).set_tags({"decides": "true"})
         return replace(deciding, step=planned.step, tries=tuple(run for run in results if run is not deciding))
 
