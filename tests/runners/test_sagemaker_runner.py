@@ -41,6 +41,8 @@ RAN_WELL = Measurement(
 class Heard:
     """A listener that keeps what it hears."""
 
+    run_id = ""
+
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.samples: list[ResourceSample] = []

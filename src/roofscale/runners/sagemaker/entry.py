@@ -181,7 +181,7 @@ def write_results(measurement: Measurement, output: Path, rank: int = 0) -> None
         (output / "failure").write_text(cause, encoding="utf-8")
 
 
-class LogListener:
+class LogListener(SilentListener):
     """A listener that writes the run's progress to the job's log, one line per ten seconds of training."""
 
     def __init__(self) -> None:
@@ -198,6 +198,3 @@ class LogListener:
         elif kind == "validation":
             result = event["validation"]
             print(f"validation of {result['dataset']}: {json.dumps(result['metrics'])}", flush=True)
-
-    def resources(self, sample: ResourceSample) -> None:
-        """Ignore the sample: the measurement contains all of them."""

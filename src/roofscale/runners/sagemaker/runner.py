@@ -138,12 +138,11 @@ class SageMakerRunner:
 
     def _environment(self) -> dict[str, str]:
         """Return the variables by which the job logs to the run's MLflow run; empty if the launcher logs."""
-        run_id = getattr(self.listener, "run_id", "")
-        if not run_id or self.settings.logged_by == "launcher":
+        if not self.listener.run_id or self.settings.logged_by == "launcher":
             return {}
         from roofscale.tracking.server import job_environment  # imports MLflow
 
-        return job_environment(run_id, self.settings.logged_by)
+        return job_environment(self.listener.run_id, self.settings.logged_by)
 
     def _announce(self, logs_itself: bool = False) -> None:
         """Tell the listener that the run executes on another machine, and whether it logs itself there."""
@@ -153,8 +152,8 @@ class SageMakerRunner:
     def _watch(self, cloud: "Service", job: Job, described: dict[str, Any]) -> dict[str, Any]:
         """Follow a job until it is over or the user ends the wait; return its last description."""
         started, stopping, status = time.monotonic(), False, ""
-        run_id = described.get("Environment", {}).get(RUN_ID)  # of another run if this one's folder was lost
-        self._announce(logs_itself=run_id is not None and run_id == getattr(self.listener, "run_id", ""))
+        run_id = described.get("Environment", {}).get(RUN_ID, "")  # of another run if this one's folder was lost
+        self._announce(logs_itself=bool(run_id) and run_id == self.listener.run_id)
         tail = self._tail(cloud, job)
         self.session.running.add(job.name)
         while described["TrainingJobStatus"] in RUNNING:
