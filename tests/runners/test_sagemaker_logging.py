@@ -20,7 +20,7 @@ from roofscale.runners.sagemaker.runner import SageMakerRunner
 from roofscale.runners.sagemaker.session import Session
 from roofscale.runners.supervise import Listeners
 from roofscale.tracking import TrackedRun, Tracker, apply
-from roofscale.tracking.server import job_environment
+from roofscale.tracking.server import job_environment, job_logs_itself
 from roofscale.training_job import MlflowLog
 
 ARN = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-app/app-ABC"
@@ -206,13 +206,14 @@ def test_who_logs_follows_from_the_address(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     expected = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_RUN_ID": "abc"} if reached else {}
+    assert job_logs_itself(logged_by) is reached
     assert job_environment("abc", logged_by) == expected
 
 
 def test_no_secret_is_in_the_environment_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
-    assert job_environment("abc") == {}
+    assert job_environment("abc", "auto") == {}
     with pytest.raises(ConfigError, match="Set logged_by: launcher") as refused:
         job_environment("abc", "job")
     assert "secret" not in str(refused.value)

@@ -55,9 +55,9 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
 
 
 def _who_logs(logged_by: str) -> str:
-    from roofscale.tracking.server import job_environment, tracking_uri
+    from roofscale.tracking.server import job_logs_itself, tracking_uri
 
-    if job_environment("", logged_by):
+    if job_logs_itself(logged_by):
         return escape(f"Each job logs to {tracking_uri()} itself, also while no launcher runs.")
     return escape(
         f"The launcher logs to {tracking_uri()}: a job cannot reach it. Runs are logged while this command runs."
