@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -15,6 +16,7 @@ from tests.runners.sagemaker_settings import SETTINGS, FakeCloud, described, pac
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import LOGGED_BY, Measurement, Outcome, ResourceSample
+from roofscale.runners.sagemaker.aws_errors import CloudError
 from roofscale.runners.sagemaker.job import load_or_new
 from roofscale.runners.sagemaker.runner import SageMakerRunner
 from roofscale.runners.sagemaker.session import Session
@@ -158,6 +160,36 @@ def test_a_launcher_that_leaves_a_job_which_logs_itself_leaves_its_run_open(
     opened.finish(measured.outcome)
     assert "runs on" in measured.detail
     assert MlflowClient().get_run(opened.run_id).info.status == "RUNNING"
+
+
+def test_a_refused_job_closes_its_run(opened: TrackedRun, tmp_path: Path) -> None:
+    cloud = FakeCloud()
+
+    def refuse(request: object) -> None:
+        raise ConfigError("AWS refused to create the job")
+
+    cloud.submit = refuse  # type: ignore[method-assign]
+    runner = SageMakerRunner(tmp_path / "run", Listeners(opened), session=Session(SETTINGS, connect=lambda *_: cloud))
+    with pytest.raises(ConfigError), opened.closed_on_error():
+        runner(dataclasses.replace(AWKWARD, compute="ml.m5.xlarge", data_root="s3://roofs/data"))
+    found = MlflowClient().get_run(opened.run_id)
+    assert (found.info.status, found.data.tags["outcome"]) == ("FAILED", "crashed")
+    assert found.data.tags["outcome_detail"] == "AWS refused to create the job"
+    assert load_or_new(tmp_path / "run").number == 1, "the same command submits the same job"
+
+
+def test_an_error_while_a_job_logs_itself_leaves_its_run_open(opened: TrackedRun, tmp_path: Path) -> None:
+    def away() -> dict[str, Any]:
+        raise CloudError("AWS did not answer")
+
+    cloud = FakeCloud(described("InProgress", Environment={"MLFLOW_RUN_ID": opened.run_id}), away, known=True)
+    runner = SageMakerRunner(tmp_path / "run", Listeners(opened), session=Session(SETTINGS, connect=lambda *_: cloud))
+    (tmp_path / "run").mkdir()
+    load_or_new(tmp_path / "run").save(tmp_path / "run")
+    with pytest.raises(CloudError), opened.closed_on_error():
+        runner(dataclasses.replace(AWKWARD, compute="ml.m5.xlarge", data_root="s3://roofs/data"))
+    found = MlflowClient().get_run(opened.run_id)
+    assert (found.info.status, "outcome" in found.data.tags) == ("RUNNING", False)
 
 
 def test_what_the_server_refuses_is_left_to_the_launcher(
