@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from roofscale import training_job
 from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.runners.outcome import PEER_FAILED
-from roofscale.runners.sagemaker import entry, multi_node
+from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.torchrun import Nodes
 from roofscale.tracking.system_metrics import system_metrics
 
@@ -97,10 +98,10 @@ def test_the_machine_that_ended_first_says_what_the_run_came_to(lost: Measuremen
 
 
 def test_a_machine_that_only_followed_leaves_no_cause(tmp_path: Path) -> None:
-    entry.write_results(
+    training_job.write_results(
         Measurement(Outcome.CRASHED, f"{PEER_FAILED}: Connection closed by peer", "abc"), tmp_path, rank=1
     )
     assert (tmp_path / "data/measurement-node1.json").exists()
     assert not (tmp_path / "failure").exists()
-    entry.write_results(Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc"), tmp_path, rank=1)
+    training_job.write_results(Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc"), tmp_path, rank=1)
     assert (tmp_path / "failure").read_text() == "host_oom: killed by the kernel"

@@ -202,8 +202,7 @@ def test_what_the_server_refuses_is_left_to_the_launcher(
 
     monkeypatch.setitem(apply._APPLY_BY_KIND, "artifact", refuse)
     log = MlflowLog()
-    logged = log.finish(Measurement(Outcome.CRASHED, "why", "f"), AWKWARD, tmp_path)
-    assert LOGGED_BY not in logged.facts
+    assert log.finish(Measurement(Outcome.CRASHED, "why", "f"), AWKWARD, tmp_path) is None
     found = MlflowClient().get_run(opened.run_id)
     assert (found.info.status, found.data.tags["outcome"]) == ("FAILED", "crashed")
 
@@ -214,8 +213,9 @@ def test_further_machines_log_their_resources_and_nothing_else(opened: TrackedRu
     log.resources(
         ResourceSample(time.time(), {"memory/used_mib": 5.0, "system/node_1/cpu_utilization_percentage": 9.0})
     )
-    marked = log.finish(Measurement(Outcome.OK, "", "f"), RunConfig(), Path())
-    assert LOGGED_BY in marked.facts
+    logged = log.finish(Measurement(Outcome.OK, "", "f"), RunConfig(), Path())
+    assert logged
+    assert LOGGED_BY in logged.facts
     assert points(opened).keys() == {"node1/memory/used_mib", "system/node_1/cpu_utilization_percentage"}
     assert MlflowClient().get_run(opened.run_id).info.status == "RUNNING"
 

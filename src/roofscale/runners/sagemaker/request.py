@@ -21,6 +21,8 @@ TAG = "roofscale:"  # prefix of the keys of our own tags
 CONFIG_CHANNEL = "config"
 CONFIG = "config.json"  # in that channel
 GENERATED = "generated.json"  # in that channel, by data set: the spec of the images that the job has to generate
+ONLY = "only"  # key in such a spec: the images that the run reads; the others are not generated
+RUN_ID = "MLFLOW_RUN_ID"  # variable of a job that logs itself: the MLflow run of its launcher
 # Exec form: Python is process 1. Behind a shell or the toolkit's `train`, SIGTERM would never reach Python.
 ENTRYPOINT = ("python", "-u", "-m", "roofscale.training_job")
 CHECKPOINTS = "/opt/ml/checkpoints"

@@ -30,10 +30,9 @@ from roofscale.runners.local import EVENTS, MEASUREMENT
 from roofscale.runners.sagemaker import job as jobs
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker import request as requests
-from roofscale.runners.sagemaker.entry import ONLY, RUN_ID
 from roofscale.runners.sagemaker.job import Job, Spending, load_or_new, spending
 from roofscale.runners.sagemaker.job_outcome import RUNNING, cost_metrics, job_outcome
-from roofscale.runners.sagemaker.request import CONFIG, GENERATED
+from roofscale.runners.sagemaker.request import CONFIG, GENERATED, ONLY, RUN_ID
 from roofscale.runners.sagemaker.session import Session
 from roofscale.runners.sagemaker.settings import SageMakerSettings
 from roofscale.runners.supervise import Listener, SilentListener
