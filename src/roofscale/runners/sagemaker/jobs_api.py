@@ -44,12 +44,12 @@ class SageMakerClient(S3Client):
             CloudError: no answer for an hour.
         """
         create = partial(TrainingJob.create, **to_snake_case(request), **self._at)
-        self._unless("ResourceInUse", f"to create the job {request['TrainingJobName']}", create)
+        self._call(f"to create the job {request['TrainingJobName']}", create, absent=("ResourceInUse",))
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """Return the tags of each job under way, by its name, for names that begin with ``begins``."""
-        with translating_errors("to look for running jobs"):
-            jobs = self._patiently(lambda: list(self._jobs(begins)))
+        jobs = self._call("to look for running jobs", lambda: list(self._jobs(begins)))
+        with translating_errors("to look for the tags of running jobs"):
             return {job.training_job_name: self._tags(job.training_job_arn) for job in jobs}
 
     def _jobs(self, begins: str) -> Iterator[Any]:
@@ -87,7 +87,7 @@ class SageMakerClient(S3Client):
             CloudError: no answer for an hour.
         """
         get = partial(TrainingJob.get, training_job_name=name, **self._at)
-        job = self._unless("ValidationException", f"to describe the job {name}", get, "not found")
+        job = self._call(f"to describe the job {name}", get, absent=("ValidationException",), words="not found")
         answer: dict[str, Any] | None = sdk.serialize(job) if job else None
         return answer
 
@@ -109,17 +109,7 @@ class SageMakerClient(S3Client):
     def stop(self, name: str) -> None:
         """Ask a job to stop; no error if it is over already."""
         job = TrainingJob(training_job_name=name)._set_client_context(**self._at)
-        self._unless("ValidationException", f"to stop the job {name}", job.stop)
-
-    def _unless(self, code: str, doing: str, call: Callable[[], Any], words: str = "") -> Any:
-        """Return the answer of a call, with transient errors retried; None if AWS answers with this error code."""
-        with translating_errors(doing):
-            try:
-                return self._patiently(call)
-            except ClientError as error:
-                if code_of(error) != code or words not in str(error):
-                    raise
-        return None
+        self._call(f"to stop the job {name}", job.stop, absent=("ValidationException",))
 
 
 def to_snake_case(request: Any, key: str = "") -> Any:

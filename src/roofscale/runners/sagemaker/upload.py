@@ -6,32 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from roofscale.data.airs import VISUAL
 from roofscale.data.locate import available_datasets, find_dataset
 from roofscale.data.synthetic import NOTE
 from roofscale.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from roofscale.runners.sagemaker.s3 import S3Client  # imports boto3
+
 PART_BYTES = 2**25  # files from this size on are uploaded in parts of it; S3's checksum depends on the part size
 _FILES = 8  # compared or uploaded at a time
 _CHUNK = 2**20  # bytes per read
-
-
-class Store(Protocol):
-    """The part of ``s3.S3Client`` that an upload needs."""
-
-    def sizes(self, uri: str) -> dict[str, int]:
-        """Return the bytes of each object under a prefix, by the rest of its key."""
-        ...
-
-    def checksum(self, uri: str) -> str:
-        """Return S3's SHA-256 of an object; empty if it has none."""
-        ...
-
-    def upload(self, file: Path, uri: str, progress: Callable[[int], None]) -> None:
-        """Upload a file."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +73,7 @@ class UploadResult:
 def upload_files(
     files: Sequence[FileToUpload],
     uri: str,
-    store: Store,
+    s3: "S3Client",
     progress: Callable[[int], None] = lambda sent: None,
     dry_run: bool = False,
 ) -> UploadResult:
@@ -102,15 +89,15 @@ def upload_files(
         DataError: a file cannot be read.
     """
     top = uri.rstrip("/")
-    sizes = store.sizes(f"{top}/")
+    sizes = s3.sizes(f"{top}/")
 
     def upload_if_changed(item: FileToUpload) -> bool:
         """Return whether S3 had the same bytes already."""
         address = f"{top}/{item.path}"
         try:
-            same = sizes.get(item.path) == item.size and store.checksum(address) == checksum_of(item.file)
+            same = sizes.get(item.path) == item.size and s3.checksum(address) == checksum_of(item.file)
             if not (same or dry_run):
-                store.upload(item.file, address, progress)
+                s3.upload(item.file, address, progress)
                 return False
         except OSError as error:
             raise DataError(
