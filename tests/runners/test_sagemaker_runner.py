@@ -351,7 +351,7 @@ def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: P
     made, other = (where.make(folder, Heard()) for _ in range(2))
     assert isinstance(made, SageMakerRunner)
     assert isinstance(other, SageMakerRunner)
-    assert (made.settings.bucket, where.max_jobs) == ("xyz", 4)
+    assert (made.session.settings.bucket, where.max_jobs) == ("xyz", 4)
     assert made.session is other.session
     assert made.session.stop_request is where.stop_request
 
