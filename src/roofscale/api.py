@@ -136,7 +136,7 @@ def prepare_job(config: RunConfig) -> dict[str, Any]:
     wanted, size = settings.load(), runner.instance_of(config)
     config = resolve_data([config], GENERATED, print)[0]
     folder = RUNS / TRAIN_EXPERIMENT / f"{config.fingerprint}-notebook"
-    job = jobs.Job(jobs.new_key(folder))
+    job = jobs.new_job(folder)
     seconds = runner.budget_seconds(wanted, size, jobs.Spending())
     request = requests.build_request(config, wanted, job, jobs.tags_of(folder), most_seconds=seconds)
     tracker = Tracker(TRAIN_EXPERIMENT) if job_logs_itself(wanted.logged_by) else None

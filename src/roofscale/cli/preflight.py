@@ -75,7 +75,7 @@ def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
     if runner == LOCAL:
         return {"requests": []}
     from roofscale.runners.sagemaker import request, settings
-    from roofscale.runners.sagemaker.job import Job, new_key, tags_of
+    from roofscale.runners.sagemaker.job import new_job, tags_of
     from roofscale.runners.sagemaker.runner import instance_of
     from roofscale.tracking.server import job_environment
 
@@ -84,7 +84,7 @@ def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
         instance_of(config)
     variables = job_environment("set at the launch", wanted.logged_by)
     requests = [
-        request.build_request(config, wanted, Job(new_key(folder)), tags_of(folder), environment=variables)
+        request.build_request(config, wanted, new_job(folder), tags_of(folder), environment=variables)
         for folder, config in configs.items()
     ]
     return {"requests": requests, "settings": wanted.described()}

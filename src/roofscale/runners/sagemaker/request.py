@@ -57,6 +57,7 @@ def build_request(
     uris = data_uris(config)
     source = f"{config.data_root.rstrip('/')}/{{name}}/" if uris else f"{config_uri(settings, job)}/{GENERATED}"
     own_tags = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
+    all_tags = {**settings.tags, **{f"{TAG}{name}": text for name, text in own_tags.items()}}
     request: dict[str, Any] = {
         "TrainingJobName": job.name,
         "RoleArn": settings.role,
@@ -73,7 +74,7 @@ def build_request(
         "StoppingCondition": _stopping(config, settings, most_seconds),
         "EnableManagedSpotTraining": settings.spot,
         "Environment": {DATA_SOURCE: source, **environment},
-        "Tags": _tags({**settings.tags, **{f"{TAG}{name}": text for name, text in own_tags.items()}}),
+        "Tags": [{"Key": key, "Value": tag_value(value)} for key, value in all_tags.items()],
     }
     if settings.subnets:
         request["VpcConfig"] = {"Subnets": [*settings.subnets], "SecurityGroupIds": [*settings.security_groups]}
@@ -93,12 +94,6 @@ def folder_uri(settings: SageMakerSettings, job: Job) -> str:
 def output_uri(settings: SageMakerSettings, job: Job) -> str:
     """Return the archive that the service makes of this job's /opt/ml/output/data."""
     return f"{_top(settings)}/output/{job.name}/output/output.tar.gz"
-
-
-def max_runtime(config: RunConfig, settings: SageMakerSettings, most_seconds: float = math.inf) -> int:
-    """Return the seconds after which the service stops the job."""
-    own = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
-    return max(1, math.floor(min(own, most_seconds, _LONGEST_SECONDS)))
 
 
 def _top(settings: SageMakerSettings) -> str:
@@ -150,17 +145,14 @@ def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) 
 
 
 def _stopping(config: RunConfig, settings: SageMakerSettings, most_seconds: float) -> dict[str, int]:
-    longest = max_runtime(config, settings, most_seconds)
+    own = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
+    longest = max(1, math.floor(min(own, most_seconds, _LONGEST_SECONDS)))
     wait_limit = {"MaxWaitTimeInSeconds": longest + settings.max_wait_seconds} if settings.spot else {}
     return {"MaxRuntimeInSeconds": longest, **wait_limit}
 
 
 def _with_key(part: dict[str, Any], name: str, settings: SageMakerSettings) -> dict[str, Any]:
     return {**part, name: settings.kms_key} if settings.kms_key else part
-
-
-def _tags(tags: dict[str, str]) -> list[dict[str, str]]:
-    return [{"Key": key, "Value": tag_value(value)} for key, value in tags.items()]
 
 
 def tag_value(text: str) -> str:

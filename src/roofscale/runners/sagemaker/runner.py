@@ -100,7 +100,7 @@ class SageMakerRunner:
         job = load_or_new(self.run_dir)
         if not (self.run_dir / jobs.FILE).exists():
             ours = {
-                f"{requests.TAG}{jobs.FOLDER_TAG}": requests.tag_value(jobs.owner_tag(self.run_dir)),
+                f"{requests.TAG}{jobs.FOLDER_TAG}": requests.tag_value(jobs.tags_of(self.run_dir)[jobs.FOLDER_TAG]),
                 f"{requests.TAG}fingerprint": config.fingerprint,
             }
             running = self.session.cloud.running(jobs.key_prefix(self.run_dir))
