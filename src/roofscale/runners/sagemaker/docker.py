@@ -114,20 +114,16 @@ def _csv(*words: str) -> str:
     return line.getvalue()
 
 
-def list_containers(*filters: str, over: bool = True) -> list[dict[str, Any]]:
-    """Return the records of ``docker inspect`` of the matching containers, sorted by name.
-
-    Args:
-        over: include containers that have ended.
-    """
+def list_containers(*filters: str) -> list[dict[str, Any]]:
+    """Return the records of ``docker inspect`` of the matching containers, ended ones included, sorted by name."""
     words = [word for condition in filters for word in ("--filter", condition)]
-    names = run_docker("ps", *(("--all",) if over else ()), *words, "--format", "{{.Names}}").split()
+    names = run_docker("ps", "--all", *words, "--format", "{{.Names}}").split()
     inspected: list[dict[str, Any]] = json.loads(run_docker("inspect", *names)) if names else []
     return sorted(inspected, key=lambda record: str(record["Name"]))
 
 
 def job_containers(name: str) -> list[dict[str, Any]]:
-    """Return the records of ``docker inspect`` of a job's containers, ended ones included, sorted by name."""
+    """Return the records of ``docker inspect`` of a job's containers; see ``list_containers``."""
     return list_containers(f"label={JOB}={name}")
 
 

@@ -64,8 +64,8 @@ class LocalModeClient:
         for host in hosts:
             for folder in ("output/data", "model", docker.CONFIG):
                 (job / host / folder).mkdir(parents=True, exist_ok=True)
-            resource_config = multi_node.resource_config(hosts, host, resources["InstanceType"])
-            write_json(job / host / docker.CONFIG / Path(multi_node.RESOURCE_CONFIG).name, resource_config)
+            config_file = job / host / docker.CONFIG / Path(multi_node.RESOURCE_CONFIG).name
+            write_json(config_file, multi_node.resource_config(hosts, host))
         try:
             docker.start(request, compute.get(resources["InstanceType"]), job)
         except ConfigError:  # the next start must not find a job that never ran
@@ -84,7 +84,8 @@ class LocalModeClient:
         """
         job = self._output / name
         if (job / _ENDED).exists():
-            return _with_times(json.loads((job / _ENDED).read_text(encoding="utf-8")))
+            ended = json.loads((job / _ENDED).read_text(encoding="utf-8"))
+            return {**ended, **{key: _time(ended[key]) for key in ("TrainingStartTime", "TrainingEndTime")}}
         containers = docker.job_containers(name)
         if not job.exists():
             return None
@@ -97,20 +98,15 @@ class LocalModeClient:
             return _GONE
         stopped = (job / _STOPPED).read_text(encoding="utf-8") if (job / _STOPPED).exists() else ""
         if not all(map(_is_over, containers)):
-            if not stopped:
-                self._enforce_limits(name, containers)
+            if not stopped and any(map(_is_overdue, containers)):
+                self._stop(name, "MaxRuntimeExceeded")
+            elif not stopped and any(_is_over(record) and record["State"]["ExitCode"] for record in containers):
+                self._stop(name, _FAILED)
             return _STOPPING if stopped and stopped != _FAILED else _TRAINING
-        causes = [_failure_cause(job, container) for container in containers]
+        causes = [_failure_cause(job, container["Config"]["Hostname"]) for container in containers]
         write_json(job / _ENDED, describe_ended(containers, stopped, causes))
         docker.remove(name)
         return self.describe(name)
-
-    def _enforce_limits(self, name: str, containers: Sequence[Inspected]) -> None:
-        """Stop a job whose maximum runtime is over, or one of whose hosts has failed."""
-        if any(map(_overdue, containers)):
-            self._stop(name, "MaxRuntimeExceeded")
-        elif any(_is_over(container) and container["State"]["ExitCode"] for container in containers):
-            self._stop(name, _FAILED)
 
     def stop(self, name: str) -> None:
         """Ask a job to stop; no error if it is over already."""
@@ -125,7 +121,7 @@ class LocalModeClient:
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """Return the tags of each job under way, by its name, for names that begin with ``begins``."""
-        containers = docker.list_containers(f"name=^/?{begins}", f"label={docker.JOB}", over=False)
+        containers = docker.list_containers(f"name=^/?{begins}", f"label={docker.JOB}", "status=running")
         all_labels = [container["Config"]["Labels"] for container in containers]
         return {labels[docker.JOB]: labels for labels in all_labels}
 
@@ -136,13 +132,7 @@ class LocalModeClient:
         def read() -> list[str]:
             lines: list[str] = []
             for host in _hosts(job):
-                file = job / host / _LOG
-                log = (
-                    file.read_text("utf-8")
-                    if file.exists()
-                    else docker.run_docker("logs", docker.container(name, host))
-                )
-                new = log.splitlines()[counts[host] :]
+                new = _read_log(job, host).splitlines()[counts[host] :]
                 counts[host] += len(new)
                 lines += new
             return lines
@@ -236,25 +226,24 @@ def _hosts(job: Path) -> list[str]:
     return sorted(folder.name for folder in job.glob("algo-*"))
 
 
-def _failure_cause(job: Path, container: Inspected) -> str:
+def _read_log(job: Path, host: str) -> str:
+    """Return the log of a host, of its container or as it was saved at its end."""
+    file = job / host / _LOG
+    return file.read_text("utf-8") if file.exists() else docker.run_docker("logs", docker.container(job.name, host))
+
+
+def _failure_cause(job: Path, host: str) -> str:
     """Return the cause in the host's failure file, else the last line of its log; saves the log."""
-    log = docker.run_docker("logs", container["Name"].removeprefix("/"))
-    folder = job / str(container["Config"]["Hostname"])
-    (folder / _LOG).write_text(log, encoding="utf-8")
-    if (folder / "output/failure").exists():
-        return (folder / "output/failure").read_text(encoding="utf-8")
-    return (log.strip().splitlines() or [""])[-1]
-
-
-def _with_times(described: dict[str, Any]) -> dict[str, Any]:
-    return {**described, **{key: _time(described[key]) for key in ("TrainingStartTime", "TrainingEndTime")}}
+    log, failure = docker.run_docker("logs", docker.container(job.name, host)), job / host / "output/failure"
+    (job / host / _LOG).write_text(log, encoding="utf-8")
+    return failure.read_text(encoding="utf-8") if failure.exists() else (log.strip().splitlines() or [""])[-1]
 
 
 def _is_over(container: Inspected) -> bool:
     return container["State"]["Status"] in ("exited", "dead")
 
 
-def _overdue(container: Inspected) -> bool:
+def _is_overdue(container: Inspected) -> bool:
     """Whether a container has run for longer than MaxRuntimeInSeconds of its job."""
     started = _time(container["State"]["StartedAt"]).timestamp()
     return container["State"]["Status"] == "running" and time.time() - started > _max_runtime(container)

@@ -23,26 +23,16 @@ def host_names(count: int) -> tuple[str, ...]:
     return tuple(f"algo-{number}" for number in range(1, count + 1))
 
 
-def resource_config(nodes: Sequence[str], current: str, instance_type: str) -> dict[str, Any]:
-    """Return the content of resourceconfig.json on machine ``current``, as SageMaker writes it."""
-    group = "homogeneousCluster"
-    return {
-        "current_host": current,
-        "current_instance_type": instance_type,
-        "current_group_name": group,
-        "hosts": [*nodes],
-        "instance_groups": [
-            {"instance_group_name": group, "instance_type": instance_type, "hosts": [*nodes]},
-        ],
-        "network_interface_name": "eth0",
-    }
-
-
-def read_resource_config(file: Path) -> Nodes:
-    """Return the machines in SageMaker's resource config; this machine alone if there is no such file.
+def resource_config(nodes: Sequence[str], current: str) -> dict[str, Any]:
+    """Return the content of resourceconfig.json on machine ``current``, as far as a job reads it.
 
     Source: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
     """
+    return {"current_host": current, "hosts": [*nodes], "network_interface_name": "eth0"}
+
+
+def read_resource_config(file: Path) -> Nodes:
+    """Return the machines in SageMaker's resource config; this machine alone if there is no such file."""
     if not file.exists():
         return Nodes()
     content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -57,12 +47,12 @@ def node_name(nodes: Nodes) -> str:
 
 def node_folder(checkpoints: Path, rank: int) -> Path:
     """Return a machine's run folder; all machines share one prefix in S3, so their file paths must differ."""
-    return checkpoints / _node(rank) if rank else checkpoints
+    return checkpoints / f"node{rank}" if rank else checkpoints
 
 
 def measurement_name(rank: int) -> str:
     """Return the file name of a machine's measurement; the service packs those of all machines into one archive."""
-    return f"measurement-{_node(rank)}.json" if rank else "measurement.json"
+    return f"measurement-node{rank}.json" if rank else "measurement.json"
 
 
 def merge_measurements(measurements: Sequence[Measurement | None]) -> Measurement | None:
@@ -104,11 +94,7 @@ def _follower_rank(measurement: Measurement) -> int:
 def of_node(index: int, metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of a further machine's resources under names of its own; its system metrics have them."""
     return {
-        name if name.startswith("system/") else f"{_node(index)}/{name}": value
+        name if name.startswith("system/") else f"node{index}/{name}": value
         for name, value in metrics.items()
         if name.startswith(_PER_MACHINE)
     }
-
-
-def _node(index: int) -> str:
-    return f"node{index}"
