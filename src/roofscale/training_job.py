@@ -121,7 +121,8 @@ def _generate(specs: Mapping[str, Any]) -> Path:
 
 def _run(config: RunConfig, run_dir: Path, nodes: Nodes, listener: Listener, stop_request: StopRequest) -> Measurement:
     """Run the config; return its measurement, with the instance's system metrics among the resources."""
-    with _instance_metrics(listener, multi_node.node_name(nodes)) as samples:
+    node = f"node_{nodes.rank}" if len(nodes.names) > 1 else ""  # as MLflow names it
+    with _instance_metrics(listener, node) as samples:
         measurement = LocalRunner(run_dir, listener, stop_request=stop_request, nodes=nodes)(config)
     rows = sorted((*measurement.resources, *samples.values), key=lambda row: row.time)
     return dataclasses.replace(measurement, resources=tuple(rows))

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from tests.runners.sagemaker_settings import CONFIG
 
-from roofscale import compute
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
 from roofscale.runners.outcome import PEER_FAILED
@@ -90,7 +89,7 @@ def test_an_image_is_all_that_local_mode_needs(settings: SageMakerSettings, tmp_
 
 def test_a_container_gets_what_a_job_gets(settings: SageMakerSettings, tmp_path: Path) -> None:
     request = asked(settings, compute="ml.m5.large")
-    words = create_words(request, compute.get("ml.m5.large"), tmp_path / "job", "algo-1")
+    words = create_words(request, tmp_path / "job", "algo-1")
     said = dict(itertools.pairwise(words))
     assert said["--memory"] == said["--memory-swap"] == str(8 * 2**30)
     assert said["--network"] == "none"
@@ -111,9 +110,7 @@ def test_hosts_share_data_and_checkpoints_and_have_a_name_and_an_output_each(
     settings: SageMakerSettings, tmp_path: Path
 ) -> None:
     request = asked(settings, compute="ml.m5.large", instance_count=2)
-    first, second = (
-        create_words(request, compute.get("ml.m5.large"), tmp_path / "job", host) for host in multi_node.host_names(2)
-    )
+    first, second = (create_words(request, tmp_path / "job", host) for host in multi_node.host_names(2))
     assert [ours.replace("algo-1", "algo-2") for ours in first] == second, "they differ by the host and nothing else"
     said = dict(itertools.pairwise(second))
     assert (said["--name"], said["--hostname"]) == (f"{JOB.name}.algo-2", "algo-2")
@@ -129,7 +126,7 @@ def test_an_instance_with_gpus_asks_for_them_and_each_host_for_its_own(
     settings: SageMakerSettings, tmp_path: Path
 ) -> None:
     def gpus(name: str, host: str) -> str:
-        words = create_words(asked(settings, compute=name, instance_count=2), compute.get(name), tmp_path, host)
+        words = create_words(asked(settings, compute=name, instance_count=2), tmp_path, host)
         return words[words.index("--gpus") + 1]
 
     assert (gpus("ml.g5.xlarge", "algo-1"), gpus("ml.g5.xlarge", "algo-2")) == ("device=0", "device=1")

@@ -37,6 +37,7 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
         return
     from roofscale.runners.sagemaker import settings
     from roofscale.runners.sagemaker.runner import instance_of, synthetic_specs
+    from roofscale.tracking.server import job_logs_itself, tracking_uri
 
     wanted = settings.load()
     for config in configs:
@@ -49,19 +50,12 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
         out.print(
             f"Runs as SageMaker training jobs on {computes}, with s3://{escape(wanted.bucket)}/{escape(wanted.prefix)}."
         )
-        out.print(_who_logs(wanted.logged_by))
+        text = f"The launcher logs to {tracking_uri()}: a job cannot reach it. Runs are logged while this command runs."
+        if job_logs_itself(wanted.logged_by):
+            text = f"Each job logs to {tracking_uri()} itself, also while no launcher runs."
+        out.print(escape(text))
     if wanted.budget_usd:
         _check_budget(wanted, configs, out)
-
-
-def _who_logs(logged_by: str) -> str:
-    from roofscale.tracking.server import job_logs_itself, tracking_uri
-
-    if job_logs_itself(logged_by):
-        return escape(f"Each job logs to {tracking_uri()} itself, also while no launcher runs.")
-    return escape(
-        f"The launcher logs to {tracking_uri()}: a job cannot reach it. Runs are logged while this command runs."
-    )
 
 
 def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:

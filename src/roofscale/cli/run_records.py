@@ -161,8 +161,8 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
     kept, busy = pending(runs), active_outboxes(runs)
     refused = [line for one in sent for line in one.refused]
     if to_json:
-        named = {"sent": [_as_dict(one) for one in sent], "kept": [_as_dict(one) for one in kept]}
-        print(as_json({"server": tracking_uri(), **named, "in_use": list(map(str, busy)), "error": why}))
+        named = {"sent": list(map(vars, sent)), "kept": list(map(vars, kept)), "in_use": busy}
+        print(as_json({"server": tracking_uri(), **named, "error": why}))
     else:
         _print_rest(out, kept, busy, dry_run)
         lines = [f"Refused by the server, and kept in {runs / OUTBOX}: {line}" for line in refused]
@@ -185,10 +185,6 @@ def _print_rest(out: Console, kept: list[SyncResult], busy: list[Path], dry_run:
 
 def _words(one: SyncResult) -> str:
     return f"{one.operations} operations from {one.folder}, runs {', '.join(one.runs)}"
-
-
-def _as_dict(one: SyncResult) -> dict[str, object]:
-    return {**vars(one), "folder": str(one.folder)}
 
 
 def register_run(run_id: str, alias: str, name: str, to_json: bool) -> None:

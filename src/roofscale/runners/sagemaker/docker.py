@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roofscale import compute
 from roofscale.addresses import S3
-from roofscale.compute import GIB, Compute
+from roofscale.compute import GIB
 from roofscale.errors import ConfigError
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker.settings import HERE
@@ -40,26 +41,9 @@ def container(job: str, host: str) -> str:
     return f"{job}.{host}"
 
 
-def start(request: Mapping[str, Any], size: Compute, folder: Path) -> None:
-    """Start a job: create the network if there are several hosts, create all containers, then start them.
-
-    Args:
-        folder: the job's folder, with a subfolder per host.
-
-    Raises:
-        ConfigError: Docker is missing or refuses; the caller then removes what was created, see ``remove``.
-    """
-    name = request["TrainingJobName"]
-    hosts = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
-    if len(hosts) > 1:
-        run_docker("network", "create", "--internal", "--label", f"{JOB}={name}", name)
-    for host in hosts:
-        run_docker(*create_words(request, size, folder, host))
-    run_docker("start", *(container(name, host) for host in hosts))
-
-
-def create_words(request: Mapping[str, Any], size: Compute, folder: Path, host: str) -> list[str]:
-    """Return the arguments of ``docker`` that create the container of one host of a job."""
+def create_words(request: Mapping[str, Any], folder: Path, host: str) -> list[str]:
+    """Return the arguments of ``docker`` that create the container of one host of a job; ``folder`` is the job's."""
+    size = compute.get(request["ResourceConfig"]["InstanceType"])
     algorithm, name = request["AlgorithmSpecification"], request["TrainingJobName"]
     command: list[str] = [*algorithm["ContainerEntrypoint"], *algorithm["ContainerArguments"]]
     hosts = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])

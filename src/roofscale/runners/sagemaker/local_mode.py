@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roofscale import compute
 from roofscale.errors import ConfigError
 from roofscale.files import write_json
 from roofscale.runners.outcome import PEER_FAILED
@@ -58,8 +57,8 @@ class LocalModeClient:
         Raises:
             ConfigError: Docker is missing or refuses.
         """
-        name, resources = request["TrainingJobName"], request["ResourceConfig"]
-        job, hosts = self._output / name, multi_node.host_names(resources["InstanceCount"])
+        name, hosts = request["TrainingJobName"], multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
+        job = self._output / name
         folder_of(request["CheckpointConfig"]["S3Uri"]).mkdir(parents=True, exist_ok=True)
         for host in hosts:
             for folder in ("output/data", "model", docker.CONFIG):
@@ -67,7 +66,11 @@ class LocalModeClient:
             config_file = job / host / docker.CONFIG / Path(multi_node.RESOURCE_CONFIG).name
             write_json(config_file, multi_node.resource_config(hosts, host))
         try:
-            docker.start(request, compute.get(resources["InstanceType"]), job)
+            if len(hosts) > 1:
+                docker.run_docker("network", "create", "--internal", "--label", f"{docker.JOB}={name}", name)
+            for host in hosts:
+                docker.run_docker(*docker.create_words(request, job, host))
+            docker.run_docker("start", *(docker.container(name, host) for host in hosts))
         except ConfigError:  # the next start must not find a job that never ran
             self._forget(name)
             raise

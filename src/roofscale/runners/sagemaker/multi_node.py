@@ -40,11 +40,6 @@ def read_resource_config(file: Path) -> Nodes:
     return Nodes(hosts, hosts.index(content["current_host"]), content.get("network_interface_name", ""))
 
 
-def node_name(nodes: Nodes) -> str:
-    """Return this machine's name among MLflow's system metrics; empty if it is the only one."""
-    return f"node_{nodes.rank}" if len(nodes.names) > 1 else ""
-
-
 def node_folder(checkpoints: Path, rank: int) -> Path:
     """Return a machine's run folder; all machines share one prefix in S3, so their file paths must differ."""
     return checkpoints / f"node{rank}" if rank else checkpoints

@@ -56,6 +56,9 @@ def build_request(
     """
     uris = data_uris(config)
     source = f"{config.data_root.rstrip('/')}/{{name}}/" if uris else f"{config_uri(settings, job)}/{GENERATED}"
+    data = [_channel(name, uri, settings.input_mode) for name, uri in uris.items()]
+    own_seconds = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
+    seconds = max(1, math.floor(min(own_seconds, most_seconds, _LONGEST_SECONDS)))
     own_tags = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
     all_tags = {**settings.tags, **{f"{TAG}{name}": text for name, text in own_tags.items()}}
     request: dict[str, Any] = {
@@ -67,15 +70,18 @@ def build_request(
             "ContainerEntrypoint": list(ENTRYPOINT),
             "ContainerArguments": ["--fingerprint", config.fingerprint],
         },
-        "InputDataConfig": _channels(config, settings, job),
+        # The common folder of all channels is the job's data root.
+        "InputDataConfig": [_channel(CONFIG_CHANNEL, config_uri(settings, job), "File"), *data],
         "OutputDataConfig": _with_key({"S3OutputPath": f"{_top(settings)}/output"}, "KmsKeyId", settings),
         "CheckpointConfig": {"S3Uri": folder_uri(settings, job), "LocalPath": CHECKPOINTS},
         "ResourceConfig": _resources(config, settings, data_bytes),
-        "StoppingCondition": _stopping(config, settings, most_seconds),
+        "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
         "EnableManagedSpotTraining": settings.spot,
         "Environment": {DATA_SOURCE: source, **environment},
         "Tags": [{"Key": key, "Value": tag_value(value)} for key, value in all_tags.items()],
     }
+    if settings.spot:
+        request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + settings.max_wait_seconds
     if settings.subnets:
         request["VpcConfig"] = {"Subnets": [*settings.subnets], "SecurityGroupIds": [*settings.security_groups]}
     return request
@@ -103,12 +109,6 @@ def _top(settings: SageMakerSettings) -> str:
 def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
     source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": mode}
-
-
-def _channels(config: RunConfig, settings: SageMakerSettings, job: Job) -> list[dict[str, Any]]:
-    """Return the channels: the run config, and each data set in S3. Their common folder is the job's data root."""
-    data = [_channel(name, uri, settings.input_mode) for name, uri in data_uris(config).items()]
-    return [_channel(CONFIG_CHANNEL, config_uri(settings, job), "File"), *data]
 
 
 def data_uris(config: RunConfig) -> dict[str, str]:
@@ -142,13 +142,6 @@ def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) 
             "with larger disks."
         )
     return resources  # the instance encrypts its local disks itself, and SageMaker refuses a key for them
-
-
-def _stopping(config: RunConfig, settings: SageMakerSettings, most_seconds: float) -> dict[str, int]:
-    own = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
-    longest = max(1, math.floor(min(own, most_seconds, _LONGEST_SECONDS)))
-    wait_limit = {"MaxWaitTimeInSeconds": longest + settings.max_wait_seconds} if settings.spot else {}
-    return {"MaxRuntimeInSeconds": longest, **wait_limit}
 
 
 def _with_key(part: dict[str, Any], name: str, settings: SageMakerSettings) -> dict[str, Any]:
