@@ -83,7 +83,7 @@ def read_config(channels: Path, fingerprint: str) -> RunConfig:
     """Return the run config of the job's channel, with the data root inside the job; generates data if it must.
 
     Raises:
-        ConfigError: this image's version of Roofscale computes another fingerprint from the file than the launcher.
+        ConfigError: this image's version of Roofscale computes another fingerprint or other images than the launcher.
     """
     folder = channels / CONFIG_CHANNEL
     config = configs.load(overrides=json.loads((folder / CONFIG).read_text(encoding="utf-8")))
@@ -98,11 +98,7 @@ def read_config(channels: Path, fingerprint: str) -> RunConfig:
 
 
 def _generate(specs: Mapping[str, Any]) -> Path:
-    """Generate the launcher's images and return their root; the same spec gives the same files bit for bit.
-
-    Raises:
-        ConfigError: this image has another version of the renderer.
-    """
+    """Generate the launcher's images and return their root; the same spec gives the same files bit for bit."""
     from roofscale.data.synthetic import GenerateSpec, generate
     from roofscale.data.synthetic.spec import RENDER_VERSION
 

@@ -59,9 +59,7 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
 
 
 def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
-    """Return the requests to SageMaker for a run in each of these folders, and the settings with their origins.
-
-    There are no requests if runs stay on this machine.
+    """Return the requests to SageMaker, if it is the runner, for a run in each folder, and the settings with origins.
 
     Raises:
         ConfigError: settings are missing, or SageMaker would refuse a request.

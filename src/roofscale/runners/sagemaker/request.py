@@ -120,11 +120,7 @@ def data_uris(config: RunConfig) -> dict[str, str]:
 
 
 def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) -> dict[str, Any]:
-    """Return ResourceConfig: instances and their storage.
-
-    Raises:
-        ConfigError: the data does not fit the local disks of an instance that takes no volume in addition.
-    """
+    """Return ResourceConfig: instances and their storage."""
     copied, disk_gb = data_bytes if settings.input_mode == "File" else 0, compute.get(config.compute).disk_gb
     resources: dict[str, Any] = {
         "InstanceType": config.compute,

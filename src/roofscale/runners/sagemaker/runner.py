@@ -305,15 +305,14 @@ def _from_events(
     config: RunConfig, size: Compute, run_dir: Path, outcome: Outcome, detail: str, described: Mapping[str, Any]
 ) -> Measurement:
     """Return a measurement from the events of a job that left none; without memory, which only the job samples."""
-    begun, ended = (described.get(key) for key in ("TrainingStartTime", "TrainingEndTime"))
+    begun = described.get("TrainingStartTime")
     if begun is None:
         return Measurement(outcome, detail, config.fingerprint)
-    started = begun.timestamp()
     observation = RunObservation(
         outcome=outcome,
         detail=detail,
-        started=started,
-        ended=ended.timestamp() if ended else started,
+        started=begun.timestamp(),
+        ended=described.get("TrainingEndTime", begun).timestamp(),
         events=EventTail(run_dir / EVENTS).read(),
         memory=(),
         metrics={},

@@ -203,11 +203,7 @@ def _add_sdk_defaults(values: dict[str, Any], origins: dict[str, str], required:
 
 
 def _read_sdk_defaults() -> dict[str, Any]:
-    """Return the settings in the SDK's defaults files, of the administrator and of the user.
-
-    Raises:
-        ConfigError: a file is missing, or the SDK refuses its content.
-    """
+    """Return the settings in the SDK's defaults files, of the administrator and of the user."""
     from sagemaker.core.config.config_manager import SageMakerConfig  # takes seconds to import
 
     manager = SageMakerConfig()
@@ -228,11 +224,7 @@ def _read_sdk_defaults() -> dict[str, Any]:
 
 
 def _notebook_settings(missing: Collection[str], region: str) -> dict[str, str]:
-    """Return the missing role and bucket as those of this SageMaker notebook; empty if this machine is none.
-
-    Raises:
-        ConfigError: AWS refuses to name them.
-    """
+    """Return the missing role and bucket as those of this SageMaker notebook; empty if this machine is none."""
     from sagemaker.core.helper import session_helper
 
     if not Path(session_helper.NOTEBOOK_METADATA_FILE).exists():

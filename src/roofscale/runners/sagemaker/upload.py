@@ -62,27 +62,22 @@ def _files_of(name: str, folder: Path, everything: bool) -> Iterator[FileToUploa
         yield FileToUpload(name, above, f"{name}/{NOTE}", above.stat().st_size)
 
 
-@dataclass(frozen=True)
-class UploadResult:
-    """The files of an upload, by what was done."""
-
-    copied: tuple[FileToUpload, ...]
-    there: tuple[FileToUpload, ...]  # skipped: S3 has the same bytes
-
-
 def upload_files(
     files: Sequence[FileToUpload],
     uri: str,
     s3: "S3Client",
     progress: Callable[[int], None] = lambda sent: None,
     dry_run: bool = False,
-) -> UploadResult:
+) -> tuple[list[FileToUpload], list[FileToUpload]]:
     """Upload the files that S3 lacks with the same size and checksum; a second call continues a stopped one.
 
     Args:
         uri: the data root, ``s3://bucket/prefix``.
         progress: called from several threads with the bytes uploaded or skipped since its last call.
         dry_run: compare only.
+
+    Returns:
+        The files that S3 lacked, and those that it had.
 
     Raises:
         ConfigError: S3 refuses; the message has the reason.
@@ -113,7 +108,7 @@ def upload_files(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     pairs = list(zip(files, were_there, strict=True))
-    return UploadResult(tuple(f for f, there in pairs if not there), tuple(f for f, there in pairs if there))
+    return [file for file, there in pairs if not there], [file for file, there in pairs if there]
 
 
 def checksum_of(file: Path, part_bytes: int = PART_BYTES) -> str:
