@@ -212,8 +212,7 @@ class MlflowLog(SilentListener):
 
     def resources(self, sample: ResourceSample) -> None:
         """Queue a sample of this machine's resources."""
-        metrics = multi_node.of_node(self._rank, sample.metrics) if self._rank else sample.metrics
-        self._queue.put(ResourceSample(sample.time, metrics))
+        self._queue.put(ResourceSample(sample.time, multi_node.of_node(self._rank, sample.metrics)))
 
     def finish(self, measurement: Measurement, config: RunConfig | None, run_dir: Path) -> Measurement | None:
         """Log the end of the run with its artifacts and close it.

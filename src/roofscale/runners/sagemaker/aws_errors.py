@@ -33,9 +33,7 @@ _LONGEST_MESSAGE = 200  # characters; a failing server may send a whole HTML pag
 # ResourceLimitExceeded is transient only if other jobs hold instances of the quota: a quota of zero stays exceeded.
 _QUOTA_IN_USE = re.compile(r"current utilization of [1-9]")
 
-_DENIED = (
-    "these credentials may not do that; deploy/iam/launcher.json lists what they need, uploader.json for an upload"
-)
+_DENIED = "these credentials may not do that; deploy/iam/launcher.json lists what they need, uploader.json to upload"
 _REMEDIES = {
     "ResourceLimitExceeded": "your account's quota for this instance is used up or zero: ask for more at "
     "https://console.aws.amazon.com/servicequotas, set max_parallel_jobs lower, or choose another compute",

@@ -162,9 +162,8 @@ class LocalModeClient:
         Args:
             uri: of the archive that SageMaker would make; local mode packs none and reads the hosts' folders.
         """
-        job = folder_of(uri).parents[1]
-        files = (file for host in _hosts(job) if (file := job / host / "output/data" / name).exists())
-        return next((file.read_bytes() for file in files), None)
+        files = sorted(folder_of(uri).parents[1].glob(f"algo-*/output/data/{name}"))
+        return files[0].read_bytes() if files else None
 
     def fetch(self, uri: str, folder: Path, leave_out: Collection[str] = ()) -> None:
         """Copy a folder's files into another folder, except hidden ones and the names in ``leave_out``."""

@@ -62,14 +62,13 @@ def merge_measurements(measurements: Sequence[Measurement | None]) -> Measuremen
     by_index = {index: own for index, own in enumerate(measurements) if own is not None}
     if not by_index:
         return None
-    first = by_index.get(0) or next(iter(by_index.values()))
+    first = next(iter(by_index.values()))
     ending = min(by_index.values(), key=_follower_rank)
-    resources = [*first.resources] if 0 in by_index else []
     metrics = dict(first.metrics)
-    for index, other in by_index.items():
-        if index:
-            metrics |= of_node(index, other.metrics)
-            resources += [ResourceSample(row.time, of_node(index, row.metrics)) for row in other.resources]
+    resources: list[ResourceSample] = []
+    for index, own in by_index.items():
+        metrics |= of_node(index, own.metrics)
+        resources += [ResourceSample(row.time, of_node(index, row.metrics)) for row in own.resources]
     return dataclasses.replace(
         first,
         outcome=ending.outcome,
@@ -87,7 +86,12 @@ def _follower_rank(measurement: Measurement) -> int:
 
 
 def of_node(index: int, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of a further machine's resources under names of its own; its system metrics have them."""
+    """Return the metrics of a machine's resources under names of its own, which its system metrics have already.
+
+    Those of the first machine, index 0, keep their names.
+    """
+    if not index:
+        return dict(metrics)
     return {
         name if name.startswith("system/") else f"node{index}/{name}": value
         for name, value in metrics.items()

@@ -114,16 +114,13 @@ class SageMakerRunner:
     def _submit(self, config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
         """Upload the config, create the job and return its first description."""
         cloud, settings, run_id = self.session.cloud, self.session.settings, self.listener.run_id
+        environment = job_environment(run_id, settings.logged_by) if run_id else {}
+        tags = jobs.tags_of(self.run_dir)
         data_bytes = sum(map(cloud.size, requests.data_uris(config).values()))
         with self.session.lock:  # no other thread may reserve the same part of the budget
+            seconds = budget_seconds(settings, size, spending(self.run_dir))
             request = requests.build_request(
-                config,
-                settings,
-                job,
-                jobs.tags_of(self.run_dir),
-                data_bytes=data_bytes,
-                most_seconds=budget_seconds(settings, size, spending(self.run_dir)),
-                environment=job_environment(run_id, settings.logged_by) if run_id else {},
+                config, settings, job, tags, data_bytes=data_bytes, most_seconds=seconds, environment=environment
             )
             cloud.check(request)
             longest = request["StoppingCondition"]["MaxRuntimeInSeconds"]

@@ -67,9 +67,7 @@ class SageMakerSettings:
         "seconds that a warm pool holds the instance for the next job, billed, outside budget_usd; 0: no pool", 0
     )
     max_parallel_jobs: int = setting(
-        "how many jobs of one command may run at a time: trials of a search, and independent steps",
-        1,
-        low=1,
+        "how many jobs of one command may run at a time: trials of a search, and independent steps", 1, low=1
     )
     budget_usd: float = setting(
         "most that the jobs of one attempt at a phase, or of one training, may cost, USD; 0: no limit", 0.0
