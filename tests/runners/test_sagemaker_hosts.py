@@ -41,13 +41,6 @@ def test_machines_are_those_of_the_resource_config_in_one_order_on_all(tmp_path:
     assert multi_node.read_resource_config(tmp_path / "none.json") == Nodes()
 
 
-def test_what_a_stand_in_for_the_service_tells_a_machine_is_what_the_machine_reads(tmp_path: Path) -> None:
-    file = tmp_path / "resourceconfig.json"
-    nodes = multi_node.host_names(3)
-    file.write_text(json.dumps(multi_node.resource_config(nodes, "algo-3")))
-    assert multi_node.read_resource_config(file) == Nodes(("algo-1", "algo-2", "algo-3"), 2, "eth0")
-
-
 def test_the_system_metrics_of_several_machines_have_mlflows_names() -> None:
     sampled: list[Mapping[str, float]] = []
     with system_metrics(sampled.append, "node_1"):

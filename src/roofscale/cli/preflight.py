@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,10 +14,8 @@ from roofscale.errors import ConfigError
 from roofscale.forecast import history
 from roofscale.forecast.run_time import sum_forecasts
 from roofscale.runners.registry import LOCAL
+from roofscale.runners.sagemaker import settings
 from roofscale.runners.torchrun import Nodes, check_nodes
-
-if TYPE_CHECKING:
-    from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 
 def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
@@ -35,7 +33,6 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
                     "--runner sagemaker, or copy the data here and name its folder."
                 )
         return
-    from roofscale.runners.sagemaker import settings
     from roofscale.runners.sagemaker.runner import instance_of, synthetic_specs
     from roofscale.tracking.server import job_logs_itself, tracking_uri
 
@@ -66,7 +63,7 @@ def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
     """
     if runner == LOCAL:
         return {"requests": []}
-    from roofscale.runners.sagemaker import request, settings
+    from roofscale.runners.sagemaker import request
     from roofscale.runners.sagemaker.job import new_job, tags_of
     from roofscale.runners.sagemaker.runner import instance_of
     from roofscale.tracking.server import job_environment
@@ -82,7 +79,7 @@ def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
     return {"requests": requests, "settings": wanted.described()}
 
 
-def _check_budget(wanted: "SageMakerSettings", configs: Sequence[RunConfig], out: Console) -> None:
+def _check_budget(wanted: settings.SageMakerSettings, configs: Sequence[RunConfig], out: Console) -> None:
     """Compare the upper end of the cost forecast with the budget, which also limits the jobs' maximum runtime."""
     runs = history.timing_records()
     costs = [found.usd for config in configs if (found := history.forecast_time_of(config, runs)) and found.usd]

@@ -16,11 +16,10 @@ from roofscale.phases.attempt import StepFolder
 from roofscale.phases.judge import Verdict
 from roofscale.phases.results import PhaseResult
 from roofscale.report.format import as_json
-from roofscale.runners.sagemaker import settings
+from roofscale.runners.sagemaker import session, settings
 from roofscale.runners.sagemaker.job import PREFIX, running_job
 from roofscale.runners.sagemaker.job_outcome import RUNNING
 from roofscale.runners.sagemaker.request import TAG
-from roofscale.runners.sagemaker.session import Session
 from roofscale.tracking import (
     CHAMPION,
     OUTBOX,
@@ -60,7 +59,7 @@ def _running_jobs() -> tuple[dict[str, dict[str, str]], str]:
     if not settings.is_configured():
         return {}, ""
     try:
-        jobs = Session(settings.load(), patient=False).cloud.running(PREFIX)
+        jobs = session.connect(settings.load()).running(PREFIX)
     except RoofscaleError as error:
         return {}, str(error)
     return {name: {key.removeprefix(TAG): text for key, text in tags.items()} for name, tags in jobs.items()}, ""
@@ -72,7 +71,7 @@ def print_logs(name: str, follow: bool) -> None:
     Raises:
         ConfigError: there is no such job.
     """
-    cloud = Session(settings.load(required=()), patient=False).cloud
+    cloud = session.connect(settings.load(required=()))
     described = cloud.describe(name)
     if described is None:
         raise ConfigError(

@@ -26,11 +26,10 @@ _GRAVITON = re.compile(r"ml\.[a-z]+\d+g")  # AWS's own arm64 processors: ml.m6g,
 
 
 def check_request(client: Callable[..., Any], request: Mapping[str, Any], region: str) -> None:
-    """Check role, bucket and image of a request for a job.
+    """Check role, bucket and image of a request for a job in a region.
 
     Args:
         client: makes a boto3 client for a service, and for a region if one is given.
-        region: where the job is to run.
 
     Raises:
         ConfigError: one of them is missing or does not fit, so that the job would fail.

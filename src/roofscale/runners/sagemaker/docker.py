@@ -106,11 +106,6 @@ def list_containers(*filters: str) -> list[dict[str, Any]]:
     return sorted(inspected, key=lambda record: str(record["Name"]))
 
 
-def job_containers(name: str) -> list[dict[str, Any]]:
-    """Return the records of ``docker inspect`` of a job's containers; see ``list_containers``."""
-    return list_containers(f"label={JOB}={name}")
-
-
 def stop(containers: list[str]) -> None:
     """Ask containers to stop, all at the same time, without waiting for it."""
     subprocess.Popen(  # it waits for their end; in a session of its own, so that a second Ctrl-C does not reach it

@@ -63,8 +63,9 @@ class LocalModeClient:
         for host in hosts:
             for folder in ("output/data", "model", docker.CONFIG):
                 (job / host / folder).mkdir(parents=True, exist_ok=True)
-            config_file = job / host / docker.CONFIG / Path(multi_node.RESOURCE_CONFIG).name
-            write_json(config_file, multi_node.resource_config(hosts, host))
+            # As far as a job reads it.
+            resource_config = {"current_host": host, "hosts": hosts, "network_interface_name": "eth0"}
+            write_json(job / host / docker.CONFIG / Path(multi_node.RESOURCE_CONFIG).name, resource_config)
         try:
             if len(hosts) > 1:
                 docker.run_docker("network", "create", "--internal", "--label", f"{docker.JOB}={name}", name)
@@ -89,7 +90,7 @@ class LocalModeClient:
         if (job / _ENDED).exists():
             ended = json.loads((job / _ENDED).read_text(encoding="utf-8"))
             return {**ended, **{key: _time(ended[key]) for key in ("TrainingStartTime", "TrainingEndTime")}}
-        containers = docker.job_containers(name)
+        containers = docker.list_containers(f"label={docker.JOB}={name}")
         if not job.exists():
             return None
         # The launcher was killed while it submitted the job: it counts as not submitted.
@@ -113,7 +114,7 @@ class LocalModeClient:
 
     def stop(self, name: str) -> None:
         """Ask a job to stop; no error if it is over already."""
-        if any(container["State"]["Status"] == "running" for container in docker.job_containers(name)):
+        if docker.list_containers(f"label={docker.JOB}={name}", "status=running"):
             self._stop(name, "Stopped")
 
     def _stop(self, name: str, reason: str) -> None:

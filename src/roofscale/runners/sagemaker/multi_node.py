@@ -23,16 +23,11 @@ def host_names(count: int) -> tuple[str, ...]:
     return tuple(f"algo-{number}" for number in range(1, count + 1))
 
 
-def resource_config(nodes: Sequence[str], current: str) -> dict[str, Any]:
-    """Return the content of resourceconfig.json on machine ``current``, as far as a job reads it.
+def read_resource_config(file: Path) -> Nodes:
+    """Return the machines in SageMaker's resource config; this machine alone if there is no such file.
 
     Source: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
     """
-    return {"current_host": current, "hosts": [*nodes], "network_interface_name": "eth0"}
-
-
-def read_resource_config(file: Path) -> Nodes:
-    """Return the machines in SageMaker's resource config; this machine alone if there is no such file."""
     if not file.exists():
         return Nodes()
     content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -72,7 +72,7 @@ def build_request(
         },
         # The common folder of all channels is the job's data root.
         "InputDataConfig": [_channel(CONFIG_CHANNEL, config_uri(settings, job), "File"), *data],
-        "OutputDataConfig": _with_key({"S3OutputPath": f"{_top(settings)}/output"}, "KmsKeyId", settings),
+        "OutputDataConfig": {"S3OutputPath": f"{_top(settings)}/output"},
         "CheckpointConfig": {"S3Uri": folder_uri(settings, job), "LocalPath": CHECKPOINTS},
         "ResourceConfig": _resources(config, settings, data_bytes),
         "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
@@ -80,6 +80,8 @@ def build_request(
         "Environment": {DATA_SOURCE: source, **environment},
         "Tags": [{"Key": key, "Value": tag_value(value)} for key, value in all_tags.items()],
     }
+    if settings.kms_key:
+        request["OutputDataConfig"]["KmsKeyId"] = settings.kms_key
     if settings.spot:
         request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + settings.max_wait_seconds
     if settings.subnets:
@@ -129,19 +131,15 @@ def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) 
     }
     if settings.keep_alive_seconds:
         resources["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
-    if not disk_gb:
-        return _with_key(resources, "VolumeKmsKeyId", settings)
-    if resources["VolumeSizeInGB"] > disk_gb:
+    if disk_gb and resources["VolumeSizeInGB"] > disk_gb:
         raise ConfigError(
             f"{resources['VolumeSizeInGB']} GB of storage for {copied / 1e9:.3g} GB of data: {config.compute} has "
             f"disks of {disk_gb} GB, and takes no volume in addition. Set input_mode=FastFile, or choose a compute "
             "with larger disks."
         )
-    return resources  # the instance encrypts its local disks itself, and SageMaker refuses a key for them
-
-
-def _with_key(part: dict[str, Any], name: str, settings: SageMakerSettings) -> dict[str, Any]:
-    return {**part, name: settings.kms_key} if settings.kms_key else part
+    if settings.kms_key and not disk_gb:  # an instance encrypts its local disks, and SageMaker takes no key for them
+        resources["VolumeKmsKeyId"] = settings.kms_key
+    return resources
 
 
 def tag_value(text: str) -> str:
