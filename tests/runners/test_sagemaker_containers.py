@@ -14,10 +14,9 @@ from roofscale.measurement import Outcome
 from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker import request as requests
-from roofscale.runners.sagemaker.docker import create_words, folder_of
 from roofscale.runners.sagemaker.job import Job
 from roofscale.runners.sagemaker.job_outcome import job_outcome
-from roofscale.runners.sagemaker.local_mode import LocalModeClient, describe_ended
+from roofscale.runners.sagemaker.local_mode import LocalModeClient, create_words, describe_ended, folder_of
 from roofscale.runners.sagemaker.settings import HERE, SageMakerSettings, load
 
 JOB = Job("roofscale-train-abc")
@@ -197,7 +196,7 @@ def test_a_job_of_two_hosts_from_its_start_to_its_end(settings: SageMakerSetting
     assert docker.calls[0][:3] == ["network", "create", "--internal"]
     assert docker.calls[-1] == ["start", f"{JOB.name}.algo-1", f"{JOB.name}.algo-2"]
     job = folder_of(requests.output_uri(settings, JOB)).parents[1]
-    told = multi_node.read_resource_config(job / "algo-2/config/resourceconfig.json")
+    told = multi_node.read_resource_config(job / "algo-2/input/config/resourceconfig.json")
     assert (told.names, told.rank, told.network) == (("algo-1", "algo-2"), 1, "eth0")
 
     recent = {"StartedAt": "2999-01-01T00:00:00Z"}

@@ -17,7 +17,7 @@ from roofscale.phases.judge import Verdict
 from roofscale.phases.results import PhaseResult
 from roofscale.report.format import as_json
 from roofscale.runners.sagemaker import session, settings
-from roofscale.runners.sagemaker.job import PREFIX, running_job
+from roofscale.runners.sagemaker.job import PREFIX, load
 from roofscale.runners.sagemaker.job_outcome import RUNNING
 from roofscale.runners.sagemaker.request import TAG
 from roofscale.tracking import (
@@ -131,7 +131,7 @@ def _step_status(folders: Sequence[StepFolder]) -> str:
     if not folders:
         return "not begun"
     if not folders[-1].verdict:
-        if job := running_job(folders[-1].path):
+        if (job := load(folders[-1].path)) and not job.over:
             return f"job {job.name}, under way when last seen; the same command waits for it"
         events = folders[-1].path / "events.jsonl"
         idle = f", last sign of life {time.time() - events.stat().st_mtime:,.0f} s ago" if events.exists() else ""

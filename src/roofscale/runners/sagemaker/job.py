@@ -36,19 +36,15 @@ class Job:
 
 def load_or_new(run_dir: Path) -> Job:
     """Return the run's job that is not over, else the next one to submit."""
-    job = _read(run_dir / FILE)
+    job = load(run_dir)
     if job is None:
         return new_job(run_dir)
     return Job(job.key, job.number + 1, usd=job.usd) if job.over else job
 
 
-def running_job(run_dir: Path) -> Job | None:
-    """Return the run's job that is not over; None if there is none."""
-    job = _read(run_dir / FILE)
-    return None if job is None or job.over else job
-
-
-def _read(file: Path) -> Job | None:
+def load(run_dir: Path) -> Job | None:
+    """Return the run's newest job; None if it has none."""
+    file = run_dir / FILE
     return read_record(file, lambda content: Job(**content)) if file.exists() else None
 
 
@@ -104,6 +100,6 @@ def spending(run_dir: Path) -> Spending:
     location = _location(run_dir)
     folder = run_dir.absolute()
     attempt = folder.parents[len(location) - 3] if len(location) > 2 else folder
-    jobs = {file.parent: job for file in attempt.rglob(FILE) if (job := _read(file))}
+    jobs = {file.parent: job for file in attempt.rglob(FILE) if (job := load(file.parent))}
     running = [job for job_folder, job in jobs.items() if not job.over and job_folder != folder]
     return Spending(sum(job.usd for job in jobs.values()), sum(job.at_most_usd for job in running), len(running))
