@@ -56,7 +56,7 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
 
 
 def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
-    """Return the requests to SageMaker, if it is the runner, for a run in each folder, and the settings with origins.
+    """Return the requests to SageMaker for a run in each folder (none without jobs), and the settings with origins.
 
     Raises:
         ConfigError: settings are missing, or SageMaker would refuse a request.

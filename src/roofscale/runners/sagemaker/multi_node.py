@@ -1,6 +1,6 @@
 """The machines of one training job, and how their measurements become one. Pure functions, except for one file read.
 
-The job runs the same entry on every machine. A runner on each machine holds its processes to the memory, samples them
+The job runs the same program on every machine. A runner on each machine holds its processes to the memory, samples them
 and classifies how they ended. Only the first machine's processes write the run folder.
 """
 
