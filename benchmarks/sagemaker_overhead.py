@@ -21,7 +21,7 @@ from benchmarks.measure import ROOT, Result, run_alone, scratch_folder
 from roofscale.config import RunConfig
 from roofscale.measurement import Measurement
 from roofscale.runners.sagemaker import request
-from roofscale.runners.sagemaker.job import Job, new_key, tags_of
+from roofscale.runners.sagemaker.job import new_job, tags_of
 from roofscale.runners.sagemaker.jobs_api import SageMakerClient
 from roofscale.runners.sagemaker.settings import load
 
@@ -87,7 +87,7 @@ def _submission(folder: Path, environment: Mapping[str, str]) -> tuple[list[floa
 
         def submit(number: int) -> None:
             place = folder / "runs/roofscale-submission/001" / f"{number:02d}-one"
-            job = Job(new_key(place))
+            job = new_job(place)
             asked = request.build_request(config, settings, job, tags_of(place))
             asked["AlgorithmSpecification"]["TrainingImage"] = "python-base"
             cloud.running(job.key)

@@ -131,21 +131,22 @@ def prepare_job(config: RunConfig) -> dict[str, Any]:
     from roofscale.runners.sagemaker.jobs_api import SageMakerClient, to_snake_case
     from roofscale.tracking import Tracker
     from roofscale.tracking.history import TRAIN_EXPERIMENT
-    from roofscale.tracking.server import job_environment
+    from roofscale.tracking.server import job_environment, job_logs_itself
 
     wanted, size = settings.load(), runner.instance_of(config)
     config = resolve_data([config], GENERATED, print)[0]
     folder = RUNS / TRAIN_EXPERIMENT / f"{config.fingerprint}-notebook"
-    job, tags, environment = jobs.Job(jobs.new_key(folder)), jobs.tags_of(folder), {}
-    cloud = SageMakerClient(wanted)
-    cloud.check(requests.build_request(config, wanted, job, tags))  # before a run is opened that no job would close
-    if job_environment("", wanted.logged_by):
-        run = Tracker(TRAIN_EXPERIMENT).start(config.fingerprint, {"fingerprint": config.fingerprint})
-        run.log_params(config)
-        environment = job_environment(run.run_id, wanted.logged_by)
+    job = jobs.new_job(folder)
     seconds = runner.budget_seconds(wanted, size, jobs.Spending())
-    request = requests.build_request(config, wanted, job, tags, most_seconds=seconds, environment=environment)
+    request = requests.build_request(config, wanted, job, jobs.tags_of(folder), most_seconds=seconds)
+    tracker = Tracker(TRAIN_EXPERIMENT) if job_logs_itself(wanted.logged_by) else None
+    cloud = SageMakerClient(wanted)
+    cloud.check(request)
     runner.write_config(cloud, config, requests.config_uri(wanted, job))
+    if tracker:  # last, as an error would leave the run open
+        run = tracker.start(config.fingerprint, {"fingerprint": config.fingerprint})
+        run.log_params(config)
+        request["Environment"] |= job_environment(run.run_id, wanted.logged_by)
     algorithm = {key: request["AlgorithmSpecification"][key] for key in ("TrainingImage", "TrainingInputMode")}
     snake: dict[str, Any] = to_snake_case({**request, "AlgorithmSpecification": algorithm})
     return snake

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from roofscale.config import RunConfig
+from roofscale.errors import ConfigError, EnvironmentFault
 from roofscale.measurement import Measurement, Outcome
 from roofscale.phases.attempt import Attempts, PhaseLocked
 from roofscale.phases.judge import Verdict
@@ -166,3 +167,33 @@ def test_a_run_that_died_is_failed_in_mlflow_with_its_outcome(climb: Callable[..
     assert run.data.tags["outcome"] == "host_oom"
     assert run.data.tags["verdict"] == "failed"
     assert run.data.tags["verdict.completes"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "outcome"),
+    [
+        (ConfigError("refused by https://user:secret@host"), "FAILED", "crashed"),
+        (EnvironmentFault("no answer from https://user:secret@host"), "KILLED", "interrupted"),
+        (KeyboardInterrupt(), "RUNNING", None),
+    ],
+)
+def test_an_error_closes_the_run_and_its_attempt_and_the_same_command_resumes_both(
+    error: BaseException, status: str, outcome: str | None, climb: Callable[..., PhaseResult]
+) -> None:
+    def refuse(folder: Path, listener: Listener) -> Callable[[RunConfig], Measurement]:
+        def run(config: RunConfig) -> Measurement:
+            raise error
+
+        return run
+
+    with pytest.raises(type(error)):
+        climb(refuse)
+    tracker = Tracker("tried")
+    (attempt,) = tracker.attempts()
+    (run,) = tracker.children(attempt.run_id)
+    for closed in (attempt, run):
+        assert (closed.status, closed.tags.get("outcome")) == (status, outcome)
+        assert closed.tags.get("outcome_detail") == (str(error).replace("user:secret", "***") if outcome else None)
+    climbed = climb(Told({}))
+    assert (climbed.run_id, climbed.results[0].run_id) == (attempt.run_id, run.run_id)
+    assert {child.status for child in tracker.children(attempt.run_id)} == {"FINISHED"}

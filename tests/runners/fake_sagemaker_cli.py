@@ -48,7 +48,7 @@ def _event(step: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     cloud = EveryJobGoesWell(described())
-    session._connect = lambda *_: cloud  # type: ignore[assignment]
+    session.connect = lambda *_: cloud  # type: ignore[assignment]
     from roofscale.cli import main
 
     main(sys.argv[1:])

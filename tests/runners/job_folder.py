@@ -15,20 +15,13 @@ AWKWARD = RunConfig(compute="local", data_root='s3://roofs/it\'s "a" $HOME `x`\n
 # The same process as in a job, but for what trains.
 STANDING_IN = f"""
 import sys
+from functools import partial
 from pathlib import Path
+from roofscale import training_job
 from roofscale.runners.local import LocalRunner
-from roofscale.runners.sagemaker import entry
-from roofscale.runners.supervise import Listeners, StopRequest
 how, top, *words = sys.argv[1:]
-entry._run = lambda config, folder, asked, machines, log: LocalRunner(
-    folder,
-    Listeners(entry.LogListener(), log),
-    command=(sys.executable, {str(CHILD)!r}, how),
-    stop_request=StopRequest(len(asked)),
-    use_cgroup=False,
-)(config)
-from roofscale.training_job import open_log
-sys.exit(entry.main(words, Path(top), open_log))
+training_job.LocalRunner = partial(LocalRunner, command=(sys.executable, {str(CHILD)!r}, how), use_cgroup=False)
+sys.exit(training_job.main(words, Path(top)))
 """
 
 

@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 from tests.runners.sagemaker_settings import CONFIG
 
-from roofscale import compute
 from roofscale.errors import ConfigError
 from roofscale.measurement import Outcome
 from roofscale.runners.outcome import PEER_FAILED
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker import request as requests
-from roofscale.runners.sagemaker.docker import create_words, folder_of
 from roofscale.runners.sagemaker.job import Job
 from roofscale.runners.sagemaker.job_outcome import job_outcome
-from roofscale.runners.sagemaker.local_mode import LocalModeClient, describe_ended
+from roofscale.runners.sagemaker.local_mode import LocalModeClient, create_words, describe_ended, folder_of
 from roofscale.runners.sagemaker.settings import HERE, SageMakerSettings, load
 
 JOB = Job("roofscale-train-abc")
@@ -90,7 +88,7 @@ def test_an_image_is_all_that_local_mode_needs(settings: SageMakerSettings, tmp_
 
 def test_a_container_gets_what_a_job_gets(settings: SageMakerSettings, tmp_path: Path) -> None:
     request = asked(settings, compute="ml.m5.large")
-    words = create_words(request, compute.get("ml.m5.large"), tmp_path / "job", "algo-1")
+    words = create_words(request, tmp_path / "job", "algo-1")
     said = dict(itertools.pairwise(words))
     assert said["--memory"] == said["--memory-swap"] == str(8 * 2**30)
     assert said["--network"] == "none"
@@ -111,9 +109,7 @@ def test_hosts_share_data_and_checkpoints_and_have_a_name_and_an_output_each(
     settings: SageMakerSettings, tmp_path: Path
 ) -> None:
     request = asked(settings, compute="ml.m5.large", instance_count=2)
-    first, second = (
-        create_words(request, compute.get("ml.m5.large"), tmp_path / "job", host) for host in multi_node.host_names(2)
-    )
+    first, second = (create_words(request, tmp_path / "job", host) for host in multi_node.host_names(2))
     assert [ours.replace("algo-1", "algo-2") for ours in first] == second, "they differ by the host and nothing else"
     said = dict(itertools.pairwise(second))
     assert (said["--name"], said["--hostname"]) == (f"{JOB.name}.algo-2", "algo-2")
@@ -129,7 +125,7 @@ def test_an_instance_with_gpus_asks_for_them_and_each_host_for_its_own(
     settings: SageMakerSettings, tmp_path: Path
 ) -> None:
     def gpus(name: str, host: str) -> str:
-        words = create_words(asked(settings, compute=name, instance_count=2), compute.get(name), tmp_path, host)
+        words = create_words(asked(settings, compute=name, instance_count=2), tmp_path, host)
         return words[words.index("--gpus") + 1]
 
     assert (gpus("ml.g5.xlarge", "algo-1"), gpus("ml.g5.xlarge", "algo-2")) == ("device=0", "device=1")
@@ -200,7 +196,7 @@ def test_a_job_of_two_hosts_from_its_start_to_its_end(settings: SageMakerSetting
     assert docker.calls[0][:3] == ["network", "create", "--internal"]
     assert docker.calls[-1] == ["start", f"{JOB.name}.algo-1", f"{JOB.name}.algo-2"]
     job = folder_of(requests.output_uri(settings, JOB)).parents[1]
-    told = multi_node.read_resource_config(job / "algo-2/config/resourceconfig.json")
+    told = multi_node.read_resource_config(job / "algo-2/input/config/resourceconfig.json")
     assert (told.names, told.rank, told.network) == (("algo-1", "algo-2"), 1, "eth0")
 
     recent = {"StartedAt": "2999-01-01T00:00:00Z"}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from roofscale import training_job
 from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.runners.outcome import PEER_FAILED
-from roofscale.runners.sagemaker import entry, multi_node
+from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.torchrun import Nodes
 from roofscale.tracking.system_metrics import system_metrics
 
@@ -40,16 +41,7 @@ def test_machines_are_those_of_the_resource_config_in_one_order_on_all(tmp_path:
     assert multi_node.read_resource_config(tmp_path / "none.json") == Nodes()
 
 
-def test_what_a_stand_in_for_the_service_tells_a_machine_is_what_the_machine_reads(tmp_path: Path) -> None:
-    file = tmp_path / "resourceconfig.json"
-    nodes = multi_node.host_names(3)
-    file.write_text(json.dumps(multi_node.resource_config(nodes, "algo-3", "ml.m5.xlarge")))
-    assert multi_node.read_resource_config(file) == Nodes(("algo-1", "algo-2", "algo-3"), 2, "eth0")
-
-
 def test_the_system_metrics_of_several_machines_have_mlflows_names() -> None:
-    assert multi_node.node_name(Nodes(("algo-1", "algo-2"), 1)) == "node_1"
-    assert multi_node.node_name(Nodes()) == ""
     sampled: list[Mapping[str, float]] = []
     with system_metrics(sampled.append, "node_1"):
         pass
@@ -97,10 +89,10 @@ def test_the_machine_that_ended_first_says_what_the_run_came_to(lost: Measuremen
 
 
 def test_a_machine_that_only_followed_leaves_no_cause(tmp_path: Path) -> None:
-    entry.write_results(
+    training_job.write_results(
         Measurement(Outcome.CRASHED, f"{PEER_FAILED}: Connection closed by peer", "abc"), tmp_path, rank=1
     )
     assert (tmp_path / "data/measurement-node1.json").exists()
     assert not (tmp_path / "failure").exists()
-    entry.write_results(Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc"), tmp_path, rank=1)
+    training_job.write_results(Measurement(Outcome.HOST_OOM, "killed by the kernel", "abc"), tmp_path, rank=1)
     assert (tmp_path / "failure").read_text() == "host_oom: killed by the kernel"

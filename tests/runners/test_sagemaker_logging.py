@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -15,12 +16,13 @@ from tests.runners.sagemaker_settings import SETTINGS, FakeCloud, described, pac
 from roofscale.config import RunConfig
 from roofscale.errors import ConfigError
 from roofscale.measurement import LOGGED_BY, Measurement, Outcome, ResourceSample
+from roofscale.runners.sagemaker.aws_errors import CloudError
 from roofscale.runners.sagemaker.job import load_or_new
 from roofscale.runners.sagemaker.runner import SageMakerRunner
 from roofscale.runners.sagemaker.session import Session
 from roofscale.runners.supervise import Listeners
 from roofscale.tracking import TrackedRun, Tracker, apply
-from roofscale.tracking.server import job_environment
+from roofscale.tracking.server import job_environment, job_logs_itself
 from roofscale.training_job import MlflowLog
 
 ARN = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-app/app-ABC"
@@ -160,6 +162,36 @@ def test_a_launcher_that_leaves_a_job_which_logs_itself_leaves_its_run_open(
     assert MlflowClient().get_run(opened.run_id).info.status == "RUNNING"
 
 
+def test_a_refused_job_closes_its_run(opened: TrackedRun, tmp_path: Path) -> None:
+    cloud = FakeCloud()
+
+    def refuse(request: object) -> None:
+        raise ConfigError("AWS refused to create the job")
+
+    cloud.submit = refuse  # type: ignore[method-assign]
+    runner = SageMakerRunner(tmp_path / "run", Listeners(opened), session=Session(SETTINGS, connect=lambda *_: cloud))
+    with pytest.raises(ConfigError), opened.closed_on_error():
+        runner(dataclasses.replace(AWKWARD, compute="ml.m5.xlarge", data_root="s3://roofs/data"))
+    found = MlflowClient().get_run(opened.run_id)
+    assert (found.info.status, found.data.tags["outcome"]) == ("FAILED", "crashed")
+    assert found.data.tags["outcome_detail"] == "AWS refused to create the job"
+    assert load_or_new(tmp_path / "run").number == 1, "the same command submits the same job"
+
+
+def test_an_error_while_a_job_logs_itself_leaves_its_run_open(opened: TrackedRun, tmp_path: Path) -> None:
+    def away() -> dict[str, Any]:
+        raise CloudError("AWS did not answer")
+
+    cloud = FakeCloud(described("InProgress", Environment={"MLFLOW_RUN_ID": opened.run_id}), away, known=True)
+    runner = SageMakerRunner(tmp_path / "run", Listeners(opened), session=Session(SETTINGS, connect=lambda *_: cloud))
+    (tmp_path / "run").mkdir()
+    load_or_new(tmp_path / "run").save(tmp_path / "run")
+    with pytest.raises(CloudError), opened.closed_on_error():
+        runner(dataclasses.replace(AWKWARD, compute="ml.m5.xlarge", data_root="s3://roofs/data"))
+    found = MlflowClient().get_run(opened.run_id)
+    assert (found.info.status, "outcome" in found.data.tags) == ("RUNNING", False)
+
+
 def test_what_the_server_refuses_is_left_to_the_launcher(
     opened: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,8 +202,7 @@ def test_what_the_server_refuses_is_left_to_the_launcher(
 
     monkeypatch.setitem(apply._APPLY_BY_KIND, "artifact", refuse)
     log = MlflowLog()
-    logged = log.finish(Measurement(Outcome.CRASHED, "why", "f"), AWKWARD, tmp_path)
-    assert LOGGED_BY not in logged.facts
+    assert log.finish(Measurement(Outcome.CRASHED, "why", "f"), AWKWARD, tmp_path) is None
     found = MlflowClient().get_run(opened.run_id)
     assert (found.info.status, found.data.tags["outcome"]) == ("FAILED", "crashed")
 
@@ -182,8 +213,9 @@ def test_further_machines_log_their_resources_and_nothing_else(opened: TrackedRu
     log.resources(
         ResourceSample(time.time(), {"memory/used_mib": 5.0, "system/node_1/cpu_utilization_percentage": 9.0})
     )
-    marked = log.finish(Measurement(Outcome.OK, "", "f"), RunConfig(), Path())
-    assert LOGGED_BY in marked.facts
+    logged = log.finish(Measurement(Outcome.OK, "", "f"), RunConfig(), Path())
+    assert logged
+    assert LOGGED_BY in logged.facts
     assert points(opened).keys() == {"node1/memory/used_mib", "system/node_1/cpu_utilization_percentage"}
     assert MlflowClient().get_run(opened.run_id).info.status == "RUNNING"
 
@@ -206,13 +238,14 @@ def test_who_logs_follows_from_the_address(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     expected = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_RUN_ID": "abc"} if reached else {}
+    assert job_logs_itself(logged_by) is reached
     assert job_environment("abc", logged_by) == expected
 
 
 def test_no_secret_is_in_the_environment_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
-    assert job_environment("abc") == {}
+    assert job_environment("abc", "auto") == {}
     with pytest.raises(ConfigError, match="Set logged_by: launcher") as refused:
         job_environment("abc", "job")
     assert "secret" not in str(refused.value)

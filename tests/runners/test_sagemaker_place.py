@@ -98,7 +98,7 @@ def test_where_nothing_is_forecast_the_jobs_are_held_to_the_budget(
 
 @pytest.mark.usefixtures("_settings")
 def test_a_dry_run_shows_the_request_and_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: pytest.fail("AWS was asked"))
+    monkeypatch.setattr("roofscale.runners.sagemaker.session.connect", lambda *_: pytest.fail("AWS was asked"))
     monkeypatch.setattr("roofscale.forecast.history.timing_records", list)
     monkeypatch.setenv("ROOFSCALE_SAGEMAKER_ROLE", ROLE)
     words = ["train", "--dry-run", "--runner", "sagemaker", "compute=ml.m5.xlarge", "batch_size=3"]
@@ -127,7 +127,7 @@ def test_status_shows_running_jobs_by_their_tags_and_says_where_aws_does_not_ans
     tags = {"roofscale:experiment": "roofscale-phase2", "roofscale:step": "01-batch-2", "roofscale:folder": "pc:/runs"}
     cloud = FakeCloud()
     cloud.under_way = {"roofscale-phase2-001-01-batch-2-abcdef-1": tags, "somebody-elses": {}}
-    monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: cloud)
+    monkeypatch.setattr("roofscale.runners.sagemaker.session.connect", lambda *_: cloud)
     said = CliRunner().invoke(cli.main, ["status"], env={"COLUMNS": "200"}).output
     for words in ("roofscale-phase2-001-01-batch-2-abcdef-1", "roofscale-phase2 01-batch-2", "pc:/runs"):
         assert words in said
@@ -144,7 +144,7 @@ def test_status_shows_running_jobs_by_their_tags_and_says_where_aws_does_not_ans
 
 def test_status_asks_nobody_where_jobs_are_not_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: pytest.fail("AWS was asked"))
+    monkeypatch.setattr("roofscale.runners.sagemaker.session.connect", lambda *_: pytest.fail("AWS was asked"))
     found = json.loads(CliRunner().invoke(cli.main, ["status", "--json"]).stdout)
     assert found == {"phases": [], "jobs": {}, "jobs_unknown": ""}
 
@@ -181,14 +181,14 @@ def test_the_log_of_a_job_is_printed_and_followed_to_its_end(monkeypatch: pytest
 
         cloud = FakeCloud(described("InProgress"), end, known=True)
         cloud.log = ["first"]
-        monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: cloud)
+        monkeypatch.setattr("roofscale.runners.sagemaker.session.connect", lambda *_: cloud)
         done = CliRunner().invoke(cli.main, ["logs", "roofscale-a-1", *words])
         assert done.exit_code == 0, done.output
         return done.stdout
 
     assert printed() == "first\n"
     assert printed("--follow") == "first\nlast\n"
-    monkeypatch.setattr("roofscale.runners.sagemaker.session._connect", lambda *_: FakeCloud())
+    monkeypatch.setattr("roofscale.runners.sagemaker.session.connect", lambda *_: FakeCloud())
     missing = CliRunner().invoke(cli.main, ["logs", "roofscale-b-1"])
     assert missing.exit_code == 2
     assert "roofscale-b-1: there is no such job" in missing.output

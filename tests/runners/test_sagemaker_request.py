@@ -20,9 +20,9 @@ from roofscale.runners.sagemaker.job import (
     from_name,
     key_prefix,
     load_or_new,
-    location_tags,
-    new_key,
+    new_job,
     spending,
+    tags_of,
 )
 from roofscale.runners.sagemaker.settings import SageMakerSettings
 
@@ -131,8 +131,9 @@ def test_the_next_job_of_a_phase_may_have_the_instance_of_the_warm_pool() -> Non
 
 
 def test_tags_say_where_the_run_belongs(tmp_path: Path) -> None:
-    where = location_tags(tmp_path / "runs/roofscale-phase3/002/01-first-fallback1")
-    tags = {one["Key"]: one["Value"] for one in build(tags=where, job=JOB)["Tags"]}
+    folder = tmp_path / "runs/roofscale-phase3/002/01-first-fallback1"
+    tags = {one["Key"]: one["Value"] for one in build(tags=tags_of(folder), job=JOB)["Tags"]}
+    assert tags.pop("roofscale:folder").endswith(f":{folder}")
     assert tags == {
         "roofscale:experiment": "roofscale-phase3",
         "roofscale:phase": "3",
@@ -152,7 +153,8 @@ def test_what_a_tag_cannot_hold_becomes_an_underscore() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1, max_size=90), st.integers(1, 9999))
 def test_any_folder_gives_a_name_that_the_service_takes(step: str, number: int) -> None:
-    job = Job(new_key(Path("/runs/roofscale-phase1/001") / step.replace("/", "-").replace("\0", "-")), number % 1000)
+    folder = Path("/runs/roofscale-phase1/001") / step.replace("/", "-").replace("\0", "-")
+    job = dataclasses.replace(new_job(folder), number=number % 1000)
     assert len(job.name) <= 63
     assert build(job=job, tags={"step": step})["TrainingJobName"] == job.name  # build checks it against the model
 
@@ -185,7 +187,7 @@ def test_the_checker_sees(break_it: Any, said: str) -> None:
 
 def test_a_job_is_known_by_its_name_and_a_folder_by_how_its_jobs_names_begin(tmp_path: Path) -> None:
     folder = tmp_path / "roofscale-phase1/001/01-a"
-    job = dataclasses.replace(Job(new_key(folder)), number=12)
+    job = dataclasses.replace(new_job(folder), number=12)
     assert from_name(job.name) == job
     assert job.name.startswith(f"{key_prefix(folder)}-")
 
@@ -231,11 +233,10 @@ def test_what_an_attempt_may_yet_cost_is_that_of_its_other_jobs_under_way(tmp_pa
 
 
 def test_places_of_a_single_training_and_of_a_folder_elsewhere() -> None:
-    assert location_tags(Path("/x/runs/roofscale-train/abc-001")) == {
-        "experiment": "roofscale-train",
-        "attempt": "abc-001",
-    }
-    assert location_tags(Path("/x/mine")) == {"experiment": "mine"}
+    names = ("experiment", "attempt", "step", "phase")
+    single, elsewhere = tags_of(Path("/x/runs/roofscale-train/abc-001")), tags_of(Path("/x/mine"))
+    assert [single.get(name) for name in names] == ["roofscale-train", "abc-001", None, None]
+    assert [elsewhere.get(name) for name in names] == ["mine", None, None, None]
 
 
 def test_settings_are_all_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ RAN_WELL = Measurement(
 class Heard:
     """A listener that keeps what it hears."""
 
+    run_id = ""
+
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.samples: list[ResourceSample] = []
@@ -352,7 +354,7 @@ def test_the_runner_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, folder: P
     made, other = (where.make(folder, Heard()) for _ in range(2))
     assert isinstance(made, SageMakerRunner)
     assert isinstance(other, SageMakerRunner)
-    assert (made.settings.bucket, where.max_jobs) == ("xyz", 4)
+    assert (made.session.settings.bucket, where.max_jobs) == ("xyz", 4)
     assert made.session is other.session
     assert made.session.stop_request is where.stop_request
 

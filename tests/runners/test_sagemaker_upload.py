@@ -16,9 +16,8 @@ from roofscale.data.locate import describe_origin, find_dataset
 from roofscale.data.synthetic import GenerateSpec, generate
 from roofscale.errors import ConfigError, DataError
 from roofscale.runners.sagemaker import s3 as s3_module
-from roofscale.runners.sagemaker import upload
 from roofscale.runners.sagemaker.s3 import S3Client
-from roofscale.runners.sagemaker.upload import UploadResult, checksum_of, files_to_upload, upload_files
+from roofscale.runners.sagemaker.upload import FileToUpload, checksum_of, files_to_upload, upload_files
 
 URI = "s3://roofs/the data/ü"
 PART = 5 * 2**20  # the smallest that S3 takes
@@ -45,8 +44,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Client]:
         yield found
 
 
-def names(found: UploadResult) -> tuple[list[str], list[str]]:
-    return [one.path for one in found.copied], [one.path for one in found.there]
+def names(found: tuple[list[FileToUpload], list[FileToUpload]]) -> tuple[list[str], list[str]]:
+    copied, there = found
+    return [one.path for one in copied], [one.path for one in there]
 
 
 def test_what_comes_back_is_the_same_data_sets(made: Path, s3: S3Client, tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_a_second_try_copies_what_is_lacking_or_differs(made: Path, s3: S3Client
 def test_an_object_that_was_copied_without_a_checksum_is_copied_again(made: Path, s3: S3Client) -> None:
     one = files_to_upload(made)[0]
     s3._s3.put_object(Bucket="roofs", Key=f"the data/ü/{one.path}", Body=one.file.read_bytes())
-    assert len(upload_files([one], URI, s3).copied) == 1
-    assert len(upload_files([one], URI, s3).there) == 1
+    assert names(upload_files([one], URI, s3)) == ([one.path], [])
+    assert names(upload_files([one], URI, s3)) == ([], [one.path])
 
 
 def test_twins_for_looking_at_and_hidden_files_stay_behind(made: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_progress_ends_at_the_total(made: Path, s3: S3Client) -> None:
 def test_the_first_error_ends_it(made: Path, s3: S3Client, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="NoSuchBucket"):
         upload_files(files_to_upload(made), "s3://no-such-bucket/data", s3)
-    gone = upload.FileToUpload("rid", tmp_path / "gone.tif", "rid/gone.tif", 3)
+    gone = FileToUpload("rid", tmp_path / "gone.tif", "rid/gone.tif", 3)
     with pytest.raises(DataError, match=r"gone\.tif: cannot be read \(No such file"):
         upload_files([gone, *files_to_upload(made)], URI, s3)
     with pytest.raises(ConfigError, match="expected a folder with data sets"):

@@ -43,6 +43,8 @@ class _ConsoleAboveBars(Console):
 class ProgressBar:
     """A listener that draws one bar per run: its stage, steps done and their pace, loss and memory."""
 
+    run_id = ""  # it logs to no MLflow run
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._bar: tqdm[None] | None = None

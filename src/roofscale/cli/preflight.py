@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,10 +14,8 @@ from roofscale.errors import ConfigError
 from roofscale.forecast import history
 from roofscale.forecast.run_time import sum_forecasts
 from roofscale.runners.registry import LOCAL
+from roofscale.runners.sagemaker import settings
 from roofscale.runners.torchrun import Nodes, check_nodes
-
-if TYPE_CHECKING:
-    from roofscale.runners.sagemaker.settings import SageMakerSettings
 
 
 def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
@@ -35,8 +33,8 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
                     "--runner sagemaker, or copy the data here and name its folder."
                 )
         return
-    from roofscale.runners.sagemaker import settings
     from roofscale.runners.sagemaker.runner import instance_of, synthetic_specs
+    from roofscale.tracking.server import job_logs_itself, tracking_uri
 
     wanted = settings.load()
     for config in configs:
@@ -49,33 +47,24 @@ def preflight(runner: str, configs: Sequence[RunConfig], out: Console) -> None:
         out.print(
             f"Runs as SageMaker training jobs on {computes}, with s3://{escape(wanted.bucket)}/{escape(wanted.prefix)}."
         )
-        out.print(_who_logs(wanted.logged_by))
+        text = f"The launcher logs to {tracking_uri()}: a job cannot reach it. Runs are logged while this command runs."
+        if job_logs_itself(wanted.logged_by):
+            text = f"Each job logs to {tracking_uri()} itself, also while no launcher runs."
+        out.print(escape(text))
     if wanted.budget_usd:
         _check_budget(wanted, configs, out)
 
 
-def _who_logs(logged_by: str) -> str:
-    from roofscale.tracking.server import job_environment, tracking_uri
-
-    if job_environment("", logged_by):
-        return escape(f"Each job logs to {tracking_uri()} itself, also while no launcher runs.")
-    return escape(
-        f"The launcher logs to {tracking_uri()}: a job cannot reach it. Runs are logged while this command runs."
-    )
-
-
 def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
-    """Return the requests to SageMaker for a run in each of these folders, and the settings with their origins.
-
-    There are no requests if runs stay on this machine.
+    """Return the requests to SageMaker for a run in each folder (none without jobs), and the settings with origins.
 
     Raises:
         ConfigError: settings are missing, or SageMaker would refuse a request.
     """
     if runner == LOCAL:
         return {"requests": []}
-    from roofscale.runners.sagemaker import request, settings
-    from roofscale.runners.sagemaker.job import Job, new_key, tags_of
+    from roofscale.runners.sagemaker import request
+    from roofscale.runners.sagemaker.job import new_job, tags_of
     from roofscale.runners.sagemaker.runner import instance_of
     from roofscale.tracking.server import job_environment
 
@@ -84,13 +73,13 @@ def plan_jobs(runner: str, configs: Mapping[Path, RunConfig]) -> dict[str, Any]:
         instance_of(config)
     variables = job_environment("set at the launch", wanted.logged_by)
     requests = [
-        request.build_request(config, wanted, Job(new_key(folder)), tags_of(folder), environment=variables)
+        request.build_request(config, wanted, new_job(folder), tags_of(folder), environment=variables)
         for folder, config in configs.items()
     ]
     return {"requests": requests, "settings": wanted.described()}
 
 
-def _check_budget(wanted: "SageMakerSettings", configs: Sequence[RunConfig], out: Console) -> None:
+def _check_budget(wanted: settings.SageMakerSettings, configs: Sequence[RunConfig], out: Console) -> None:
     """Compare the upper end of the cost forecast with the budget, which also limits the jobs' maximum runtime."""
     runs = history.timing_records()
     costs = [found.usd for config in configs if (found := history.forecast_time_of(config, runs)) and found.usd]

@@ -131,18 +131,16 @@ def upload_data(folder: Path, uri: str, everything: bool, dry_run: bool, to_json
     from roofscale.runners.sagemaker.s3 import S3Client  # imports boto3
 
     options = settings.load(required=())
-    total = sum(one.size for one in files)
+    s3, total = S3Client(options.region, options.kms_key), sum(file.size for file in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="upload", mininterval=SECONDS_BETWEEN_LINES) as bar:
-        done = upload_files(
-            files, uri, S3Client(options.region, options.kms_key), lambda sent: _advance(bar, sent), dry_run
-        )
+        copied, there = upload_files(files, uri, s3, lambda sent: _advance(bar, sent), dry_run)
     counts = {
         name: {
-            "copied": sum(one.dataset == name for one in done.copied),
-            "copied_bytes": sum(one.size for one in done.copied if one.dataset == name),
-            "there_already": sum(one.dataset == name for one in done.there),
+            "copied": sum(file.dataset == name for file in copied),
+            "copied_bytes": sum(file.size for file in copied if file.dataset == name),
+            "there_already": sum(file.dataset == name for file in there),
         }
-        for name in Counter(one.dataset for one in files)
+        for name in dict.fromkeys(file.dataset for file in files)
     }
     if to_json:
         print(as_json({"data_root": uri, "dry_run": dry_run, "datasets": counts}))

@@ -19,11 +19,10 @@ from roofscale.phases.attempt import Attempt, StepFolder
 from roofscale.phases.judge import Verdict, deciding_run
 from roofscale.phases.results import PhaseResult
 from roofscale.report.format import as_json
-from roofscale.runners.sagemaker import settings
-from roofscale.runners.sagemaker.job import PREFIX, running_job
+from roofscale.runners.sagemaker import session, settings
+from roofscale.runners.sagemaker.job import PREFIX, load
 from roofscale.runners.sagemaker.job_outcome import RUNNING
 from roofscale.runners.sagemaker.request import TAG
-from roofscale.runners.sagemaker.session import Session
 
 if TYPE_CHECKING:
     from roofscale.tracking import SyncResult, Tracker
@@ -54,7 +53,7 @@ def _running_jobs() -> tuple[dict[str, dict[str, str]], str]:
     if not settings.is_configured():
         return {}, ""
     try:
-        jobs = Session(settings.load(), patient=False).cloud.running(PREFIX)
+        jobs = session.connect(settings.load()).running(PREFIX)
     except RoofscaleError as error:
         return {}, str(error)
     return {name: {key.removeprefix(TAG): text for key, text in tags.items()} for name, tags in jobs.items()}, ""
@@ -66,7 +65,7 @@ def print_logs(name: str, follow: bool) -> None:
     Raises:
         ConfigError: there is no such job.
     """
-    cloud = Session(settings.load(required=()), patient=False).cloud
+    cloud = session.connect(settings.load(required=()))
     described = cloud.describe(name)
     if described is None:
         raise ConfigError(
@@ -135,7 +134,7 @@ def _step_status(runs: Mapping[str, StepFolder], search: Path) -> str:
     verdicts = {suffix: run.verdict for suffix, run in runs.items()}
     under_way = [runs[suffix].path for suffix, verdict in verdicts.items() if not verdict] if runs else [search]
     if under_way:
-        if job := running_job(under_way[0]):
+        if (job := load(under_way[0])) and not job.over:
             return f"job {job.name}, under way when last seen; the same command waits for it"
         seen = [events.stat().st_mtime for events in under_way[0].rglob("events.jsonl")]
         idle = f", last sign of life {time.time() - max(seen):,.0f} s ago" if seen else ""
@@ -167,8 +166,8 @@ def sync(runs: Path, dry_run: bool, to_json: bool) -> ExitCode:
     kept, busy = pending(runs), active_outboxes(runs)
     refused = [line for one in sent for line in one.refused]
     if to_json:
-        named = {"sent": [_as_dict(one) for one in sent], "kept": [_as_dict(one) for one in kept]}
-        print(as_json({"server": tracking_uri(), **named, "in_use": list(map(str, busy)), "error": why}))
+        named = {"sent": list(map(vars, sent)), "kept": list(map(vars, kept)), "in_use": busy}
+        print(as_json({"server": tracking_uri(), **named, "error": why}))
     else:
         _print_rest(out, kept, busy, dry_run)
         lines = [f"Refused by the server, and kept in {runs / OUTBOX}: {line}" for line in refused]
@@ -193,10 +192,6 @@ def _print_rest(out: Console, kept: "list[SyncResult]", busy: list[Path], dry_ru
 
 def _words(one: "SyncResult") -> str:
     return f"{one.operations} operations from {one.folder}, runs {', '.join(one.runs)}"
-
-
-def _as_dict(one: "SyncResult") -> dict[str, object]:
-    return {**vars(one), "folder": str(one.folder)}
 
 
 def register_run(run_id: str, alias: str, name: str, to_json: bool) -> None:

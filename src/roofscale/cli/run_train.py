@@ -46,7 +46,7 @@ def run_training(
         run.log_params(config)
         run.log_forecast(RunForecaster(runs, plain(out), runner)(config))
         folder.set_run(run.run_id, config)
-    with run.system_metrics():
+    with run.closed_on_error(), run.system_metrics():
         listener = Listeners(run, ProgressBar("train"))
         measurement = registry.get_runner(runner, _NEEDED_AFTER).make(folder.path, listener)(config)
     run.log_summary(measurement)

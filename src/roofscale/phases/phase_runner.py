@@ -135,7 +135,7 @@ class PhaseRunner:
             results: list[StepResult] = []
             interrupted = False
             try:
-                with self.pool.running():
+                with parent.closed_on_error(), self.pool.running():
                     for number, (step, _) in enumerate(self.plan, 1):
                         config = self._config(number)
                         if step.name not in skipped and (reason := self._skip_reason(number, config)):
@@ -288,7 +288,7 @@ class PhaseRunner:
             run.set_tags({"ruled_out_by": known.run_id})
         elif measurement is None:
             listener = self.observer.begin(request.step, request.config, note)
-            with run.system_metrics():
+            with run.closed_on_error(), run.system_metrics():
                 measurement = self.make_runner(folder.path, Listeners(run, listener))(request.config)
         return run, measurement
 

@@ -28,7 +28,7 @@ class ExitEvidence:
     timeout_seconds: float = 0.0
 
 
-_LESS_MEMORY = "lower batch_size, image_size or num_workers, or choose a compute with more memory"
+LESS_MEMORY = "lower batch_size, image_size or num_workers, or choose a compute with more memory"
 
 # Detail of a process that failed only because a peer did; the peer's measurement, maybe on another machine, has the
 # cause.
@@ -61,7 +61,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
             r"can't allocate memory|std::bad_alloc|^(?:\w+\.)*\w*MemoryError\b|Cannot allocate memory", re.MULTILINE
         ),
         Outcome.HOST_OOM,
-        f"the host's memory ran out; {_LESS_MEMORY}",
+        f"the host's memory ran out; {LESS_MEMORY}",
     ),
     (
         # torch/utils/data/dataloader.py and _utils/signal_handling.py; or the receiving end of its socket, if it was
@@ -102,14 +102,14 @@ def _from_runner_or_kernel(evidence: ExitEvidence) -> tuple[Outcome, str] | None
     """Classify by what the runner did and by the OOM kills that the kernel counted; None if there are none."""
     limit = f" ({evidence.limit})" if evidence.limit else ""
     if evidence.watchdog:
-        return Outcome.HOST_OOM, f"passed its memory limit and was killed{limit}; {_LESS_MEMORY}"
+        return Outcome.HOST_OOM, f"passed its memory limit and was killed{limit}; {LESS_MEMORY}"
     if evidence.timed_out:
         return Outcome.TIMEOUT, (
             f"ended after timeout_seconds={evidence.timeout_seconds:g}; raise it, or train on "
             "fewer samples; the same command resumes from the last checkpoint"
         )
     if evidence.oom_kills:
-        return Outcome.HOST_OOM, f"killed by the kernel, out of memory{limit}; {_LESS_MEMORY}"
+        return Outcome.HOST_OOM, f"killed by the kernel, out of memory{limit}; {LESS_MEMORY}"
     return None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from roofscale.compute import GIB, MIB, Compute, resource_limits
 from roofscale.runners import Runner
 from roofscale.runners.local import LocalRunner
+from roofscale.runners.sagemaker import settings
 from roofscale.runners.supervise import Listener, StopRequest
 
 MakeRunner = Callable[[Path, Listener], Runner]
@@ -31,11 +32,7 @@ def runs_on_this_machine(name: str) -> bool:
     Raises:
         ConfigError: SageMaker's settings are missing or wrong.
     """
-    if name == LOCAL:
-        return True
-    from roofscale.runners.sagemaker import settings
-
-    return settings.load().local_mode
+    return name == LOCAL or settings.load().local_mode
 
 
 def host_memory_mib(name: str, size: Compute) -> float:
@@ -60,7 +57,6 @@ def get_runner(name: str, needed_after: Sequence[str] = ()) -> RunnerFactory:
     """
     if name == LOCAL:
         return RunnerFactory(partial(LocalRunner, needed_after=needed_after))
-    from roofscale.runners.sagemaker import settings
     from roofscale.runners.sagemaker.runner import SageMakerRunner
     from roofscale.runners.sagemaker.session import Session
 

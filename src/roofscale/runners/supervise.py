@@ -25,6 +25,8 @@ _POLL_SECONDS = 0.1
 class Listener(Protocol):
     """Observer of a run in progress, such as a progress bar; called from the runner's own thread."""
 
+    run_id: str  # of the MLflow run that it logs to; empty if it logs to none
+
     def event(self, event: Event) -> None:
         """Receive one event of the training process, within about 0.1 s after it was written."""
         ...
@@ -36,6 +38,8 @@ class Listener(Protocol):
 
 class SilentListener:
     """Listener that ignores everything."""
+
+    run_id = ""
 
     def event(self, event: Event) -> None:
         """Ignore the event."""
@@ -49,8 +53,7 @@ class Listeners:
 
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
-        # Of the MLflow run that one of them logs to; empty if none does.
-        self.run_id: str = next(filter(None, (getattr(listener, "run_id", "") for listener in listeners)), "")
+        self.run_id = next((listener.run_id for listener in listeners if listener.run_id), "")
 
     def event(self, event: Event) -> None:
         """Forward an event to every listener."""

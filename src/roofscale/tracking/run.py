@@ -13,7 +13,9 @@ import mlflow
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from roofscale.addresses import without_secrets
 from roofscale.config import RunConfig
+from roofscale.errors import EnvironmentFault, to_user_error
 from roofscale.measurement import Measurement, Outcome, ResourceSample
 from roofscale.tracking.apply import MODEL
 from roofscale.tracking.outbox import Operation
@@ -156,6 +158,22 @@ class TrackedRun:
         self._post_points()
         status = {Outcome.OK: "FINISHED", Outcome.INTERRUPTED: "KILLED"}.get(outcome, "FAILED")
         self._send("status", {"status": status, "ended": int((ended or time.time()) * 1000)})
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Close the run if the block raises an error that the user can solve, with the message as the run's detail.
+
+        Its status is FAILED, or KILLED if the environment is at fault. Any other exception leaves the run open, like a
+        kill. In either case the same command resumes the run.
+        """
+        try:
+            yield
+        except Exception as error:
+            if solvable := to_user_error(error):
+                outcome = Outcome.INTERRUPTED if isinstance(solvable, EnvironmentFault) else Outcome.CRASHED
+                self.log_summary(Measurement(outcome, without_secrets(str(solvable)), fingerprint=""))
+                self.finish(outcome)
+            raise
 
     def flush(self) -> None:
         """Send the buffered metrics, and wait until they are sent or in the outbox."""

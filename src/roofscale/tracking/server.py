@@ -100,13 +100,12 @@ def require_address() -> None:
         ) from None
 
 
-def job_environment(run_id: str, logged_by: str = "auto") -> dict[str, str]:
-    """Return the variables by which a job logs to a run of this server; empty if its launcher has to log.
+def job_logs_itself(logged_by: str) -> bool:
+    """Whether a job logs to this server itself; else its launcher has to.
 
     A job has no secret: it reaches an ARN with the rights of its role, and an https address that asks for no password.
 
     Args:
-        run_id: of the MLflow run.
         logged_by: auto, launcher, or job for an address that is reached from the job's network only.
 
     Raises:
@@ -118,14 +117,24 @@ def job_environment(run_id: str, logged_by: str = "auto") -> dict[str, str]:
     has_secret = not by_role and bool(credentials(uri) or any(map(os.environ.get, _SECRETS)))
     is_reached = by_role or (uri.startswith("https://") and not is_local and not has_secret)
     if logged_by == "launcher" or (logged_by == "auto" and not is_reached):
-        return {}
+        return False
     if has_secret:
         raise ConfigError(
             f"logged_by=job: {tracking_uri()} asks for a password or a token, which would be readable in the job's "
             "environment. Set logged_by: launcher, or track with an MLflow App of SageMaker."
         )
-    endpoint = {name: os.environ[name] for name in (_ENDPOINT,) if name in os.environ}
-    return {"MLFLOW_TRACKING_URI": uri, "MLFLOW_RUN_ID": run_id, **endpoint}
+    return True
+
+
+def job_environment(run_id: str, logged_by: str) -> dict[str, str]:
+    """Return the variables by which a job logs to a run of this server; empty if its launcher has to log.
+
+    Arguments and errors as for ``job_logs_itself``.
+    """
+    if not job_logs_itself(logged_by):
+        return {}
+    endpoint = {_ENDPOINT: os.environ[_ENDPOINT]} if _ENDPOINT in os.environ else {}
+    return {"MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri()), "MLFLOW_RUN_ID": run_id, **endpoint}
 
 
 def wait_seconds() -> float:

@@ -97,8 +97,9 @@ class StepSearch:
         if self.storage_url:
             self.observer.announce_study(study.study_name)
         try:
-            known = [replace(result, max_share=max_share) for result in self.known(spec, config)]
-            choice = self._search(study, spec, config, folder, run, max_share, known).run()
+            with run.closed_on_error():
+                known = [replace(result, max_share=max_share) for result in self.known(spec, config)]
+                choice = self._search(study, spec, config, folder, run, max_share, known).run()
         except RunInterrupted:
             run.finish(Outcome.INTERRUPTED)
             raise

@@ -82,7 +82,7 @@ class TrackedTrialRunner:
         run.log_forecast(forecast)
         listener = self.observer.begin_trial(name, config)
         folder = self.folder / f"trial-{number:03d}"
-        with run.system_metrics():
+        with run.closed_on_error(), run.system_metrics():
             measurement = self.make_runner(folder, Listeners(run, listener))(trial_config)
         run.log_summary(measurement)
         later_mib = later_pass_mib(config, measurement)

@@ -1,4 +1,4 @@
-"""Training jobs on SageMaker: the launcher's side, and ``entry``, the work of process 1 inside the job.
+"""Training jobs on SageMaker: the launcher's side. ``training_job`` is process 1 inside a job.
 
 Launcher and job exchange files in S3, under one prefix per run:
 

@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from botocore.exceptions import (
@@ -15,7 +15,7 @@ from botocore.exceptions import (
     NoRegionError,
 )
 
-from roofscale.errors import ConfigError, EnvironmentFault, RoofscaleError
+from roofscale.errors import ConfigError, EnvironmentFault, RoofscaleError, one_line
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,14 +28,12 @@ _TRANSIENT_CODES = frozenset({"ThrottlingException", "Throttling", "RequestLimit
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds
 _PATIENCE_SECONDS = 3600.0  # without an answer; jobs keep running during an outage
 
-_LONGEST_LINE = 200  # characters
+_LONGEST_MESSAGE = 200  # characters; a failing server may send a whole HTML page
 
 # ResourceLimitExceeded is transient only if other jobs hold instances of the quota: a quota of zero stays exceeded.
 _QUOTA_IN_USE = re.compile(r"current utilization of [1-9]")
 
-_DENIED = (
-    "these credentials may not do that; deploy/iam/launcher.json lists what they need, uploader.json for an upload"
-)
+_DENIED = "these credentials may not do that; deploy/iam/launcher.json lists what they need, uploader.json to upload"
 _REMEDIES = {
     "ResourceLimitExceeded": "your account's quota for this instance is used up or zero: ask for more at "
     "https://console.aws.amazon.com/servicequotas, set max_parallel_jobs lower, or choose another compute",
@@ -74,8 +72,8 @@ def retry_transient(attempt: Callable[[], T], wait: Wait, patience: float = _PAT
                 raise
             if not waited:  # once; boto3's own retries have taken half a minute already
                 _log.warning(
-                    f"AWS: {_line(error)}. Trying again, for up to {patience / 60:.0f} minutes; a job goes on "
-                    "meanwhile, and Ctrl-C ends the wait."
+                    f"AWS: {one_line(error)[:_LONGEST_MESSAGE]}. Trying again, for up to {patience / 60:.0f} minutes; "
+                    "a job goes on meanwhile, and Ctrl-C ends the wait."
                 )
         waited, delay = waited + delay, min(2 * delay, _LONGEST_DELAY)
 
@@ -89,24 +87,17 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, ConnectionError | HTTPClientError)  # refused, broken or timed out
 
 
-class translating_errors:
-    """A context that translates AWS's errors into errors for the user.
+@contextmanager
+def translating_errors(doing: str) -> Iterator[None]:
+    """Translate AWS's errors in the block into errors for the user.
 
     Args:
         doing: the operation, as an infinitive for the message: "to stop the job X".
     """
-
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, BotoCoreError | ClientError):
-            raise to_aws_user_error(error, self._doing) from error
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise to_aws_user_error(error, doing) from error
 
 
 def to_aws_user_error(error: BotoCoreError | ClientError, doing: str) -> RoofscaleError:
@@ -119,20 +110,13 @@ def to_aws_user_error(error: BotoCoreError | ClientError, doing: str) -> Roofsca
     if isinstance(error, NoRegionError):
         return ConfigError(f"No AWS region {doing}: set region in sagemaker.yaml, or AWS_DEFAULT_REGION.")
     if is_transient(error) and not (isinstance(error, ClientError) and code_of(error) in _REMEDIES):
-        return CloudError(
-            f"AWS did not answer {doing} ({_line(error)}). A job goes on; the same command finds it again."
-        )
+        reason = one_line(error)[:_LONGEST_MESSAGE]
+        return CloudError(f"AWS did not answer {doing} ({reason}). A job goes on; the same command finds it again.")
     if isinstance(error, ClientError):
         message = error.response["Error"].get("Message") or code_of(error)
         remedy = _REMEDIES.get(code_of(error), "see the message")
         return ConfigError(f"AWS refused {doing}: {message} ({code_of(error)}): {remedy}.")
     return ConfigError(f"Not possible {doing}: {error}.")
-
-
-def _line(error: Exception) -> str:
-    """Return the error's message as one line; cut, because a failing server may send a whole HTML page."""
-    line = " ".join(str(error).split())
-    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
 
 
 def code_of(error: ClientError) -> str:

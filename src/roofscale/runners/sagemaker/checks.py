@@ -26,11 +26,10 @@ _GRAVITON = re.compile(r"ml\.[a-z]+\d+g")  # AWS's own arm64 processors: ml.m6g,
 
 
 def check_request(client: Callable[..., Any], request: Mapping[str, Any], region: str) -> None:
-    """Check role, bucket and image of a request for a job.
+    """Check role, bucket and image of a request for a job in a region.
 
     Args:
         client: makes a boto3 client for a service, and for a region if one is given.
-        region: where the job is to run.
 
     Raises:
         ConfigError: one of them is missing or does not fit, so that the job would fail.
@@ -43,20 +42,15 @@ def check_request(client: Callable[..., Any], request: Mapping[str, Any], region
 
 
 def _ask(call: Callable[..., Any], missing: str, **what: Any) -> dict[str, Any]:
-    """Return the answer of AWS; empty if it does not tell.
-
-    Raises:
-        ConfigError: AWS does not have what was asked for; ``missing`` is the message.
-    """
+    """Return the answer of AWS, empty if it does not tell; raise ``missing`` if AWS has no such resource."""
     try:
-        answer: dict[str, Any] = call(**what)
+        return dict(call(**what))
     except ClientError as error:
         if code_of(error) in _MISSING:
             raise ConfigError(missing) from None
         return dict(error.response["ResponseMetadata"])
     except BotoCoreError:
         return {}
-    return answer
 
 
 def _check_role(iam: Any, arn: str) -> None:
@@ -94,20 +88,21 @@ def _check_image(ecr: Any, address: re.Match[str], expected: str) -> None:
     answer = _ask(ecr.batch_get_image, missing, **of, imageIds=[name], acceptedMediaTypes=_MANIFESTS)
     if answer.get("failures"):
         raise ConfigError(missing)
-    for found in answer.get("images", ())[:1]:
-        built_for = _architectures(ecr, of, json.loads(found["imageManifest"]))
-        if built_for and expected not in built_for:
-            raise ConfigError(
-                f"image={image}: it is built for {', '.join(sorted(built_for))}, and the compute needs {expected}. "
-                f"Build and push it with docker build --platform linux/{expected}."
-            )
+    if not answer.get("images"):
+        return
+    built_for = _architectures(ecr, of, json.loads(answer["images"][0]["imageManifest"]))
+    if built_for and expected not in built_for:
+        raise ConfigError(
+            f"image={image}: it is built for {', '.join(sorted(built_for))}, and the compute needs {expected}. "
+            f"Build and push it with docker build --platform linux/{expected}."
+        )
 
 
 def _architectures(ecr: Any, of: Mapping[str, str], manifest: Mapping[str, Any]) -> set[str]:
     """Return the processor architectures of an image; empty if they cannot be known."""
     if "manifests" in manifest:
-        known = {one.get("platform", {}).get("architecture", "unknown") for one in manifest["manifests"]}
-        return known - {"unknown"}  # of attestations, which are no images
+        names = {image.get("platform", {}).get("architecture", "unknown") for image in manifest["manifests"]}
+        return names - {"unknown"}  # of attestations, which are no images
     layer = _ask(ecr.get_download_url_for_layer, "", **of, layerDigest=manifest.get("config", {}).get("digest", ""))
     if "downloadUrl" not in layer:
         return set()

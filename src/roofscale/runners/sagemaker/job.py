@@ -36,25 +36,21 @@ class Job:
 
 def load_or_new(run_dir: Path) -> Job:
     """Return the run's job that is not over, else the next one to submit."""
-    job = _read(run_dir / FILE)
+    job = load(run_dir)
     if job is None:
-        return Job(new_key(run_dir))
+        return new_job(run_dir)
     return Job(job.key, job.number + 1, usd=job.usd) if job.over else job
 
 
-def running_job(run_dir: Path) -> Job | None:
-    """Return the run's job that is not over; None if there is none."""
-    job = _read(run_dir / FILE)
-    return None if job is None or job.over else job
-
-
-def _read(file: Path) -> Job | None:
+def load(run_dir: Path) -> Job | None:
+    """Return the run's newest job; None if it has none."""
+    file = run_dir / FILE
     return read_record(file, lambda content: Job(**content)) if file.exists() else None
 
 
-def new_key(run_dir: Path) -> str:
-    """Return a new key: the prefix and six random hex digits, because job names are unique in an account and region."""
-    return f"{key_prefix(run_dir)}-{secrets.token_hex(3)}"
+def new_job(run_dir: Path) -> Job:
+    """Return a first job; six random hex digits in its key, because job names are unique in an account and region."""
+    return Job(f"{key_prefix(run_dir)}-{secrets.token_hex(3)}")
 
 
 def key_prefix(run_dir: Path) -> str:
@@ -64,26 +60,20 @@ def key_prefix(run_dir: Path) -> str:
 
 
 def tags_of(run_dir: Path) -> dict[str, str]:
-    """Return the tags of a run: location and owner."""
-    return {**location_tags(run_dir), FOLDER_TAG: owner_tag(run_dir)}
+    """Return the tags of a run: ``experiment``, ``attempt``, ``step`` (or fewer) and ``phase`` from the folder's path.
 
-
-def owner_tag(run_dir: Path) -> str:
-    """Return the tag that identifies this folder on this machine: ``<host>:<absolute path>``, cut from the left."""
-    return f"{socket.gethostname()}:{run_dir.absolute()}"[-256:]  # AWS's limit of a tag value
+    ``FOLDER_TAG`` identifies the folder and its machine: ``<host>:<absolute path>``, cut from the left.
+    """
+    tags = dict(zip(("experiment", "attempt", "step"), _location(run_dir), strict=False))
+    if phase := re.fullmatch(r"roofscale-phase(\d)", tags["experiment"]):
+        tags["phase"] = phase[1]
+    return {**tags, FOLDER_TAG: f"{socket.gethostname()}:{run_dir.absolute()}"[-256:]}  # AWS's limit of a tag value
 
 
 def from_name(name: str) -> Job:
     """Return the job of a name at SageMaker; only key and number are set."""
     key, _, number = name.rpartition("-")
     return Job(key, int(number))
-
-
-def location_tags(run_dir: Path) -> dict[str, str]:
-    """Return the tags ``experiment``, ``attempt``, ``step`` from the folder's path (or fewer), and ``phase``."""
-    tags = dict(zip(("experiment", "attempt", "step"), _location(run_dir), strict=False))
-    phase = re.fullmatch(r"roofscale-phase(\d)", tags["experiment"])
-    return {**tags, "phase": phase[1]} if phase else tags
 
 
 def _location(run_dir: Path) -> tuple[str, ...]:
@@ -110,6 +100,6 @@ def spending(run_dir: Path) -> Spending:
     location = _location(run_dir)
     folder = run_dir.absolute()
     attempt = folder.parents[len(location) - 3] if len(location) > 2 else folder
-    jobs = {file.parent: job for file in attempt.rglob(FILE) if (job := _read(file))}
+    jobs = {file.parent: job for file in attempt.rglob(FILE) if (job := load(file.parent))}
     running = [job for job_folder, job in jobs.items() if not job.over and job_folder != folder]
     return Spending(sum(job.usd for job in jobs.values()), sum(job.at_most_usd for job in running), len(running))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from roofscale.measurement import Measurement, Outcome
-from roofscale.runners.outcome import PEER_FAILED
+from roofscale.runners.outcome import LESS_MEMORY, PEER_FAILED
 
 RUNNING = ("InProgress", "Stopping")
 FAILURE_CHARACTERS = 1024  # of /opt/ml/output/failure, which the service repeats as FailureReason
@@ -33,8 +33,7 @@ _REASONS: tuple[tuple[re.Pattern[str], Outcome, str], ...] = (
     (
         re.compile(r"instance type with more memory|\bOOM\b|exit code: 137\b"),
         Outcome.HOST_OOM,
-        "the instance's memory ran out; lower batch_size, image_size or num_workers, or choose a compute with more "
-        "memory",
+        f"the instance's memory ran out; {LESS_MEMORY}",
     ),
     (
         re.compile(r"Data download failed|No S3 objects found|S3 URL"),

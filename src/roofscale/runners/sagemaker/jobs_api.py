@@ -1,7 +1,7 @@
 """Client of SageMaker for training jobs, through the resource classes of the SageMaker SDK; S3 through boto3."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,8 @@ class SageMakerClient(S3Client):
         self._checked: set[str] = set()  # instance types
         self._at: dict[str, Any] = {"session": self._session, "region": self._session.region_name}
         with translating_errors("to reach AWS"):  # the client that the SDK's classes share; made here, by one thread
-            sdk.SageMakerClient(session=self._session, region_name=self._session.region_name)
+            shared = sdk.SageMakerClient(session=self._session, region_name=self._session.region_name)
+        self._sagemaker = shared.sagemaker_client
 
     def check(self, request: Mapping[str, Any]) -> None:
         """Check role, bucket and image of a request, once for each instance; see ``checks``."""
@@ -44,31 +45,16 @@ class SageMakerClient(S3Client):
             CloudError: no answer for an hour.
         """
         create = partial(TrainingJob.create, **to_snake_case(request), **self._at)
-        self._unless("ResourceInUse", f"to create the job {request['TrainingJobName']}", create)
+        self._call(f"to create the job {request['TrainingJobName']}", create, absent=("ResourceInUse",))
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """Return the tags of each job under way, by its name, for names that begin with ``begins``."""
-        with translating_errors("to look for running jobs"):
-            jobs = self._patiently(lambda: list(self._jobs(begins)))
-            return {job.training_job_name: self._tags(job.training_job_arn) for job in jobs}
-
-    def _jobs(self, begins: str) -> Iterator[Any]:
-        """Yield the jobs under way whose names begin with ``begins``.
-
-        The SDK lists names that contain it, and describes each: these credentials may not describe other users' jobs.
-        """
-        jobs = TrainingJob.get_all(name_contains=begins, status_equals=RUNNING[0], **self._at)
-        while True:
-            try:
-                job = next(jobs)
-            except StopIteration:
-                return
-            except ClientError as error:
-                if code_of(error) != "AccessDeniedException" or not jobs.summary_list:
-                    raise
-                continue
-            if job.training_job_name.startswith(begins) and job.training_job_status in RUNNING:
-                yield job
+        # Not TrainingJob.get_all, which also describes each: these credentials may not describe other users' jobs.
+        wanted = {"NameContains": begins, "StatusEquals": RUNNING[0]}
+        pages = self._pages("to look for running jobs", self._sagemaker, "list_training_jobs", wanted)
+        arns = {job["TrainingJobName"]: job["TrainingJobArn"] for page in pages for job in page["TrainingJobSummaries"]}
+        with translating_errors("to look for the tags of running jobs"):
+            return {name: self._tags(arn) for name, arn in arns.items() if name.startswith(begins)}
 
     def _tags(self, arn: str) -> dict[str, str]:
         """Return a job's tags; empty if the service does not know the job, or does not answer at once."""
@@ -87,7 +73,7 @@ class SageMakerClient(S3Client):
             CloudError: no answer for an hour.
         """
         get = partial(TrainingJob.get, training_job_name=name, **self._at)
-        job = self._unless("ValidationException", f"to describe the job {name}", get, "not found")
+        job = self._call(f"to describe the job {name}", get, absent=("ValidationException",), words="not found")
         answer: dict[str, Any] | None = sdk.serialize(job) if job else None
         return answer
 
@@ -109,17 +95,7 @@ class SageMakerClient(S3Client):
     def stop(self, name: str) -> None:
         """Ask a job to stop; no error if it is over already."""
         job = TrainingJob(training_job_name=name)._set_client_context(**self._at)
-        self._unless("ValidationException", f"to stop the job {name}", job.stop)
-
-    def _unless(self, code: str, doing: str, call: Callable[[], Any], words: str = "") -> Any:
-        """Return the answer of a call, with transient errors retried; None if AWS answers with this error code."""
-        with translating_errors(doing):
-            try:
-                return self._patiently(call)
-            except ClientError as error:
-                if code_of(error) != code or words not in str(error):
-                    raise
-        return None
+        self._call(f"to stop the job {name}", job.stop, absent=("ValidationException",))
 
 
 def to_snake_case(request: Any, key: str = "") -> Any:

@@ -8,10 +8,14 @@ exec-form entrypoint, the memory of the instance as a hard limit, SIGTERM and 12
 The local mode of the SageMaker SDK mounts no checkpoints and enforces neither the memory nor the maximum runtime.
 """
 
+import csv
 import datetime
+import io
 import json
+import os
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,13 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from roofscale import compute
+from roofscale.addresses import S3
+from roofscale.compute import GIB
 from roofscale.errors import ConfigError
 from roofscale.files import write_json
 from roofscale.runners.outcome import PEER_FAILED
-from roofscale.runners.sagemaker import docker, multi_node
-from roofscale.runners.sagemaker.docker import folder_of
-from roofscale.runners.sagemaker.settings import SageMakerSettings
+from roofscale.runners.sagemaker import multi_node
+from roofscale.runners.sagemaker.settings import HERE, SageMakerSettings
 
+_JOB, _LONGEST = "roofscale:job", "roofscale:longest"  # labels: the job's name, and its MaxRuntimeInSeconds
+_ML = "/opt/ml"
+_STOP_SECONDS = 120  # between SIGTERM and SIGKILL, as on SageMaker
 # Files in a job's folder: why it was stopped, and the final answer of ``describe``.
 _STOPPED, _ENDED = "stopped", "ended.json"
 _LOG = "log"  # in the folder of each host, once it has ended
@@ -58,23 +66,28 @@ class LocalModeClient:
         Raises:
             ConfigError: Docker is missing or refuses.
         """
-        name, resources = request["TrainingJobName"], request["ResourceConfig"]
-        job, hosts = self._output / name, multi_node.host_names(resources["InstanceCount"])
+        name, hosts = request["TrainingJobName"], multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
+        job = self._output / name
         folder_of(request["CheckpointConfig"]["S3Uri"]).mkdir(parents=True, exist_ok=True)
         for host in hosts:
-            for folder in ("output/data", "model", docker.CONFIG):
+            for folder in ("output/data", "model", "input/config"):
                 (job / host / folder).mkdir(parents=True, exist_ok=True)
-            resource_config = multi_node.resource_config(hosts, host, resources["InstanceType"])
-            write_json(job / host / docker.CONFIG / Path(multi_node.RESOURCE_CONFIG).name, resource_config)
+            # As far as a job reads it.
+            resource_config = {"current_host": host, "hosts": hosts, "network_interface_name": "eth0"}
+            write_json(job / host / multi_node.RESOURCE_CONFIG, resource_config)
         try:
-            docker.start(request, compute.get(resources["InstanceType"]), job)
+            if len(hosts) > 1:
+                _run_docker("network", "create", "--internal", "--label", f"{_JOB}={name}", name)
+            for host in hosts:
+                _run_docker(*create_words(request, job, host))
+            _run_docker("start", *(_container_name(name, host) for host in hosts))
         except ConfigError:  # the next start must not find a job that never ran
             self._forget(name)
             raise
 
     def _forget(self, name: str) -> None:
         shutil.rmtree(self._output / name)
-        docker.remove(name)
+        _remove(name)
 
     def describe(self, name: str) -> dict[str, Any] | None:
         """Return what DescribeTrainingJob would answer; None if there is no such job.
@@ -84,8 +97,9 @@ class LocalModeClient:
         """
         job = self._output / name
         if (job / _ENDED).exists():
-            return _with_times(json.loads((job / _ENDED).read_text(encoding="utf-8")))
-        containers = docker.job_containers(name)
+            ended = json.loads((job / _ENDED).read_text(encoding="utf-8"))
+            return {**ended, **{key: _time(ended[key]) for key in ("TrainingStartTime", "TrainingEndTime")}}
+        containers = _list_containers(f"label={_JOB}={name}")
         if not job.exists():
             return None
         # The launcher was killed while it submitted the job: it counts as not submitted.
@@ -93,41 +107,41 @@ class LocalModeClient:
             self._forget(name)
             return None
         if len(containers) < len(_hosts(job)):
-            docker.remove(name)
+            _remove(name)
             return _GONE
         stopped = (job / _STOPPED).read_text(encoding="utf-8") if (job / _STOPPED).exists() else ""
         if not all(map(_is_over, containers)):
-            if not stopped:
-                self._enforce_limits(name, containers)
+            if not stopped and any(map(_is_overdue, containers)):
+                self._stop(name, "MaxRuntimeExceeded")
+            elif not stopped and any(_is_over(record) and record["State"]["ExitCode"] for record in containers):
+                self._stop(name, _FAILED)
             return _STOPPING if stopped and stopped != _FAILED else _TRAINING
-        causes = [_failure_cause(job, container) for container in containers]
+        causes = [_failure_cause(job, container["Config"]["Hostname"]) for container in containers]
         write_json(job / _ENDED, describe_ended(containers, stopped, causes))
-        docker.remove(name)
+        _remove(name)
         return self.describe(name)
-
-    def _enforce_limits(self, name: str, containers: Sequence[Inspected]) -> None:
-        """Stop a job whose maximum runtime is over, or one of whose hosts has failed."""
-        if any(map(_overdue, containers)):
-            self._stop(name, "MaxRuntimeExceeded")
-        elif any(_is_over(container) and container["State"]["ExitCode"] for container in containers):
-            self._stop(name, _FAILED)
 
     def stop(self, name: str) -> None:
         """Ask a job to stop; no error if it is over already."""
-        if any(container["State"]["Status"] == "running" for container in docker.job_containers(name)):
+        if _list_containers(f"label={_JOB}={name}", "status=running"):
             self._stop(name, "Stopped")
 
     def _stop(self, name: str, reason: str) -> None:
         job = self._output / name
         if not (job / _STOPPED).exists():  # the first reason is the true one
             (job / _STOPPED).write_text(reason, encoding="utf-8")
-        docker.stop([docker.container(name, host) for host in _hosts(job)])
+        subprocess.Popen(  # it waits for their end; in a session of its own, so that a second Ctrl-C does not reach it
+            ["docker", "stop", "-t", str(_STOP_SECONDS), *(_container_name(name, host) for host in _hosts(job))],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """Return the tags of each job under way, by its name, for names that begin with ``begins``."""
-        containers = docker.list_containers(f"name=^/?{begins}", f"label={docker.JOB}", over=False)
+        containers = _list_containers(f"name=^/?{begins}", f"label={_JOB}", "status=running")
         all_labels = [container["Config"]["Labels"] for container in containers]
-        return {labels[docker.JOB]: labels for labels in all_labels}
+        return {labels[_JOB]: labels for labels in all_labels}
 
     def log_reader(self, name: str, hosts: int = 1) -> Callable[[], list[str]]:
         """Return a function that returns the lines of a job's log since its last call."""
@@ -136,13 +150,7 @@ class LocalModeClient:
         def read() -> list[str]:
             lines: list[str] = []
             for host in _hosts(job):
-                file = job / host / _LOG
-                log = (
-                    file.read_text("utf-8")
-                    if file.exists()
-                    else docker.run_docker("logs", docker.container(name, host))
-                )
-                new = log.splitlines()[counts[host] :]
+                new = _read_log(job, host).splitlines()[counts[host] :]
                 counts[host] += len(new)
                 lines += new
             return lines
@@ -169,9 +177,8 @@ class LocalModeClient:
         Args:
             uri: of the archive that SageMaker would make; local mode packs none and reads the hosts' folders.
         """
-        job = folder_of(uri).parents[1]
-        files = (file for host in _hosts(job) if (file := job / host / "output/data" / name).exists())
-        return next((file.read_bytes() for file in files), None)
+        files = sorted(folder_of(uri).parents[1].glob(f"algo-*/output/data/{name}"))
+        return files[0].read_bytes() if files else None
 
     def fetch(self, uri: str, folder: Path, leave_out: Collection[str] = ()) -> None:
         """Copy a folder's files into another folder, except hidden ones and the names in ``leave_out``."""
@@ -236,33 +243,144 @@ def _hosts(job: Path) -> list[str]:
     return sorted(folder.name for folder in job.glob("algo-*"))
 
 
-def _failure_cause(job: Path, container: Inspected) -> str:
+def _read_log(job: Path, host: str) -> str:
+    """Return the log of a host, of its container or as it was saved at its end."""
+    file = job / host / _LOG
+    return file.read_text("utf-8") if file.exists() else _run_docker("logs", _container_name(job.name, host))
+
+
+def _failure_cause(job: Path, host: str) -> str:
     """Return the cause in the host's failure file, else the last line of its log; saves the log."""
-    log = docker.run_docker("logs", container["Name"].removeprefix("/"))
-    folder = job / str(container["Config"]["Hostname"])
-    (folder / _LOG).write_text(log, encoding="utf-8")
-    if (folder / "output/failure").exists():
-        return (folder / "output/failure").read_text(encoding="utf-8")
-    return (log.strip().splitlines() or [""])[-1]
-
-
-def _with_times(described: dict[str, Any]) -> dict[str, Any]:
-    return {**described, **{key: _time(described[key]) for key in ("TrainingStartTime", "TrainingEndTime")}}
+    log, failure = _run_docker("logs", _container_name(job.name, host)), job / host / "output/failure"
+    (job / host / _LOG).write_text(log, encoding="utf-8")
+    return failure.read_text(encoding="utf-8") if failure.exists() else (log.strip().splitlines() or [""])[-1]
 
 
 def _is_over(container: Inspected) -> bool:
     return container["State"]["Status"] in ("exited", "dead")
 
 
-def _overdue(container: Inspected) -> bool:
+def _is_overdue(container: Inspected) -> bool:
     """Whether a container has run for longer than MaxRuntimeInSeconds of its job."""
     started = _time(container["State"]["StartedAt"]).timestamp()
     return container["State"]["Status"] == "running" and time.time() - started > _max_runtime(container)
 
 
 def _max_runtime(container: Inspected) -> int:
-    return int(container["Config"]["Labels"][docker.LONGEST])
+    return int(container["Config"]["Labels"][_LONGEST])
 
 
 def _time(text: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text)
+
+
+def folder_of(uri: str) -> Path:
+    """Return the folder of ``s3://local/ABSOLUTE/PATH``.
+
+    Raises:
+        ConfigError: the bucket is another than ``local``, so the URI is one of S3.
+    """
+    bucket, _, key = uri.removeprefix(S3).partition("/")
+    if bucket != HERE:
+        raise ConfigError(
+            f"{uri}: local_mode has no S3; expected s3://{HERE}/ABSOLUTE/PATH of a folder on this machine."
+        )
+    return Path("/", key)
+
+
+def _container_name(job: str, host: str) -> str:
+    """Return the container's name of a job's host; unambiguous, because job names contain no dot."""
+    return f"{job}.{host}"
+
+
+def create_words(request: Mapping[str, Any], folder: Path, host: str) -> list[str]:
+    """Return the arguments of ``docker`` that create the container of one host of a job; ``folder`` is the job's."""
+    size = compute.get(request["ResourceConfig"]["InstanceType"])
+    algorithm, name = request["AlgorithmSpecification"], request["TrainingJobName"]
+    command: list[str] = [*algorithm["ContainerEntrypoint"], *algorithm["ContainerArguments"]]
+    hosts = multi_node.host_names(request["ResourceConfig"]["InstanceCount"])
+    memory = str(int(size.memory_gib * GIB))
+    labels = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
+    labels |= {_JOB: name, _LONGEST: str(request["StoppingCondition"]["MaxRuntimeInSeconds"])}
+    return [
+        "create", "--name", _container_name(name, host), "--hostname", host,
+        *(("--network", "none") if len(hosts) == 1 else ("--network", name, "--network-alias", host)),
+        "--memory", memory, "--memory-swap", memory, "--cpus", str(min(size.vcpus, os.cpu_count() or 1)),
+        "--shm-size", str(int(size.memory_gib * GIB / 2)),  # half of the memory: Linux's default for /dev/shm
+        *(("--gpus", _gpus(size.gpu_count, hosts.index(host))) if size.gpu_count else ()),
+        # The job's files must belong to the user who started it. That uid has no name and no home in the image, which
+        # Python's getpass and caches need, hence HOME and USER.
+        "--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp", "--env", "USER=roofscale",
+        *(word for key, value in {**request["Environment"], "TRAINING_JOB_NAME": name}.items()
+          for word in ("--env", f"{key}={value}")),
+        *(word for mount in _mounts(request, folder / host) for word in ("--mount", mount)),
+        *(word for key, value in labels.items() for word in ("--label", f"{key}={value}")),
+        "--entrypoint", command[0], algorithm["TrainingImage"], *command[1:],
+    ]  # fmt: skip
+
+
+def _mounts(request: Mapping[str, Any], own: Path) -> list[str]:
+    """Return the mounts of a host: output and model folders of its own; all hosts share data and checkpoints."""
+    return [
+        _mount(own / "input/config", f"{_ML}/input/config", "readonly"),
+        _mount(own / "output", f"{_ML}/output"),
+        _mount(own / "model", f"{_ML}/model"),
+        _mount(folder_of(request["CheckpointConfig"]["S3Uri"]), request["CheckpointConfig"]["LocalPath"]),
+        *(
+            _mount(folder_of(channel["DataSource"]["S3DataSource"]["S3Uri"]),
+                   f"{_ML}/input/data/{channel['ChannelName']}", "readonly")
+            for channel in request["InputDataConfig"]
+        ),
+    ]  # fmt: skip
+
+
+def _mount(source: Path, target: str, *more: str) -> str:
+    """Return the value of ``--mount``; Docker parses it as CSV, so a path with a comma is quoted."""
+    return _csv("type=bind", f"source={source}", f"target={target}", *more)
+
+
+def _gpus(count: int, host_index: int) -> str:
+    """Return the value of ``--gpus``: ``count`` devices of this machine, disjoint between hosts; also CSV."""
+    return _csv(f"device={','.join(str(host_index * count + device) for device in range(count))}")
+
+
+def _csv(*words: str) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(words)
+    return line.getvalue()
+
+
+def _list_containers(*filters: str) -> list[dict[str, Any]]:
+    """Return the records of ``docker inspect`` of the matching containers, ended ones included, sorted by name."""
+    words = [word for condition in filters for word in ("--filter", condition)]
+    names = _run_docker("ps", "--all", *words, "--format", "{{.Names}}").split()
+    inspected: list[dict[str, Any]] = json.loads(_run_docker("inspect", *names)) if names else []
+    return sorted(inspected, key=lambda record: str(record["Name"]))
+
+
+def _remove(name: str) -> None:
+    """Remove the containers and the network of a job, if there are any."""
+    if names := _run_docker("ps", "--all", "--filter", f"label={_JOB}={name}", "--format", "{{.Names}}").split():
+        _run_docker("rm", "--force", *names)
+    if _run_docker("network", "ls", "--quiet", "--filter", f"label={_JOB}={name}").strip():
+        _run_docker("network", "rm", name)
+
+
+def _run_docker(*words: str) -> str:
+    """Run ``docker`` and return its stdout; with ``logs`` also stderr, to which a container's errors go.
+
+    Raises:
+        ConfigError: the command is missing, or it fails.
+    """
+    errors = subprocess.STDOUT if words[0] == "logs" else subprocess.PIPE
+    try:
+        return subprocess.run(["docker", *words], stdout=subprocess.PIPE, stderr=errors, text=True, check=True).stdout
+    except FileNotFoundError:
+        raise ConfigError(
+            "local_mode: there is no command 'docker' here; install Docker Engine, or set local_mode: false."
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(
+            f"docker {words[0]}: {error.stderr.strip()} `docker info` must answer, and the image be there (docker "
+            "build -t IMAGE .)."
+        ) from None

@@ -1,6 +1,6 @@
 """The machines of one training job, and how their measurements become one. Pure functions, except for one file read.
 
-The job runs the same entry on every machine. A runner on each machine holds its processes to the memory, samples them
+The job runs the same program on every machine. A runner on each machine holds its processes to the memory, samples them
 and classifies how they ended. Only the first machine's processes write the run folder.
 """
 
@@ -23,21 +23,6 @@ def host_names(count: int) -> tuple[str, ...]:
     return tuple(f"algo-{number}" for number in range(1, count + 1))
 
 
-def resource_config(nodes: Sequence[str], current: str, instance_type: str) -> dict[str, Any]:
-    """Return the content of resourceconfig.json on machine ``current``, as SageMaker writes it."""
-    group = "homogeneousCluster"
-    return {
-        "current_host": current,
-        "current_instance_type": instance_type,
-        "current_group_name": group,
-        "hosts": [*nodes],
-        "instance_groups": [
-            {"instance_group_name": group, "instance_type": instance_type, "hosts": [*nodes]},
-        ],
-        "network_interface_name": "eth0",
-    }
-
-
 def read_resource_config(file: Path) -> Nodes:
     """Return the machines in SageMaker's resource config; this machine alone if there is no such file.
 
@@ -50,19 +35,14 @@ def read_resource_config(file: Path) -> Nodes:
     return Nodes(hosts, hosts.index(content["current_host"]), content.get("network_interface_name", ""))
 
 
-def node_name(nodes: Nodes) -> str:
-    """Return this machine's name among MLflow's system metrics; empty if it is the only one."""
-    return f"node_{nodes.rank}" if len(nodes.names) > 1 else ""
-
-
 def node_folder(checkpoints: Path, rank: int) -> Path:
     """Return a machine's run folder; all machines share one prefix in S3, so their file paths must differ."""
-    return checkpoints / _node(rank) if rank else checkpoints
+    return checkpoints / f"node{rank}" if rank else checkpoints
 
 
 def measurement_name(rank: int) -> str:
     """Return the file name of a machine's measurement; the service packs those of all machines into one archive."""
-    return f"measurement-{_node(rank)}.json" if rank else "measurement.json"
+    return f"measurement-node{rank}.json" if rank else "measurement.json"
 
 
 def merge_measurements(measurements: Sequence[Measurement | None]) -> Measurement | None:
@@ -77,14 +57,13 @@ def merge_measurements(measurements: Sequence[Measurement | None]) -> Measuremen
     by_index = {index: own for index, own in enumerate(measurements) if own is not None}
     if not by_index:
         return None
-    first = by_index.get(0) or next(iter(by_index.values()))
+    first = next(iter(by_index.values()))
     ending = min(by_index.values(), key=_follower_rank)
-    resources = [*first.resources] if 0 in by_index else []
     metrics = dict(first.metrics)
-    for index, other in by_index.items():
-        if index:
-            metrics |= of_node(index, other.metrics)
-            resources += [ResourceSample(row.time, of_node(index, row.metrics)) for row in other.resources]
+    resources: list[ResourceSample] = []
+    for index, own in by_index.items():
+        metrics |= of_node(index, own.metrics)
+        resources += [ResourceSample(row.time, of_node(index, row.metrics)) for row in own.resources]
     return dataclasses.replace(
         first,
         outcome=ending.outcome,
@@ -102,13 +81,14 @@ def _follower_rank(measurement: Measurement) -> int:
 
 
 def of_node(index: int, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of a further machine's resources under names of its own; its system metrics have them."""
+    """Return the metrics of a machine's resources under names of its own, which its system metrics have already.
+
+    Those of the first machine, index 0, keep their names.
+    """
+    if not index:
+        return dict(metrics)
     return {
-        name if name.startswith("system/") else f"{_node(index)}/{name}": value
+        name if name.startswith("system/") else f"node{index}/{name}": value
         for name, value in metrics.items()
         if name.startswith(_PER_MACHINE)
     }
-
-
-def _node(index: int) -> str:
-    return f"node{index}"

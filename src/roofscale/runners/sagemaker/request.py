@@ -21,6 +21,8 @@ TAG = "roofscale:"  # prefix of the keys of our own tags
 CONFIG_CHANNEL = "config"
 CONFIG = "config.json"  # in that channel
 GENERATED = "generated.json"  # in that channel, by data set: the spec of the images that the job has to generate
+ONLY = "only"  # key in such a spec: the images that the run reads; the others are not generated
+RUN_ID = "MLFLOW_RUN_ID"  # variable of a job that logs itself: the MLflow run of its launcher
 # Exec form: Python is process 1. Behind a shell or the toolkit's `train`, SIGTERM would never reach Python.
 ENTRYPOINT = ("python", "-u", "-m", "roofscale.training_job")
 CHECKPOINTS = "/opt/ml/checkpoints"
@@ -54,7 +56,11 @@ def build_request(
     """
     uris = data_uris(config)
     source = f"{config.data_root.rstrip('/')}/{{name}}/" if uris else f"{config_uri(settings, job)}/{GENERATED}"
+    data = [_channel(name, uri, settings.input_mode) for name, uri in uris.items()]
+    own_seconds = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
+    seconds = max(1, math.floor(min(own_seconds, most_seconds, _LONGEST_SECONDS)))
     own_tags = {**tags, "fingerprint": config.fingerprint, "run": job.key, "number": str(job.number)}
+    all_tags = {**settings.tags, **{f"{TAG}{name}": text for name, text in own_tags.items()}}
     request: dict[str, Any] = {
         "TrainingJobName": job.name,
         "RoleArn": settings.role,
@@ -64,15 +70,20 @@ def build_request(
             "ContainerEntrypoint": list(ENTRYPOINT),
             "ContainerArguments": ["--fingerprint", config.fingerprint],
         },
-        "InputDataConfig": _channels(config, settings, job),
-        "OutputDataConfig": _with_key({"S3OutputPath": f"{_top(settings)}/output"}, "KmsKeyId", settings),
+        # The common folder of all channels is the job's data root.
+        "InputDataConfig": [_channel(CONFIG_CHANNEL, config_uri(settings, job), "File"), *data],
+        "OutputDataConfig": {"S3OutputPath": f"{_top(settings)}/output"},
         "CheckpointConfig": {"S3Uri": folder_uri(settings, job), "LocalPath": CHECKPOINTS},
         "ResourceConfig": _resources(config, settings, data_bytes),
-        "StoppingCondition": _stopping(config, settings, most_seconds),
+        "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
         "EnableManagedSpotTraining": settings.spot,
         "Environment": {DATA_SOURCE: source, **environment},
-        "Tags": _tags({**settings.tags, **{f"{TAG}{name}": text for name, text in own_tags.items()}}),
+        "Tags": [{"Key": key, "Value": tag_value(value)} for key, value in all_tags.items()],
     }
+    if settings.kms_key:
+        request["OutputDataConfig"]["KmsKeyId"] = settings.kms_key
+    if settings.spot:
+        request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + settings.max_wait_seconds
     if settings.subnets:
         request["VpcConfig"] = {"Subnets": [*settings.subnets], "SecurityGroupIds": [*settings.security_groups]}
     return request
@@ -93,12 +104,6 @@ def output_uri(settings: SageMakerSettings, job: Job) -> str:
     return f"{_top(settings)}/output/{job.name}/output/output.tar.gz"
 
 
-def max_runtime(config: RunConfig, settings: SageMakerSettings, most_seconds: float = math.inf) -> int:
-    """Return the seconds after which the service stops the job."""
-    own = settings.max_runtime_seconds or math.ceil(config.timeout_seconds) + _SLACK_SECONDS
-    return max(1, math.floor(min(own, most_seconds, _LONGEST_SECONDS)))
-
-
 def _top(settings: SageMakerSettings) -> str:
     return f"{S3}{settings.bucket}/{settings.prefix.strip('/')}".rstrip("/")
 
@@ -106,12 +111,6 @@ def _top(settings: SageMakerSettings) -> str:
 def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
     source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": mode}
-
-
-def _channels(config: RunConfig, settings: SageMakerSettings, job: Job) -> list[dict[str, Any]]:
-    """Return the channels: the run config, and each data set in S3. Their common folder is the job's data root."""
-    data = [_channel(name, uri, settings.input_mode) for name, uri in data_uris(config).items()]
-    return [_channel(CONFIG_CHANNEL, config_uri(settings, job), "File"), *data]
 
 
 def data_uris(config: RunConfig) -> dict[str, str]:
@@ -123,11 +122,7 @@ def data_uris(config: RunConfig) -> dict[str, str]:
 
 
 def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) -> dict[str, Any]:
-    """Return ResourceConfig: instances and their storage.
-
-    Raises:
-        ConfigError: the data does not fit the local disks of an instance that takes no volume in addition.
-    """
+    """Return ResourceConfig: instances and their storage."""
     copied, disk_gb = data_bytes if settings.input_mode == "File" else 0, compute.get(config.compute).disk_gb
     resources: dict[str, Any] = {
         "InstanceType": config.compute,
@@ -136,29 +131,15 @@ def _resources(config: RunConfig, settings: SageMakerSettings, data_bytes: int) 
     }
     if settings.keep_alive_seconds:
         resources["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
-    if not disk_gb:
-        return _with_key(resources, "VolumeKmsKeyId", settings)
-    if resources["VolumeSizeInGB"] > disk_gb:
+    if disk_gb and resources["VolumeSizeInGB"] > disk_gb:
         raise ConfigError(
             f"{resources['VolumeSizeInGB']} GB of storage for {copied / 1e9:.3g} GB of data: {config.compute} has "
             f"disks of {disk_gb} GB, and takes no volume in addition. Set input_mode=FastFile, or choose a compute "
             "with larger disks."
         )
-    return resources  # the instance encrypts its local disks itself, and SageMaker refuses a key for them
-
-
-def _stopping(config: RunConfig, settings: SageMakerSettings, most_seconds: float) -> dict[str, int]:
-    longest = max_runtime(config, settings, most_seconds)
-    wait_limit = {"MaxWaitTimeInSeconds": longest + settings.max_wait_seconds} if settings.spot else {}
-    return {"MaxRuntimeInSeconds": longest, **wait_limit}
-
-
-def _with_key(part: dict[str, Any], name: str, settings: SageMakerSettings) -> dict[str, Any]:
-    return {**part, name: settings.kms_key} if settings.kms_key else part
-
-
-def _tags(tags: dict[str, str]) -> list[dict[str, str]]:
-    return [{"Key": key, "Value": tag_value(value)} for key, value in tags.items()]
+    if settings.kms_key and not disk_gb:  # an instance encrypts its local disks, and SageMaker takes no key for them
+        resources["VolumeKmsKeyId"] = settings.kms_key
+    return resources
 
 
 def tag_value(text: str) -> str:

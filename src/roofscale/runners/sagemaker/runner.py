@@ -30,13 +30,13 @@ from roofscale.runners.local import EVENTS, MEASUREMENT
 from roofscale.runners.sagemaker import job as jobs
 from roofscale.runners.sagemaker import multi_node
 from roofscale.runners.sagemaker import request as requests
-from roofscale.runners.sagemaker.entry import ONLY, RUN_ID
 from roofscale.runners.sagemaker.job import Job, Spending, load_or_new, spending
 from roofscale.runners.sagemaker.job_outcome import RUNNING, cost_metrics, job_outcome
-from roofscale.runners.sagemaker.request import CONFIG, GENERATED
+from roofscale.runners.sagemaker.request import CONFIG, GENERATED, ONLY, RUN_ID
 from roofscale.runners.sagemaker.session import Session
 from roofscale.runners.sagemaker.settings import SageMakerSettings
 from roofscale.runners.supervise import Listener, SilentListener
+from roofscale.tracking.server import job_environment
 
 if TYPE_CHECKING:
     from roofscale.runners.sagemaker.session import Service
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _FIRST_POLL, _LONGEST_POLL = 0.5, 2.5  # seconds between two polls of a job; the interval grows with its age
 _POLLS_A_RUN = 60  # polls over a job's lifetime, until the longest interval is reached
 _POLLS_A_SECOND = 2.0  # of all jobs together, so that the service does not throttle
-# The runner writes the first two itself, _Tail copies the third, and only jobs need the fourth.
+# The runner writes the first two itself, _forward_events copies the third, and only jobs need the fourth.
 _NOT_FETCHED = (CONFIG, MEASUREMENT, EVENTS, "checkpoint.pt")
 _LAST_LINES = 5  # of the log of a job that crashed
 
@@ -60,12 +60,8 @@ class SageMakerRunner:
     run_dir: Path  # config.json, job.json, events.jsonl, stderr.log, measurement.json, as of a local run
     listener: Listener = field(default_factory=SilentListener)
     session: Session = field(kw_only=True)
+    _events: EventTail = field(init=False)  # of the copy in the run folder
     _logs_itself: bool = field(default=False, init=False)  # the job that runs: the launcher logs none of its points
-
-    @property
-    def settings(self) -> SageMakerSettings:
-        """Return the settings of the session."""
-        return self.session.settings
 
     def __call__(self, config: RunConfig) -> Measurement:
         """Run the config as a job and return the measurement, which is also saved in the run folder.
@@ -77,16 +73,16 @@ class SageMakerRunner:
         size = instance_of(config)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / CONFIG, config.as_dict())
+        self._events = EventTail(self.run_dir / EVENTS, from_end=True)
         self._announce()
         with self.session.stop_request.on_signals():
-            cloud = self.session.cloud
-            job, described = self._find(cloud, config)
+            job, described = self._find(config)
             if described is None and not self.session.stop_request.count:
-                described = self._submit(cloud, config, job, size)
+                described = self._submit(config, job, size)
             if described:
-                described = self._watch(cloud, job, described)
+                described = self._watch(job, described)
         if described and described["TrainingJobStatus"] not in RUNNING:
-            measurement = self._fetch_result(cloud, config, job, size, described)
+            measurement = self._fetch_result(config, job, size, described)
             job = dataclasses.replace(job, over=True, usd=job.usd + measurement.metrics.get("cost/usd", 0.0))
         else:
             state = "runs on; the same command waits for it" if described else "was not made; the same command makes it"
@@ -96,7 +92,7 @@ class SageMakerRunner:
             job.save(self.run_dir)
         return measurement
 
-    def _find(self, cloud: "Service", config: RunConfig) -> tuple[Job, dict[str, Any] | None]:
+    def _find(self, config: RunConfig) -> tuple[Job, dict[str, Any] | None]:
         """Return the run's job, and its description if it was submitted already.
 
         If the run folder was lost, and job.json with it, a running job is found by its tags.
@@ -104,137 +100,104 @@ class SageMakerRunner:
         job = load_or_new(self.run_dir)
         if not (self.run_dir / jobs.FILE).exists():
             ours = {
-                f"{requests.TAG}{jobs.FOLDER_TAG}": requests.tag_value(jobs.owner_tag(self.run_dir)),
+                f"{requests.TAG}{jobs.FOLDER_TAG}": requests.tag_value(jobs.tags_of(self.run_dir)[jobs.FOLDER_TAG]),
                 f"{requests.TAG}fingerprint": config.fingerprint,
             }
-            running = cloud.running(jobs.key_prefix(self.run_dir))
+            running = self.session.cloud.running(jobs.key_prefix(self.run_dir))
             lost = next((name for name, tags in running.items() if ours.items() <= tags.items()), None)
             if lost is None:
                 return job, None
             job = jobs.from_name(lost)
             job.save(self.run_dir)
-        return job, cloud.describe(job.name)
+        return job, self.session.cloud.describe(job.name)
 
-    def _submit(self, cloud: "Service", config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
+    def _submit(self, config: RunConfig, job: Job, size: Compute) -> dict[str, Any]:
         """Upload the config, create the job and return its first description."""
+        cloud, settings, run_id = self.session.cloud, self.session.settings, self.listener.run_id
+        environment = job_environment(run_id, settings.logged_by) if run_id else {}
+        tags = jobs.tags_of(self.run_dir)
         data_bytes = sum(map(cloud.size, requests.data_uris(config).values()))
         with self.session.lock:  # no other thread may reserve the same part of the budget
-            seconds = budget_seconds(self.settings, size, spending(self.run_dir))
+            seconds = budget_seconds(settings, size, spending(self.run_dir))
             request = requests.build_request(
-                config,
-                self.settings,
-                job,
-                jobs.tags_of(self.run_dir),
-                data_bytes=data_bytes,
-                most_seconds=seconds,
-                environment=self._environment(),
+                config, settings, job, tags, data_bytes=data_bytes, most_seconds=seconds, environment=environment
             )
             cloud.check(request)
             longest = request["StoppingCondition"]["MaxRuntimeInSeconds"]
             dataclasses.replace(job, at_most_usd=longest / 3600 * (size.usd_per_hour or 0.0)).save(self.run_dir)
-        write_config(cloud, config, requests.config_uri(self.settings, job))
+        write_config(cloud, config, requests.config_uri(settings, job))
         cloud.submit(request)
         return {"TrainingJobStatus": RUNNING[0], "Environment": request["Environment"]}
-
-    def _environment(self) -> dict[str, str]:
-        """Return the variables by which the job logs to the run's MLflow run; empty if the launcher logs."""
-        run_id = getattr(self.listener, "run_id", "")
-        if not run_id or self.settings.logged_by == "launcher":
-            return {}
-        from roofscale.tracking.server import job_environment  # imports MLflow
-
-        return job_environment(run_id, self.settings.logged_by)
 
     def _announce(self, logs_itself: bool = False) -> None:
         """Tell the listener that the run executes on another machine, and whether it logs itself there."""
         self._logs_itself = logs_itself
         self.listener.event({"event": "elsewhere", "time": time.time(), "logs_itself": logs_itself})
 
-    def _watch(self, cloud: "Service", job: Job, described: dict[str, Any]) -> dict[str, Any]:
+    def _watch(self, job: Job, described: dict[str, Any]) -> dict[str, Any]:
         """Follow a job until it is over or the user ends the wait; return its last description."""
         started, stopping, status = time.monotonic(), False, ""
-        run_id = described.get("Environment", {}).get(RUN_ID)  # of another run if this one's folder was lost
-        self._announce(logs_itself=run_id is not None and run_id == getattr(self.listener, "run_id", ""))
-        tail = self._tail(cloud, job)
+        run_id = described.get("Environment", {}).get(RUN_ID, "")  # of another run if this one's folder was lost
+        self._announce(logs_itself=bool(run_id) and run_id == self.listener.run_id)
         self.session.running.add(job.name)
         while described["TrainingJobStatus"] in RUNNING:
             if self.session.stop_request.count > (1 if stopping else 0):
                 if stopping or not self.session.should_stop_jobs():
                     break
                 stopping = True
-                cloud.stop(job.name)
+                self.session.cloud.stop(job.name)
             self.session.wait(_poll_seconds(time.monotonic() - started, len(self.session.running)))
-            described = cloud.describe(job.name) or described
-            status = self._report_status(job, described, status)
-            tail.forward()
+            described = self.session.cloud.describe(job.name) or described
+            if (newest := str(described.get("SecondaryStatus", ""))) != status:
+                status = newest
+                self.listener.event({"event": "note", "time": time.time(), "text": f"job {job.name}: {status}"})
+            self._forward_events(job)
         self.session.running.discard(job.name)
         return described
 
-    def _fetch_result(
-        self, cloud: "Service", config: RunConfig, job: Job, size: Compute, described: Mapping[str, Any]
-    ) -> Measurement:
+    def _forward_events(self, job: Job) -> None:
+        """Append what is new in the job's events to the run folder's copy, and forward it to the listener."""
+        copy = self.run_dir / EVENTS
+        offset = copy.stat().st_size if copy.exists() else 0
+        uri = f"{requests.folder_uri(self.session.settings, job)}/{EVENTS}"
+        if fresh := self.session.cloud.read_from(uri, offset):
+            with copy.open("ab") as stream:
+                stream.write(fresh)
+        for event in self._events.read():
+            self.listener.event(event)
+
+    def _fetch_result(self, config: RunConfig, job: Job, size: Compute, described: Mapping[str, Any]) -> Measurement:
         """Fetch the files of a job that is over, and return its measurement with outcome and cost."""
-        by_machine = [self._machine_measurement(cloud, job, index) for index in range(config.instance_count)]
-        self._tail(cloud, job).forward()
+        cloud, settings = self.session.cloud, self.session.settings
+        by_machine = [self._machine_measurement(job, index) for index in range(config.instance_count)]
+        self._forward_events(job)
         own = multi_node.merge_measurements(by_machine)
-        # With its model, which is not needed here then.
         is_logged = all(machine is not None and LOGGED_BY in machine.facts for machine in by_machine)
-        not_fetched = (*_NOT_FETCHED, "best.pt") if is_logged else _NOT_FETCHED
-        cloud.fetch(requests.folder_uri(self.settings, job), self.run_dir, not_fetched)
-        has_watched = self._logs_itself
+        not_fetched = (*_NOT_FETCHED, "best.pt") if is_logged else _NOT_FETCHED  # the job has logged its model too
+        cloud.fetch(requests.folder_uri(settings, job), self.run_dir, not_fetched)
+        events_skipped = self._logs_itself
         self._announce()  # the launcher logs from here on: the cost, and what the job has not logged
-        if not is_logged:
-            self._log_all(own, events_too=has_watched)
+        if not is_logged:  # or not to its end; a point that the server has already changes nothing
+            for event in EventTail(self.run_dir / EVENTS).read() if events_skipped else ():
+                self.listener.event(event)
+            for sample in own.resources if own else ():
+                self.listener.resources(sample)
         outcome, detail = job_outcome(described, own)
         if outcome is Outcome.CRASHED and own is None:
             detail += _end_of_log(cloud, job)
         base = own or _from_events(config, size, self.run_dir, outcome, detail, described)
         costs = cost_metrics(described, size.usd_per_hour)
-        facts = {**base.facts, "job": job.name, "image": self.settings.image}
+        facts = {**base.facts, "job": job.name, "image": settings.image}
         return dataclasses.replace(base, outcome=outcome, detail=detail, metrics={**base.metrics, **costs}, facts=facts)
 
-    def _log_all(self, own: Measurement | None, events_too: bool) -> None:
-        """Log what a job has not logged, or not to its end; a point that the server has already changes nothing."""
-        for event in EventTail(self.run_dir / EVENTS).read() if events_too else ():
-            self.listener.event(event)
-        for sample in own.resources if own else ():
-            self.listener.resources(sample)
-
-    def _machine_measurement(self, cloud: "Service", job: Job, index: int) -> Measurement | None:
+    def _machine_measurement(self, job: Job, index: int) -> Measurement | None:
         """Return the measurement of one of a job's machines; None if it left none."""
-        content = cloud.read_packed(requests.output_uri(self.settings, job), multi_node.measurement_name(index))
+        uri = requests.output_uri(self.session.settings, job)
+        content = self.session.cloud.read_packed(uri, multi_node.measurement_name(index))
         if not content:
             return None
         (self.run_dir / MEASUREMENT).write_bytes(content)  # overwritten by the merged one
         return Measurement.load(self.run_dir / MEASUREMENT)
-
-    def _tail(self, cloud: "Service", job: Job) -> "_Tail":
-        uri = f"{requests.folder_uri(self.settings, job)}/{EVENTS}"
-        return _Tail(cloud, uri, self.run_dir / EVENTS, self.listener)
-
-    def _report_status(self, job: Job, described: Mapping[str, Any], last: str) -> str:
-        """Return the job's status, and send it to the listener if it has changed."""
-        status = str(described.get("SecondaryStatus", ""))
-        if status != last:
-            self.listener.event({"event": "note", "time": time.time(), "text": f"job {job.name}: {status}"})
-        return status
-
-
-class _Tail:
-    """A copy of a job's events: appends what is new in S3 to the run folder's file, and forwards it to a listener."""
-
-    def __init__(self, cloud: "Service", uri: str, file: Path, listener: Listener) -> None:
-        self._cloud, self._uri, self._file, self._listener = cloud, uri, file, listener
-        self._events = EventTail(file, from_end=True)
-
-    def forward(self) -> None:
-        """Fetch and forward the events since the last call."""
-        offset = self._file.stat().st_size if self._file.exists() else 0
-        if fresh := self._cloud.read_from(self._uri, offset):
-            with self._file.open("ab") as stream:
-                stream.write(fresh)
-        for event in self._events.read():
-            self._listener.event(event)
 
 
 def _end_of_log(cloud: "Service", job: Job) -> str:
@@ -339,15 +302,14 @@ def _from_events(
     config: RunConfig, size: Compute, run_dir: Path, outcome: Outcome, detail: str, described: Mapping[str, Any]
 ) -> Measurement:
     """Return a measurement from the events of a job that left none; without memory, which only the job samples."""
-    begun, ended = (described.get(key) for key in ("TrainingStartTime", "TrainingEndTime"))
+    begun = described.get("TrainingStartTime")
     if begun is None:
         return Measurement(outcome, detail, config.fingerprint)
-    started = begun.timestamp()
     observation = RunObservation(
         outcome=outcome,
         detail=detail,
-        started=started,
-        ended=ended.timestamp() if ended else started,
+        started=begun.timestamp(),
+        ended=described.get("TrainingEndTime", begun).timestamp(),
         events=EventTail(run_dir / EVENTS).read(),
         memory=(),
         metrics={},

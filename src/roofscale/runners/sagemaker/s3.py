@@ -3,7 +3,7 @@
 import io
 import tarfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from roofscale.addresses import S3
-from roofscale.runners.sagemaker.aws_errors import T, Wait, code_of, retry_transient, translating_errors
+from roofscale.runners.sagemaker.aws_errors import Wait, code_of, retry_transient, translating_errors
 from roofscale.runners.sagemaker.upload import PART_BYTES
 
 _CONNECTIONS = 16  # at a time
@@ -63,16 +63,12 @@ class S3Client:
     def read_from(self, uri: str, offset: int) -> bytes:
         """Return an object's bytes from an offset on; empty if the object is missing or shorter."""
         bucket, key = split(uri)
-        with translating_errors(f"to read {uri}"):
-            try:
-                content = self._patiently(
-                    lambda: self._s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-")["Body"].read()
-                )
-            except ClientError as error:
-                if code_of(error) in ("NoSuchKey", "404", "InvalidRange", "416"):
-                    return b""
-                raise
-        return bytes(content)
+        content: bytes | None = self._call(
+            f"to read {uri}",
+            lambda: self._s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-")["Body"].read(),
+            absent=("NoSuchKey", "404", "InvalidRange", "416"),
+        )
+        return content or b""
 
     def read_packed(self, uri: str, name: str) -> bytes | None:
         """Return one file of a .tar.gz; None if the archive or the file in it is missing."""
@@ -85,16 +81,16 @@ class S3Client:
 
     def fetch(self, uri: str, folder: Path, leave_out: Collection[str] = ()) -> None:
         """Copy the objects under a prefix into a folder, except hidden ones and the file names in ``leave_out``."""
-        bucket, top = split(f"{uri.rstrip('/')}/")
-        with translating_errors(f"to fetch {uri}"):
-            for key, _ in self._patiently(lambda: list(self._objects(bucket, top))):
-                file = folder / key.removeprefix(top)
-                # A hidden file is one that the job had not renamed yet, so it may be incomplete. A key with .. must not
-                # lead out of the folder.
-                wanted = not (key.endswith("/") or file.name.startswith(".") or file.name in leave_out)
-                if wanted and file.resolve().is_relative_to(folder.resolve()):
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    self._patiently(partial(self._s3.download_file, bucket, key, str(file), Config=_FETCHING))
+        top = f"{uri.rstrip('/')}/"
+        for name in self.sizes(top):
+            file = folder / name
+            # A hidden file is one that the job had not renamed yet, so it may be incomplete. A key with .. must not
+            # lead out of the folder.
+            is_skipped = not name or name.endswith("/") or file.name.startswith(".") or file.name in leave_out
+            if not is_skipped and file.resolve().is_relative_to(folder.resolve()):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                download = partial(self._s3.download_file, *split(top + name), str(file), Config=_FETCHING)
+                self._call(f"to fetch {uri}", download)
 
     def size(self, uri: str) -> int:
         """Return the bytes of all objects under a prefix."""
@@ -103,15 +99,14 @@ class S3Client:
     def sizes(self, uri: str) -> dict[str, int]:
         """Return the bytes of each object under a prefix, by the rest of its key."""
         bucket, top = split(uri)
-        with translating_errors(f"to look at {uri}"):
-            objects = self._patiently(lambda: list(self._objects(bucket, top)))
-        return {key.removeprefix(top): size for key, size in objects}
+        pages = self._pages(f"to look at {uri}", self._s3, "list_objects_v2", {"Bucket": bucket, "Prefix": top})
+        return {item["Key"].removeprefix(top): item["Size"] for page in pages for item in page.get("Contents", ())}
 
     def checksum(self, uri: str) -> str:
         """Return S3's SHA-256 of an object, see ``upload.checksum_of``; empty if it was uploaded without one."""
         bucket, key = split(uri)
-        with translating_errors(f"to look at {uri}"):
-            head = self._patiently(lambda: self._s3.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED"))
+        ask = partial(self._s3.head_object, Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+        head = self._call(f"to look at {uri}", ask)
         return str(head.get("ChecksumSHA256", "")).partition("-")[0]  # without "-<number of parts>"
 
     def upload(self, file: Path, uri: str, progress: Callable[[int], None]) -> None:
@@ -123,15 +118,30 @@ class S3Client:
         bucket, key = split(uri)
         extra = {"ChecksumAlgorithm": "SHA256", **self._encryption}
         subscribers = [ProgressCallbackInvoker(progress)]
-        with translating_errors(f"to copy {file} to {uri}"):
-            self._patiently(lambda: self._transfers.upload(str(file), bucket, key, extra, subscribers).result())
+        self._call(
+            f"to copy {file} to {uri}",
+            lambda: self._transfers.upload(str(file), bucket, key, extra, subscribers).result(),
+        )
 
-    def _objects(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-        for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            yield from ((item["Key"], item["Size"]) for item in page.get("Contents", ()))
+    def _pages(self, doing: str, client: Any, operation: str, arguments: Mapping[str, Any]) -> Any:
+        """Return all pages of the answer to a listing; see ``_call``."""
+        return self._call(doing, lambda: list(client.get_paginator(operation).paginate(**arguments)))
 
-    def _patiently(self, attempt: Callable[[], T]) -> T:
-        return retry_transient(attempt, self._wait)
+    def _call(self, doing: str, attempt: Callable[[], Any], absent: Collection[str] = (), words: str = "") -> Any:
+        """Return the result of ``attempt``, with transient errors retried and the others translated.
+
+        Args:
+            doing: see ``translating_errors``.
+            absent: the codes of errors for which None is returned.
+            words: part of the message of these errors.
+        """
+        with translating_errors(doing):
+            try:
+                return retry_transient(attempt, self._wait)
+            except ClientError as error:
+                if code_of(error) not in absent or words not in str(error):
+                    raise
+        return None
 
 
 def split(uri: str) -> tuple[str, str]:

@@ -26,7 +26,6 @@ class Session:
     stop_request: StopRequest = field(default_factory=StopRequest)
     connect: "Callable[[SageMakerSettings, Wait], Service] | None" = None  # replaced by tests
     ask: Callable[[str], str] = input
-    patient: bool = True  # False: do not retry a service that does not answer
     running: set[str] = field(default_factory=set)  # names of the jobs that are followed
     lock: threading.RLock = field(default_factory=threading.RLock)  # held to read and then change shared state
     _cloud: "Service | None" = None
@@ -37,7 +36,7 @@ class Session:
         """Return the connection, made once: boto3 clients are thread-safe, but slow and large to make."""
         with self.lock:
             if self._cloud is None:
-                self._cloud = (self.connect or _connect)(self.settings, self.wait)
+                self._cloud = (self.connect or connect)(self.settings, self.wait)
             return self._cloud
 
     def wait(self, seconds: float) -> bool:
@@ -46,8 +45,6 @@ class Session:
         While jobs are being stopped, only a second interrupt counts. One from before the call counts too: it may have
         come during a request that had no answer.
         """
-        if not self.patient:
-            return True
         until = time.monotonic() + seconds
         while not self._interrupted() and (remaining := until - time.monotonic()) > 0:
             time.sleep(min(0.1, remaining))
@@ -74,7 +71,8 @@ class Session:
         return not answer.strip().lower().startswith("d")
 
 
-def _connect(settings: SageMakerSettings, wait: "Wait") -> "Service":
+def connect(settings: SageMakerSettings, wait: "Wait" = lambda seconds: True) -> "Service":
+    """Return a connection to the service, by default one that retries nothing; see ``aws_errors.Wait``."""
     if settings.local_mode:
         from roofscale.runners.sagemaker.local_mode import LocalModeClient
 

@@ -1,23 +1,25 @@
 """The settings of SageMaker jobs: the defaults of the SageMaker SDK, one YAML file, and environment variables.
 
-Each overrides the ones before.
-
-No secret belongs here: credentials come from boto3's own chain (profile, environment, SSO, instance role).
+Each overrides the ones before. No secret belongs here: credentials come from boto3's own chain (profile, environment,
+SSO, instance role).
 """
 
 import dataclasses
+import logging
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from roofscale.addresses import S3
-from roofscale.errors import ConfigError, did_you_mean
+from roofscale.errors import ConfigError, did_you_mean, one_line
 from roofscale.files import naming, read_yaml
-from roofscale.runners.sagemaker import sdk_defaults
+
+# It would tell on stderr, at each reading, which defaults files it has read.
+logging.getLogger("sagemaker.config").setLevel(logging.WARNING)
 
 FILE = Path("sagemaker.yaml")
 FILE_VARIABLE = "ROOFSCALE_SAGEMAKER"  # names another file
@@ -65,9 +67,7 @@ class SageMakerSettings:
         "seconds that a warm pool holds the instance for the next job, billed, outside budget_usd; 0: no pool", 0
     )
     max_parallel_jobs: int = setting(
-        "how many jobs of one command may run at a time: trials of a search, and independent steps",
-        1,
-        low=1,
+        "how many jobs of one command may run at a time: trials of a search, and independent steps", 1, low=1
     )
     budget_usd: float = setting(
         "most that the jobs of one attempt at a phase, or of one training, may cost, USD; 0: no limit", 0.0
@@ -123,13 +123,25 @@ REQUIRED = ("role", "bucket", "image")
 # In local mode: fillers for what a request must contain, and settings that mean nothing without an account.
 _IN_LOCAL_MODE = {"role": "arn:aws:iam::000000000000:role/nobody", "bucket": HERE, "spot": False, "budget_usd": 0.0,
                   "keep_alive_seconds": 0, "kms_key": "", "logged_by": "launcher"}  # fmt: skip
+# By setting: its places in the SDK's defaults file, the first of which wins, as for the SDK's ModelTrainer.
+_SDK_PLACES = {
+    "role": ("PythonSDK.Modules.ModelTrainer.Role", "TrainingJob.RoleArn"),
+    "image": ("PythonSDK.Modules.ModelTrainer.TrainingImage",),
+    "bucket": ("PythonSDK.Modules.Session.DefaultS3Bucket",),
+    "prefix": ("PythonSDK.Modules.Session.DefaultS3ObjectKeyPrefix",),
+    "subnets": ("TrainingJob.VpcConfig.Subnets",),
+    "security_groups": ("TrainingJob.VpcConfig.SecurityGroupIds",),
+    "kms_key": ("TrainingJob.OutputDataConfig.KmsKeyId", "TrainingJob.ResourceConfig.VolumeKmsKeyId"),
+    "tags": ("TrainingJob.Tags",),
+}
+_SDK_FILE = "defaults file of the SageMaker SDK"
 _TYPES = typing.get_type_hints(SageMakerSettings)
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def is_configured(environment: Mapping[str, str] = os.environ, folder: Path = Path()) -> bool:
+def is_configured() -> bool:
     """Whether there is a settings file or any variable of SageMaker settings."""
-    return (folder / FILE).exists() or any(name.startswith(FILE_VARIABLE) for name in environment)
+    return FILE.exists() or any(name.startswith(FILE_VARIABLE) for name in os.environ)
 
 
 def load(
@@ -172,41 +184,68 @@ def load(
 
 def _add_sdk_defaults(values: dict[str, Any], origins: dict[str, str], required: Sequence[str]) -> None:
     """Add what the SDK knows of the settings that have no value; its tags are added to ours."""
-    found = {key: _convert(key, value) for key, value in sdk_defaults.read_defaults().items()}
-    prefix = found.pop("prefix", "")
+    defaults = {key: _convert(key, value) for key, value in _read_sdk_defaults().items()}
+    prefix = defaults.pop("prefix", "")
     if "bucket" not in values and "prefix" not in values and prefix:  # it is that of the SDK's own bucket
-        found["prefix"] = f"{prefix.strip('/')}/roofscale"
-    if "tags" in found and "tags" in values:
-        values["tags"] = {**found["tags"], **values["tags"]}
-        origins["tags"] += f", {sdk_defaults.SOURCE}"
-    added = {key: value for key, value in found.items() if key not in values}
+        defaults["prefix"] = f"{prefix.strip('/')}/roofscale"
+    if "tags" in defaults and "tags" in values:
+        values["tags"] = {**defaults["tags"], **values["tags"]}
+        origins["tags"] += f", {_SDK_FILE}"
+    added = {key: value for key, value in defaults.items() if key not in values}
     values |= added
-    origins |= dict.fromkeys(added, sdk_defaults.SOURCE)
+    origins |= dict.fromkeys(added, _SDK_FILE)
     if missing := [name for name in required if not values.get(name)]:
-        of_machine = sdk_defaults.of_this_machine(missing, values.get("region", ""))
-        values |= of_machine
-        origins |= dict.fromkeys(of_machine, sdk_defaults.MACHINE)
+        of_notebook = _notebook_settings(missing, values.get("region", ""))
+        values |= of_notebook
+        origins |= dict.fromkeys(of_notebook, "this SageMaker notebook")
+
+
+def _read_sdk_defaults() -> dict[str, Any]:
+    """Return the settings in the SDK's defaults files, of the administrator and of the user."""
+    from sagemaker.core.config.config_manager import SageMakerConfig  # takes seconds to import
+
+    manager = SageMakerConfig()
+    try:
+        content = manager.load_sagemaker_config()
+    except Exception as error:  # of YAML, of JSON Schema, of S3, or a ValueError for a missing file
+        raise ConfigError(
+            f"The SageMaker SDK cannot read its defaults file ({one_line(error)}). Correct it, or unset "
+            "SAGEMAKER_USER_CONFIG_OVERRIDE and SAGEMAKER_ADMIN_CONFIG_OVERRIDE if one of them names it."
+        ) from error
+    defaults = {
+        name: next(filter(None, (manager.get_config_value(f"SageMaker.{place}", content) for place in places)), None)
+        for name, places in _SDK_PLACES.items()
+    }
+    if defaults["tags"]:
+        defaults["tags"] = {tag["Key"]: tag["Value"] for tag in defaults["tags"]}
+    return {name: value for name, value in defaults.items() if value}
+
+
+def _notebook_settings(missing: Collection[str], region: str) -> dict[str, str]:
+    """Return the missing role and bucket as those of this SageMaker notebook; empty if this machine is none."""
+    from sagemaker.core.helper import session_helper
+
+    if not Path(session_helper.NOTEBOOK_METADATA_FILE).exists():
+        return {}
+    import boto3
+
+    from roofscale.runners.sagemaker.aws_errors import translating_errors
+
+    with translating_errors("to ask for the role and the bucket of this notebook"):
+        session = session_helper.Session(boto3.Session(region_name=region or None))
+        ask = {"role": lambda: session_helper.get_execution_role(session), "bucket": session.default_bucket}
+        return {name: str(ask[name]()) for name in missing if name in ask}
 
 
 def _convert(key: str, value: Any) -> Any:
     """Return the value, from YAML or an environment variable, in the setting's type."""
     if key not in FIELDS:
         raise ConfigError(f"{key!r} is no setting of SageMaker.{did_you_mean(str(key), FIELDS)}")
-    kind = _TYPES[key]
+    convert, expected = _CONVERSIONS[_TYPES[key]]
     try:
-        if kind is bool:
-            return _BOOLEANS[str(value).strip().lower()]
-        if kind in (int, float):
-            return kind(value)
-        if kind is str:
-            return str(value).strip()
-        if kind == tuple[str, ...]:
-            return tuple(_words(value))
-        return _pairs(value)
+        return convert(value)
     except (KeyError, TypeError, ValueError) as error:
-        expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        words = expected.get(kind, "a list" if kind == tuple[str, ...] else "pairs, such as team=roofs,project=scale")
-        raise ConfigError(f"{key}={value!r}: expected {words} ({FIELDS[key].metadata['meaning']}).") from error
+        raise ConfigError(f"{key}={value!r}: expected {expected} ({FIELDS[key].metadata['meaning']}).") from error
 
 
 def _words(value: Any) -> list[str]:
@@ -217,3 +256,14 @@ def _pairs(value: Any) -> dict[str, str]:
     if isinstance(value, Mapping):
         return {str(key): str(text) for key, text in value.items()}
     return {key.strip(): text.strip() for key, text in (word.split("=", 1) for word in _words(value))}
+
+
+# By type of a setting: the conversion, and what it expects in words.
+_CONVERSIONS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    bool: (lambda value: _BOOLEANS[str(value).strip().lower()], "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (lambda value: str(value).strip(), "a text"),
+    tuple[str, ...]: (lambda value: tuple(_words(value)), "a list"),
+    Mapping[str, str]: (_pairs, "pairs, such as team=roofs,project=scale"),
+}

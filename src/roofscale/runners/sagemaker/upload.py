@@ -6,32 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from roofscale.data.airs import VISUAL
 from roofscale.data.locate import available_datasets, find_dataset
 from roofscale.data.synthetic import NOTE
 from roofscale.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from roofscale.runners.sagemaker.s3 import S3Client  # imports boto3
+
 PART_BYTES = 2**25  # files from this size on are uploaded in parts of it; S3's checksum depends on the part size
 _FILES = 8  # compared or uploaded at a time
 _CHUNK = 2**20  # bytes per read
-
-
-class Store(Protocol):
-    """The part of ``s3.S3Client`` that an upload needs."""
-
-    def sizes(self, uri: str) -> dict[str, int]:
-        """Return the bytes of each object under a prefix, by the rest of its key."""
-        ...
-
-    def checksum(self, uri: str) -> str:
-        """Return S3's SHA-256 of an object; empty if it has none."""
-        ...
-
-    def upload(self, file: Path, uri: str, progress: Callable[[int], None]) -> None:
-        """Upload a file."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -75,21 +62,13 @@ def _files_of(name: str, folder: Path, everything: bool) -> Iterator[FileToUploa
         yield FileToUpload(name, above, f"{name}/{NOTE}", above.stat().st_size)
 
 
-@dataclass(frozen=True)
-class UploadResult:
-    """The files of an upload, by what was done."""
-
-    copied: tuple[FileToUpload, ...]
-    there: tuple[FileToUpload, ...]  # skipped: S3 has the same bytes
-
-
 def upload_files(
     files: Sequence[FileToUpload],
     uri: str,
-    store: Store,
+    s3: "S3Client",
     progress: Callable[[int], None] = lambda sent: None,
     dry_run: bool = False,
-) -> UploadResult:
+) -> tuple[list[FileToUpload], list[FileToUpload]]:
     """Upload the files that S3 lacks with the same size and checksum; a second call continues a stopped one.
 
     Args:
@@ -97,20 +76,23 @@ def upload_files(
         progress: called from several threads with the bytes uploaded or skipped since its last call.
         dry_run: compare only.
 
+    Returns:
+        The files that S3 lacked, and those that it had.
+
     Raises:
         ConfigError: S3 refuses; the message has the reason.
         DataError: a file cannot be read.
     """
     top = uri.rstrip("/")
-    sizes = store.sizes(f"{top}/")
+    sizes = s3.sizes(f"{top}/")
 
     def upload_if_changed(item: FileToUpload) -> bool:
         """Return whether S3 had the same bytes already."""
         address = f"{top}/{item.path}"
         try:
-            same = sizes.get(item.path) == item.size and store.checksum(address) == checksum_of(item.file)
+            same = sizes.get(item.path) == item.size and s3.checksum(address) == checksum_of(item.file)
             if not (same or dry_run):
-                store.upload(item.file, address, progress)
+                s3.upload(item.file, address, progress)
                 return False
         except OSError as error:
             raise DataError(
@@ -126,7 +108,7 @@ def upload_files(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     pairs = list(zip(files, were_there, strict=True))
-    return UploadResult(tuple(f for f, there in pairs if not there), tuple(f for f, there in pairs if there))
+    return [file for file, there in pairs if not there], [file for file, there in pairs if there]
 
 
 def checksum_of(file: Path, part_bytes: int = PART_BYTES) -> str:

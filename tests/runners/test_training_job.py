@@ -5,16 +5,17 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.runners.job_folder import AWKWARD, hand_over, left, start
 
+from roofscale import training_job
 from roofscale.config import RunConfig
 from roofscale.data.locate import describe_origin, find_dataset
 from roofscale.data.synthetic import GenerateSpec
 from roofscale.errors import ConfigError
 from roofscale.measurement import Measurement, Outcome
-from roofscale.runners.sagemaker import entry
 
 
 @pytest.mark.parametrize(
@@ -39,11 +40,11 @@ def test_the_measurement_and_its_cause_are_left_where_they_are_looked_for(
 
 def test_the_image_may_be_called_as_sagemaker_calls_it(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the word train and without a fingerprint, as ModelTrainer leaves the entrypoint to the image."""
-    monkeypatch.setattr(entry, "_run", lambda config, *_: Measurement(Outcome.OK, "ran", config.fingerprint))
-    assert entry.main(["train"], top) == 0
+    monkeypatch.setattr(training_job, "_run", lambda config, *_: Measurement(Outcome.OK, "ran", config.fingerprint))
+    assert training_job.main(["train"], top) == 0
     assert left(top).fingerprint == AWKWARD.fingerprint
     with pytest.raises(SystemExit):
-        entry.main(["serve"], top)
+        training_job.main(["serve"], top)
 
 
 def test_a_stop_reaches_the_training(top: Path) -> None:
@@ -58,22 +59,22 @@ def test_a_stop_reaches_the_training(top: Path) -> None:
 
 
 def test_the_config_arrives_as_it_was_but_for_the_data_root(top: Path) -> None:
-    found = entry.read_config(top / "input/data", AWKWARD.fingerprint)
+    found = training_job.read_config(top / "input/data", AWKWARD.fingerprint)
     assert found.data_root == str(top / "input/data")
     assert found.diff(AWKWARD).keys() == {"data_root"}
 
 
 def test_another_run_config_than_was_asked_for_is_not_run(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "_run", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr(training_job, "_run", lambda *_: pytest.fail("it was run"))
     hand_over(top, AWKWARD.with_overrides({"lr": 0.5}).as_dict())
-    assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
+    assert training_job.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
     assert "another version of Roofscale than the launcher" in (top / "output/failure").read_text()
     assert left(top).outcome is Outcome.CRASHED
 
 
 def test_a_knob_that_the_image_does_not_know_is_named(top: Path) -> None:
     hand_over(top, {**AWKWARD.as_dict(), "knob_of_tomorrow": 1})
-    assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
+    assert training_job.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
     assert "knob_of_tomorrow" in (top / "output/failure").read_text()
 
 
@@ -81,35 +82,39 @@ def test_whatever_breaks_is_told(top: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def breaks(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "/opt/ml/checkpoints")
 
-    monkeypatch.setattr(entry, "_run", breaks)
-    assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
+    monkeypatch.setattr(training_job, "_run", breaks)
+    assert training_job.main(["--fingerprint", AWKWARD.fingerprint], top) == 1
     assert "crashed: PermissionError: [Errno 13]" in (top / "output/failure").read_text()
 
 
 def test_a_signal_before_the_training_is_remembered(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    requests: list[int] = []
 
     def read(*_: object) -> RunConfig:
         os.kill(os.getpid(), signal.SIGTERM)  # while the job is still getting ready
         return AWKWARD
 
-    monkeypatch.setattr(entry, "read_config", read)
-    monkeypatch.setattr(entry, "_run", lambda *given: asked.extend(given[2]) or Measurement(Outcome.OK, "", ""))
+    def run(*given: Any) -> Measurement:
+        requests.append(given[-1].count)
+        return Measurement(Outcome.OK, "", "")
+
+    monkeypatch.setattr(training_job, "read_config", read)
+    monkeypatch.setattr(training_job, "_run", run)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        assert entry.main(["--fingerprint", AWKWARD.fingerprint], top) == 0
+        assert training_job.main(["--fingerprint", AWKWARD.fingerprint], top) == 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert asked == [signal.SIGTERM]
+    assert requests == [1]
 
 
 def test_generated_images_are_made_again_and_only_by_the_same_drawing(top: Path) -> None:
     spec = json.loads(json.dumps(vars(GenerateSpec(("rid",), train=2, val=1, test=0, image_px=32))))
     note = top / "input/data/config/generated.json"
     note.write_text(json.dumps({"rid": spec}))
-    found = entry.read_config(top / "input/data", AWKWARD.fingerprint)
+    found = training_job.read_config(top / "input/data", AWKWARD.fingerprint)
     assert describe_origin(find_dataset("rid", Path(found.data_root))) == "GENERATED"
     note.write_text(json.dumps({"rid": {**spec, "drawing": 0}}))
     with pytest.raises(ConfigError, match="drawing 0"):
-        entry.read_config(top / "input/data", AWKWARD.fingerprint)
+        training_job.read_config(top / "input/data", AWKWARD.fingerprint)
