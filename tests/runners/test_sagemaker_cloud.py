@@ -178,14 +178,16 @@ def test_instances_that_other_jobs_hold_are_waited_for_and_a_quota_of_zero_is_no
 def test_running_jobs_are_found_with_their_tags(cloud: SageMakerClient) -> None:
     stub = Stubber(sdk_client(cloud))
     names = ("roofscale-a-1", "of-another-user-roofscale-a", "roofscale-a-2", "other-roofscale-a")
-    listed, asked = [job(name) for name in names], {"NameContains": "roofscale-a", "StatusEquals": "InProgress"}
-    stub.add_response("list_training_jobs", {"TrainingJobSummaries": listed[:2], "NextToken": "more"}, asked)
-    stub.add_response("list_training_jobs", {"TrainingJobSummaries": listed[2:]}, {**asked, "NextToken": "more"})
-    for name in (names[0], names[2]):
-        tags = [{"Key": "roofscale:run", "Value": name}]
-        stub.add_response("list_tags", {"Tags": tags}, {"ResourceArn": ARN + name})
+    listed = [job(name) for name in names]
+    stub.add_response("list_training_jobs", {"TrainingJobSummaries": listed[:2], "NextToken": "more"})
+    stub.add_response("describe_training_job", full_description(names[0]))
+    stub.add_client_error("describe_training_job", "AccessDeniedException", "what AWS says", 400)
+    stub.add_response("list_training_jobs", {"TrainingJobSummaries": listed[2:]})
+    stub.add_response("describe_training_job", full_description(names[2], "Completed"))
+    stub.add_response("describe_training_job", full_description(names[3]))
+    stub.add_response("list_tags", {"Tags": [{"Key": "roofscale:run", "Value": "a"}]}, {"ResourceArn": ARN + names[0]})
     stub.activate()
-    assert cloud.running("roofscale-a") == {name: {"roofscale:run": name} for name in (names[0], names[2])}
+    assert cloud.running("roofscale-a") == {"roofscale-a-1": {"roofscale:run": "a"}}
     stub.assert_no_pending_responses()
 
 
@@ -201,6 +203,7 @@ def test_a_running_job_is_found_whose_tags_nobody_tells(
     monkeypatch.setattr(cloud, "_wait", lambda _: True)
     stub = Stubber(sdk_client(cloud))
     stub.add_response("list_training_jobs", {"TrainingJobSummaries": [job("roofscale-a-1")]})
+    stub.add_response("describe_training_job", full_description("roofscale-a-1"))
     stub.add_client_error("list_tags", "InternalFailure", http_status_code=500)
     stub.activate()
     assert cloud.running("roofscale-a") == {"roofscale-a-1": {}}

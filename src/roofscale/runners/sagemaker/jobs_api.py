@@ -1,7 +1,7 @@
 """Client of SageMaker for training jobs, through the resource classes of the SageMaker SDK; S3 through boto3."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,7 @@ class SageMakerClient(S3Client):
         self._checked: set[str] = set()  # instance types
         self._at: dict[str, Any] = {"session": self._session, "region": self._session.region_name}
         with translating_errors("to reach AWS"):  # the client that the SDK's classes share; made here, by one thread
-            shared = sdk.SageMakerClient(session=self._session, region_name=self._session.region_name)
-        self._sagemaker = shared.sagemaker_client
+            sdk.SageMakerClient(session=self._session, region_name=self._session.region_name)
 
     def check(self, request: Mapping[str, Any]) -> None:
         """Check role, bucket and image of a request, once for each instance; see ``checks``."""
@@ -49,12 +48,27 @@ class SageMakerClient(S3Client):
 
     def running(self, begins: str) -> dict[str, dict[str, str]]:
         """Return the tags of each job under way, by its name, for names that begin with ``begins``."""
-        # Not TrainingJob.get_all, which also describes each: these credentials may not describe other users' jobs.
-        wanted = {"NameContains": begins, "StatusEquals": RUNNING[0]}
-        pages = self._pages("to look for running jobs", self._sagemaker, "list_training_jobs", wanted)
-        arns = {job["TrainingJobName"]: job["TrainingJobArn"] for page in pages for job in page["TrainingJobSummaries"]}
+        jobs = self._call("to look for running jobs", lambda: list(self._jobs(begins)))
         with translating_errors("to look for the tags of running jobs"):
-            return {name: self._tags(arn) for name, arn in arns.items() if name.startswith(begins)}
+            return {job.training_job_name: self._tags(job.training_job_arn) for job in jobs}
+
+    def _jobs(self, begins: str) -> Iterator[Any]:
+        """Yield the jobs under way whose names begin with ``begins``.
+
+        The SDK lists names that contain it, and describes each: these credentials may not describe other users' jobs.
+        """
+        jobs = TrainingJob.get_all(name_contains=begins, status_equals=RUNNING[0], **self._at)
+        while True:
+            try:
+                job = next(jobs)
+            except StopIteration:
+                return
+            except ClientError as error:
+                if code_of(error) != "AccessDeniedException" or not jobs.summary_list:
+                    raise
+                continue
+            if job.training_job_name.startswith(begins) and job.training_job_status in RUNNING:
+                yield job
 
     def _tags(self, arn: str) -> dict[str, str]:
         """Return a job's tags; empty if the service does not know the job, or does not answer at once."""
