@@ -102,11 +102,11 @@ def find_cause(
         (cause for name, cause in _BY_CRITERION.items() if name in failed), Cause.CRITERIA
     )
     bottlenecks = next((c.numbers for c in verdict.criteria if c.name == "balanced"), {})
-    raised = last_good and any(getattr(config, knob) > getattr(last_good, knob) for knob in _LOADER)
+    raised = [knob for knob in _LOADER if last_good and getattr(config, knob) > getattr(last_good, knob)]
     if cause is Cause.CRITERIA and "balanced" in failed:
         if "bottleneck/data stall" in bottlenecks:
             return Cause.LOADER_BOUND
-        if "bottleneck/step times" in bottlenecks and raised:
+        if "bottleneck/step times" in bottlenecks and "num_workers" in raised:
             return Cause.UNEVEN_STEPS
     return Cause.WORKERS_MEMORY if raised and cause in _HOST_MEMORY else cause
 
@@ -146,7 +146,7 @@ def _training_change(cause: Cause, planned: RunConfig, newest: RunConfig) -> str
         if more > newest.num_workers:
             return f"num_workers={more}"
         return f"prefetch_factor={2 * newest.prefetch_factor}"
-    if cause is Cause.UNEVEN_STEPS and newest.num_workers:
+    if cause is Cause.UNEVEN_STEPS:
         return f"num_workers={newest.num_workers // 2}"
     if cause is Cause.FEW_VALIDATION_SAMPLES:
         return f"val_samples={2 * newest.val_samples}"

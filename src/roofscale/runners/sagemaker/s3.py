@@ -3,7 +3,7 @@
 import io
 import tarfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ class S3Client:
     def sizes(self, uri: str) -> dict[str, int]:
         """Return the bytes of each object under a prefix, by the rest of its key."""
         bucket, top = split(uri)
-        pages = self._pages(f"to look at {uri}", self._s3, "list_objects_v2", {"Bucket": bucket, "Prefix": top})
+        listing = self._s3.get_paginator("list_objects_v2")
+        pages = self._call(f"to look at {uri}", lambda: list(listing.paginate(Bucket=bucket, Prefix=top)))
         return {item["Key"].removeprefix(top): item["Size"] for page in pages for item in page.get("Contents", ())}
 
     def checksum(self, uri: str) -> str:
@@ -122,10 +123,6 @@ class S3Client:
             f"to copy {file} to {uri}",
             lambda: self._transfers.upload(str(file), bucket, key, extra, subscribers).result(),
         )
-
-    def _pages(self, doing: str, client: Any, operation: str, arguments: Mapping[str, Any]) -> Any:
-        """Return all pages of the answer to a listing; see ``_call``."""
-        return self._call(doing, lambda: list(client.get_paginator(operation).paginate(**arguments)))
 
     def _call(self, doing: str, attempt: Callable[[], Any], absent: Collection[str] = (), words: str = "") -> Any:
         """Return the result of ``attempt``, with transient errors retried and the others translated.
