@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from roofscale import invocation
 from roofscale.config import FIELDS, RunConfig
 from roofscale.phases.criteria import CRITERIA
 from roofscale.phases.fallback import ADVICE
@@ -202,7 +203,7 @@ def _next_command(phases: Sequence[Phase], climbs: Climbs, gate: GateReport | No
     upcoming = next_phase(phases, climbs)
     if upcoming is None:
         return "nothing is left to climb."
-    command = code(f"roofscale phase {upcoming.number}")
+    command = code(invocation.command("phase", upcoming.number))
     missing = [c for c in gate.conditions if not c.met] if gate and "gate" in upcoming.requires else []
     if missing:
         return f"{code(missing[0].remedy)}, as the gate requires: {missing[0].name}. Once it is open: {command}."
