@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
-# Processes that tests start find the package, installed or not.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+# Processes that tests start find the package, installed or not, and the tests' own modules.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")

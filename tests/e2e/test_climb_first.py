@@ -1,14 +1,13 @@
 """A phase in a fresh folder, through the real command line: what it stands on is climbed first, once, on merit."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command_line import roofscale as in_process
 
 PHASES = {
     1: """
@@ -51,12 +50,7 @@ steps:
 }
 
 
-def roofscale(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    command = [sys.executable, "-m", "roofscale", *words]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=900, env=environment, check=False
-    )
+roofscale = partial(in_process, fake=True)
 
 
 def prepare(folder: Path, store: Path, margin: float = 0.8) -> Path:

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from tests.command_line import WITH_FAKE_TRAINER, roofscale
 
 from roofscale.cli import main
 
@@ -36,18 +36,6 @@ steps:
     expect: {speed/seconds_per_epoch: {value: 4, of: previous, tolerance: 0.9}}
     criteria: {completes: , learning: }
 """
-
-
-def roofscale(folder: Path, *words: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "roofscale", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=env or environment(folder),
-        check=False,
-    )
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -202,9 +190,11 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 def test_a_phase_that_was_ended_goes_on_with_the_step_under_way(
     data: Path, tmp_path: Path, empty_store: Path, how: signal.Signals, code: int
 ) -> None:
-    words = [sys.executable, "-m", "roofscale", *prepare(tmp_path, empty_store), "--set", f"data_root={data}", "--json"]
+    words = [*prepare(tmp_path, empty_store), "--set", f"data_root={data}", "--json"]
     events = tmp_path / "runs" / "roofscale-phase1" / "001" / "02-more" / "events.jsonl"
-    first = subprocess.Popen(words, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [*WITH_FAKE_TRAINER, *words], cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.DEVNULL
+    )
     try:
         wait_for(lambda: events.exists() and '"event": "step"' in events.read_text())
         first.send_signal(how)
@@ -214,7 +204,7 @@ def test_a_phase_that_was_ended_goes_on_with_the_step_under_way(
     assert not (events.parent / "verdict.json").exists()
     begun = json.loads((events.parent / "run.json").read_text())["run_id"]
 
-    done = roofscale(tmp_path, *words[3:])
+    done = roofscale(tmp_path, *words, fake=True)
     found = json.loads(done.stdout)
     assert [step["step"] for step in found["steps"]] == ["base", "more"]
     assert found["steps"][1]["run_id"] == begun
