@@ -26,7 +26,7 @@ def use_fake_trainer(patch: pytest.MonkeyPatch) -> None:
 
 
 def roofscale(folder: Path, *words: str, fake: bool = False, uri: str = "") -> "subprocess.CompletedProcess[str]":
-    """Call the command line in this process, in ``folder``; ``uri`` is that of the MLflow store, default the one there."""
+    """Call the command line in this process, in ``folder``; the MLflow store is the one there, or ``uri``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri or f"sqlite:///{folder}/mlflow.db")

@@ -1,27 +1,18 @@
 """All phases in order under the smoke overlay, each from what the one before learnt, up to the gate."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow import MlflowClient
+from tests.command_line import roofscale
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 AMOUNTS = ["--train", "100", "--val", "6", "--test", "2", "--image-px", "64", "--roofline-samples", "130",
            "--airs-tiles", "2", "1", "0", "--airs-tile-px", "512"]  # fmt: skip
-
-
-def roofscale(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    command = [sys.executable, "-m", "roofscale", *words]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=1800, env=environment, check=False
-    )
 
 
 def thin_out(experiments: Path) -> None:
@@ -48,7 +39,6 @@ def climbed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     return folder
 
 
-@pytest.mark.slow
 def test_every_phase_ran_its_steps_and_left_its_verdicts(climbed: Path) -> None:
     said = (climbed / "said.txt").read_text()
     client = MlflowClient(f"sqlite:///{climbed}/mlflow.db")
@@ -63,7 +53,6 @@ def test_every_phase_ran_its_steps_and_left_its_verdicts(climbed: Path) -> None:
         assert {run.data.tags["outcome"] for run in judged} == {"ok"}, said
 
 
-@pytest.mark.slow
 def test_phase_3_searched_by_trials_and_confirmed_the_choice(climbed: Path) -> None:
     client = MlflowClient(f"sqlite:///{climbed}/mlflow.db")
     experiment = client.get_experiment_by_name("roofscale-phase3")
@@ -81,7 +70,6 @@ def test_phase_3_searched_by_trials_and_confirmed_the_choice(climbed: Path) -> N
     assert chosen["why"] == search.data.tags["choice"]
 
 
-@pytest.mark.slow
 def test_each_phase_stands_on_the_last_good_of_the_one_before(climbed: Path) -> None:
     for phase in (2, 3, 4):
         good = json.loads((climbed / f"runs/roofscale-phase{phase - 1}/last_good.json").read_text())["config"]
@@ -91,7 +79,6 @@ def test_each_phase_stands_on_the_last_good_of_the_one_before(climbed: Path) -> 
         assert first["max_samples"] == good["max_samples"]
 
 
-@pytest.mark.slow
 def test_the_gpu_phase_shows_the_gate_and_the_plan_and_says_where_to_run(climbed: Path) -> None:
     said = (climbed / "said.txt").read_text()
     assert "Gate before the GPU" in said
@@ -101,7 +88,6 @@ def test_the_gpu_phase_shows_the_gate_and_the_plan_and_says_where_to_run(climbed
     assert not (climbed / "runs/roofscale-phase5").exists()
 
 
-@pytest.mark.slow
 def test_the_gate_reads_the_server_and_not_the_folder(climbed: Path, tmp_path: Path) -> None:
     shutil.copy(climbed / "mlflow.db", tmp_path)
     found = roofscale(tmp_path, "gate", "--dry-run", "--json")
@@ -112,7 +98,6 @@ def test_the_gate_reads_the_server_and_not_the_folder(climbed: Path, tmp_path: P
     assert all(condition["run_id"] or condition["remedy"] for condition in met.values())
 
 
-@pytest.mark.slow
 def test_a_dry_run_forecasts_time_from_what_was_measured(climbed: Path) -> None:
     words = ["phase", "4", "--overlay", "experiments/smoke.yaml", "--set", "data_root=made", "--dry-run", "--json"]
     plan = json.loads(roofscale(climbed, *words).stdout)
@@ -123,7 +108,6 @@ def test_a_dry_run_forecasts_time_from_what_was_measured(climbed: Path) -> None:
     assert plan["full_data"]["forecast"]["run_seconds"]["centre"] > times[-1]["centre"]
 
 
-@pytest.mark.slow
 def test_what_was_found_is_written_up(climbed: Path) -> None:
     text = (climbed / "experiments" / "STRATEGY.md").read_text()
     for phase in range(1, 5):
