@@ -139,16 +139,18 @@ def _documents(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def climb(key: Key, folder: Path) -> dict[str, Any]:
     """Climb in an empty folder, evaluate the gate, and return the record."""
-    shutil.copytree(ROOT / "experiments", folder / "experiments")  # a climb writes its documents there
+    (folder / "experiments").mkdir()  # a climb writes its documents there
+    for file in (ROOT / "experiments").glob("*.yaml"):
+        shutil.copy(file, folder / "experiments")
     load = os.getloadavg()[0]
     sets: dict[str, Any] = {}
     if key.real:
-        airs = f"datasets=airs data_root={shlex.quote(str(SAMPLES))}"
-        ended = [call(folder, "phase", "3", *key.options(airs))]
+        (folder / "samples").symlink_to(SAMPLES)  # so that the documents name no folder of this machine
+        ended = [call(folder, "phase", "3", *key.options("datasets=airs data_root=samples"))]
         if (folder / "runs" / experiment_name(3) / "last_good.json").exists():
             root = joined_root(folder / "joined", SAMPLES)
             sets["real_samples"] = real_samples(root)
-            ended.append(call(folder, "phase", "4", *key.options(f"data_root={shlex.quote(str(root))}")))
+            ended.append(call(folder, "phase", "4", *key.options("data_root=joined")))
     else:
         ended = [call(folder, "climb", *key.options())]
     phases = list(_phases(ended, folder))
@@ -300,6 +302,12 @@ def keep(folder: Path, key: Key) -> Path:
     return kept
 
 
+def copy_documents(folder: Path, to: Path) -> None:
+    """Copy the strategy document, the notebook and the results pages of a climb; replace an earlier climb's."""
+    shutil.rmtree(to / "results", ignore_errors=True)
+    shutil.copytree(folder / "experiments", to, ignore=shutil.ignore_patterns("*.yaml"), dirs_exist_ok=True)
+
+
 def table(climbs: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the results against the targets as lines of Markdown, then why a climb missed its target."""
     yield "| measure | target | measured |"
@@ -374,6 +382,7 @@ def main() -> int:
     )
     parser.add_argument("--again", action="store_true", help="climb what is on record, too")
     parser.add_argument("--keep", action="store_true", help="keep the runs of a climb that met its target, too")
+    parser.add_argument("--documents", type=Path, help="copy the documents of the last seed's climb to this folder")
     parser.add_argument("--out", type=Path, default=WRITTEN)
     parser.add_argument(
         "--table", action="store_true", help="print what is on record under this label, set and overlay"
@@ -410,6 +419,8 @@ def _one(seed: int, asked: argparse.Namespace) -> bool:
         verdicts = ", ".join(f"phase {phase['phase']} {phase['verdict']}" for phase in climbed["phases"])
         minutes = climbed["seconds"] / 60
         print(f"seed {seed}: {'met' if climbed['met'] else 'missed'} in {minutes:.1f} min; {verdicts}", file=sys.stderr)
+        if asked.documents:
+            copy_documents(folder, asked.documents)
         if asked.keep or not climbed["met"]:
             print(f"  its runs: {keep(folder, key)}", file=sys.stderr)
     return bool(climbed["met"])
