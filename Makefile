@@ -36,9 +36,16 @@ ui: $(STAMP) ## open the results in MLflow at http://127.0.0.1:5000
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 ##@ Develop
+PYTEST_SIDE_BY_SIDE := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 .PHONY: test
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadfile
+test: $(STAMP) ## run the quick tests: every kind of behaviour once
+	$(PYTEST_SIDE_BY_SIDE) -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
+
+.PHONY: test-all
+test-all: $(STAMP) ## run all tests, as CI does
+	$(PYTEST_SIDE_BY_SIDE) -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 .PHONY: test-sagemaker
