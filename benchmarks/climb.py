@@ -303,9 +303,14 @@ def keep(folder: Path, key: Key) -> Path:
 
 
 def copy_documents(folder: Path, to: Path) -> None:
-    """Copy the strategy document, the notebook and the results pages of a climb; replace an earlier climb's."""
+    """Copy the strategy document, the notebook and the results pages of a climb; replace an earlier climb's.
+
+    They name the folder of the real samples as the climb did, by its link.
+    """
     shutil.rmtree(to / "results", ignore_errors=True)
     shutil.copytree(folder / "experiments", to, ignore=shutil.ignore_patterns("*.yaml"), dirs_exist_ok=True)
+    for file in filter(Path.is_file, to.rglob("*")):
+        file.write_text(file.read_text(encoding="utf-8").replace(str(SAMPLES), "samples"), encoding="utf-8")
 
 
 def table(climbs: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
