@@ -36,7 +36,7 @@ ui: $(STAMP) ## open the results in MLflow at http://127.0.0.1:5000
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 ##@ Develop
-PYTEST_SIDE_BY_SIDE := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST_SIDE_BY_SIDE := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: $(STAMP) ## run the quick tests: every kind of behaviour once

@@ -1,6 +1,6 @@
 """How far is the forecast of time from runs that it does not know?
 
-``python -m benchmarks.time_forecast`` takes the climbs on record (experiments/results) and forecasts each of their runs
+``python -m benchmarks.time_forecast`` takes the climb on record (experiments/generated) and forecasts each of its runs
 twice: from all the others, and, as a climb would have, from those before it alone. Nothing is trained. With
 ``--image-sizes 256 512 1024`` it also trains shortly at each, to see how far seconds a sample go with the area. Writes
 benchmarks/results/time_forecast.json.
@@ -26,7 +26,7 @@ from roofscale.report.calibration import ForecastOutcome, calibrate
 from roofscale.runners.local import LocalRunner
 from roofscale.stats.intervals import MAX_OTHER_LOAD
 
-RESULTS = ROOT / "experiments" / "results"
+RESULTS = ROOT / "experiments" / "generated" / "results"
 STEPS = 8  # of a run at one image size
 WRITTEN = ROOT / "benchmarks" / "results" / "time_forecast.json"
 

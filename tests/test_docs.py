@@ -46,7 +46,7 @@ def commands() -> list[tuple[str, str, str]]:
 
 def check_roofscale(words: list[str]) -> None:
     command: click.Command = main
-    context = click.Context(main)
+    context = click.Context(main, **main.context_settings)
     while isinstance(command, click.Group) and words:
         subcommand = command.get_command(context, words[0])
         assert subcommand, f"roofscale has no command {words[0]}"

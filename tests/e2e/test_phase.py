@@ -186,7 +186,9 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow)]
+)
 def test_a_phase_that_was_ended_goes_on_with_the_step_under_way(
     data: Path, tmp_path: Path, empty_store: Path, how: signal.Signals, code: int
 ) -> None:

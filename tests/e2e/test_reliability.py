@@ -235,6 +235,7 @@ def sync(*words: str) -> tuple[int, dict[str, Any]]:
 
 
 @LINUX
+@pytest.mark.slow
 def test_a_tracking_server_that_goes_away_in_the_middle_loses_nothing(line: Line, data: Path, tmp_path: Path) -> None:
     """First for a moment, then for good: the step is judged, the ladder stops, ``sync`` sends what was kept."""
     steps = {"comes-back": "num_workers: 0", "gone": "batch_size: 1", "later": "epochs: 1"}

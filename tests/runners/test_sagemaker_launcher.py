@@ -1,9 +1,6 @@
 """A launcher of jobs publishes the model of a job, and makes forecasts of the jobs that follow."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +8,14 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from tests.runners.fake_sagemaker import EveryJobGoesWell
 from tests.runners.sagemaker_settings import SETTINGS
 
 from roofscale import model as models
+from roofscale.cli import main
 from roofscale.config import RunConfig
+from roofscale.runners.sagemaker import session
 from roofscale.tracking.models import find_model
 from roofscale.train import checkpoint
 
@@ -23,18 +24,15 @@ SMALL = RunConfig(encoder="test_resnet", image_size=64, threads=1, compute="ml.m
 WORDS = [f"{knob}={value}" for knob, value in SMALL.diff(RunConfig()).items()]
 
 
-def launch(*words: str, weights: str = "") -> dict[str, Any]:
-    """What a command with ``--runner sagemaker`` prints."""
-    wanted = {"ROLE": SETTINGS.role, "BUCKET": SETTINGS.bucket, "IMAGE": SETTINGS.image}
-    environment = {f"ROOFSCALE_SAGEMAKER_{name}": value for name, value in wanted.items()}
-    tests = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.runners.fake_sagemaker_cli", *words, "--runner", "sagemaker", "--json"],
-        env={**os.environ, **environment, "WEIGHTS": weights,
-             "PYTHONPATH": os.pathsep.join([str(tests), os.environ["PYTHONPATH"]])},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode in (0, 3), done.stderr  # 3: little evidence
+def launch(*words: str, weights: Path | None = None) -> dict[str, Any]:
+    """Return what a command with ``--runner sagemaker`` prints."""
+    cloud = EveryJobGoesWell(weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "connect", lambda *_: cloud)
+        for name, value in {"ROLE": SETTINGS.role, "BUCKET": SETTINGS.bucket, "IMAGE": SETTINGS.image}.items():
+            patch.setenv(f"ROOFSCALE_SAGEMAKER_{name}", value)
+        done = CliRunner().invoke(main, [*words, "--runner", "sagemaker", "--json"])
+    assert done.exit_code in (0, 3), done.stderr  # 3: little evidence
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
@@ -48,7 +46,7 @@ def test_a_training_as_a_job_publishes_the_model_of_the_job(tmp_path: Path) -> N
     model = models.build(SMALL).eval()
     weights = tmp_path / "weights.pt"
     checkpoint.save({"fingerprint": SMALL.fingerprint, "model": model.state_dict()}, weights)
-    found = launch("train", *WORDS, weights=str(weights))
+    found = launch("train", *WORDS, weights=weights)
     assert found["outcome"] == "ok"
     image_NCHW = np.random.default_rng(0).integers(0, 255, (1, 3, 64, 64), np.uint8)
     stored = mlflow.pytorch.load_model(find_model(found["run_id"]).uri)

@@ -45,9 +45,14 @@ def points(run: TrackedRun) -> dict[str, list[tuple[int, float, int]]]:
 
 
 @pytest.mark.parametrize(
-    ("how", "status", "outcome"), [("ok", "FINISHED", "ok"), ("data_error", "FAILED", "data_error"),
-                                   ("segfault", "FAILED", "crashed"), ("wait", "KILLED", "interrupted")]
-)  # fmt: skip
+    ("how", "status", "outcome"),
+    [
+        ("ok", "FINISHED", "ok"),
+        pytest.param("data_error", "FAILED", "data_error", marks=pytest.mark.slow),
+        pytest.param("segfault", "FAILED", "crashed", marks=pytest.mark.slow),
+        pytest.param("wait", "KILLED", "interrupted", marks=pytest.mark.slow),
+    ],
+)
 def test_the_run_is_whole_and_closed_although_nobody_watched(
     how: str,
     status: str,
@@ -78,6 +83,7 @@ def test_the_run_is_whole_and_closed_although_nobody_watched(
         assert {"measurement.json", "figures"} <= artifacts
 
 
+@pytest.mark.slow
 def test_what_a_launcher_adds_later_are_no_points_that_the_job_has_logged(
     top: Path,
     opened: TrackedRun,

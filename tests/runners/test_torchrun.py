@@ -60,8 +60,8 @@ def test_several_machines_are_refused_on_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "outcome", "said"),
     [
-        ("plain,cuda_oom", Outcome.CUDA_OOM, "Tried to allocate 2.00 GiB"),
-        ("segfault,plain", Outcome.CRASHED, "SIGSEGV"),
+        pytest.param("plain,cuda_oom", Outcome.CUDA_OOM, "Tried to allocate 2.00 GiB", marks=pytest.mark.slow),
+        pytest.param("segfault,plain", Outcome.CRASHED, "SIGSEGV", marks=pytest.mark.slow),
         ("plain,exception", Outcome.CRASHED, "something nobody thought of"),
         ("diverged,plain", Outcome.DIVERGED, "step 5"),
     ],
@@ -74,7 +74,7 @@ def test_the_first_to_fail_says_what_the_run_came_to(how: str, outcome: Outcome,
 
 
 @LINUX
-@pytest.mark.parametrize("use_cgroup", [True, False])
+@pytest.mark.parametrize("use_cgroup", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_out_of_memory_in_one_process_ends_all(use_cgroup: bool, tmp_path: Path) -> None:
     if use_cgroup and not cgroup.own_memory():
         pytest.skip("no memory cgroup here")

@@ -19,7 +19,12 @@ from roofscale.measurement import Measurement, Outcome
 
 
 @pytest.mark.parametrize(
-    ("how", "outcome"), [("ok", Outcome.OK), ("data_error", Outcome.DATA_ERROR), ("segfault", Outcome.CRASHED)]
+    ("how", "outcome"),
+    [
+        ("ok", Outcome.OK),
+        pytest.param("data_error", Outcome.DATA_ERROR, marks=pytest.mark.slow),
+        pytest.param("segfault", Outcome.CRASHED, marks=pytest.mark.slow),
+    ],
 )
 def test_the_measurement_and_its_cause_are_left_where_they_are_looked_for(
     how: str, outcome: Outcome, top: Path

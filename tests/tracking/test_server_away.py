@@ -322,6 +322,7 @@ def test_only_what_may_pass_is_tried_again(error: Exception, expected: bool) -> 
     assert server.is_transient(error) is expected
 
 
+@pytest.mark.slow
 def test_the_users_own_limits_are_respected() -> None:
     code = "import os; import roofscale.tracking; print(os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'])"
     assert run_python(code, {}) == "15"

@@ -126,6 +126,7 @@ def test_the_second_machine_writes_no_more_than_what_it_has_seen(nodes: list[Pat
     assert seen.steps == ()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_two_ends_bit_for_bit_where_an_uninterrupted_one_does(
     config: RunConfig, whole: Path, tmp_path: Path
 ) -> None:

@@ -58,7 +58,9 @@ def stop_after(folder: Path, process: "subprocess.Popen[bytes]", step: int, how:
     process.wait(120)
 
 
-@pytest.mark.parametrize(("how", "ema"), [(signal.SIGTERM, 0.0), (signal.SIGKILL, 0.9)])
+@pytest.mark.parametrize(
+    ("how", "ema"), [pytest.param(signal.SIGTERM, 0.0, marks=pytest.mark.slow), (signal.SIGKILL, 0.9)]
+)
 def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     root: Path, tmp_path: Path, how: signal.Signals, ema: float
 ) -> None:

@@ -20,19 +20,19 @@ LOADER_BOUND = 0.10
 
 # Standard deviation of log seconds a sample for each doubling of a knob, beyond the scaling by area and workers.
 SD_PER_DOUBLING: Mapping[str, float] = {
-    # Phase 2 on record (experiments/results/phase2.json, ResNet-34 at 512 px): 2 to 4, 8 and 16 samples a batch moved
-    # it by -0.04, 0.10 and 0.26. Their root mean square.
+    # Phase 2 of a climb (experiments/results/phase2.json at commit 78b7c75, ResNet-34 at 512 px): 2 to 4, 8 and 16
+    # samples a batch moved it by -0.04, 0.10 and 0.26. Their root mean square.
     "batch_size": 0.16,
     # Assumed. Parts of a step do not shrink with the image, so scaling by area is too low for small images.
     "image_size": 0.40,
-    # Phase 3 on record: 2 to 4 workers moved it by -0.07; 1 to 2 by -0.08 (trials in benchmarks/results/2026-11-24).
+    # Phase 3 of that climb: 2 to 4 workers moved it by -0.07. Trials in benchmarks/results/2026-11-24: 1 to 2 by -0.08.
     "num_workers": 0.08,
     "prefetch_factor": 0.08,  # assumed: as num_workers, which changes the number of prefetched batches likewise
 }
 SD_PER_CHANGE: Mapping[str, float] = {  # the same for any change of a knob without a scale
     "augment": 0.40,  # assumed: heavy augmentation takes longer than the model on a small image
     "fit": 0.10,  # assumed
-    "datasets": 0.05,  # phase 4 on record: adding Roofline and AIRS to RID moved it by 0.00 and 0.04
+    "datasets": 0.05,  # phase 4 of that climb: adding Roofline and AIRS to RID moved it by 0.00 and 0.04
     "roof_sampling": 0.05,  # assumed: as another data set, since it reads as many other windows
     # Assumed. Without copies compressed strips stall a GPU's step by 48 % and other layouts by nothing (decision 0011):
     # the root mean square of log(1 / 0.52) and 0.

@@ -1,12 +1,7 @@
-"""``roofscale WORDS`` as a process, with a SageMaker whose every job goes well.
-
-The weights that each job leaves are those of the file that WEIGHTS names.
-"""
+"""A SageMaker whose every job goes well."""
 
 import dataclasses
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +10,18 @@ from tests.runners.sagemaker_settings import FakeCloud, described, packed
 from tests.synthetic_measurements import Part, simulate
 
 from roofscale.config import RunConfig
-from roofscale.runners.sagemaker import session
 
 
 class EveryJobGoesWell(FakeCloud):
-    """Leaves what a job leaves, as soon as it is submitted."""
+    """Leaves what a job leaves, as soon as it is submitted.
+
+    Args:
+        weights: the file with the weights that each job leaves; None if it leaves none.
+    """
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__(described())
+        self.weights = weights
 
     def submit(self, request: dict[str, Any]) -> None:
         super().submit(request)
@@ -36,19 +38,11 @@ class EveryJobGoesWell(FakeCloud):
         output = f"{request['OutputDataConfig']['S3OutputPath']}/{request['TrainingJobName']}/output/output.tar.gz"
         self.objects[output] = packed("measurement.json", left.read_bytes())
         folder = request["CheckpointConfig"]["S3Uri"]
-        if weights := os.environ.get("WEIGHTS"):
-            self.objects[f"{folder}/best.pt"] = Path(weights).read_bytes()
+        if self.weights:
+            self.objects[f"{folder}/best.pt"] = self.weights.read_bytes()
         events = ({"event": "start", "facts": facts, "steps_planned": steps}, *map(_event, one.steps))
         self.objects[f"{folder}/events.jsonl"] = "".join(json.dumps(event) + "\n" for event in events).encode()
 
 
 def _event(step: Any) -> dict[str, Any]:
     return {"event": "step", **dataclasses.asdict(step)}
-
-
-if __name__ == "__main__":
-    cloud = EveryJobGoesWell(described())
-    session.connect = lambda *_: cloud  # type: ignore[assignment]
-    from roofscale.cli import main
-
-    main(sys.argv[1:])
