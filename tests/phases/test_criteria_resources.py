@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -73,6 +74,19 @@ def test_slow_single_steps_are_a_bottleneck() -> None:
     found = ask("balanced", Evidence(dataclasses.replace(whole, steps=tuple(steps))))
     assert found.evidence.startswith("bottleneck: step times (")
     assert found.numbers["outliers"] == pytest.approx(12 / 59)
+
+
+def test_slow_steps_of_one_pass_are_those_of_the_machine() -> None:
+    whole = simulate(np.random.default_rng(0), [Part(steps=12), Part(steps=12)], slow_steps=0.0, step_sd=0.02)
+
+    def slowed(slow: Callable[[int], bool]) -> Measurement:
+        steps = [dataclasses.replace(s, seconds=s.seconds * (1.4 if slow(s.step) else 1)) for s in whole.steps]
+        return dataclasses.replace(whole, steps=tuple(steps))
+
+    found = ask("balanced", Evidence(slowed(lambda step: step > 14)))
+    assert found.verdict is INSUFFICIENT
+    assert "x as long in one pass as in another of the same run (over 1.2 proves nothing)" in found.evidence
+    assert ask("balanced", Evidence(slowed(lambda step: step % 3 == 0))).verdict is FAILED
 
 
 def test_a_resource_that_the_machine_does_not_have_is_left_out() -> None:

@@ -1,6 +1,7 @@
 """Input of the criteria, and what they share: pooling of runs, and when other work has disturbed the times."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from roofscale.stats.curves import Finding, Verdict, combine
 from roofscale.stats.intervals import MAX_OTHER_LOAD, Estimate, log_pace
 
 MAX_PACE_DRIFT = 1.2  # slowest over fastest pace: 10 % either way, half a shipped phase file's tightest tolerance
+MIN_PASS_STEPS = 5  # timed steps of a pass, from which its median step is compared with another pass's
 
 # Runs that agree in these knobs do the same work on each sample; batch size and loader processes may differ.
 SAME_WORK = affecting("step", "loader") - {"batch_size", "num_workers", "prefetch_factor"}
@@ -123,6 +125,12 @@ def disturbed(evidence: Evidence, reference: Sequence[Measurement] = ()) -> str:
     others = max((run.metric("cpu/others") for run in runs), default=math.nan)
     if others > MAX_OTHER_LOAD:
         return f"{others:.0%} of the machine went to other work (over {MAX_OTHER_LOAD:.0%} proves nothing)"
+    drift = max(map(pass_drift, runs))
+    if drift > MAX_PACE_DRIFT:
+        return (
+            f"a step took {drift:.2f} x as long in one pass as in another of the same run "
+            f"(over {MAX_PACE_DRIFT:g} proves nothing)"
+        )
     return pace_drift(evidence, runs)
 
 
@@ -131,6 +139,24 @@ def as_insufficient(finding: Finding, why: str) -> Finding:
     if not why:
         return finding
     return Finding(Verdict.INSUFFICIENT_EVIDENCE, f"{finding.evidence}; but {why}", finding.numbers)
+
+
+def pass_drift(run: Measurement) -> float:
+    """Return the slowest over the fastest pass of a run over the same data; 1 with fewer than two comparable passes.
+
+    A pass counts by its median seconds a sample, without the wait for the loader and the first step. Passes over the
+    same data do the same work, so a difference is that of the machine, such as other users of its host, which the
+    load that is measured in this machine does not show.
+    """
+    paces: dict[str, dict[int, list[float]]] = {}
+    for step, size in without_first_steps(run.steps):
+        passes = paces.setdefault(step.dataset, {})
+        passes.setdefault(step.epoch, []).append((step.seconds - step.wait_seconds) / size)
+    medians = [
+        [statistics.median(steps) for steps in passes.values() if len(steps) >= MIN_PASS_STEPS]
+        for passes in paces.values()
+    ]
+    return max((max(paced) / min(paced) for paced in medians if paced and min(paced) > 0), default=1.0)
 
 
 def pace_drift(evidence: Evidence, runs: Sequence[Measurement]) -> str:
