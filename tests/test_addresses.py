@@ -4,7 +4,7 @@ import re
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from roofscale.addresses import credentials, require_quoted, without_credentials, without_secrets
@@ -25,6 +25,7 @@ def test_an_address_is_shown_without_its_password(password: str) -> None:
 
 
 @given(odd)
+@example("%777")  # quoted already: another quoting makes %25777 of it
 def test_no_part_of_it_is_left_in_a_text(password: str) -> None:
     address = f"http://anna:{password}@127.0.0.1:9"
     texts = [

@@ -69,6 +69,7 @@ def _secrets() -> Iterator[str]:
             passwords.append(credentials(address).partition(":")[2])
     for password in passwords:
         plain = unquote(password)
-        forms = (password, plain, quote(plain), quote(plain, safe=""), json.dumps(plain)[1:-1], repr(plain)[1:-1])
+        quoted = (quote(text, safe=safe) for text in (password, plain) for safe in ("/", ""))
+        forms = (password, plain, *quoted, json.dumps(plain)[1:-1], repr(plain)[1:-1])
         parts = (part for form in forms[:2] for part in re.split(r"[/?#@:\s]", form))
         yield from (form for form in (*forms, *parts) if len(form) >= _SHORTEST)
