@@ -145,8 +145,8 @@ def climb(key: Key, folder: Path) -> dict[str, Any]:
     load = os.getloadavg()[0]
     sets: dict[str, Any] = {}
     if key.real:
-        (folder / "samples").symlink_to(SAMPLES)  # so that the documents name no folder of this machine
-        ended = [call(folder, "phase", "3", *key.options("datasets=airs data_root=samples"))]
+        airs = f"datasets=airs data_root={shlex.quote(str(SAMPLES))}"
+        ended = [call(folder, "phase", "3", *key.options(airs))]
         if (folder / "runs" / experiment_name(3) / "last_good.json").exists():
             root = joined_root(folder / "joined", SAMPLES)
             sets["real_samples"] = real_samples(root)
@@ -169,7 +169,7 @@ def climb(key: Key, folder: Path) -> dict[str, Any]:
         **described(),
         "load_before": round(load, 2),
     }
-    return _anonymous(climbed, folder)
+    return json.loads(_anonymous(json.dumps(climbed), folder))  # type: ignore[no-any-return]
 
 
 def _gate(ended: Ended) -> dict[str, Any]:
@@ -239,13 +239,12 @@ def _step(step: Mapping[str, Any], attempt: Path, number: int) -> dict[str, Any]
     return {"step": step["step"], "verdict": step["verdict"], "runs": runs}
 
 
-def _anonymous(climbed: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the record without the folder names of this machine."""
+def _anonymous(text: str, folder: Path) -> str:
+    """Return a text without the folder names of this machine."""
     names = {str(folder): "SCRATCH", str(SAMPLES): "SAMPLES", str(ROOT): "."}
-    text = json.dumps(climbed)
     for path, name in names.items():
         text = text.replace(path, name)
-    return json.loads(text)  # type: ignore[no-any-return]
+    return text
 
 
 def described() -> dict[str, Any]:
@@ -303,14 +302,11 @@ def keep(folder: Path, key: Key) -> Path:
 
 
 def copy_documents(folder: Path, to: Path) -> None:
-    """Copy the strategy document, the notebook and the results pages of a climb; replace an earlier climb's.
-
-    They name the folder of the real samples as the climb did, by its link.
-    """
+    """Copy the strategy document, the notebook and the results pages of a climb; replace an earlier climb's."""
     shutil.rmtree(to / "results", ignore_errors=True)
     shutil.copytree(folder / "experiments", to, ignore=shutil.ignore_patterns("*.yaml"), dirs_exist_ok=True)
     for file in filter(Path.is_file, to.rglob("*")):
-        file.write_text(file.read_text(encoding="utf-8").replace(str(SAMPLES), "samples"), encoding="utf-8")
+        file.write_text(_anonymous(file.read_text(encoding="utf-8"), folder), encoding="utf-8")
 
 
 def table(climbs: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:

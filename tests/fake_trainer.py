@@ -1,4 +1,4 @@
-"""A training process that trains nothing: ``python fake_trainer.py RUN_FOLDER``, in milliseconds, without PyTorch.
+"""A training process that trains nothing: ``python fake_trainer.py RUN_FOLDER``, without PyTorch.
 
 For tests about what is around a training: phases, kills, tracking. It speaks as ``roofscale.train`` does: reads
 ``config.json``, appends to ``events.jsonl``, holds memory in proportion to batch and image size, writes a checkpoint on
@@ -6,7 +6,6 @@ SIGTERM, or after every step if ``checkpoint_seconds`` is 0, and goes on from it
 """
 
 import json
-import os
 import signal
 import sys
 import time
@@ -98,6 +97,4 @@ def _validate(emit: Callable[..., None], datasets: list[str], step: int, epoch: 
 
 
 if __name__ == "__main__":
-    code = train(Path(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(code)
+    sys.exit(train(Path(sys.argv[1])))

@@ -116,6 +116,7 @@ def test_a_kill_is_named_what_was_measured_is_kept_and_the_phase_judges_it(
             stdout, _ = first.communicate(timeout=120)
         finally:
             first.kill()
+    assert first.returncode == 1
     check_crashed(ladder, stdout, "01-killed", "signal SIGKILL")
 
     assert second.returncode == 4
@@ -137,6 +138,7 @@ def test_the_kill_of_a_loader_process_is_named(data: Path, tracking_store: None,
             stdout, _ = climbing.communicate(timeout=120)
         finally:
             climbing.kill()
+    assert climbing.returncode == 1
     check_crashed(ladder, stdout, "01-killed", "loader process")
 
 
@@ -240,6 +242,7 @@ def test_a_tracking_server_that_goes_away_in_the_middle_loses_nothing(line: Line
     """First for a moment, then for good: the step is judged, the ladder stops, ``sync`` sends what was kept."""
     steps = {"comes-back": "num_workers: 0", "gone": "batch_size: 1", "later": "epochs: 1"}
     ladder = Ladder.prepare(tmp_path, data, "epochs: 20", steps)
+    ladder.fake = False
     outbox = tmp_path / "runs" / "outbox"
     with ladder.begin(ROOFSCALE_TRACKING_PATIENCE="5") as climbing:
         try:
@@ -277,6 +280,7 @@ def test_a_tracking_server_that_goes_away_in_the_middle_loses_nothing(line: Line
         run = MlflowClient().get_run(run_id)
         assert (run.info.status, run.data.tags["verdict"], run.data.tags["outcome"]) == ("FINISHED", "passed", "ok")
         assert "measurement.json" in {item.path for item in MlflowClient().list_artifacts(run_id)}
+        assert run.outputs.model_outputs
 
     skip_complete = ladder.climb()
     assert skip_complete.returncode == 0, skip_complete.stderr
