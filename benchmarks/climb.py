@@ -7,9 +7,9 @@ generation, imports, tracking and reports, but not the installation of the envir
 ``--real`` climbs phases 1 to 3 on real AIRS crops, then phase 4 on all three data sets (see ``real_sets`` for what is
 real in them) by two commands; the target is that the four phases pass.
 
-Each seed is written to ``benchmarks/results/climb.json`` when it ends; a recorded seed is not climbed again without
-``--again``. ``--table`` prints the recorded results against the targets, and why a seed missed them. The runs of a
-climb that missed its target are kept in a temporary folder, without checkpoints.
+Each seed is written to the newest ``benchmarks/results/*/climb.json`` when it ends; a recorded seed is not climbed
+again without ``--again``. ``--table`` prints the recorded results against the targets, and why a seed missed them. The
+runs of a climb that missed its target are kept in a temporary folder, without checkpoints.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.measure import ROOT, machine, scratch_folder
-from benchmarks.phase1_verdicts import WRITTEN as VERDICTS
+from benchmarks.measure import ROOT, machine, newest_file, scratch_folder
+from benchmarks.phase1_verdicts import RECORD as VERDICTS
 from benchmarks.phase1_verdicts import read_lines
 from benchmarks.real_sets import joined_root, real_samples
 from benchmarks.tile_formats import SAMPLES
@@ -46,7 +46,7 @@ from roofscale.phases.judge import Verdict
 from roofscale.tracking.history import experiment_name
 
 COMPUTE = "ml.m5.xlarge"
-WRITTEN = ROOT / "benchmarks" / "results" / "climb.json"
+RECORD = "climb.json"
 MOST_MINUTES, MOST_MINUTES_PHASE1 = 45, 5
 FAULTS = ("lr", "masks", "leak", "loader")
 INHERITED = ("MLFLOW_", "ROOFSCALE_", "PYTHONPATH")  # variables that would lead a climb elsewhere
@@ -295,7 +295,7 @@ def keep(folder: Path, key: Key) -> Path:
         checkpoint.unlink()
     kind = "real" if key.real else "generated"
     kept = Path(tempfile.mkdtemp(prefix=f"roofscale-climb-{kind}-{key.image_size}px-seed{key.seed}-"))
-    for name in ("runs", "experiments", "mlflow.db", "stderr.log"):
+    for name in ("runs", "experiments", "mlflow.db", "mlruns", "stderr.log"):
         if (folder / name).exists():
             shutil.move(folder / name, kept / name)
     return kept
@@ -384,7 +384,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="climb what is on record, too")
     parser.add_argument("--keep", action="store_true", help="keep the runs of a climb that met its target, too")
     parser.add_argument("--documents", type=Path, help="copy the documents of the last seed's climb to this folder")
-    parser.add_argument("--out", type=Path, default=WRITTEN)
+    parser.add_argument("--out", type=Path, default=newest_file(RECORD))
     parser.add_argument(
         "--table", action="store_true", help="print what is on record under this label, set and overlay"
     )
@@ -392,7 +392,7 @@ def main() -> int:
     if asked.table:
         wanted = {name: getattr(asked, name) for name in ("label", "set", "overlay")}
         climbs = [one for one in recorded(asked.out) if wanted.items() <= one.items()]
-        print("\n".join(table(climbs, read_lines(VERDICTS))))
+        print("\n".join(table(climbs, read_lines(newest_file(VERDICTS)))))
         return 0
     if asked.real and not SAMPLES.is_dir():
         print(

@@ -5,7 +5,7 @@ of words, that many damaged inputs: cut short, with bits flipped, with pieces ta
 the format has values, with a value of another type. A reader passes if it takes the input, or refuses it with a
 ``RoofscaleError``. Each reader works in a separate process, since a damaged file may crash a library.
 
-The counts go to ``benchmarks/results/fuzz.json``; inputs that failed are kept in a folder, whose
+The counts go to ``benchmarks/results/<date>/fuzz.json``; inputs that failed are kept in a folder, whose
 name is printed.
 """
 
@@ -37,7 +37,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 from benchmarks.climb import described
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, todays_file
 from roofscale.cli.options import split_overrides
 from roofscale.config import RunConfig, load
 from roofscale.data import folders, geotiff, rid, roofline
@@ -54,7 +54,6 @@ from roofscale.runners.sagemaker import settings as sagemaker
 from roofscale.tracking.outbox import Operation, Outbox, abandoned_outboxes
 from roofscale.train import checkpoint
 
-WRITTEN = ROOT / "benchmarks" / "results" / "fuzz.json"
 LONGEST_SECONDS = 20.0  # that a reader may take for one small file before it counts as hung
 _SIDE = 32
 
@@ -359,7 +358,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", nargs="+", choices=sorted(TARGETS), default=sorted(TARGETS))
-    parser.add_argument("--out", type=Path, default=WRITTEN)
+    parser.add_argument("--out", type=Path, default=todays_file("fuzz.json"))
     asked = parser.parse_args()
     rows = json.loads(asked.out.read_text())["targets"] if asked.out.exists() else {}
     all_met = True

@@ -1,7 +1,7 @@
 """Forecast of GPU memory against training steps of this project on a GPU.
 
-``python -m benchmarks.gpu_memory`` needs a CUDA GPU. It writes ``benchmarks/results/gpu_memory.json`` with device and
-versions. Not run yet, for lack of a GPU; ``gpu_published`` compares with what others have measured.
+``python -m benchmarks.gpu_memory`` needs a CUDA GPU. It writes ``benchmarks/results/<date>/gpu_memory.json``
+with device and versions. Not run yet, for lack of a GPU; ``gpu_published`` compares with what others have measured.
 """
 
 import dataclasses
@@ -11,19 +11,17 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.measure import machine, this_gpu
+from benchmarks.measure import machine, this_gpu, todays_file
 from benchmarks.steps import in_fresh_process
 from roofscale.compute import Compute
 from roofscale.config import RunConfig
 from roofscale.forecast.gpu_memory import GpuForecaster
 
-OUT = Path(__file__).parent / "results" / "gpu_memory.json"
 ENCODERS = ("resnet34", "efficientnet_b3", "convnext_tiny")
 DECODERS = ("unet", "fpn")
 SIZES = ((512, 8), (1024, 2), (1024, 4))  # px and batch: what an A10G holds of all encoders
@@ -85,7 +83,7 @@ def main() -> int:
     cells = [found for config in tqdm(configurations(), unit="config") if (found := cell(config, where))]
     judged = verdict(cells)
     found = {"machine": machine(), "judged": judged, "cells": [dataclasses.asdict(one) for one in cells]}
-    OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    todays_file("gpu_memory.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(judged, indent=1))
     worst = max(abs(judged["allocated_lowest_error"]), judged["allocated_highest_error"])
     return 0 if judged["allocated_median_error"] <= TARGET_MEDIAN and worst <= TARGET_WORST else 1

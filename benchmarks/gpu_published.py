@@ -2,10 +2,10 @@
 
 ``python -m benchmarks.gpu_published [--measurements FILE] [--out JSON] [--limit N]`` needs the packages of
 requirements-bench.txt on the path (``make bench`` puts them into .bench: ``PYTHONPATH=.bench``). It rebuilds the nets,
-traces a step of each, and writes JSON with every row, a table and a figure beside it. A row that cannot be forecast is
-listed with its reason. Each row's answer is kept in .bench/published, so that the same command goes on where it was cut
-off; ``--fresh`` forgets them. FILE has the columns of benchmarks/data/gpu_published.csv, whose sources are in
-benchmarks/data/README.md.
+traces a step of each, writes JSON with every row, and prints a table; ``benchmarks.pictures`` draws the figure. A row
+that cannot be forecast is listed with its reason. Each row's answer is kept in .bench/published, so that the same
+command goes on where it was cut off; ``--fresh`` forgets them. FILE has the columns of benchmarks/data/gpu_published.csv,
+whose sources are in benchmarks/data/README.md.
 
 Intervals and coefficients are judged on families that they were not calibrated on: those of the other half, of many
 random halves, and each family by all others. ``--again`` judges the rows in JSON once more and forecasts none.
@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from benchmarks import published_nets as nets
-from benchmarks.measure import ROOT, machine
+from benchmarks.measure import ROOT, machine, newest_file
 from benchmarks.published_nets import LeftOut, Row
 from roofscale.compute import Compute
 from roofscale.forecast.allocator import Settings
@@ -43,7 +43,6 @@ from roofscale.forecast.trace import Trace, trace_batch
 from roofscale.forecast.training_step import TrainingStep
 
 DATA = Path(__file__).parent / "data" / "gpu_published.csv"
-OUT = Path(__file__).parent / "results" / "gpu_published.json"
 KEPT = ROOT / ".bench" / "published"
 
 # What a PyTorch process can have of an RTX 3090 of 24 GiB, by its messages.
@@ -444,7 +443,7 @@ def main(words: Sequence[str]) -> int:
     """Forecast the rows, compare, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measurements", type=Path, default=DATA)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=newest_file("gpu_published.json"))
     parser.add_argument("--limit", type=int, default=0, help="forecast so many rows at most, families in turn")
     parser.add_argument("--only", default="", help="only rows of this source")
     parser.add_argument("--fresh", action="store_true", help="forget the answers that are kept")
@@ -471,7 +470,6 @@ def main(words: Sequence[str]) -> int:
     content = {"machine": machine(), "measurements": asked.measurements.name, "of_rows": len(rows), "summary": found}
     content["rows"] = slim
     asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    figure(answers, asked.out.with_suffix(".png"))
     print(table(found))
     return 0
 

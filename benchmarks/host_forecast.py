@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import GENERATED, ROOT, machine, scratch_folder
+from benchmarks.measure import GENERATED, machine, scratch_folder, todays_file
 from roofscale.cli.console import ProgressBar, console, plain
 from roofscale.compute import get
 from roofscale.config import RunConfig
@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=7200.0, help="no cell is begun after that time")
     parser.add_argument("--probes", type=Path, help="folder that keeps probes from one call to the next")
     parser.add_argument("--set", default="", help="overrides, KEY=VALUE words")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/host_forecast.json")
+    parser.add_argument("--out", type=Path, default=todays_file("host_forecast.json"))
     asked = parser.parse_args()
     until = time.monotonic() + asked.seconds
     before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}

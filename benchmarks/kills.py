@@ -4,7 +4,7 @@
 then again and again with ``kill -9`` of all its processes at random moments, each time continued by the same command,
 until there were that many kills. Every killed climb must come to the undisturbed one's steps, verdicts, losses and
 validations, to the last digit, wherever it trains the same config, and MLflow must have no run left RUNNING. The
-figures go to ``benchmarks/results/kills.json``.
+figures go to ``benchmarks/results/<date>/kills.json``.
 """
 
 import argparse
@@ -24,14 +24,13 @@ import yaml
 from mlflow import MlflowClient
 
 from benchmarks.climb import INHERITED, described
-from benchmarks.measure import ROOT, scratch_folder
+from benchmarks.measure import ROOT, scratch_folder, todays_file
 from roofscale.files import write_json
 from roofscale.measurement import Measurement
 from roofscale.phases.attempt import Attempts, StepFolder
 from roofscale.phases.gate import CPU_PHASES
 from roofscale.tracking.history import experiment_name
 
-WRITTEN = ROOT / "benchmarks" / "results" / "kills.json"
 OVERLAY = "experiments/once.yaml"
 LONGEST_SECONDS = 45.0  # that a climb lives before it is killed
 MOST_LIVES = 60  # of one climb; one that needs more does not get on
@@ -114,7 +113,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=WRITTEN)
+    parser.add_argument("--out", type=Path, default=todays_file("kills.json"))
     asked = parser.parse_args()
     chance, kills, climbs = random.Random(asked.seed), 0, []
     with scratch_folder() as folder:

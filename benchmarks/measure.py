@@ -1,6 +1,7 @@
 """Shared by all benchmarks: comparison by turns, the result type, and the command line of one benchmark."""
 
 import dataclasses
+import datetime
 import json
 import os
 import platform
@@ -27,6 +28,19 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = ROOT / "data" / "generated"
+RESULTS = ROOT / "benchmarks" / "results"  # holds a folder for each day
+
+
+def todays_file(name: str) -> Path:
+    """Return where to write results of this name today; make the folder."""
+    folder = RESULTS / datetime.date.today().isoformat()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def newest_file(name: str) -> Path:
+    """Return the newest results of this name on record; where to write them today if there are none."""
+    return max(RESULTS.glob(f"*/{name}"), default=None) or todays_file(name)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 ``python -m benchmarks.phase1_verdicts [--fault none|lr|masks|leak|loader] [--seeds 10] [--set "image_size=128 ..."]``
 writes one JSON line a seed to ``--out`` and prints the count; a seed that is there under the same settings is not
 climbed again. A fault counts as caught where a run failed at the criterion that should catch it, and the phase did not
-pass with the fault in it. ``--busy`` climbs beside a process that keeps one core busy.
+pass with the fault in it. ``--busy`` climbs beside a process that keeps one core busy, ``--busy other`` beside one that
+the user has started, such as a training with one thread.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from benchmarks.measure import ROOT, scratch_folder
+from benchmarks.measure import ROOT, newest_file, scratch_folder
 from roofscale.config import RunConfig
 from roofscale.data.sources import resolve_data_root
 from roofscale.measurement import Measurement
@@ -42,7 +43,7 @@ CATCHES = {
 }
 # What takes a fault away: a phase that passed with it changed has passed rightly.
 MENDED_BY = {"lr": {"lr"}, "loader": {"num_workers", "prefetch_factor"}}
-WRITTEN = ROOT / "benchmarks/results/phase1_verdicts.jsonl"
+RECORD = "phase1_verdicts.jsonl"
 EXPERIMENT = "verdicts"
 LR_FACTOR = 100
 LOADER_FACTOR = 10  # how many times slower the loader delivers than training consumes
@@ -175,8 +176,10 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--only", default="", help="one step instead of the whole phase, to save time with a fault")
     parser.add_argument("--set", default="", help="overrides, KEY=VALUE words")
-    parser.add_argument("--busy", action="store_true", help="beside a process that keeps one core busy")
-    parser.add_argument("--out", type=Path, default=WRITTEN)
+    parser.add_argument(
+        "--busy", nargs="?", choices=("spin", "other"), const="spin", default=False, help="beside a busy core"
+    )
+    parser.add_argument("--out", type=Path, default=newest_file(RECORD))
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)  # outside of a run, whose runner takes it
     try:
@@ -198,7 +201,7 @@ def _climbed(seed: int, asked: argparse.Namespace) -> bool:
     known = (line for line in read_lines(asked.out) if all(line.get(name) == value for name, value in how.items()))
     found = next(known, None)
     if found is None:
-        with one_core_busy() if asked.busy else nullcontext():
+        with one_core_busy() if asked.busy == "spin" else nullcontext():
             found = {**one(seed, asked.fault, overrides, asked.only), **how}
         with asked.out.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(found) + "\n")

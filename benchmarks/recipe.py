@@ -1,7 +1,7 @@
 """Validation IoU of the recipe on real aerial crops: 480 to train on, 60 to validate, random weights, several seeds.
 
 ``python -m benchmarks.recipe [KEY=VALUE]...`` trains ``experiments/recipe.yaml``, with what is overridden, and writes
-``benchmarks/results/recipe.json``; what was tried on the way to it stands in ``recipe_tried.json`` beside that.
+``benchmarks/results/<date>/recipe.json``; what was tried on the way to it stands in ``recipe_tried.json`` beside that.
 """
 
 import json
@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, Result, machine, run_alone, scratch_folder
+import torch
+
+from benchmarks.measure import ROOT, Result, machine, run_alone, scratch_folder, todays_file
 from roofscale import config as configs
 from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources
@@ -23,7 +25,7 @@ SAMPLES = Path(os.environ.get("ROOFSCALE_REAL_SAMPLES", ROOT.parent / "shared" /
 RECIPE = ROOT / "experiments" / "recipe.yaml"
 CROPS = {"datasets": ["airs"], "image_size": 224, "max_samples": 0, "val_samples": 0, "checkpoint_seconds": 3600}
 SEEDS = (0, 1, 2)
-OUT = Path(__file__).parent / "results" / "recipe.json"
+OUT = "recipe.json"
 NAME, AIM = "val IoU after training on 480 real crops", 0.79
 
 
@@ -36,6 +38,7 @@ def train(config: RunConfig) -> dict[str, Any]:
             curve.append(fields["validation"]["metrics"]["iou"])
             print(f"seed {config.seed}, pass {len(curve) - 1} of {config.epochs}: {curve[-1]:.3f}", file=sys.stderr)
 
+    torch.set_num_threads(config.threads or torch.get_num_threads())  # as the training process does
     start = time.perf_counter()
     with scratch_folder() as folder:
         TrainingLoop(config, open_sources(config, SAMPLES), folder, listen, lambda: False).fit()
@@ -62,19 +65,27 @@ def recipe(words: Sequence[str] = ()) -> RunConfig:
 def main(words: Sequence[str]) -> int:
     """Train with each seed, or with the one among the ``words``, which override the recipe; write after each.
 
-    Results of the same recipe under other seeds stay in the file.
+    Today's results of the same recipe under other seeds stay in the file.
     """
     config = recipe(words)
     changed = config.with_overrides({"seed": 0}).diff(RunConfig())
-    before = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {"config": None}
-    runs = {run["seed"]: run for run in before["runs"]} if before["config"] == changed else {}
     for seed in SEEDS if not any(word.startswith("seed=") for word in words) else (config.seed,):
-        runs[seed] = train(config.with_overrides({"seed": seed}))
+        trained = train(config.with_overrides({"seed": seed}))
+        runs = {**recorded(changed), seed: trained}  # read now: another process may have added its seed
         last = [run["iou"][-1] for run in runs.values()]
         content = {"machine": machine(), "config": changed, "mean_iou": statistics.fmean(last)}
-        OUT.write_text(json.dumps({**content, "runs": list(runs.values())}, indent=1) + "\n", encoding="utf-8")
-        print(f"seed {seed}: {runs[seed]['iou'][-1]:.3f}; mean of {len(runs)} seeds {content['mean_iou']:.3f}")
+        todays_file(OUT).write_text(
+            json.dumps({**content, "runs": list(runs.values())}, indent=1) + "\n", encoding="utf-8"
+        )
+        print(f"seed {seed}: {trained['iou'][-1]:.3f}; mean of {len(runs)} seeds {content['mean_iou']:.3f}")
     return 0
+
+
+def recorded(config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return today's results of this recipe by seed."""
+    file = todays_file(OUT)
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"config": None}
+    return {run["seed"]: run for run in found["runs"]} if found["config"] == config else {}
 
 
 if __name__ == "__main__":

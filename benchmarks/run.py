@@ -1,14 +1,12 @@
-"""``make bench``: every benchmark in a process of its own; a JSON file and a table in ``benchmarks/results``."""
+"""``make bench``: every benchmark in a process of its own; a JSON file and a table in ``benchmarks/results/<date>``."""
 
-import datetime
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, machine, scratch_folder
+from benchmarks.measure import ROOT, machine, scratch_folder, todays_file
 from roofscale.report.format import markdown
 
 ALL = (
@@ -20,7 +18,6 @@ ALL = (
     "recipe",
     "sagemaker_overhead",
 )
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(names: Sequence[str]) -> int:
@@ -44,8 +41,7 @@ def main(names: Sequence[str]) -> int:
 
 
 def _write(found: Mapping[str, Any], suffix: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{datetime.date.today().isoformat()}{suffix}.json"
+    file = todays_file(f"bench{suffix}.json")
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = table(found)
     file.with_suffix(".md").write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
 """What each switch of the training step does to its speed and its memory, one switch at a time, by turns.
 
 ``python -m benchmarks.switches [KEY=VALUE]...`` takes steps on one batch in memory, each config in a process of its
-own, and writes ``benchmarks/results/switches.json``. On a machine with a GPU it measures there. A ratio is to the same
-round's run of the base, which is measured before the switches in one round and after them in the next.
+own, and writes ``benchmarks/results/<date>/switches.json``. On a machine with a GPU it measures there. A ratio is to
+the same round's run of the base, which is measured before the switches in one round and after them in the next.
 """
 
 import json
@@ -10,16 +10,14 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import in_turns, machine, say_each
+from benchmarks.measure import in_turns, machine, say_each, todays_file
 from benchmarks.steps import in_fresh_process
 from roofscale.config import RunConfig
 from roofscale.forecast.gpu_memory import ALLOCATOR_VARIABLES
 from roofscale.report.format import markdown
 
-OUT = Path(__file__).parent / "results" / "switches.json"
 BASE = {"image_size": 256, "batch_size": 8, "threads": 1}  # as many px as a batch of two at 512
 ROUNDS = 3
 
@@ -106,7 +104,7 @@ def main(words: Sequence[str]) -> int:
     measured = rounds(base, ON_A_GPU if on["gpu"] else SWITCHES)
     found = effects(measured)
     content = {"machine": on, "base": base.diff(RunConfig()), "effects": found, "rounds": measured}
-    OUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    todays_file("switches.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(found))
     return 0
 

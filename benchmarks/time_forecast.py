@@ -3,7 +3,7 @@
 ``python -m benchmarks.time_forecast`` takes the climb on record (experiments/generated) and forecasts each of its runs
 twice: from all the others, and, as a climb would have, from those before it alone. Nothing is trained. With
 ``--image-sizes 256 512 1024`` it also trains shortly at each, to see how far seconds a sample go with the area. Writes
-benchmarks/results/time_forecast.json.
+benchmarks/results/<date>/time_forecast.json.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.measure import GENERATED, ROOT, machine, scratch_folder
+from benchmarks.measure import GENERATED, ROOT, machine, scratch_folder, todays_file
 from roofscale.cli.console import ProgressBar, console, plain
 from roofscale.compute import get
 from roofscale.config import RunConfig
@@ -28,7 +28,6 @@ from roofscale.stats.intervals import MAX_OTHER_LOAD
 
 RESULTS = ROOT / "experiments" / "generated" / "results"
 STEPS = 8  # of a run at one image size
-WRITTEN = ROOT / "benchmarks" / "results" / "time_forecast.json"
 
 
 def recorded() -> Iterator[TimingRecord]:
@@ -99,7 +98,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-sizes", nargs="+", type=int, default=[], help="train at these, px")
     sizes = parser.parse_args().image_sizes
-    earlier = json.loads(WRITTEN.read_text(encoding="utf-8")) if WRITTEN.exists() else {}
     runs = list(recorded())
     variance, freedom = run_to_run_variance(runs)
     spread = {"deviation": round(variance**0.5, 4), "freedom": freedom}
@@ -123,9 +121,7 @@ def main() -> int:
         print(f"{words}: {json.dumps(content[words]['summary'], indent=1)}")
     if sizes:
         content |= {"image_sizes": {"machine": machine(), "runs": by_image_size(sizes)}}
-    elif "image_sizes" in earlier:
-        content["image_sizes"] = earlier["image_sizes"]
-    WRITTEN.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    todays_file("time_forecast.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -96,7 +96,7 @@ def slow_tiles(source: AirsSource) -> list[Tile]:
     """Return the tiles of a source that windows are slow to read from, by the block layout of image or label.
 
     Of compressed blocks of 256 px, little more than the window is decompressed. Compressed strips as wide as a tile of
-    AIRS cost ten times as much (windows of 1024 px, benchmarks/results/tile_formats.json).
+    AIRS cost ten times as much (windows of 1024 px, benchmarks/results/2026-11-24/tile_formats.json).
     """
     return [
         tile

@@ -18,7 +18,7 @@ from roofscale.memory_margin import MemoryFit
 from roofscale.stats.intervals import Interval
 
 # Milliseconds of one core that a sample of 1024 px costs a loader process: the medians over data sets and rounds
-# without compressed strips (benchmarks/results/sample_cost.json). Other sizes are scaled by area.
+# without compressed strips (benchmarks/results/2026-11-25/sample_cost.json). Other sizes are scaled by area.
 _LOADER_MS = {"light": 47.0, "heavy": 85.0}
 _LOADER_SIDE = 1024
 

@@ -25,7 +25,8 @@ SD_PER_DOUBLING: Mapping[str, float] = {
     "batch_size": 0.16,
     # Assumed. Parts of a step do not shrink with the image, so scaling by area is too low for small images.
     "image_size": 0.40,
-    # Phase 3 of that climb: 2 to 4 workers moved it by -0.07. Trials in benchmarks/results/2026-11-24: 1 to 2 by -0.08.
+    # Phase 3 of that climb: 2 to 4 workers moved it by -0.07. Trials in benchmarks/results/2026-11-24/bench.json: 1 to
+    # 2 by -0.08.
     "num_workers": 0.08,
     "prefetch_factor": 0.08,  # assumed: as num_workers, which changes the number of prefetched batches likewise
 }
@@ -37,10 +38,11 @@ SD_PER_CHANGE: Mapping[str, float] = {  # the same for any change of a knob with
     # Assumed. Without copies compressed strips stall a GPU's step by 48 % and other layouts by nothing (decision 0011):
     # the root mean square of log(1 / 0.52) and 0.
     "tile_cache_gib": 0.46,
-    "ema": 0.05,  # three rounds moved it by -0.07, -0.02 and 0.05 (benchmarks/results/switches.json); root mean square
+    # Root mean square: three rounds moved it by -0.07, -0.02 and 0.05 (benchmarks/results/2026-11-24/switches.json).
+    "ema": 0.05,
     "compute": 0.20,  # assumed: another CPU
 }
-WORKERS_OR_NONE = 0.30  # 0 instead of 2 loader processes moved it by 0.30 (benchmarks/results/2026-11-24)
+WORKERS_OR_NONE = 0.30  # 0 instead of 2 loader processes moved it by 0.30 (benchmarks/results/2026-11-24/bench.json)
 _PACE_KNOBS = affecting("step", "loader")
 # Knobs whose effect on the pace is not known: runs that differ in one are not comparable. Precision and threads are
 # compared as the runs used them.

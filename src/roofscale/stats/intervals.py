@@ -24,10 +24,10 @@ MIN_WINDOWS = 3  # two degrees of freedom, the fewest at which the 90 % interval
 # In a long run a window spans several steps, so that correlated noise of neighbours does not count as independent.
 MAX_WINDOWS = 10
 # Standard deviation of log pace between runs of one config, which the steps of one run cannot show. Three rounds of the
-# end-to-end benchmark gave ratios of two runs of 0.972, 1.01 and 1.04 (benchmarks/results/2026-11-23.md).
+# end-to-end benchmark gave ratios of two runs of 0.972, 1.01 and 1.04 (benchmarks/results/2026-11-23/bench.md).
 RUN_SPREAD = 0.025
 # The same for trials, which end after seconds once their pace is known: measured on configs that were tried repeatedly
-# ("pace_spread" in benchmarks/results/search_compare.json).
+# ("pace_spread" in benchmarks/results/2026-11-24/search_compare.json).
 TRIAL_SPREAD = 0.04
 
 # Largest share of the machine's CPU time that other processes may take before a run's times are no evidence. A run that

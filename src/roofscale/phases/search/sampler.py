@@ -29,9 +29,9 @@ RESULT = "result"  # user attribute of a finished trial: its TrialResult
 PRIOR_RUN = "prior_run"  # user attribute of a trial that was added from an earlier run: the id of that run
 
 
-# Smallest expected gain in log samples/s. Replayed on a table of 30 configs (benchmarks/results/search_compare.json at
-# eee07b1), 20 studies each (medians): at 0.01 the choice was at 0.928 of the best in 7.8 trials, at 0.005 at 0.956 in
-# 8.5, at 0.002 at 0.942 in 8.7.
+# Smallest expected gain in log samples/s. Replayed on a table of 30 configs (search_compare.json at eee07b1), 20
+# studies each (medians): at 0.01 the choice was at 0.928 of the best in 7.8 trials, at 0.005 at 0.956 in 8.5, at 0.002
+# at 0.942 in 8.7.
 WORTH_A_TRIAL = 0.005
 WORTH_A_LOOK = 0.3  # smallest probability that a smaller config is within the tolerance of the fastest
 _PEAK_SPREAD = 0.02  # standard deviation of a log peak from run to run, about forecast.host_memory.MIN_SPREAD
