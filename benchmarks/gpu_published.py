@@ -4,8 +4,8 @@
 requirements-bench.txt on the path (``make bench`` puts them into .bench: ``PYTHONPATH=.bench``). It rebuilds the nets,
 traces a step of each, writes JSON with every row, and prints a table; ``benchmarks.pictures`` draws the figure. A row
 that cannot be forecast is listed with its reason. Each row's answer is kept in .bench/published, so that the same
-command goes on where it was cut off; ``--fresh`` forgets them. FILE has the columns of benchmarks/data/gpu_published.csv,
-whose sources are in benchmarks/data/README.md.
+command goes on where it was cut off; ``--fresh`` forgets them. FILE has the columns of gpu_published.csv in
+benchmarks/data, whose README lists the sources.
 
 Intervals and coefficients are judged on families that they were not calibrated on: those of the other half, of many
 random halves, and each family by all others. ``--again`` judges the rows in JSON once more and forecasts none.

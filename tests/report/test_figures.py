@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import matplotlib
 import numpy as np
+import optuna
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -17,6 +19,7 @@ from roofscale.report.figures import style
 from roofscale.report.figures.phase import CAPTIONS, ladder_figure, phase_figures
 from roofscale.report.figures.run import run_figures, running_median
 from roofscale.report.figures.scaling import runs_by_knob
+from roofscale.report.figures.search import optuna_figures
 
 BATCH_PLAN = phase(BATCHES)
 DATASETS = phase("""
@@ -192,9 +195,23 @@ def test_losses_are_coloured_by_data_set_with_the_switch_marked() -> None:
 
 
 def test_a_mixture_of_data_sets_is_drawn_as_one() -> None:
-    mixed = switched(("rid+airs",))
+    mixed = switched(("rid+airs", "airs", "airs+rid"), each=2)  # as the batches happen to be composed
+    mixed = replace(mixed, config=mixed.config.with_overrides({"schedule": "mixed"}))
     figure = phase_figures(climb(DATASETS, run(DATASETS, 0, {}), mixed))["loss_by_dataset.png"]
-    assert style.MIXED in {line.get_color() for line in figure.axes[0].lines}
+    (medians,) = [line for line in figure.axes[0].lines if line.get_color() == style.MIXED and line.get_ls() == "-"]
+    assert list(medians.get_xdata()) == [1, 2, 3, 4, 5, 6]
+    assert texts(figure) == []
+
+
+def test_optunas_plots_leave_the_style_of_other_figures_alone() -> None:
+    study = optuna.create_study(directions=["maximize"])
+    for size in (1, 2, 3):
+        distributions = {"batch_size": optuna.distributions.IntDistribution(1, 4)}
+        trial = optuna.trial.create_trial(params={"batch_size": size}, distributions=distributions, values=[size])
+        study.add_trial(trial)
+    before = dict(matplotlib.rcParams)
+    assert dict(optuna_figures(study))
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_the_ladder_shows_every_run_the_steps_not_reached_and_why_one_failed() -> None:

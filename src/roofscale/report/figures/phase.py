@@ -3,7 +3,7 @@
 import math
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +21,7 @@ from roofscale.report.figures.scaling import GPU, HOST, memory_by_batch, stall_b
 
 CAPTIONS: Mapping[str, str] = types.MappingProxyType(  # by file name
     {
-        "ladder.png": "Every run, the first at the bottom. Short rungs are tries with a remedy.",
+        "ladder.png": "Every run, the first at the bottom; the shorter bars are fallbacks.",
         "expected.png": "Measured over expected; the grey bar is the tolerance that was stated beforehand.",
         "memory_by_batch.png": "Peak host memory of each run; the line is fitted to the runs that ended well.",
         "gpu_memory_by_batch.png": "Peak GPU memory of each run; the line is fitted to the runs that ended well.",
@@ -197,7 +197,7 @@ _PANEL_HEIGHT = 2.7  # inches
 def loss_by_dataset(climb: PhaseResult) -> Figure | None:
     """Plot the loss of every run on several data sets, one panel per run; None if there is no such run."""
     chosen = {
-        result.step.name: result.measurement
+        result.step.name: _with_mixed_batches(result)
         for result in climb.results
         if len(result.config.datasets) > 1 and len(result.measurement.steps) > 1
     }
@@ -213,6 +213,14 @@ def loss_by_dataset(climb: PhaseResult) -> Figure | None:
     rows[-1].set_xlabel("optimiser step")
     figure.legend(handles=_dataset_legend(list(chosen.values())), loc="outside lower left", ncols=4, frameon=False)
     return figure
+
+
+def _with_mixed_batches(run: StepResult) -> Measurement:
+    """Return the measurement; of a mixed schedule, whose batches come from all data sets, with steps named 'mixed'."""
+    if run.config.schedule != "mixed":
+        return run.measurement
+    steps = tuple(replace(step, dataset="mixed") for step in run.measurement.steps)
+    return replace(run.measurement, steps=steps)
 
 
 def _draw_training(axes: Any, measurement: Measurement) -> None:

@@ -23,7 +23,7 @@ VERDICT_MARK: Mapping[Verdict, str] = types.MappingProxyType(
     {Verdict.PASSED: "o", Verdict.FAILED: "X", Verdict.INSUFFICIENT_EVIDENCE: "D"}
 )
 DATASET_COLOUR: Mapping[str, str] = types.MappingProxyType({"rid": "#0072b2", "roofline": "#cc79a7", "airs": "#999933"})
-MIXED = "#666666"  # a batch of several data sets
+MIXED = "#666666"  # batches of several data sets
 MEASURED = "#332288"
 WAITING = "#882255"
 BESIDE = "0.55"  # secondary data: time and memory bars, fits
@@ -54,5 +54,5 @@ def strip_frame(axes: Any) -> None:
 
 
 def dataset_colour(name: str) -> str:
-    """Return the colour of a data set; MIXED for several joined by '+'."""
+    """Return the colour of a data set; MIXED if the name is of several."""
     return DATASET_COLOUR.get(name, MIXED)
