@@ -4,11 +4,12 @@
 masks, and the forecast of GPU memory over published measurements.
 
 ``--climb FOLDER`` also draws a climb: its verdict table, its report page, its memory by batch size, and in MLflow the
-comparison of its runs and the page of one run. FOLDER is what ``benchmarks.climb --keep`` leaves. Needs Chromium
-(Debian: ``apt install chromium``).
+comparison of its runs and the page of one run. FOLDER is what ``benchmarks.climb --keep`` leaves. It needs Chromium
+(Debian: ``apt install chromium``) and the packages of requirements-bench.txt (``PYTHONPATH=.bench``).
 """
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -18,9 +19,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import cv2
@@ -34,19 +36,31 @@ from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Pixels, Sample
 from roofscale.data.sources import open_sources
 from roofscale.data.synthetic import GenerateSpec, generate
+from roofscale.phases.gate import CPU_PHASES
 from roofscale.phases.history import latest_result
+from roofscale.phases.results import PhaseResult
 from roofscale.report.figures.phase import phase_figures
 from roofscale.report.figures.run import write_figure
 from roofscale.report.format import verdict_table
 from roofscale.tracking.history import experiment_name
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 IMAGES = ROOT / "docs" / "images"
 SIDE_PX, SHOWN_PX, BORDER_PX = 512, 300, 4
 COLOURS = {"roof": (66, 135, 245), "eave": (250, 204, 21), "ridge": (239, 68, 68), "hip": (34, 197, 94)}  # RGB
 JPEG_QUALITY = 90
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDTH_PX, RENDER_MS = 1200, 15_000
-TABLE_COLUMNS = 150  # of the terminal whose verdict table is shown
+REPORT_WIDTH_PX, MLFLOW_WIDTH_PX = 1200, 1500
+TABLE_COLUMNS = 130  # of the terminal whose verdict table is shown
+SETTLE_MS = 5000  # MLflow draws its charts after its lists, and polls the server for ever
+LISTED = {"searchFilter": "tags.outcome = 'ok'", "orderByKey": "metrics.`knob/batch_size`"}
+COLUMNS = [
+    *(f"metrics.`{name}`" for name in ("knob/batch_size", "knob/num_workers", "memory/mib_per_sample", "memory/share",
+                                       "speed/samples_per_s")),
+    *(f"tags.`{name}`" for name in ("phase", "step", "verdict")),
+]  # fmt: skip
 
 
 def generated_images(seed: int) -> Pixels:
@@ -78,49 +92,76 @@ def draw_climb(climb: Path, images: Path) -> Iterator[Path]:
     """Draw the pictures of a climb; yield their files."""
     os.chdir(climb)  # MLflow keeps the artifacts of a local store under relative paths
     os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///mlflow.db"
-    results = {number: latest_result(number) for number in (1, 2)}
+    results = {number: latest_result(number) for number in CPU_PHASES}
     phase1, phase2 = results[1], results[2]
     if phase1 is None or phase2 is None:
         raise SystemExit(f"{climb}: expected a climb of phases 1 and 2 in its mlflow.db.")
-
-    console = Console(record=True, width=TABLE_COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(verdict_table(f"Phase 1: {phase1.verdict.label}", phase1.results))
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "verdicts.html"
-        console.save_html(str(page))
-        yield screenshot(page.as_uri(), images / "verdicts.png")
-    yield screenshot(Path("experiments/results/phase2.html").resolve().as_uri(), images / "report.png", 1500)
     write_figure(phase_figures(phase2)["memory_by_batch.png"], images / "memory-by-batch.png")
     yield images / "memory-by-batch.png"
 
+    with browser() as page:
+        page.set_content(verdict_page(phase1))
+        page.add_style_tag(content="pre { display: inline-block; padding: 8px }")  # as wide as the table
+        page.locator("pre").screenshot(path=images / "verdicts.png")
+        yield images / "verdicts.png"
+        page.goto(Path("experiments/results/phase2.html").resolve().as_uri())
+        page.screenshot(path=images / "report.png", full_page=True)
+        yield images / "report.png"
+
     client = MlflowClient()
-    experiments = [client.get_experiment_by_name(experiment_name(number)).experiment_id for number in (1, 2)]
-    run_id = phase2.results[-1].run_id
-    with mlflow_server() as uri:
-        shown = {
-            "experiments": json.dumps(experiments),
-            "searchFilter": "tags.outcome = 'ok'",
-            "orderByKey": "metrics.`knob/batch_size`",
-        }
-        query = urlencode(shown, quote_via=quote)
-        yield screenshot(f"{uri}/#/compare-experiments/s?{query}", images / "mlflow-compare.png")
-        yield screenshot(f"{uri}/#/experiments/{experiments[-1]}/runs/{run_id}", images / "mlflow-run.png", 1300)
+    phases = [number for number, result in results.items() if result]
+    experiments = [client.get_experiment_by_name(experiment_name(number)).experiment_id for number in phases]
+    with mlflow_server() as uri, browser(mlflow_storage(experiments)) as page:
+        page.set_viewport_size({"width": MLFLOW_WIDTH_PX, "height": 800})
+        query = urlencode({"experiments": json.dumps(experiments), **LISTED}, quote_via=quote)
+        page.goto(f"{uri}/#/compare-experiments/s?{query}")
+        page.get_by_text(phase2.results[-1].step.name).first.wait_for()
+        page.wait_for_timeout(SETTLE_MS)
+        page.screenshot(path=images / "mlflow-compare.png")
+        yield images / "mlflow-compare.png"
+        page.goto(f"{uri}/#/experiments/{experiments[1]}/runs/{phase2.results[-1].run_id}/model-metrics")
+        page.get_by_role("heading", name=phase2.results[-1].step.name).wait_for()
+        page.get_by_placeholder("Search metric charts").fill("loss")
+        page.wait_for_timeout(SETTLE_MS)
+        page.screenshot(path=images / "mlflow-run.png")
+        yield images / "mlflow-run.png"
 
 
-def screenshot(address: str, file: Path, height: int = 800) -> Path:
-    """Save a page as a headless browser shows it, WIDTH_PX wide and ``height`` px high; return the file."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+def verdict_page(phase: PhaseResult) -> str:
+    """Return the verdict table of a phase, as the terminal shows it, in HTML."""
+    console = Console(record=True, width=TABLE_COLUMNS, file=io.StringIO())
+    console.print(verdict_table(f"Phase {phase.phase.number}: {phase.verdict.label}", phase.results))
+    return console.export_html()
+
+
+def mlflow_storage(experiments: Sequence[str]) -> dict[str, Any]:
+    """Return what MLflow's page keeps in the browser: the view of model training, no assistant, columns of the list."""
+    name = json.dumps(list(experiments), separators=(",", ":"))
+    return {
+        "mlflow.workflowType_v1": "machine_learning",
+        "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
+        "mlflow.assistant.panelOpen_v1": False,
+        f"MLflowLocalStorage-1.1-ExperimentPage-{name}-ReactComponentState": {"selectedColumns": COLUMNS, **LISTED},
+    }
+
+
+@contextmanager
+def browser(storage: Mapping[str, Any] | None = None) -> Iterator["Page"]:
+    """Open a page of a headless Chromium, with this local storage in every origin."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
         raise SystemExit(f"No browser found, expected one of {', '.join(BROWSERS)}. Debian: apt install chromium")
-    with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
-            [browser, "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}",
-             *(["--no-sandbox"] if os.getuid() == 0 else []), f"--window-size={WIDTH_PX},{height}",
-             f"--virtual-time-budget={RENDER_MS}", f"--screenshot={file.resolve()}", address],
-            check=True, stderr=subprocess.DEVNULL, timeout=180,
-        )  # fmt: skip
-    return file
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, chromium_sandbox=os.getuid() != 0)
+        page = chromium.new_page(viewport={"width": REPORT_WIDTH_PX, "height": 800})
+        for key, value in (storage or {}).items():
+            page.add_init_script(f"localStorage.setItem({json.dumps(key)}, {json.dumps(json.dumps(value))})")
+        try:
+            yield page
+        finally:
+            chromium.close()
 
 
 @contextmanager
