@@ -36,7 +36,6 @@ WAYS: Mapping[str, tuple[int, Mapping[str, str]]] = {  # threads and environment
     "one thread": (1, {}),
     "OMP_WAIT_POLICY=passive": (CORES, {"OMP_WAIT_POLICY": "passive"}),
     "GOMP_SPINCOUNT=1000": (CORES, {"GOMP_SPINCOUNT": "1000"}),
-    "GOMP_SPINCOUNT=100000": (CORES, {"GOMP_SPINCOUNT": "100000"}),
     "OMP_DYNAMIC=true": (CORES, {"OMP_DYNAMIC": "true"}),
     "follows what is free": (0, {}),
 }

@@ -54,7 +54,7 @@ def optuna_figures(study: optuna.Study) -> Iterator[tuple[str, Figure]]:
     import matplotlib.pyplot as plt
 
     for name, draw in _PLOTS.items():
-        with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style, which would be that of all later figures
+        with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style for all figures to come
             warnings.simplefilter("ignore")  # Optuna warns that these plots are experimental
             try:
                 draw(study)
