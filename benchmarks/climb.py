@@ -33,7 +33,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.measure import ROOT, machine, newest_file, scratch_folder
+from benchmarks.measure import ROOT, machine, newest_file
 from benchmarks.phase1_verdicts import RECORD as VERDICTS
 from benchmarks.phase1_verdicts import read_lines
 from benchmarks.real_sets import joined_root, real_samples
@@ -289,16 +289,12 @@ def key_of(climbed: Mapping[str, Any]) -> Key:
     return Key(**{name: climbed[name] for name in Key.__dataclass_fields__})
 
 
-def keep(folder: Path, key: Key) -> Path:
-    """Move the records of a climb out of its scratch folder, without the checkpoints, which are large."""
+def strip(folder: Path) -> None:
+    """Remove images and checkpoints, which are large, from the folder of a climb."""
+    for data in ("data", "joined"):
+        shutil.rmtree(folder / data, ignore_errors=True)
     for checkpoint in (folder / "runs").rglob("*.pt"):
         checkpoint.unlink()
-    kind = "real" if key.real else "generated"
-    kept = Path(tempfile.mkdtemp(prefix=f"roofscale-climb-{kind}-{key.image_size}px-seed{key.seed}-"))
-    for name in ("runs", "experiments", "mlflow.db", "mlruns", "stderr.log"):
-        if (folder / name).exists():
-            shutil.move(folder / name, kept / name)
-    return kept
 
 
 def copy_documents(folder: Path, to: Path) -> None:
@@ -414,7 +410,10 @@ def _one(seed: int, asked: argparse.Namespace) -> bool:
     if known and not asked.again:
         print(f"seed {seed}: on record, {'met' if known['met'] else 'missed'}", file=sys.stderr)
         return bool(known["met"])
-    with scratch_folder() as folder:
+    kind = "real" if key.real else "generated"
+    folder = Path(tempfile.mkdtemp(prefix=f"roofscale-climb-{kind}-{key.image_size}px-seed{key.seed}-"))
+    keep = False
+    try:
         climbed = climb(key, folder)
         record(asked.out, climbed, key)
         verdicts = ", ".join(f"phase {phase['phase']} {phase['verdict']}" for phase in climbed["phases"])
@@ -422,8 +421,12 @@ def _one(seed: int, asked: argparse.Namespace) -> bool:
         print(f"seed {seed}: {'met' if climbed['met'] else 'missed'} in {minutes:.1f} min; {verdicts}", file=sys.stderr)
         if asked.documents:
             copy_documents(folder, asked.documents)
-        if asked.keep or not climbed["met"]:
-            print(f"  its runs: {keep(folder, key)}", file=sys.stderr)
+        if keep := asked.keep or not climbed["met"]:
+            strip(folder)  # in place: the MLflow store has the path of the folder
+            print(f"  its runs: {folder}", file=sys.stderr)
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
     return bool(climbed["met"])
 
 
