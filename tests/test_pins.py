@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Pinned for the command line, not for import; so are all stubs for mypy (types-...).
 TOOLS = {"ruff", "mypy", "pre-commit", "pytest-xdist"}
-# What the nets of benchmarks/gpu_published.py import, by way of mmsegmentation's configs.
+# What the nets of benchmarks/gpu_published.py import, by way of mmsegmentation's configs; and what playwright imports.
 OF_OTHERS = {"addict", "einops", "ftfy", "markdown", "mat4py", "mmcv-lite", "mmpretrain", "model-index", "ordered-set",
-             "prettytable", "regex", "termcolor", "yapf"}  # fmt: skip
+             "prettytable", "regex", "termcolor", "yapf", "greenlet", "pyee"}  # fmt: skip
 MODULES = {"mmseg": "mmsegmentation"}  # that are not installed in this environment, with the package that brings them
 
 
