@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from benchmarks import published_nets as nets
-from benchmarks.measure import ROOT, machine, newest_file
+from benchmarks.measure import ROOT, machine, newest_file, todays_file
 from benchmarks.published_nets import LeftOut, Row
 from roofscale.compute import Compute
 from roofscale.forecast.allocator import Settings
@@ -443,13 +443,14 @@ def main(words: Sequence[str]) -> int:
     """Forecast the rows, compare, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measurements", type=Path, default=DATA)
-    parser.add_argument("--out", type=Path, default=newest_file("gpu_published.json"))
+    parser.add_argument("--out", type=Path, help="by default gpu_published.json of today; with --again, the newest")
     parser.add_argument("--limit", type=int, default=0, help="forecast so many rows at most, families in turn")
     parser.add_argument("--only", default="", help="only rows of this source")
     parser.add_argument("--fresh", action="store_true", help="forget the answers that are kept")
     parser.add_argument("--kept", action="store_true", help="compare the answers that are kept, forecast no others")
     parser.add_argument("--again", action="store_true", help="compare the rows of --out once more, forecast none")
     asked = parser.parse_args(words)
+    out = asked.out or (newest_file if asked.again else todays_file)("gpu_published.json")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -458,9 +459,9 @@ def main(words: Sequence[str]) -> int:
         for file in KEPT.glob("*.json"):
             file.unlink()
     if asked.again:
-        content = json.loads(asked.out.read_text(encoding="utf-8"))
+        content = json.loads(out.read_text(encoding="utf-8"))
         content["summary"] = found = summary(content["rows"])
-        asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(table(found))
         return 0
     chosen, to_stderr = rows[: asked.limit or None], lambda line: print(line, file=sys.stderr)
@@ -469,7 +470,7 @@ def main(words: Sequence[str]) -> int:
     slim = [{name: value for name, value in one.items() if name != "kinds"} for one in answers]
     content = {"machine": machine(), "measurements": asked.measurements.name, "of_rows": len(rows), "summary": found}
     content["rows"] = slim
-    asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(found))
     return 0
 

@@ -90,8 +90,7 @@ def _shown(image_HWC: Pixels) -> Pixels:
 
 def draw_climb(climb: Path, images: Path) -> Iterator[Path]:
     """Draw the pictures of a climb; yield their files."""
-    os.chdir(climb)  # MLflow keeps the artifacts of a local store under relative paths
-    os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///mlflow.db"
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{climb.resolve()}/mlflow.db"
     results = {number: latest_result(number) for number in CPU_PHASES}
     phase1, phase2 = results[1], results[2]
     if phase1 is None or phase2 is None:
@@ -104,7 +103,7 @@ def draw_climb(climb: Path, images: Path) -> Iterator[Path]:
         page.add_style_tag(content="pre { display: inline-block; padding: 8px }")  # as wide as the table
         page.locator("pre").screenshot(path=images / "verdicts.png")
         yield images / "verdicts.png"
-        page.goto(Path("experiments/results/phase2.html").resolve().as_uri())
+        page.goto((climb / "experiments/results/phase2.html").resolve().as_uri())
         page.set_viewport_size({"width": REPORT_WIDTH_PX, "height": 1600})  # its head: the page is three times as long
         page.screenshot(path=images / "report.png")
         yield images / "report.png"
@@ -167,7 +166,7 @@ def browser(storage: Mapping[str, Any] | None = None) -> Iterator["Page"]:
 
 @contextmanager
 def mlflow_server() -> Iterator[str]:
-    """Serve the MLflow store of this folder on loopback; yield the address."""
+    """Serve the MLflow store that the environment names on loopback; yield the address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = subprocess.Popen(

@@ -1,7 +1,7 @@
 """Validation IoU of the recipe on real aerial crops: 480 to train on, 60 to validate, random weights, several seeds.
 
 ``python -m benchmarks.recipe [KEY=VALUE]...`` trains ``experiments/recipe.yaml``, with what is overridden, and writes
-``benchmarks/results/<date>/recipe.json``; what was tried on the way to it stands in ``recipe_tried.json`` beside that.
+``benchmarks/results/<date>/recipe.json``; what was tried on the way to it is in ``2026-11-25/recipe_tried.json`` there.
 """
 
 import json
