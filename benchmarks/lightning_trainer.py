@@ -1,20 +1,32 @@
 """Samples a second against a plain Lightning Trainer with its defaults, and whether both learn the same."""
 
+import json
 import math
 import statistics
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.measure import Result, by_turns, now, open_generated, run_alone, scratch_folder
+from benchmarks.measure import (
+    Result,
+    in_own_process,
+    in_turns,
+    now,
+    open_generated,
+    run_alone,
+    say_each,
+    scratch_folder,
+)
 from roofscale import model as models
 from roofscale.config import RunConfig
 from roofscale.data.loader import make_loader
 from roofscale.data.sample import Batch
 from roofscale.data.sources import DataSplit
 from roofscale.torch_compat import import_torchvision
+from roofscale.train import malloc
 from roofscale.train.device import select_device
 from roofscale.train.loop import TrainingLoop
 from roofscale.train.loss import mean_labelled, sample_losses
@@ -24,6 +36,7 @@ from roofscale.train.validate import validate
 import_torchvision()  # Lightning imports torchmetrics, and that torchvision
 import pytorch_lightning as lightning  # noqa: E402
 
+OUR_LOOP, LIGHTNING = "ours", "lightning"
 SEEDS = (0, 1, 2)
 OURS = RunConfig(image_size=512, max_samples=60, val_samples=20)
 # What a plain loop does: no memory format, no precision asked for, no clipping.
@@ -135,54 +148,66 @@ class _EventClock:
             self._since = now() if fields["step"] == self.skip else self._since
 
 
-class Contest:
-    """Trains both on the same batches, one seed after the other, and keeps the validation IoU of each."""
-
-    def __init__(self) -> None:
-        self.iou: dict[str, list[float]] = {"ours": [], "lightning": []}
-
-    def ours(self) -> float:
-        """One epoch by our loop; samples a second."""
-        config, split = self._task("ours")
-        return self._judged("ours", config, split, by_us(config, split))
-
-    def lightning(self) -> float:
-        """One epoch by Lightning with its defaults; samples a second."""
-        config, split = self._task("lightning")
-        return self._judged("lightning", config.with_overrides(PLAIN), split, by_lightning(config, split, recipe=False))
-
-    def _task(self, side: str) -> tuple[RunConfig, DataSplit]:
-        config = OURS.with_overrides({"seed": SEEDS[len(self.iou[side])]})
-        return config, open_generated(config)["rid"]
-
-    def _judged(self, side: str, config: RunConfig, split: DataSplit, trained: Trained) -> float:
-        trainer = Trainer(config, total_steps=1)
-        trainer.model.load_state_dict(trained.model.state_dict())
-        self.iou[side].append(validate(trainer, split.val, lambda: None)[0].metrics["iou"])
-        return trained.samples_per_s
-
-    def note(self) -> str:
-        """What both learnt."""
-        ours, theirs = self.iou["ours"], self.iou["lightning"]
-        gap = statistics.fmean(ours) - statistics.fmean(theirs)
-        error = math.hypot(statistics.stdev(ours), statistics.stdev(theirs)) / math.sqrt(len(ours))
-        same = "equal" if abs(gap) <= 2 * error else "NOT equal"
-        return (
-            f"{select_device(OURS).precision}; val IoU {statistics.fmean(ours):.3f} against "
-            f"{statistics.fmean(theirs):.3f}, "
-            f"{same} within two standard errors ({2 * error:.3f}) of {len(ours)} seeds"
-        )
+def one_epoch(side: str, seed: int) -> dict[str, float]:
+    """Train for one epoch with this seed, by us or by Lightning with its defaults; samples a second and val IoU."""
+    config = OURS.with_overrides({"seed": seed})
+    split = open_generated(config)["rid"]
+    if side == OUR_LOOP:
+        trained = by_us(config, split)
+    else:
+        config = config.with_overrides(PLAIN)
+        trained = by_lightning(config, split, recipe=False)
+    trainer = Trainer(config, total_steps=1)
+    trainer.model.load_state_dict(trained.model.state_dict())
+    iou = validate(trainer, split.val, lambda: None)[0].metrics["iou"]
+    return {"samples_per_s": trained.samples_per_s, "iou": iou}
 
 
 def measure() -> list[Result]:
-    """By turns, one seed a round."""
-    contest = Contest()
+    """By turns, one seed a round, each side in a process of its own, and ours with a training's allocator settings."""
+    ways = {
+        OUR_LOOP: _in_own_process(OUR_LOOP, malloc.training_environment()),
+        LIGHTNING: _in_own_process(LIGHTNING, {}),
+        "lightning with our allocator settings": _in_own_process(LIGHTNING, malloc.training_environment()),
+    }
+    rounds = in_turns(ways, len(SEEDS), say_each)
     target = 2.0 if select_device(OURS).precision != "fp32" else 1.25
     name = "samples/s over a plain Lightning Trainer"
-    result = by_turns(name, contest.ours, contest.lightning, rounds=len(SEEDS), target=target)
-    details = {**result.details, "val_iou": contest.iou, "lightning": lightning.__version__}
-    return [Result(name, result.value, target, spread=result.spread, note=contest.note(), details=details)]
+    results = []
+    for other, judged_by in zip(list(ways)[1:], (target, None), strict=True):
+        ratios = [one[OUR_LOOP]["samples_per_s"] / one[other]["samples_per_s"] for one in rounds]
+        results.append(
+            Result(
+                name if other == LIGHTNING else f"{name} that has our allocator settings",
+                statistics.median(ratios),
+                judged_by,
+                spread=(min(ratios), max(ratios)),
+                note=_learnt([one[OUR_LOOP]["iou"] for one in rounds], [one[other]["iou"] for one in rounds]),
+                details={"rounds": rounds, "lightning": lightning.__version__},
+            )
+        )
+    return results
+
+
+def _in_own_process(side: str, environment: Mapping[str, str]) -> Callable[[], dict[str, float]]:
+    """Return a function that trains with the next seed each time it is called."""
+    seeds = iter(SEEDS)
+    return lambda: in_own_process("benchmarks.lightning_trainer", side, str(next(seeds)), environment=environment)
+
+
+def _learnt(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Say what both learnt."""
+    gap = statistics.fmean(ours) - statistics.fmean(theirs)
+    error = math.hypot(statistics.stdev(ours), statistics.stdev(theirs)) / math.sqrt(len(ours))
+    same = "equal" if abs(gap) <= 2 * error else "NOT equal"
+    return (
+        f"{select_device(OURS).precision}; val IoU {statistics.fmean(ours):.3f} against "
+        f"{statistics.fmean(theirs):.3f}, {same} within two standard errors ({2 * error:.3f}) of {len(ours)} seeds"
+    )
 
 
 if __name__ == "__main__":
-    run_alone(measure)
+    if sys.argv[1:2] in ([OUR_LOOP], [LIGHTNING]):
+        print(json.dumps(one_epoch(sys.argv[1], int(sys.argv[2]))))
+    else:
+        run_alone(measure)

@@ -4,7 +4,7 @@ import itertools
 import os
 import time
 
-from benchmarks.measure import Result, by_turns, open_generated, run_alone
+from benchmarks.measure import Result, as_training_process, by_turns, open_generated, run_alone
 from roofscale.config import RunConfig
 from roofscale.data.loader import make_loader
 from roofscale.data.sample import Batch, Source
@@ -57,4 +57,5 @@ def _cached_rate(trainer: Trainer, batch: Batch, steps: int) -> float:
 
 
 if __name__ == "__main__":
+    as_training_process()
     run_alone(measure)

@@ -23,6 +23,7 @@ from roofscale.compute import GIB, Compute
 from roofscale.config import RunConfig
 from roofscale.data.sources import DataSplit, open_sources, resolve_data_root
 from roofscale.forecast.roofline_model import known_peaks
+from roofscale.train import malloc
 
 T = TypeVar("T")
 
@@ -148,6 +149,12 @@ def in_own_process(module: str, *words: str, environment: Mapping[str, str] | No
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(words)}: exit {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout.strip().splitlines()[-1])  # libraries may print before it
+
+
+def as_training_process() -> None:
+    """Start this Python again with the allocator settings of a training process, if it has none."""
+    if added := malloc.training_environment():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **added})
 
 
 def gpu_from_driver_name(device: str) -> str:

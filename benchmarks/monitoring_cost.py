@@ -14,6 +14,7 @@ from roofscale.files import write_json
 from roofscale.measurement import Outcome
 from roofscale.runners.local import EVENTS, TRAIN, LocalRunner
 from roofscale.tracking import Tracker
+from roofscale.train import malloc
 
 ROUNDS = 3
 CONFIG = RunConfig(image_size=512, max_samples=60, val_samples=2, checkpoint_seconds=3600)
@@ -52,7 +53,8 @@ def _watched(config: RunConfig, tracker: Tracker) -> float:
 def _alone(config: RunConfig) -> float:
     with scratch_folder() as folder:
         write_json(folder / "config.json", config.as_dict())
-        subprocess.run([*TRAIN, str(folder)], check=True, stdout=sys.stderr)
+        environment = {**os.environ, **malloc.training_environment()}
+        subprocess.run([*TRAIN, str(folder)], check=True, stdout=sys.stderr, env=environment)
         return _rate(config, folder)
 
 

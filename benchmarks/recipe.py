@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import ROOT, Result, machine, run_alone, scratch_folder, todays_file
+from benchmarks.measure import ROOT, Result, as_training_process, machine, run_alone, scratch_folder, todays_file
 from roofscale import config as configs
 from roofscale.config import RunConfig
 from roofscale.data.sources import open_sources
@@ -89,6 +89,7 @@ def recorded(config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    as_training_process()
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):  # as benchmarks.run asks
         run_alone(measure)
     else:

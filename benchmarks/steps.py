@@ -19,6 +19,7 @@ from benchmarks.measure import in_own_process, now
 from roofscale.compute import MIB
 from roofscale.config import RunConfig
 from roofscale.data.sample import CHANNELS, Batch
+from roofscale.train import malloc
 from roofscale.train.prefetch import prefetch
 from roofscale.train.trainer import Trainer
 
@@ -95,9 +96,11 @@ def _peak_rss_mib() -> float:
 
 
 def in_fresh_process(config: RunConfig, environment: Mapping[str, str] | None = None) -> dict[str, float] | None:
-    """As ``taken``, in a new process; None if the GPU is too small."""
+    """As ``taken``, in a new process with the allocator of a training process; None if the GPU is too small."""
     found: dict[str, float] | None = in_own_process(
-        "benchmarks.steps", json.dumps(config.as_dict()), environment=environment
+        "benchmarks.steps",
+        json.dumps(config.as_dict()),
+        environment={**malloc.training_environment(), **(environment or {})},
     )
     return found
 

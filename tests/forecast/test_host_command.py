@@ -23,6 +23,7 @@ from roofscale.runners.supervise import SilentListener
 from roofscale.tracking import RunRecord
 from roofscale.train import device
 from roofscale.train.device import Execution
+from roofscale.train.malloc import training_settings
 
 ASKED = RunConfig(batch_size=8, num_workers=3, compute="local:16", precision="fp32", threads=1)
 
@@ -44,7 +45,7 @@ class Simulated:
     def __call__(self, config: RunConfig) -> Measurement:
         self.ran.append(config)
         outcome = self.endings.get((config.batch_size, config.num_workers), Outcome.OK)
-        facts = {"device": "cpu", "precision": self.precision, "threads": "1", "malloc": ""}
+        facts = {"device": "cpu", "precision": self.precision, "threads": "1", "malloc": training_settings()}
         self.folder.mkdir(parents=True)
         write_json(self.folder / "config.json", config.as_dict())
         (self.folder / "best.pt").write_bytes(b"weights")
@@ -196,7 +197,8 @@ def test_of_another_machine_it_says_what_may_differ(runner, tmp_path: Path, caps
 
 
 def record(run_id: str, config: RunConfig, **tags: str) -> RunRecord:
-    tags = {"outcome": "ok", "device": "cpu", "precision": "fp32", "threads": "1", **tags}
+    facts = {"device": "cpu", "precision": "fp32", "threads": "1", "malloc": training_settings()}
+    tags = {"outcome": "ok", **facts, **tags}
     return RunRecord(run_id, "", None, "FINISHED", 0, 0, tags, config.to_strings(), {"memory/peak_mib": peak(config)})
 
 

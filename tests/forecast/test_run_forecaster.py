@@ -22,6 +22,7 @@ from roofscale.phases.phase_file import load_phase
 from roofscale.phases.phase_runner import PhaseRunner
 from roofscale.runners.supervise import Listener
 from roofscale.tracking import Tracker
+from roofscale.train.malloc import DEFAULT_SETTINGS, training_settings
 
 BASE = RunConfig(encoder="resnet18", image_size=64, max_samples=50, val_samples=10, threads=1, precision="fp32")
 PHASE = """
@@ -51,8 +52,8 @@ def measured(config: RunConfig, outcome: Outcome = Outcome.OK) -> Measurement:
         "train/samples": samples,
         "train/steps": samples / config.batch_size,
     }
-    return Measurement(outcome, "as told", config.fingerprint, metrics=metrics,
-                       facts={"device": "cpu", "precision": "fp32", "threads": "1"})  # fmt: skip
+    facts = {"device": "cpu", "precision": "fp32", "threads": "1", "malloc": training_settings()}
+    return Measurement(outcome, "as told", config.fingerprint, metrics=metrics, facts=facts)
 
 
 @pytest.fixture
@@ -182,7 +183,8 @@ def test_kinds_of_learnt_points_are_those_of_recorded_ones() -> None:
 def test_the_kind_of_a_job_is_that_of_its_instance_whatever_this_machine_is() -> None:
     size = commands.compute.get("ml.m5.xlarge")
     there = instance_profile(BASE.with_overrides({"precision": "auto", "threads": 0}), size)
-    assert (there.precision, there.threads, there.malloc) == ("fp32", 4, ""), "a Skylake's"
-    assert instance_profile(BASE.with_overrides({"precision": "bf16"}), size) == MemoryProfile.of(BASE, "bf16", 1)
+    assert (there.precision, there.threads, there.malloc) == ("fp32", 4, DEFAULT_SETTINGS), "a Skylake's"
+    in_bf16 = instance_profile(BASE.with_overrides({"precision": "bf16"}), size)
+    assert in_bf16 == MemoryProfile.of(BASE, "bf16", 1, DEFAULT_SETTINGS)
     with pytest.raises(ConfigError, match=r"ml\.g5\.xlarge: trains on its GPU"):
         instance_profile(BASE, commands.compute.get("ml.g5.xlarge"))

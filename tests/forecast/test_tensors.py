@@ -1,6 +1,7 @@
 """What a step's tensors take of the host: known traces, the allocator's threshold, and peaks that were measured."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -33,6 +34,17 @@ def test_the_peak_counts_what_is_alive_at_once_and_gaps_between_small_blocks() -
 def test_gaps_do_not_grow_beyond_what_was_ever_seen() -> None:
     crowded = Trace((dataclasses.replace(SMALL, per_sample=4 * MIB),) * 300, (*range(300), *range(300)))
     assert peak_mib(crowded, 1) == pytest.approx(300 * 4 + 200)
+
+
+def test_gaps_grow_with_the_tensors_if_large_blocks_are_on_the_heap_too() -> None:
+    crowded = Trace((dataclasses.replace(SMALL, per_sample=4 * MIB),) * 300, (*range(300), *range(300)))
+    assert peak_mib(crowded, 1, math.inf) == pytest.approx(300 * 4 * 1.25)
+
+
+@pytest.mark.parametrize("malloc", ["MALLOC_MMAP_MAX_=0", "GLIBC_TUNABLES=glibc.malloc.mmap_max=0"])
+def test_a_process_that_maps_nothing_has_more_on_the_heap(malloc: str) -> None:
+    assert tensors_mib(RunConfig(), "fp32", malloc, 4) > 1.05 * tensors_mib(RunConfig(), "fp32", "", 4)
+    assert tensors_mib(RunConfig(), "fp32", "MALLOC_MMAP_MAX_=8", 4) == tensors_mib(RunConfig(), "fp32", "", 4)
 
 
 @pytest.mark.parametrize("malloc", ["MALLOC_MMAP_THRESHOLD_=65536", "GLIBC_TUNABLES=glibc.malloc.mmap_threshold=65536"])

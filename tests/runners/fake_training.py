@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from roofscale.train.malloc import allocator_settings
+
 MIB = 2**20
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
 
@@ -53,7 +55,8 @@ def touch(mib: int) -> bytearray:
 
 
 def ok(events: Events, folder: Path) -> None:
-    print("threads", os.environ["OMP_NUM_THREADS"], "cores", len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    print(f"threads {os.environ['OMP_NUM_THREADS']}, {allocator_settings()}, cores {cores}")
     held = touch(100)
     time.sleep(0.5)
     events.steps()

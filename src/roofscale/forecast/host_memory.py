@@ -24,6 +24,7 @@ from roofscale.data.sample import CHANNELS
 from roofscale.errors import ConfigError
 from roofscale.memory_margin import MEMORY_MARGIN, MemoryFit, memory_fit
 from roofscale.stats.intervals import CONFIDENCE
+from roofscale.train.malloc import DEFAULT_SETTINGS
 
 Values = npt.NDArray[np.float64]
 
@@ -79,7 +80,8 @@ class MemoryProfile:
         layout = "channels_last" if self.channels_last else "contiguous"
         return (
             f"{self.decoder} on {self.encoder}, {self.image_size} px, {self.precision}, {layout}, "
-            f"{self.threads} thread{'s' * (self.threads != 1)}{', ' * bool(self.malloc)}{self.malloc}"
+            f"{self.threads} thread{'s' * (self.threads != 1)}"
+            f"{'' if self.malloc == DEFAULT_SETTINGS else ', ' + (self.malloc or 'defaults of malloc')}"
             f"{f', batches in {self.micro_batches} parts' * (self.micro_batches > 1)}"
             f"{', activations recomputed' * self.activation_checkpointing}"
             f"{f', weights averaged ({self.ema:g})' * (self.ema > 0)}{', compiled' * self.compile}"

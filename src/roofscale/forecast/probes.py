@@ -80,7 +80,7 @@ def local_profile(config: RunConfig, size: Compute) -> MemoryProfile:
             "CUDA_VISIBLE_DEVICES= roofscale forecast host"
         )
     return MemoryProfile.of(
-        config, where.precision, config.threads or compute.resource_limits(size).cores, malloc.allocator_settings()
+        config, where.precision, config.threads or compute.resource_limits(size).cores, malloc.training_settings()
     )
 
 
@@ -92,7 +92,7 @@ def instance_profile(config: RunConfig, size: Compute) -> MemoryProfile:
     """
     require_one_cpu(config, size)
     return MemoryProfile.of(config, _INSTANCE_PRECISION if config.precision == "auto" else config.precision,
-                   config.threads or size.vcpus)  # fmt: skip
+                   config.threads or size.vcpus, malloc.DEFAULT_SETTINGS)  # fmt: skip
 
 
 def require_one_cpu(config: RunConfig, size: Compute) -> None:

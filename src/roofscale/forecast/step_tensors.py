@@ -1,5 +1,6 @@
 """Peak host memory of the tensors of a training step on a CPU, traced without computing them."""
 
+import math
 import re
 from dataclasses import replace
 from functools import cache
@@ -15,10 +16,12 @@ _LARGEST_ON_HEAP = 32 * _MIB
 # Gaps as a share of the bytes on the heap. U-Net on ResNet-34 at 512 px without workers, batch 1 to 16 in bf16 and 1 to
 # 8 in fp32 (15 runs): the errors of "base + tensors + share x heap" are least at 0.23 and 0.35.
 _GAPS = 0.25
-# Most bytes of gaps: malloc's own counts (mallinfo2) at the peak of five runs at 512 px, with 845 to 1,548 MiB in use
-# on the heap, were 124 to 295 MiB of gaps, no more with more in use.
+# Most bytes of gaps if larger blocks are mapped: at the peak of five runs at 512 px, malloc's own counts (mallinfo2) were
+# 845 to 1,548 MiB in use on the heap and 124 to 295 MiB of gaps, no more with more in use. On a heap that holds large
+# blocks as well, gaps grow with it: some 340 MiB at batch 4 and 600 at batch 12 (ResNet-34 in bf16).
 _MOST_GAPS = 200 * _MIB
 _THRESHOLD = re.compile(r"(?:MALLOC_MMAP_THRESHOLD_|glibc\.malloc\.mmap_threshold)=(\d+)")
+_NOTHING_MAPPED = re.compile(r"(?:MALLOC_MMAP_MAX_|glibc\.malloc\.mmap_max)=0\b")
 
 
 @cache
@@ -36,12 +39,13 @@ def tensors_mib(config: RunConfig, precision: str, malloc: str, batch: int) -> f
 def peak_mib(trace: Trace, batch: int, largest_on_heap: float = _LARGEST_ON_HEAP) -> float:
     """Return the most MiB alive at once in a trace, with the gaps on the heap."""
     sized = trace.at(batch)
+    most_gaps = _MOST_GAPS if largest_on_heap <= _LARGEST_ON_HEAP else math.inf
     on_heap = peak = 0.0  # bytes
     for index, allocated, alive in sized.live_bytes():
         nbytes = sized.storages[index].nbytes
         if nbytes < largest_on_heap:
             on_heap += nbytes if allocated else -nbytes
-        peak = max(peak, alive + min(_GAPS * on_heap, _MOST_GAPS))
+        peak = max(peak, alive + min(_GAPS * on_heap, most_gaps))
     return peak / _MIB
 
 
@@ -54,5 +58,7 @@ def _trace(config: RunConfig, precision: str) -> Trace:
 
 def _largest_on_heap(malloc: str) -> float:
     """Return the threshold in bytes; glibc does not raise one that the user has set."""
+    if _NOTHING_MAPPED.search(malloc):
+        return math.inf
     match = _THRESHOLD.search(malloc)
     return float(match[1]) if match else _LARGEST_ON_HEAP

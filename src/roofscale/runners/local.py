@@ -28,6 +28,7 @@ from roofscale.runners.memory_limit import MemoryLimit
 from roofscale.runners.outcome import ExitEvidence, classify
 from roofscale.runners.supervise import Listener, SilentListener, StopRequest, Supervisor
 from roofscale.runners.torchrun import Nodes
+from roofscale.train import malloc
 
 if TYPE_CHECKING:
     from roofscale.runners.build_measurement import RunObservation
@@ -144,6 +145,7 @@ class LocalRunner:
             stderr=err,
             env={
                 **os.environ,
+                **malloc.training_environment(),
                 **dict.fromkeys(_THREAD_VARIABLES, threads),
                 **(self.nodes.environment() if config.world_size > 1 else {}),
             },
