@@ -16,9 +16,9 @@ _LARGEST_ON_HEAP = 32 * _MIB
 # Gaps as a share of the bytes on the heap. U-Net on ResNet-34 at 512 px without workers, batch 1 to 16 in bf16 and 1 to
 # 8 in fp32 (15 runs): the errors of "base + tensors + share x heap" are least at 0.23 and 0.35.
 _GAPS = 0.25
-# Most bytes of gaps if larger blocks are mapped: at the peak of five runs at 512 px, malloc's own counts (mallinfo2) were
-# 845 to 1,548 MiB in use on the heap and 124 to 295 MiB of gaps, no more with more in use. On a heap that holds large
-# blocks as well, gaps grow with it: some 340 MiB at batch 4 and 600 at batch 12 (ResNet-34 in bf16).
+# Most bytes of gaps if larger blocks are mapped: malloc's counts (mallinfo2) at the peak of five runs at 512 px were
+# 845 to 1,548 MiB in use on the heap, and 124 to 295 MiB of gaps, no more with more in use. If large blocks are on the
+# heap too, its gaps grow with it: some 340 MiB at batch 4 and 600 at batch 12 (ResNet-34 in bf16).
 _MOST_GAPS = 200 * _MIB
 _THRESHOLD = re.compile(r"(?:MALLOC_MMAP_THRESHOLD_|glibc\.malloc\.mmap_threshold)=(\d+)")
 _NOTHING_MAPPED = re.compile(r"(?:MALLOC_MMAP_MAX_|glibc\.malloc\.mmap_max)=0\b")
