@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roofscale.errors import RecordError
 from roofscale.runners.events import EventTail, drop_superseded
 
 
@@ -29,6 +31,14 @@ def test_reads_what_is_new_and_waits_for_whole_lines(tmp_path: Path) -> None:
     file.write_bytes(line("start") + line("step", step=1) + line("end"))
     assert names(tail) == ["step", "end"]
     assert tail.read() == []
+
+
+@pytest.mark.parametrize("damaged", [{"event": ["step"]}, {"event": {}}, {"event": "step"}, {"event": "validation"}])
+def test_a_damaged_event_is_an_error_that_names_the_file(tmp_path: Path, damaged: dict[str, object]) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(json.dumps(damaged) + "\n")
+    with pytest.raises(RecordError, match=r"events\.jsonl: damaged"):
+        EventTail(file).read()
 
 
 def test_from_end_leaves_out_earlier_processes(tmp_path: Path) -> None:

@@ -43,9 +43,8 @@ class EventTail:
         return events
 
     def _check(self, event: Event) -> None:
-        check = _CHECKS.get(event["event"])
         try:
-            if check:
+            if check := _CHECKS.get(event["event"]):
                 check(event)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise RecordError(
