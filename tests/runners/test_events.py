@@ -33,7 +33,16 @@ def test_reads_what_is_new_and_waits_for_whole_lines(tmp_path: Path) -> None:
     assert tail.read() == []
 
 
-@pytest.mark.parametrize("damaged", [{"event": ["step"]}, {"event": {}}, {"event": "step"}, {"event": "validation"}])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"event": ["step"]},
+        {"event": {}},
+        {"event": "step"},
+        {"event": "validation"},
+        {"event": "validation", "validation": {"step": 1, "dataset": ["rid"]}},
+    ],
+)
 def test_a_damaged_event_is_an_error_that_names_the_file(tmp_path: Path, damaged: dict[str, object]) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(damaged) + "\n")

@@ -93,7 +93,7 @@ def _step(event: Event) -> StepRecord:
 # By kind of event: a check that raises an error if a field is missing or of the wrong type.
 _CHECKS: Mapping[str, Callable[[Event], object]] = {
     "step": lambda event: (int(event["step"]), float(event["loss"]), float(event["seconds"]), _step(event)),
-    "validation": lambda event: (int(event["validation"]["step"]), read_validation(event["validation"])),
+    "validation": lambda event: (hash(_validated(event)), read_validation(event["validation"])),
     "resumed": lambda event: int(event["step"]),
 }
 
