@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import resource
 import statistics
 import sys
@@ -96,12 +97,10 @@ def _peak_rss_mib() -> float:
 
 
 def in_fresh_process(config: RunConfig, environment: Mapping[str, str] | None = None) -> dict[str, float] | None:
-    """As ``taken``, in a new process with the allocator of a training process; None if the GPU is too small."""
-    found: dict[str, float] | None = in_own_process(
-        "benchmarks.steps",
-        json.dumps(config.as_dict()),
-        environment={**malloc.training_environment(), **(environment or {})},
-    )
+    """As ``taken``, in a new process with a training's allocator settings; None if the GPU is too small."""
+    added = dict(environment or {})
+    added |= malloc.training_environment({**os.environ, **added})
+    found: dict[str, float] | None = in_own_process("benchmarks.steps", json.dumps(config.as_dict()), environment=added)
     return found
 
 
