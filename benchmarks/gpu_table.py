@@ -38,6 +38,7 @@ from roofscale.forecast.gpu_memory import GpuForecaster, Terms
 from roofscale.forecast.results import GpuForecast
 from roofscale.forecast.roofline_model import estimate_step, peaks_of
 from roofscale.forecast.trace import trace_run
+from roofscale.train import malloc
 from roofscale.train.device import select_device
 from roofscale.train.trainer import Trainer
 
@@ -109,7 +110,8 @@ def pace(base: RunConfig) -> Part:
     words = json.dumps(base.as_dict())
 
     def way(name: str) -> Callable[[], float | None]:
-        return lambda: in_own_process("benchmarks.gpu_table", "--here", name, words)
+        environment = {} if name == "Lightning with its defaults" else malloc.training_environment()
+        return lambda: in_own_process("benchmarks.gpu_table", "--here", name, words, environment=environment)
 
     return {"rounds": in_turns({name: way(name) for name in ("ours", *TARGETS)}, ROUNDS, say_each)}
 
