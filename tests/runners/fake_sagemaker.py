@@ -10,6 +10,7 @@ from tests.runners.sagemaker_settings import FakeCloud, described, packed
 from tests.synthetic_measurements import Part, simulate
 
 from roofscale.config import RunConfig
+from roofscale.train.malloc import DEFAULT_SETTINGS
 
 
 class EveryJobGoesWell(FakeCloud):
@@ -32,7 +33,7 @@ class EveryJobGoesWell(FakeCloud):
             np.random.default_rng(steps), (Part(steps=steps, dataset=config.datasets[0]),), batch=config.batch_size,
             memory__peak_mib=1500.0 + steps, train__steps=float(steps),
         )  # fmt: skip
-        facts = {"device": "cpu", "precision": "fp32", "threads": str(config.threads)}
+        facts = {"device": "cpu", "precision": "fp32", "threads": str(config.threads), "malloc": DEFAULT_SETTINGS}
         left = Path(f"{request['TrainingJobName']}.json")
         dataclasses.replace(one, fingerprint=config.fingerprint, validations=(), facts=facts).save(left)
         output = f"{request['OutputDataConfig']['S3OutputPath']}/{request['TrainingJobName']}/output/output.tar.gz"
