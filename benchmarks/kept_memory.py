@@ -18,7 +18,7 @@ from roofscale.report.format import markdown
 BATCHES = (2, 4, 8)
 ROUNDS = 3
 DEFAULTS = {"MALLOC_ARENA_TEST": "8"}  # glibc's own value on 64 bits: any setting of the user's leaves malloc as it is
-WHATS = ("samples_per_s", "peak_mib")
+METRICS = ("samples_per_s", "peak_mib")
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
             "defaults": lambda config=config: in_fresh_process(config, DEFAULTS),
         }
         rounds = in_turns(ways, ROUNDS, say_each)
-        ratios = {what: sorted(one["kept"][what] / one["defaults"][what] for one in rounds) for what in WHATS}
+        ratios = {name: sorted(one["kept"][name] / one["defaults"][name] for one in rounds) for name in METRICS}
         found.append({"batch_size": batch, "ratios": ratios, "rounds": rounds})
     content = {"machine": on, "config": base.diff(RunConfig()), "batches": found}
     todays_file("kept_memory.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -95,7 +95,9 @@ def test_run_is_held_to_the_cores_of_its_compute(run: Run, tmp_path: Path, monke
     one = compute.Compute("tiny", vcpus=1, memory_gib=2)
     monkeypatch.setattr(compute, "get", lambda name: one)
     assert run("ok").outcome is Outcome.OK
-    assert "cores 1" in (tmp_path / "stdout.log").read_text()
+    said = (tmp_path / "stdout.log").read_text()
+    assert said.startswith("threads 1,")
+    assert said.endswith("cores 1\n")
 
 
 def test_unknown_compute_is_refused_before_anything_starts(run: Run, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ _LARGEST_ON_HEAP = 32 * _MIB
 _GAPS = 0.25
 # Most bytes of gaps if larger blocks are mapped: malloc's counts (mallinfo2) at the peak of five runs at 512 px were
 # 845 to 1,548 MiB in use on the heap, and 124 to 295 MiB of gaps, no more with more in use. If large blocks are on the
-# heap too, its gaps grow with it: some 340 MiB at batch 4 and 600 at batch 12 (ResNet-34 in bf16).
+# heap too, its gaps grow with it: 330 MiB at batch 4, 820 at batch 12 (ResNet-34 in bf16: peak less tensors and base).
 _MOST_GAPS = 200 * _MIB
 _THRESHOLD = re.compile(r"(?:MALLOC_MMAP_THRESHOLD_|glibc\.malloc\.mmap_threshold)=(\d+)")
 _NOTHING_MAPPED = re.compile(r"(?:MALLOC_MMAP_MAX_|glibc\.malloc\.mmap_max)=0\b")
